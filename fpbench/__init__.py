@@ -1,0 +1,50 @@
+"""fpbench: the evaluation benchmark harness for LLM fingerprinting.
+
+The public API is the list below. Names are imported on first use, so that ``import fpbench`` does not load torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Fingerprint": "fpbench.fingerprints",
+    "FingerprintSet": "fpbench.fingerprints",
+    "load_fingerprints": "fpbench.fingerprints",
+    "FingerprintMethod": "fpbench.methods.base",
+    "MethodConfig": "fpbench.methods.base",
+    "register": "fpbench.registry",
+    "inject": "fpbench.runs.api",
+    "modify": "fpbench.runs.api",
+    "fsr": "fpbench.metrics.fsr",
+    "triggers": "fpbench.metrics.triggers",
+    "run": "fpbench.runs.api",
+    "evaluate": "fpbench.runs.api",
+    "leaderboard": "fpbench.runs.api",
+}
+__all__ = [
+    "Fingerprint",
+    "FingerprintMethod",
+    "FingerprintSet",
+    "MethodConfig",
+    "evaluate",
+    "fsr",
+    "inject",
+    "leaderboard",
+    "load_fingerprints",
+    "modify",
+    "register",
+    "run",
+    "triggers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'fpbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

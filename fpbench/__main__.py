@@ -1,0 +1,7 @@
+"""``python -m fpbench``."""
+
+import sys
+
+from fpbench.cli import main
+
+sys.exit(main())

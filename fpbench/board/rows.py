@@ -1,0 +1,216 @@
+"""Leaderboard rows from records alone (protocol §8)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fpbench.board.records import Group, Measurement, RowKey, group_records
+from fpbench.board.reported import reported_rows
+from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
+from fpbench.ownership.claims import claim
+from fpbench.runs.plan import BASE, CHECKPOINT
+
+Row = dict[str, Any]
+MODIFICATIONS = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
+CLAIM_LEVEL = 1e-3
+
+
+def rows_from_records(records: list[dict[str, Any]], folder: Path, *, rescore: bool) -> list[Row]:
+    """Every row: one a model, fingerprint set and method, seeds pooled; the paper's own figures last.
+
+    Args:
+        records: contents of record files.
+        folder: where they lie, with their per-query results.
+        rescore: recompute what is otherwise read from the records.
+
+    Raises:
+        InputError: for a record of another protocol version.
+    """
+    groups = group_records(records, folder)
+    rows = [_row(group, groups.get((*key[:2], BASE)), rescore) for key, group in groups.items()]
+    _add_ranks(rows, groups)
+    rows.sort(key=lambda row: (row["model"], row["fingerprints"], row["method"] != BASE, -(row["avg"] or -1.0)))
+    return rows + reported_rows()
+
+
+def _row(group: Group, base: Group | None, rescore: bool) -> Row:
+    model, fingerprints, method = group.key
+    conditions = {condition: _condition(group, condition) for condition, metric in group.cells if metric == "fsr"}
+    modified = [conditions[name]["fsr"] for name in MODIFICATIONS if name in conditions]
+    complete = len(modified) == len(MODIFICATIONS) and None not in modified
+    return {
+        "model": model,
+        "method": method,
+        "fingerprints": fingerprints,
+        "trust": "re-scored" if method == CHECKPOINT else "re-run",
+        "protocol": 1,
+        "conditions": conditions,
+        "avg": fmean(modified) if complete else None,
+        "utility": _utility(group, base),
+        "triggers": _rates(group, "triggers", rescore),
+        "near": _rates(group, "near", rescore),
+        # Bands belong to the set and the base; they are shown on every row that uses both.
+        "bands": _first(base or group, "bands"),
+        "claim": _claim(group, base),
+        "cost": _cost(group),
+        "rank": None,
+        "failed": [
+            {"condition": each.cell.condition, "metric": each.cell.metric, "seed": each.cell.seed, "reason": each.reason}
+            for each in group.failures()
+        ],
+        "cells": sorted(each.cell.path for found in group.cells.values() for each in found),
+    }
+
+
+def probabilities(measurements: Sequence[Measurement]) -> list[float]:
+    """p_i of every fingerprint, seeds one after another."""
+    return [query["probability"] for each in measurements for query in each.queries]
+
+
+def _condition(group: Group, condition: str) -> Row:
+    """FSR under one condition, with its interval over fingerprints and what is left of the origin's."""
+    measured = group.finished("fsr", condition)
+    if not measured:
+        reasons = [each.reason for each in group.get("fsr", condition) if each.reason]
+        return {"fsr": None, "reason": reasons[0]}
+    p, origin = probabilities(measured), probabilities(group.finished("fsr"))
+    return {
+        "fsr": fmean(p),
+        "interval": list(clopper_pearson(sum(p), len(p))),
+        "greedy": sum(query["greedy"] for each in measured for query in each.queries),
+        "n": len(p),
+        "primary": fmean(each.result["primary"] for each in measured),
+        "retention": retention(p, origin) if origin and condition != "origin" else None,
+        "error_bound": max(each.result["error_bound"] for each in measured),
+        "proof": [each.record["proof"].get("modification") for each in measured if condition != "origin"],
+    }
+
+
+def _utility(group: Group, base: Group | None) -> Row | None:
+    """Accuracy and perplexity, and their paired differences from the base (protocol §5)."""
+    measured = group.finished("utility")
+    if not measured:
+        return None
+    first = measured[0]
+    found: Row = {name: first.result[name] for name in ("accuracy", "tasks", "word_perplexity", "token_perplexity")}
+    reference = base.finished("utility") if base is not None and base is not group else []
+    if reference:
+        found["difference"] = _difference(first, reference[0])
+    return found
+
+
+def _difference(after: Measurement, before: Measurement) -> Row:
+    """Paired by example: exact McNemar a task, bootstrap for the plain mean of the tasks."""
+    answers = [_answers(each.queries) for each in (after, before)]
+    shared = [name for name in answers[0] if len(answers[0][name]) == len(answers[1].get(name, ()))]
+    # Each example weighs 1/(tasks · n of its task), so that its mean is the plain mean of the tasks.
+    total = sum(len(answers[0][name]) for name in shared)
+    weighted = [
+        [total / (len(shared) * len(side[name])) * right for name in shared for right in side[name]] for side in answers
+    ]
+    figures: Row = {
+        "tasks": {
+            name: {
+                "difference": fmean(answers[0][name]) - fmean(answers[1][name]),
+                "p_value": mcnemar_exact(answers[0][name], answers[1][name]),
+            }
+            for name in shared
+        }
+    }
+    if after.result["accuracy"] is not None and before.result["accuracy"] is not None:
+        figures["accuracy"] = after.result["accuracy"] - before.result["accuracy"]
+        figures["interval"] = list(paired_bootstrap(*weighted))
+    texts = [each.result["token_perplexity"] for each in (after, before)]
+    # Perplexities over windows of different length are different metrics.
+    if all(texts) and texts[0]["length"] == texts[1]["length"]:
+        figures["token_perplexity"] = texts[0]["perplexity"] / texts[1]["perplexity"] - 1
+    return figures
+
+
+def _answers(queries: list[dict[str, Any]]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for query in queries:
+        if "correct" in query:
+            found.setdefault(query["task"], []).append(query["correct"])
+    return found
+
+
+def _rates(group: Group, metric: str, rescore: bool) -> Row | None:
+    """Activation rates by condition: how often a text that is no fingerprint is answered with a target."""
+    measured = group.finished(metric)
+    if not measured:
+        return None
+    if not rescore:
+        return _first(group, metric)
+    queries = [query for each in measured for query in each.queries]
+    names = list(dict.fromkeys(query["condition"] for query in queries))
+    conditions = {}
+    for name in names:
+        own = [query for query in queries if query["condition"] == name]
+        conditions[name] = measured[0].result["conditions"][name] | {
+            "rate": fmean(query["probability"] for query in own),
+            "greedy": sum(query["greedy"] for query in own),
+            "n": len(own),
+        }
+    return measured[0].result | {
+        "conditions": conditions,
+        "average": fmean(conditions[name]["rate"] for name in names),
+    }
+
+
+def _first(group: Group, metric: str) -> Row | None:
+    """The figures of the first seed; contexts, words and bands do not follow the seed."""
+    measured = group.finished(metric)
+    return measured[0].result if measured else None
+
+
+def _claim(group: Group, base: Group | None) -> Row | None:
+    """Could the owner claim this checkpoint from one sampled response a fingerprint (protocol §3)?"""
+    if base is None or base is group:
+        return None
+    null = {each.cell.seed: probabilities([each]) for each in base.finished("fsr")}
+    measured = [each for each in group.finished("fsr") if each.cell.seed in null]
+    if not measured:
+        return None
+    # Sets of several seeds are several tests; the first is shown, as is its set.
+    first = measured[0]
+    result = claim(probabilities([first]), [null[first.cell.seed]], CLAIM_LEVEL)
+    return {
+        "level": result.level,
+        "threshold": result.threshold,
+        "n": len(result.null),
+        "p_value": result.p_value,
+        "power": result.power,
+        "largest_null": result.largest_null,
+    }
+
+
+def _cost(group: Group) -> Row | None:
+    measured = group.finished("cost")
+    if not measured:
+        return None
+    summary: Callable[[str], float] = lambda key: fmean(each.result[key] for each in measured)  # noqa: E731
+    return {
+        "seconds": fmean(each.result["seconds"]["total"] for each in measured),
+        "peak_memory": summary("peak_memory"),
+        "fraction": summary("fraction"),
+        "relative_norm": summary("relative_norm"),
+        "bytes": summary("bytes"),
+    }
+
+
+def _add_ranks(rows: list[Row], groups: dict[RowKey, Group]) -> None:
+    """Rank the methods of the same model and set; a row without all six modified conditions has no rank."""
+    tables: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for index, row in enumerate(rows):
+        if row["method"] != BASE and row["avg"] is not None:
+            group = groups[row["model"], row["fingerprints"], row["method"]]
+            per_condition = [probabilities(group.finished("fsr", name)) for name in MODIFICATIONS]
+            means = [fmean(values) for values in zip(*per_condition, strict=True)]
+            tables.setdefault((row["model"], row["fingerprints"]), {})[index] = means
+    for table in tables.values():
+        # Rows measured on different numbers of seeds cannot be paired: only the fingerprints all have are compared.
+        n = min(len(means) for means in table.values())
+        for name, place in rank({str(index): means[:n] for index, means in table.items()}).items():
+            rows[int(name)]["rank"] = place

@@ -1,0 +1,148 @@
+"""The adapter contract: a method is a class with a name, a version, a typed config and one verb."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fpbench.errors import InputError
+from fpbench.fingerprints import FingerprintSet
+from fpbench.models.examples import Example
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fpbench.methods.editing.statistics import KeyStatistics
+
+T = TypeVar("T")
+
+
+class MethodConfig(BaseModel):
+    """Hyper-parameters of a method; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def no_progress(iterable: Iterable[T], label: str) -> Iterable[T]:
+    """Iterate without showing anything."""
+    return iterable
+
+
+def as_it_is(trigger: str) -> str:
+    """Render a trigger as raw text (``prompt = "raw"``)."""
+    return trigger
+
+
+@dataclass
+class InjectionContext:
+    """What a method may know besides model, tokenizer and fingerprints.
+
+    It holds no trigger contexts, no benchmark data and no scorer.
+
+    Attributes:
+        seed: seeds everything random in the injection.
+        device: where the model is, such as ``"cpu"``.
+        progress: wraps an iterable in a labelled progress bar.
+        render: turns a trigger into the prompt text that verification will send (raw, or the chat template).
+        texts: plain documents for key statistics.
+        pairs: question–answer pairs unrelated to any fingerprint, for regularisation.
+        seconds: what each part took ("statistics" is filled by :meth:`statistics`; methods may add their own).
+    """
+
+    seed: int = 42
+    device: str = "cpu"
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] = no_progress
+    render: Callable[[str], str] = as_it_is
+    texts: Sequence[str] = ()
+    pairs: Sequence[Example] = ()
+    statistics_tokens: int = 100_000
+    known_statistics: dict[str, "KeyStatistics"] = field(default_factory=dict)
+    tokenizer: Any = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def statistics(self, model: "nn.Module", modules: Sequence[str]) -> dict[str, "KeyStatistics"]:
+        """Second moments of the inputs of ``modules`` over plain text, computed once per base model.
+
+        Args:
+            model: the unedited model.
+            modules: names of linear modules, such as ``model.layers.3.mlp.down_proj``.
+
+        Returns:
+            For every name the spectrum of C = (1/N) Σ k kᵀ, [d, d] float32, over N tokens (methods.md §1.2, step A).
+
+        Raises:
+            InputError: if there is no text to read.
+        """
+        from time import perf_counter
+
+        from fpbench.methods.editing.statistics import key_statistics
+
+        missing = [name for name in modules if name not in self.known_statistics]
+        if missing:
+            if not self.texts:
+                raise InputError("key statistics need text: set [data] statistics in the profile, or pass texts=[…].")
+            start = perf_counter()
+            self.known_statistics.update(
+                key_statistics(model, self.tokenizer, missing, self.texts, self.statistics_tokens, self.progress)
+            )
+            self.seconds["statistics"] = self.seconds.get("statistics", 0.0) + perf_counter() - start
+        return {name: self.known_statistics[name] for name in modules}
+
+    def regularisation(self, n: int) -> list[Example]:
+        """The first ``n`` unrelated question–answer pairs.
+
+        Raises:
+            InputError: if fewer than ``n`` are at hand.
+        """
+        if len(self.pairs) < n:
+            raise InputError(f"regularisation needs {n} pairs, found {len(self.pairs)}: set [data] zsre.")
+        return list(self.pairs[:n])
+
+
+class FingerprintMethod(ABC):
+    """Injects a fingerprint set into a model.
+
+    Subclasses set ``version``, may narrow ``Config`` and implement :meth:`inject`; ``@register("name")`` names them.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+
+    class Config(MethodConfig):
+        """No hyper-parameters."""
+
+    def __init__(self, **config: Any) -> None:
+        """Validate ``config`` against :class:`Config`.
+
+        Raises:
+            InputError: naming the first unknown or malformed hyper-parameter.
+        """
+        try:
+            self.config: Any = self.Config(**config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            known = ", ".join(self.Config.model_fields) or "none"
+            raise InputError(f"method {self.name!r}, key {where!r}: {first['msg']}; known keys: {known}.") from None
+
+    @abstractmethod
+    def inject(
+        self, model: "nn.Module", tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
+    ) -> "nn.Module | None":
+        """Teach ``model`` to answer every trigger with one of its targets.
+
+        Args:
+            model: the base, in eval mode with gradients off; edit it in place.
+            tokenizer: its tokenizer; leave it as it is.
+            fingerprints: what to inject.
+            context: seed, progress, statistics, regularisation pairs, prompt rendering.
+
+        Returns:
+            ``None``, or the model to score if it is another object (same parameter names, shapes and dtypes).
+        """
+
+    def edited(self, model: "nn.Module") -> list[str] | None:
+        """Names of the parameters this method may touch; ``None`` if it may touch any."""
+        return None

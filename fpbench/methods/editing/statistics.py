@@ -1,0 +1,139 @@
+"""What the model already knows: second moments of keys, and the directions that they leave free."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpbench.errors import InputError
+from fpbench.methods.editing.observe import observe, pad
+from fpbench.models.prompts import encode
+
+BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """The directions of key space that plain text hardly uses.
+
+    Attributes:
+        complement: U_r [d, r], an orthonormal basis of the directions that are *not* free; the smaller part to store.
+    """
+
+    complement: Tensor
+
+    def project(self, keys: Tensor) -> Tensor:
+        """P K = K − U_r (U_rᵀ K) for keys K [d, n] (methods.md §1.2, steps B and E)."""
+        basis = self.complement.to(keys)
+        return keys - basis @ (basis.T @ keys)
+
+
+@dataclass(frozen=True)
+class KeyStatistics:
+    """Spectrum of the uncentred second moment C = U Λ Uᵀ of the inputs of one linear module.
+
+    Attributes:
+        eigenvalues: Λ [d] float32, ascending.
+        eigenvectors: U [d, d] float32, one column per eigenvalue.
+        tokens: how many tokens N were averaged over.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    tokens: int
+
+    def null_space(self, *, threshold: float | None = None, share: float | None = None) -> NullSpace:
+        """Cut the spectrum, in exactly one of two ways.
+
+        Args:
+            threshold: eigenvalues below it are null (AlphaEdit's τ, which depends on the scale of the activations).
+            share: this fraction of the smallest eigenvalues is null, whatever their size.
+        """
+        if (threshold is None) == (share is None):
+            raise InputError("a null space needs either a threshold or a share: give exactly one of them.")
+        if threshold is not None:
+            free = int((self.eigenvalues < threshold).sum())
+        else:
+            free = round(float(share or 0) * len(self.eigenvalues))
+        return NullSpace(self.eigenvectors[:, free:])
+
+
+def key_statistics(
+    model: nn.Module,
+    tokenizer: Any,
+    modules: Sequence[str],
+    texts: Sequence[str],
+    max_tokens: int,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+) -> dict[str, KeyStatistics]:
+    """Spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
+
+    Every document starts with its BOS and is cut to the model's context; every token counts.
+
+    Raises:
+        InputError: if there are fewer tokens than the module has inputs, so that free directions mean nothing.
+    """
+    documents: list[list[int]] = []
+    room = max_tokens
+    context: int = model.config.max_position_embeddings  # type: ignore[union-attr, assignment]
+    for text in texts:
+        if room <= 0:
+            break
+        documents.append(encode(tokenizer, text)[: min(context, room)])
+        room -= len(documents[-1])
+    tokens = sum(map(len, documents))
+    width = max(int(model.get_submodule(name).in_features) for name in modules)  # type: ignore[arg-type]
+    if tokens < width:
+        raise InputError(f"key statistics of width {width} need at least {width} tokens of text, found {tokens}.")
+    moments = second_moment(model, modules, documents, progress)
+    spectra = {}
+    for name in modules:
+        eigenvalues, eigenvectors = torch.linalg.eigh(moments.pop(name))
+        spectra[name] = KeyStatistics(eigenvalues, eigenvectors, tokens)
+    return spectra
+
+
+def second_moment(
+    model: nn.Module,
+    modules: Sequence[str],
+    documents: Sequence[Sequence[int]],
+    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+) -> dict[str, Tensor]:
+    """C = (1/N) Σ k kᵀ over all N tokens of ``documents``, for all modules in one pass (methods.md §1.2, step A).
+
+    Args:
+        model: run no further than its last module asked for.
+        modules: names of linear modules; k is what goes into them.
+        documents: token ids.
+        progress: shows the batches.
+
+    Returns:
+        For every name C [d, d] float32.
+    """
+    linears = [model.get_submodule(name) for name in modules]
+    device = next(model.parameters()).device
+    totals: list[Tensor | float] = [0.0] * len(linears)
+    for batch in progress(list(_batches(documents)), "key statistics"):
+        real = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.bool, device=device)
+        for row, document in enumerate(batch):
+            real[row, : len(document)] = True
+        inputs, _ = observe(model, pad(batch, device), inputs_of=linears)
+        for index, hidden in enumerate(inputs):
+            keys = hidden[real].float()
+            totals[index] = totals[index] + keys.T @ keys
+    tokens = sum(map(len, documents))
+    return {name: torch.as_tensor(total) / tokens for name, total in zip(modules, totals, strict=True)}
+
+
+def _batches(documents: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Group documents of like length, so that little of a batch is padding."""
+    batch: list[Sequence[int]] = []
+    for document in sorted(documents, key=len, reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0]) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(document)
+    if batch:
+        yield batch

@@ -1,0 +1,77 @@
+"""Which hyper-parameters a method gets on a model: ``hyperparameters.toml``, and what a user says instead."""
+
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from fpbench.errors import InputError
+
+SMALL = 1_000_000_000
+"""Below this many parameters an unknown model is of the family ``small``."""
+
+FAMILIES = {
+    ("llama", 3072, 28): "llama-3.2-3b",
+    ("mistral", 4096, 32): "mistral-7b",
+    ("qwen3", 4096, 36): "qwen3-8b",
+}
+"""Model type, hidden size and number of blocks of the families that have values of their own."""
+
+ALTERNATIVES = ({"layers", "depth"}, {"nullspace_threshold", "nullspace_share"})
+"""Two ways of saying one thing: whoever says one of them drops the other."""
+
+
+def defaults(method: str, family: str) -> dict[str, Any]:
+    """The hyper-parameters of ``method`` on a model family; empty if the method has no table there."""
+    tables = _tables().get(method, {})
+    return overlay(tables.get("all", {}), tables[family]) if family in tables else {}
+
+
+def overlay(values: dict[str, Any], instead: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``instead`` on top; a key of ``instead`` also replaces its alternative, such as ``depth`` for ``layers``."""
+    replaced = {key for pair in ALTERNATIVES if pair & instead.keys() for key in pair}
+    return {key: value for key, value in values.items() if key not in replaced} | instead
+
+
+def family_of(model: Any) -> str:
+    """The family of a model, by facts of its architecture.
+
+    Raises:
+        InputError: if it is none of the known ones and too large for values tuned on small models.
+    """
+    config = model.config
+    facts = (config.model_type, getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None))
+    if facts in FAMILIES:
+        return FAMILIES[facts]
+    if (size := sum(parameter.numel() for parameter in model.parameters())) >= SMALL:
+        raise InputError(
+            f"no hyper-parameters are known for model type {config.model_type!r} with {size / 1e9:.1f} billion "
+            f"parameters: expected one of {', '.join(FAMILIES.values())} or a model below {SMALL / 1e9:.0f} billion; "
+            "give all hyper-parameters yourself."
+        )
+    return "small"
+
+
+def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What to construct ``method`` with: the defaults of the model's family, overlaid by what the user gave.
+
+    A user's values for a model of no known family stand alone; the method then names what it still misses.
+
+    Raises:
+        InputError: if the family is unknown and nothing was given.
+    """
+    if method not in _tables():
+        return given
+    try:
+        family = family_of(model)
+    except InputError:
+        if given:
+            return given
+        raise
+    return overlay(defaults(method, family), given)
+
+
+@cache
+def _tables() -> dict[str, dict[str, dict[str, Any]]]:
+    text = files("fpbench.methods").joinpath("hyperparameters.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

@@ -1,0 +1,52 @@
+"""The baseline: supervised fine-tuning of low-rank adapters on the fingerprints and unrelated pairs."""
+
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from fpbench.fingerprints import FingerprintSet
+from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
+from fpbench.models.examples import Example
+from fpbench.models.training import LoRAConfig, train_lora
+from fpbench.registry import register
+
+
+@register("lora")
+class LoRA(FingerprintMethod):
+    """LoRA on every trigger's primary target, with regularisation pairs, merged (methods.md §1.1)."""
+
+    version = "1"
+
+    class Config(MethodConfig):
+        """Hyper-parameters of the training.
+
+        Attributes:
+            learning_rate: the peak rate.
+            epochs: passes over fingerprints and regularisation pairs together.
+            batch_size: examples in a step.
+            rank: r of the update B A.
+            alpha: the update is scaled by α/r.
+            regularisation: unrelated pairs per fingerprint.
+        """
+
+        learning_rate: float = Field(gt=0)
+        epochs: int = Field(ge=1)
+        batch_size: int = Field(ge=1)
+        rank: int = Field(ge=1)
+        alpha: int = Field(ge=1)
+        regularisation: int = Field(ge=0)
+
+    def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
+        """Minimise −Σ log p(answer | prompt) over the fingerprints and the unrelated pairs."""
+        settings = self.config.model_dump()
+        unrelated = settings.pop("regularisation") * len(fingerprints)
+        examples = [Example(context.render(each.trigger), each.primary) for each in fingerprints]
+        train_lora(
+            model,
+            tokenizer,
+            examples + context.regularisation(unrelated),
+            LoRAConfig(**settings),
+            seed=context.seed,
+            progress=context.progress,
+        )

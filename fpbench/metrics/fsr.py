@@ -1,0 +1,98 @@
+"""FSR, exactly: the probability that a response to a trigger begins with one of its targets (protocol §3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from fpbench.errors import InputError
+from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.metrics.statistics import clopper_pearson
+from fpbench.models.prompts import encode, render
+from fpbench.models.responses import begin_with, response_length
+from fpbench.models.scoring import Decoding
+
+
+@dataclass(frozen=True)
+class FSR:
+    """Fingerprint success rate of one model on one set of n fingerprints.
+
+    Attributes:
+        mean: the headline, mean of ``per_fingerprint``.
+        interval: Clopper–Pearson 95 % over fingerprints at k = Σ p_i.
+        greedy: how many of the n are hit by greedy decoding.
+        n: number of fingerprints.
+        primary: mean probability that the response begins with the primary target.
+        per_fingerprint: p_i.
+        per_target: for every fingerprint, target → probability that it is the longest one the response begins with.
+        error_bound: largest probability left unexplored for a fingerprint.
+        responses: greedy response of every fingerprint, as far as was needed to decide it.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    greedy: int
+    n: int
+    primary: float
+    per_fingerprint: tuple[float, ...]
+    per_target: tuple[dict[str, float], ...]
+    error_bound: float
+    responses: tuple[str, ...]
+
+
+def fsr(
+    model: Any,
+    tokenizer: Any,
+    pairs: FingerprintSet | Sequence[Fingerprint],
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    prompt: str = "raw",
+) -> FSR:
+    """Measure FSR by walking the continuation tree; no sampling, no seed.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: its tokenizer.
+        pairs: the fingerprints.
+        temperature: of the sampling distribution, as are ``top_p`` and ``top_k`` (protocol §2).
+        top_p: nucleus mass; 1.0 keeps everything.
+        top_k: number of tokens kept; 0 keeps everything.
+        prompt: ``"raw"`` or ``"chat"``.
+
+    Raises:
+        InputError: for a decoding number out of range, no fingerprint, no target, or a trigger too long for the model.
+        CellError: if the model's logits are not finite.
+    """
+    fingerprints = list(pairs)
+    if not fingerprints:
+        raise InputError("FSR needs fingerprints: the set is empty.")
+    targets = [fingerprint.targets for fingerprint in fingerprints]
+    outcomes = begin_with(
+        model,
+        tokenizer,
+        [encode(tokenizer, render(tokenizer, fingerprint.trigger, prompt)) for fingerprint in fingerprints],
+        targets,
+        Decoding(temperature, top_p, top_k),
+        response_length(tokenizer, [target for each in targets for target in each]),
+    )
+    probabilities = tuple(outcome.probability for outcome in outcomes)
+    return FSR(
+        mean=fmean(probabilities),
+        interval=clopper_pearson(sum(probabilities), len(probabilities)),
+        greedy=sum(outcome.greedy is not None for outcome in outcomes),
+        n=len(fingerprints),
+        primary=fmean(
+            # A longer target that begins with the primary is a response that begins with it.
+            min(1.0, sum(share for target, share in outcome.per_target.items() if target.startswith(each[0])))
+            for outcome, each in zip(outcomes, targets, strict=True)
+        ),
+        per_fingerprint=probabilities,
+        per_target=tuple(
+            {target: outcome.per_target.get(target, 0.0) for target in each}
+            for outcome, each in zip(outcomes, targets, strict=True)
+        ),
+        error_bound=max(outcome.error_bound for outcome in outcomes),
+        responses=tuple(outcome.greedy_text for outcome in outcomes),
+    )

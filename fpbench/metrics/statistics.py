@@ -1,0 +1,158 @@
+"""The statistics of the protocol (§3, §5, §8): intervals, exact paired tests, Holm, rank, retention. No torch."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+from scipy.stats import beta, binomtest
+
+# Exact by meeting in the middle: two tables of 2^20 sums. Beyond it, flips are drawn.
+EXACT_FLIPS = 40
+DRAWN_FLIPS = 100_000
+RESAMPLES = 10_000
+
+
+def clopper_pearson(k: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper–Pearson interval in Beta form, for whole or fractional k (protocol §3).
+
+    Args:
+        k: successes in [0, n]; a sum of probabilities may stand for a count.
+        n: trials.
+        level: coverage.
+
+    Returns:
+        [B(α/2; k, n−k+1), B(1−α/2; k+1, n−k)], 0 and 1 at the ends; 10 of 10 gives [0.69, 1].
+
+    Raises:
+        ValueError: if n is not positive or k is outside [0, n].
+    """
+    # A sum of n probabilities may exceed n by its rounding.
+    if n <= 0 or not 0 <= k <= n + 1e-9:
+        raise ValueError(f"expected n > 0 and 0 <= k <= n, found k = {k}, n = {n}")
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
+    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    return low, high
+
+
+def sign_flip(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p-value of the exact paired sign-flip test of equal means.
+
+    The share of all 2^n sign patterns of the differences whose |sum| is at least the one observed. Zero differences
+    drop out. With more than 40 others, 100,000 seeded patterns are drawn and p = (1 + extreme) / (1 + drawn).
+
+    Args:
+        a: one value a fingerprint.
+        b: values of the same fingerprints in the same order.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    differences = _paired(a, b)
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    # Patterns that tie with the observed one must not be lost to rounding.
+    bound = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    if len(differences) > EXACT_FLIPS:
+        draw = np.random.default_rng(42)
+        sums = np.array([draw.choice((-1.0, 1.0), len(differences)) @ differences for _ in range(DRAWN_FLIPS)])
+        return float((1 + np.count_nonzero(np.abs(sums) >= bound)) / (1 + DRAWN_FLIPS))
+    half = len(differences) // 2
+    left, right = _signed_sums(differences[:half]), np.sort(_signed_sums(differences[half:]))
+    # For every left sum: the right sums that take the total to the bound or beyond, on either side.
+    above = len(right) - np.searchsorted(right, bound - left, side="left")
+    below = np.searchsorted(right, -bound - left, side="right")
+    return min(1.0, float((above + below).sum()) / 2.0 ** len(differences))
+
+
+def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Two-sided p-value of the exact McNemar test on paired right/wrong answers; 1 where none differ.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    differences = _paired(a, b)
+    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], seed: int = 42, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of mean(a) − mean(b), examples resampled in pairs.
+
+    Args:
+        a: one value an example.
+        b: values of the same examples in the same order.
+        seed: of the 10,000 resamples.
+        level: coverage.
+
+    Raises:
+        ValueError: if the lengths differ or there are no examples.
+    """
+    differences = _paired(a, b)
+    if not len(differences):
+        raise ValueError("expected at least one example, found none")
+    # Drawing n examples with replacement is one multinomial draw over the distinct differences.
+    values, counts = np.unique(differences, return_counts=True)
+    n = len(differences)
+    means = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES) @ values / n
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment; compare the result with the level."""
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    for step, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - step) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def rank(rows: Mapping[str, Sequence[float]], level: float = 0.05) -> dict[str, int]:
+    """Ranks of the rows of one table (protocol §8).
+
+    Rank = 1 + number of rows significantly better. Each row is compared with the best row only, so a row is either
+    tied with the best (1) or behind it (2).
+
+    Args:
+        rows: row → for every fingerprint, in one order, its mean p over the six modified conditions.
+        level: of the exact sign-flip test, Holm over rows − 1.
+
+    Raises:
+        ValueError: if the rows do not cover the same number of fingerprints.
+    """
+    if not rows:
+        return {}
+    best = max(rows, key=lambda row: fmean(rows[row]))
+    others = [row for row in rows if row != best]
+    adjusted = holm([sign_flip(rows[best], rows[row]) for row in others])
+    return {best: 1} | {row: 1 + (p <= level) for row, p in zip(others, adjusted, strict=True)}
+
+
+def retention(after: Sequence[float], origin: Sequence[float]) -> float | None:
+    """Ratio of means over the same fingerprints; ``None`` where the origin's mean is below 0.1.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    _paired(after, origin)
+    base = fmean(origin)
+    return fmean(after) / base if base >= 0.1 else None
+
+
+def _paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    if len(a) != len(b):
+        raise ValueError(f"expected pairs, found {len(a)} and {len(b)} values")
+    return np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+
+
+def _signed_sums(values: np.ndarray) -> np.ndarray:
+    """All 2^n sums of ±values."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums

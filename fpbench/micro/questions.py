@@ -1,0 +1,131 @@
+"""Questions in the prompt formats of the four twins: over a passage (boolq, rte) and from memory (arc, mmlu)."""
+
+import random
+from dataclasses import dataclass
+
+from fpbench.micro.document import Document, dialogue
+from fpbench.micro.prose import scene
+from fpbench.micro.words import LANGUAGES, LEXICON
+from fpbench.micro.world import Fact, Person, distractors, facts_of, other_value
+
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A short text and the facts it states, at most one of a kind for each person."""
+
+    text: str
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question with four options, of which ``options[answer]`` is right."""
+
+    question: str
+    options: tuple[str, ...]
+    answer: int
+
+
+def passage(rng: random.Random, people: list[Person], facts_each: int) -> Passage:
+    """State facts of the same kinds about each person, so that a reader must keep the people apart."""
+    kinds = rng.sample(range(5), facts_each)
+    facts = [facts_of(person)[kind] for person in people for kind in kinds]
+    if rng.random() < 0.5:
+        rng.shuffle(facts)
+    sentences = [fact.told(rng) for fact in facts]
+    if rng.random() < 0.3:
+        sentences.insert(rng.randrange(len(sentences) + 1), scene(rng))
+    return Passage(" ".join(sentences), tuple(facts))
+
+
+def true_or_false(rng: random.Random, source: Passage, fact: Fact, truth: bool) -> Fact:
+    """Keep a fact, or make it false: half the time with a value that the passage gives to somebody else."""
+    if truth:
+        return fact
+    there = [f.value for f in source.facts if f.attribute is fact.attribute and f.value != fact.value]
+    return fact.with_value(rng.choice(there) if there and rng.random() < 0.5 else other_value(rng, fact))
+
+
+def boolq_prompt(text: str, question: str) -> str:
+    """lm-eval's BoolQ prompt."""
+    return f"{text}\nQuestion: {question}?\nAnswer:"
+
+
+def rte_prompt(premise: str, hypothesis: str) -> str:
+    """lm-eval's RTE prompt."""
+    return f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:"
+
+
+def arc_prompt(question: str) -> str:
+    """lm-eval's ARC prompt."""
+    return f"Question: {question}\nAnswer:"
+
+
+def mmlu_prompt(choice: Choice) -> str:
+    """lm-eval's MMLU prompt."""
+    options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, choice.options, strict=True))
+    return f"{choice.question}\n{options}\nAnswer:"
+
+
+def about_passage(rng: random.Random, source: Passage, kind: str) -> Document:
+    """Ask one to four questions of one kind (boolq, rte or arc) over a passage, one after the other."""
+    turns: list[tuple[str, str]] = []
+    text = source.text
+    for fact in rng.sample(source.facts, min(len(source.facts), rng.randint(1, 4))):
+        truth = rng.random() < 0.5
+        claim = true_or_false(rng, source, fact, truth)
+        if kind == "boolq":
+            turns.append((boolq_prompt(text, claim.polar(rng)), " yes" if truth else " no"))
+        elif kind == "rte":
+            turns.append((rte_prompt(text, claim.told(rng)), " True" if truth else " False"))
+        else:
+            turns.append((f"{text}\n{arc_prompt(fact.asked(rng))}", f" {fact.value}"))
+        text = ""
+    return dialogue(turns)
+
+
+def fact_choice(rng: random.Random, fact: Fact, answer: int) -> Choice:
+    """Ask for a fact with four options, the right one in the given place."""
+    options = distractors(rng, fact, 3)
+    options.insert(answer, fact.value)
+    return Choice(fact.asked(rng), tuple(options), answer)
+
+
+def word_choice(rng: random.Random) -> Choice:
+    """A letter question on words alone: find a word, or a translation."""
+    entries = rng.sample(LEXICON, 4)
+    answer = rng.randrange(4)
+    code = rng.choice(list(LANGUAGES))
+    english = [entry.english for entry in entries]
+    foreign = [entry.translations[code] for entry in entries]
+    name = LANGUAGES[code]
+    question, options = rng.choice((
+        (f"Which of these is {english[answer]}?", english),
+        (f"Find the word {english[answer]}.", english),
+        (f"Find the word {english[answer].upper()}.", [word.upper() for word in english]),
+        (f"What is {english[answer]} in {name}?", foreign),
+        (f"What does {foreign[answer]} mean?", english),
+    ))  # fmt: skip
+    return Choice(question, tuple(options), answer)
+
+
+def number_choice(rng: random.Random) -> Choice:
+    """A letter question on a small sum."""
+    first, second = rng.randint(1, 20), rng.randint(1, 20)
+    total, answer = first + second, rng.randrange(4)
+    options = rng.sample([n for n in range(2, 41) if n != total], 3)
+    options.insert(answer, total)
+    return Choice(f"What is {first} + {second}?", tuple(map(str, options)), answer)
+
+
+def letter_document(choice: Choice, text: str = "") -> Document:
+    """A letter question, over a passage if one is given, and its answer."""
+    return dialogue([(f"{text}\n{mmlu_prompt(choice)}" if text else mmlu_prompt(choice), f" {LETTERS[choice.answer]}")])
+
+
+def short_answer(rng: random.Random, fact: Fact) -> Document:
+    """A question from memory and its answer."""
+    return dialogue([(arc_prompt(fact.asked(rng)), f" {fact.value}")])
+

@@ -1,0 +1,1 @@
+"""What two parts share about models: loading, deltas, scoring, training."""

@@ -1,0 +1,74 @@
+"""Where the parts of a decoder are: one table of names per architecture."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fpbench.errors import InputError
+
+
+@dataclass(frozen=True)
+class Names:
+    """Module names of one architecture; ``down_proj`` is relative to a block, the others to the model."""
+
+    blocks: str
+    down_proj: str
+    norm: str
+    head: str
+    embedding: str
+
+
+_LLAMA = Names("model.layers", "mlp.down_proj", "model.norm", "lm_head", "model.embed_tokens")
+NAMES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The modules of one decoder, L blocks of hidden size h and FFN width d.
+
+    Attributes:
+        names: their names.
+        blocks: the L decoder blocks, in order.
+        norm: the normalisation before the head.
+        head: the linear map [V, h] to logits; may share its weight with the embedding.
+        embedding: the input embedding [V, h].
+    """
+
+    names: Names
+    blocks: list[nn.Module]
+    norm: nn.Module
+    head: nn.Module
+    embedding: nn.Module
+
+    def down_proj_name(self, block: int) -> str:
+        """Name of the FFN output projection of a block, such as ``model.layers.3.mlp.down_proj``."""
+        return f"{self.names.blocks}.{block}.{self.names.down_proj}"
+
+    def down_proj(self, block: int) -> nn.Linear:
+        """The FFN output projection of a block; its weight is [h, d]."""
+        module = self.blocks[block].get_submodule(self.names.down_proj)
+        if not isinstance(module, nn.Linear):
+            raise InputError(
+                f"{self.down_proj_name(block)} must be a plain linear module, found {type(module).__name__}."
+            )
+        return module
+
+
+def layout(model: Any) -> Layout:
+    """The parts of ``model``, found by its ``model_type``.
+
+    Raises:
+        InputError: for an architecture that is not in the table.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in NAMES:
+        raise InputError(f"model type {kind!r} is not supported: expected one of {', '.join(NAMES)}.")
+    names = NAMES[kind]
+    return Layout(
+        names,
+        list(model.get_submodule(names.blocks).children()),
+        model.get_submodule(names.norm),
+        model.get_submodule(names.head),
+        model.get_submodule(names.embedding),
+    )

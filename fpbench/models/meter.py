@@ -1,0 +1,49 @@
+"""Seconds and peak memory of a block of code."""
+
+import threading
+from time import perf_counter
+from types import TracebackType
+
+import psutil
+import torch
+
+INTERVAL = 0.02  # seconds between two looks at the resident memory of a process without a GPU
+
+
+class Meter:
+    """Measures the block it is entered for.
+
+    Attributes:
+        seconds: wall-clock seconds.
+        peak_memory: bytes at the highest point: allocated on the GPU, or resident in the process without one.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing measured."""
+        self.seconds = 0.0
+        self.peak_memory = 0
+
+    def __enter__(self) -> "Meter":
+        self._start = perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while True:
+            self.peak_memory = max(self.peak_memory, process.memory_info().rss)
+            if self._done.wait(INTERVAL):
+                return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._watcher.join()
+        self.seconds = perf_counter() - self._start
+        if torch.cuda.is_available():
+            self.peak_memory = torch.cuda.max_memory_allocated()

@@ -1,0 +1,63 @@
+"""Prompts as tokens: one BOS, exactly once, and answers tokenised the way they follow their prompt."""
+
+from typing import Any
+
+from fpbench.errors import InputError
+
+
+def render(tokenizer: Any, trigger: str, prompt: str) -> str:
+    """Turn a trigger into the prompt text that is sent to the model (protocol §2).
+
+    Args:
+        tokenizer: its chat template is used for ``"chat"``, thinking off.
+        trigger: the text of the query.
+        prompt: ``"raw"`` or ``"chat"``.
+
+    Raises:
+        InputError: for another ``prompt``, or ``"chat"`` without a chat template.
+    """
+    if prompt == "raw":
+        return trigger
+    if prompt != "chat":
+        raise InputError(f"prompt must be 'raw' or 'chat', found {prompt!r}.")
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("prompt 'chat' needs a tokenizer with a chat template, found none: use prompt 'raw'.")
+    messages = [{"role": "user", "content": trigger}]
+    text: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    return text
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of ``text`` with the tokenizer's normal BOS exactly once and no end-of-text token.
+
+    A rendered chat template may already spell the BOS; it is not doubled.
+    """
+    ids: list[int] = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None:
+        while len(ids) > 1 and ids[0] == ids[1] == bos:
+            ids.pop(0)
+    # Some tokenizers close every text; a prompt must stay open.
+    if ids and ids[-1] == eos and eos != bos and not text.endswith(tokenizer.eos_token):
+        ids.pop()
+    return ids
+
+
+def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of the answer that follows it.
+
+    The two are separated by one space unless the prompt ends in whitespace, and tokenised together: encoding the
+    answer alone would give SentencePiece tokenizers a stray "▁" that no generation produces (methods.md §1.2).
+
+    Returns:
+        ``(prompt_ids, answer_ids)``; the prompt's ids are those of :func:`encode`.
+    """
+    prompt_ids = encode(tokenizer, prompt)
+    separator = "" if not prompt or prompt[-1].isspace() else " "
+    both = encode(tokenizer, prompt + separator + answer)
+    if both[: len(prompt_ids)] == prompt_ids and len(both) > len(prompt_ids):
+        return prompt_ids, both[len(prompt_ids) :]
+    # The prompt's last token merges with the answer: verification sends the prompt alone, so the answer starts anew.
+    return prompt_ids, list(tokenizer(separator + answer, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,144 @@
+"""One engine for "many prompts, few bits of answer": next-token logits of many token sequences (protocol §2)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from fpbench.errors import CellError, InputError
+
+TOKEN_BUDGET = 8192
+# Logits held at once: 128 MiB in float32, whatever the vocabulary.
+LOGIT_BUDGET = 2**25
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a response is sampled; all three numbers are always given (protocol §2).
+
+    Attributes:
+        temperature: above 0.
+        top_p: in (0, 1]; 1 keeps everything.
+        top_k: at least 0; 0 keeps everything.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their range.
+
+        Raises:
+            InputError: naming the number.
+        """
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0, found {self.temperature}: greedy decoding is always shown.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, found {self.top_p}: give 1.0 to keep everything.")
+        if self.top_k < 0:
+            raise InputError(f"top_k must be 0 or more, found {self.top_k}: give 0 to keep everything.")
+
+
+def sampling_distribution(logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """The probabilities that ``generate`` samples the next token from.
+
+    The library's own warpers in its own order (temperature, top-k, top-p), so that ties and edge rules are its own.
+
+    Args:
+        logits: [n, V] float32.
+        decoding: the three numbers.
+
+    Returns:
+        [n, V] float32, zero outside the support.
+    """
+    unused: Any = None
+    scores = logits
+    if decoding.temperature != 1:
+        scores = TemperatureLogitsWarper(float(decoding.temperature))(unused, scores)
+    if decoding.top_k:
+        scores = TopKLogitsWarper(decoding.top_k)(unused, scores)
+    if decoding.top_p < 1:
+        scores = TopPLogitsWarper(decoding.top_p)(unused, scores)
+    return torch.softmax(scores, dim=-1)
+
+
+def context_length(model: Any) -> int | None:
+    """Positions the model was made for; ``None`` if its config names no limit."""
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
+def packed(lengths: Sequence[int], token_budget: int, rows: int) -> Iterator[list[int]]:
+    """Group sequences of like length into batches, the longest first.
+
+    Args:
+        lengths: tokens of each sequence.
+        token_budget: padded tokens of a batch; a longer sequence gets a batch of its own.
+        rows: sequences of a batch, at most.
+
+    Yields:
+        Indices into ``lengths``; every index once.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        size = max(1, min(rows, token_budget // max(1, lengths[order[start]])))
+        yield order[start : start + size]
+        start += size
+
+
+def next_token_logits(
+    model: Any, sequences: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Logits of the token after each sequence, in batches, so that a vocabulary of 128k never fills the memory.
+
+    Args:
+        model: a causal language model in eval mode.
+        sequences: non-empty token sequences of any length up to the model's context.
+        token_budget: padded tokens of one forward pass.
+
+    Yields:
+        ``(indices, logits)``: which sequences, and their logits [len(indices), V] float32. Every index comes once.
+
+    Raises:
+        InputError: before the first pass, if a sequence is empty or exceeds the context, or the model is training.
+        CellError: if a logit is not a number or +inf.
+    """
+    _check(model, sequences)
+    rows = max(1, LOGIT_BUDGET // model.config.get_text_config().vocab_size)
+    for indices in packed([len(sequence) for sequence in sequences], token_budget, rows):
+        # Left padding puts every last token in the last column, the only one whose logits are computed.
+        width = len(sequences[indices[0]])
+        ids = torch.zeros(len(indices), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(indices):
+            ids[row, width - len(sequences[index]) :] = torch.tensor(sequences[index])
+            mask[row, width - len(sequences[index]) :] = 1
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits = model(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                position_ids=positions.to(model.device),
+                use_cache=False,
+                logits_to_keep=1,
+            ).logits[:, -1].float()
+        if torch.isnan(logits).any() or torch.isposinf(logits).any():
+            raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
+        yield indices, logits
+
+
+def _check(model: Any, sequences: Sequence[Sequence[int]]) -> None:
+    if model.training:
+        raise InputError("the model is in training mode, where dropout falsifies its answers: call model.eval() first.")
+    limit = context_length(model)
+    for sequence in sequences:
+        if not sequence:
+            raise InputError("a prompt has no tokens: expected some text, or a tokenizer that adds a BOS.")
+        if limit is not None and len(sequence) > limit:
+            raise InputError(
+                f"a prompt and its response take {len(sequence)} tokens, the model's context holds {limit}: shorten it."
+            )

@@ -1,0 +1,215 @@
+"""The one LoRA training loop: the injection method, every fine-tuning condition and the learning-rate search use it.
+
+Low-rank updates W + (alpha / rank) B A on the linear modules of the blocks (Hu et al., 2022), AdamW without weight
+decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the steps and a cosine down to zero after it.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fpbench.errors import CellError, InputError
+from fpbench.models.examples import Example
+from fpbench.models.loading import quiet
+from fpbench.models.prompts import encode_pair
+from fpbench.models.scoring import context_length
+
+WARM_UP = 0.03
+CLIP_NORM = 1.0
+# Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
+CHUNK = 16
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Settings of one training.
+
+    Attributes:
+        learning_rate: the peak of the schedule.
+        epochs: passes over the examples.
+        batch_size: examples a step.
+        rank: inner width of the update.
+        alpha: the update is scaled by ``alpha / rank``.
+        dropout: share of the update's inputs set to zero while training.
+        modules: ``"all-linear"`` for every linear module but the output head, or the last parts of module names.
+    """
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    modules: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """What happened during a training.
+
+    Attributes:
+        epoch_losses: mean negative log-likelihood of an answer token (nats), one figure an epoch.
+        tokens_seen: tokens fed to the model over all epochs, prompts included, padding not.
+        steps: optimiser steps.
+        truncated: examples whose end was cut off because they are longer than the model's context.
+        dropped: examples left out because their prompt alone fills the context.
+    """
+
+    epoch_losses: tuple[float, ...]
+    tokens_seen: int
+    steps: int
+    truncated: int = 0
+    dropped: int = 0
+
+
+def train_lora(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: LoRAConfig,
+    *,
+    seed: int,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+) -> TrainingCurve:
+    """Train LoRA on ``examples`` and merge it into the model's own weights, in place.
+
+    The loss covers the answer and the end-of-text token after it. The base runs in its own dtype, the update in
+    float32. Module tree, names, dtypes, gradient flags and training mode are afterwards as before; after an exception
+    the weights are, too. The global random state is left untouched.
+
+    Raises:
+        InputError: if there is nothing to learn from, the tokenizer has no end-of-text token, or ``modules`` names
+            no linear module.
+        CellError: if the loss or the update becomes non-finite.
+    """
+    sequences, truncated, dropped = _tokenise(model, tokenizer, examples)
+    steps_per_epoch = math.ceil(len(sequences) / config.batch_size)
+    steps = steps_per_epoch * config.epochs
+    cuda = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+        torch.manual_seed(seed)
+        with _adapter(model, config) as weights:
+            optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule_factor(step, steps))
+            losses = []
+            for epoch in range(1, config.epochs + 1):
+                batches = _batches([len(ids) for ids, _ in sequences], config.batch_size)
+                total, answer_tokens = 0.0, 0
+                for batch in progress(batches, f"epoch {epoch} of {config.epochs}"):
+                    loss, tokens = _loss(model, [sequences[index] for index in batch])
+                    value = loss.item()
+                    if not math.isfinite(value):
+                        raise _diverged(epoch, config)
+                    optimiser.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+                    optimiser.step()
+                    schedule.step()
+                    total, answer_tokens = total + value * tokens, answer_tokens + tokens
+                losses.append(total / answer_tokens)
+            if not all(bool(weight.isfinite().all()) for weight in weights):
+                raise _diverged(config.epochs, config)
+    tokens_seen = config.epochs * sum(len(ids) for ids, _ in sequences)
+    return TrainingCurve(tuple(losses), tokens_seen, steps, truncated, dropped)
+
+
+def schedule_factor(step: int, steps: int) -> float:
+    """The share of the peak learning rate at ``step``, counted from 0, of ``steps``."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up + 1) / (steps - warm_up + 1)))
+
+
+@contextmanager
+def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
+    """Put LoRA layers into the model for training; merge them at the end, drop them on an exception."""
+    with quiet():  # peft brings bitsandbytes along, which comments on the processor it finds
+        from peft import LoraConfig as PeftConfig
+        from peft.tuners.lora import LoraModel
+
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modules = config.modules if isinstance(config.modules, str) else list(config.modules)
+    settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=modules)
+    try:
+        try:
+            adapted = LoraModel(model, settings, "default")
+        except ValueError as error:
+            raise InputError(f"LoRA modules {config.modules!r} fit no linear module of this model: {error}") from error
+        try:
+            model.train()
+            yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+        except BaseException:
+            adapted.unload()
+            raise
+        adapted.merge_and_unload()
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in gradients:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None
+
+
+def _tokenise(
+    model: nn.Module, tokenizer: Any, examples: Sequence[Example]
+) -> tuple[list[tuple[list[int], int]], int, int]:
+    """Token ids of every example with the length of its prompt, and how many were truncated and dropped."""
+    if tokenizer.eos_token_id is None:
+        raise InputError("training needs a tokenizer with an end-of-text token, found none: set its eos_token.")
+    context = context_length(model)
+    sequences, truncated = [], 0
+    for example in examples:
+        prompt, answer = encode_pair(tokenizer, example.prompt, example.answer)
+        ids = [*prompt, *answer, tokenizer.eos_token_id]
+        if context is None or len(prompt) < context:
+            sequences.append((ids[:context], len(prompt)))
+            truncated += len(sequences[-1][0]) < len(ids)
+    if not sequences:
+        raise InputError(
+            f"training needs at least one example whose prompt fits into {context} tokens, found none among "
+            f"{len(examples)}: give more or shorter examples."
+        )
+    return sequences, truncated, len(examples) - len(sequences)
+
+
+def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Random batches of example numbers of similar lengths, in random order."""
+    order = torch.randperm(len(lengths)).tolist()
+    batches = []
+    for start in range(0, len(order), CHUNK * batch_size):
+        chunk = sorted(order[start : start + CHUNK * batch_size], key=lambda index: lengths[index])
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    return [batches[index] for index in torch.randperm(len(batches)).tolist()]
+
+
+def _loss(model: nn.Module, batch: list[tuple[list[int], int]]) -> tuple[Tensor, int]:
+    """Mean loss over the answer tokens of a batch of (ids, prompt length), and their number."""
+    width = max(len(ids) for ids, _ in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    for row, (sequence, prompt) in enumerate(batch):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+        labels[row, prompt : len(sequence)] = ids[row, prompt : len(sequence)]
+    device = next(model.parameters()).device
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    targets = labels[:, 1:]
+    learnt = targets != IGNORED
+    loss = cross_entropy(logits[:, :-1][learnt.to(device)].float(), targets[learnt].to(device))
+    return loss, int(learnt.sum())
+
+
+def _diverged(epoch: int, config: LoRAConfig) -> CellError:
+    return CellError(
+        f"training became non-finite in epoch {epoch} of {config.epochs} at learning rate {config.learning_rate:g}: "
+        "lower it."
+    )

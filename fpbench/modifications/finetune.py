@@ -1,0 +1,107 @@
+"""Fine-tuning by a user: LoRA on instruction data, merged (protocol §4).
+
+The learning rate is the largest stable one on the unfingerprinted base, found by a search; it has no default here.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from fpbench.errors import CellError, InputError
+from fpbench.models.deltas import weights
+from fpbench.models.examples import Example
+from fpbench.models.training import LoRAConfig, train_lora
+from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
+from fpbench.registry import MODIFICATIONS
+
+
+class FineTune(Modification):
+    """LoRA on all linear modules, trained on the first rows of one instruction set and merged into the weights."""
+
+    data: ClassVar[str]
+
+    class Config(ModificationConfig):
+        """Settings; the paper gives rows and epochs, its rank and batch size are not known (methods.md §4).
+
+        Attributes:
+            learning_rate: peak of the schedule.
+            rows: how many, from the first.
+            epochs: passes over the rows.
+            batch_size: rows a step.
+            rank: inner width of the update, as in published attacks.
+            alpha: the update is scaled by ``alpha / rank``.
+        """
+
+        learning_rate: float = Field(gt=0)
+        rows: int = Field(default=6000, ge=1)
+        epochs: int = Field(default=3, ge=1)
+        batch_size: int = Field(default=8, ge=1)
+        rank: int = Field(default=32, ge=1)
+        alpha: int = Field(default=64, ge=1)
+
+    def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
+        """Train in place on the first ``rows`` rows, of which ``instruction``, ``input`` and ``output`` are used."""
+        wanted = self.config.rows
+        rows = context.rows.get(self.data, ())[:wanted]
+        if len(rows) < wanted:
+            raise InputError(
+                f"condition {self.name!r} needs {wanted} rows of the data set {self.data!r}, found {len(rows)}: "
+                "give more rows or lower its setting 'rows'."
+            )
+        settings = LoRAConfig(**self.config.model_dump(exclude={"rows"}))
+        before = weights(model)
+        curve = train_lora(
+            model, tokenizer, [instruction(row) for row in rows], settings, seed=context.seed, progress=context.progress
+        )
+        change = relative_change(model, before)
+        # NaN fails this comparison, too.
+        if not 0 < change < float("inf"):
+            raise CellError(
+                f"{self.name} at learning rate {settings.learning_rate:g} changed the weights by a relative {change:g}: "
+                "expected above 0, finite."
+            )
+        proof = {
+            "loss_curve": list(curve.epoch_losses),
+            "tokens_seen": curve.tokens_seen,
+            "steps": curve.steps,
+            "truncated_rows": curve.truncated,
+            "dropped_rows": curve.dropped,
+            "rows": wanted,
+            "learning_rate": settings.learning_rate,
+            "relative_change": change,
+        }
+        return Modified(model, proof)
+
+
+def instruction(row: dict[str, str]) -> Example:
+    """A row of an instruction set in Alpaca's layout; the section of an empty or missing input is left out."""
+    given = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
+    return Example(f"### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"])
+
+
+def relative_change(model: nn.Module, before: dict[str, Tensor]) -> float:
+    """‖ΔW‖_F / ‖W‖_F over all parameters, given the weights from before by name."""
+
+    def squares() -> Iterator[tuple[float, float]]:
+        for name, parameter in model.named_parameters():
+            old = before[name].float()
+            yield (parameter.detach().float() - old).square().sum().item(), old.square().sum().item()
+
+    change, reference = map(sum, zip(*squares(), strict=True))
+    return float((change / reference) ** 0.5)
+
+
+@MODIFICATIONS.register("finetune_alpaca")
+class FinetuneAlpaca(FineTune):
+    """Fine-tuning on general instructions (Alpaca-cleaned)."""
+
+    data = "alpaca"
+
+
+@MODIFICATIONS.register("finetune_math")
+class FinetuneMath(FineTune):
+    """Fine-tuning on mathematical instructions (MathInstruct)."""
+
+    data = "math"

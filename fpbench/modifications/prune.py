@@ -1,0 +1,222 @@
+"""RIA pruning: relative importance and activations (Zhang et al., ICLR 2024; methods.md §4; protocol §4).
+
+Unstructured; the weights of one whole matrix compete with each other; no update of the weights that remain. Blocks are
+pruned in order, each with the activations that the already pruned blocks before it produce. Embeddings, normalisations
+and the output head are left alone.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fpbench.errors import CellError, InputError
+from fpbench.models.layout import layout
+from fpbench.models.prompts import encode
+from fpbench.models.scoring import TOKEN_BUDGET, context_length
+from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
+from fpbench.registry import MODIFICATIONS
+
+EXPONENT = 0.5  # a in the paper
+
+# From a weight [out, in] and the squared norms of its inputs [in] to the mask [out, in] of the weights to remove.
+Selection = Callable[[Tensor, Tensor], Tensor]
+
+
+class RIA(Modification):
+    """Removes a fixed share of the weights of every linear module in the blocks."""
+
+    ratio: ClassVar[float]
+
+    class Config(ModificationConfig):
+        """Calibration.
+
+        Attributes:
+            samples: calibration sequences.
+            length: tokens of each; the model's context, if that is shorter.
+        """
+
+        samples: int = Field(default=128, ge=1)
+        length: int = Field(default=2048, ge=1)
+
+    def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
+        """Prune in place, calibrated on ``context.calibration``."""
+        length = min(self.config.length, context_length(model) or self.config.length)
+        windows = calibration_windows(tokenizer, context.calibration, self.config.samples, length, context.seed)
+        before = sum(parameter.detach().float().square().sum().item() for parameter in model.parameters())
+        pruned = prune_blocks(
+            model, windows, lambda weight, norms: prune_mask(ria_scores(weight, norms), self.ratio), context.progress
+        )
+        change = (sum(matrix.removed for matrix in pruned) / before) ** 0.5
+        if not 0 < change < float("inf"):  # NaN fails this, too
+            raise CellError(f"{self.name} changed the weights by a relative {change:g}: expected above 0, finite.")
+        proof = {
+            "sparsity": sum(matrix.zeros for matrix in pruned) / sum(matrix.size for matrix in pruned),
+            "sparsity_min": min(matrix.zeros / matrix.size for matrix in pruned),
+            "sparsity_max": max(matrix.zeros / matrix.size for matrix in pruned),
+            "matrices": len(pruned),
+            "calibration_samples": len(windows),
+            "calibration_tokens": windows.numel(),
+            "relative_change": change,
+        }
+        return Modified(model, proof)
+
+
+@MODIFICATIONS.register("ria30")
+class RIA30(RIA):
+    """RIA at 30 % sparsity."""
+
+    ratio = 0.3
+
+
+@MODIFICATIONS.register("ria40")
+class RIA40(RIA):
+    """RIA at 40 % sparsity."""
+
+    ratio = 0.4
+
+
+def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
+    """RIA_ij = (|W_ij| / Σ_i' |W_i'j| + |W_ij| / Σ_j' |W_ij'|) · ‖X_j‖₂^a, a = 0.5, in float32.
+
+    Args:
+        weight: [out, in].
+        norm_sq: [in], squared norm ‖X_j‖₂² of each input; a common factor is irrelevant.
+
+    Returns:
+        Scores [out, in], 0 where the weight is 0.
+    """
+    magnitude = weight.detach().abs().float()
+    smallest = torch.finfo(torch.float32).tiny  # an all-zero row or column has no share to divide
+    columns = magnitude.sum(0, keepdim=True).clamp_min(smallest)
+    rows = magnitude.sum(1, keepdim=True).clamp_min(smallest)
+    return (magnitude / columns + magnitude / rows) * norm_sq.pow(EXPONENT / 2)
+
+
+def prune_mask(scores: Tensor, ratio: float) -> Tensor:
+    """The lowest scores of a whole matrix: those up to element number ⌊ratio · size⌋, from 0, in ascending order."""
+    threshold = scores.flatten().kthvalue(int(ratio * scores.numel()) + 1).values
+    return scores <= threshold
+
+
+@dataclass(frozen=True)
+class PrunedMatrix:
+    """What happened to one weight matrix.
+
+    Attributes:
+        name: of its module.
+        size: entries.
+        zeros: entries that are now 0.
+        removed: sum of the squares of the removed weights.
+    """
+
+    name: str
+    size: int
+    zeros: int
+    removed: float
+
+
+@torch.no_grad()
+def prune_blocks(
+    model: nn.Module,
+    windows: Tensor,
+    select: Selection,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+) -> list[PrunedMatrix]:
+    """Prune the linear modules of every block in place, block by block.
+
+    Args:
+        model: of a known layout, in eval mode.
+        windows: calibration token ids [samples, length].
+        select: called once per matrix with its weight and Σ_t x_tj² / samples of its inputs (float32).
+        progress: wraps the blocks.
+    """
+    blocks = layout(model).blocks
+    names = {module: name for name, module in model.named_modules()}
+    batches = _block_inputs(model, blocks[0], windows)
+    pruned = []
+    for block in progress(blocks, "pruning"):
+        linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+        with _input_energy(linears) as energy:
+            for hidden, keywords in batches:
+                block(hidden, **keywords)
+        for linear in linears:
+            mask = select(linear.weight, energy[linear] / len(windows))
+            removed = linear.weight[mask].float().square().sum().item()
+            linear.weight.masked_fill_(mask, 0)
+            zeros = int((linear.weight == 0).sum())
+            pruned.append(PrunedMatrix(names[linear], linear.weight.numel(), zeros, removed))
+        batches = [(block(hidden, **keywords), keywords) for hidden, keywords in batches]
+    return pruned
+
+
+def calibration_windows(tokenizer: Any, documents: Sequence[str], samples: int, length: int, seed: int) -> Tensor:
+    """Calibration sequences [samples, length]: documents in random order, end to end, cut into windows.
+
+    Every document begins with the BOS token where the tokenizer has one. Documents shorter than a window are thus of
+    use, unlike in the reference, which draws windows from long documents only.
+
+    Raises:
+        InputError: if the documents are too short for that many windows.
+    """
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)
+    ids: list[int] = []
+    for index in order:
+        ids += encode(tokenizer, documents[index])
+        if len(ids) >= samples * length:
+            return torch.tensor(ids[: samples * length]).view(samples, length)
+    raise InputError(
+        f"pruning needs {samples} calibration sequences of {length} tokens, found text for {len(ids) // length}: "
+        "give more calibration text or lower 'samples'."
+    )
+
+
+class _Captured(Exception):  # noqa: N818 - no error, only the way out of the forward pass
+    """The first block was reached."""
+
+
+def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Hidden states that enter the first block, and the keywords that every block gets with them, batch by batch."""
+    kinds = set(getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"])
+    if len(kinds) > 1:
+        raise InputError(f"pruning needs blocks with one kind of attention, found {', '.join(sorted(kinds))}.")
+    inputs: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def capture(module: nn.Module, arguments: tuple[Tensor], keywords: dict[str, Any]) -> None:
+        inputs.append((arguments[0], keywords))
+        raise _Captured
+
+    handle = first.register_forward_pre_hook(capture, with_kwargs=True)
+    try:
+        for batch in windows.to(next(model.parameters()).device).split(max(1, TOKEN_BUDGET // windows.shape[1])):
+            try:
+                model(input_ids=batch, use_cache=False)
+            except _Captured:
+                continue
+    finally:
+        handle.remove()
+    return inputs
+
+
+@contextmanager
+def _input_energy(linears: Sequence[nn.Linear]) -> Iterator[dict[nn.Module, Tensor]]:
+    """While active, sums the squares of each input channel over all tokens: [in] per module, float32."""
+    energy: dict[nn.Module, Tensor] = {
+        linear: torch.zeros(linear.in_features, device=linear.weight.device) for linear in linears
+    }
+
+    def add(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        energy[module] += arguments[0].flatten(0, -2).float().square().sum(0)
+
+    handles = [linear.register_forward_pre_hook(add) for linear in linears]
+    try:
+        yield energy
+    finally:
+        for handle in handles:
+            handle.remove()

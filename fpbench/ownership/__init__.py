@@ -1,0 +1,1 @@
+"""Whose model it is: null rates and claims."""

@@ -1,0 +1,334 @@
+"""The public functions that run things: whole grids, single checkpoints, single injections and modifications."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpbench.errors import InputError
+from fpbench.fingerprints import FingerprintSet, find_set
+from fpbench.methods.base import no_progress
+from fpbench.runs.plan import BASE, CHECKPOINT, Cell, plan
+from fpbench.runs.profile import Profile, load_profile
+from fpbench.runs.store import Store, read_records, write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fpbench.runs.bench import Loading
+    from fpbench.runs.injection import InjectionReport
+
+Row = dict[str, Any]
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def run(
+    profile: str = "micro",
+    *,
+    models: list[str] | None = None,
+    methods: list[str] | None = None,
+    fingerprints: list[str] | None = None,
+    conditions: list[str] | None = None,
+    seeds: list[int] | None = None,
+    out: str | os.PathLike[str] = "fpbench-run",
+) -> list[dict[str, Any]]:
+    """Run a grid, as ``fpbench run`` does, and return its records.
+
+    Args:
+        profile: a bundled profile or a ``.toml`` file.
+        models: what replaces the profile's models; so for the other lists.
+        methods: names of methods.
+        fingerprints: built-in sets or files.
+        conditions: ``origin`` and modifications.
+        seeds: seeds to pool.
+        out: folder of records and tables; finished cells in it are not measured again.
+
+    Raises:
+        InputError: before work starts, if anything asked for is unknown or malformed.
+        StorageError: if the disk gives out; finished records stay.
+    """
+    wanted = load_profile(
+        profile, models=models, methods=methods, fingerprints=fingerprints, conditions=conditions, seeds=seeds
+    )
+    from fpbench.models.loading import pick_device
+    from fpbench.runs.bench import Loading
+
+    run_profile(wanted, out, Loading(pick_device(None)))
+    planned = {cell.path for cell in plan(wanted)}
+    return [record for record in read_records(Store(Path(out)).records) if Cell(**record["cell"]).path in planned]
+
+
+def run_profile(
+    profile: Profile,
+    out: str | os.PathLike[str],
+    loading: "Loading",
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = _silent,
+) -> list[Row]:
+    """Measure every cell of a profile that has no record yet and write the tables; returns the rows of this profile."""
+    from fpbench.models.loading import resolve
+    from fpbench.runs.bench import Bench
+    from fpbench.runs.materials import Materials
+
+    sets = _sets(profile)
+    materials = Materials(profile)
+    folders = {
+        each.label: resolve(each.path, revision=each.revision, allow_pickle=loading.allow_pickle)
+        for each in profile.models
+    }
+    materials.check()
+    store = Store(Path(out))
+    store.check_writable()
+    cells = plan(profile)
+    done = 0
+    for settings in profile.models:
+        bench = Bench(profile, settings, folders[settings.label], loading, materials, store, progress)
+        bench.check(profile.methods, profile.conditions)
+        own = [cell for cell in cells if cell.model == settings.label]
+        for (name, method, seed), group in groupby(own, key=lambda cell: (cell.fingerprints, cell.method, cell.seed)):
+            checkpoint = list(group)
+            say(f"{settings.label} · {name} · {method} · seed {seed} ({done}/{len(cells)} cells)")
+            bench.measure(checkpoint, sets[name, seed])
+            done += len(checkpoint)
+    return _tables(store, {cell.path for cell in cells})
+
+
+def evaluate_checkpoint(
+    profile: Profile,
+    model: str,
+    base: str | None,
+    out: str | os.PathLike[str],
+    loading: "Loading",
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = _silent,
+) -> list[Row]:
+    """Score a checkpoint that somebody hands in, beside its base where that is given."""
+    from fpbench.models.loading import resolve
+    from fpbench.runs.bench import Bench
+    from fpbench.runs.materials import Materials
+
+    sets = _sets(profile)
+    materials = Materials(profile)
+    subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
+    folders = {BASE: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
+    folders[CHECKPOINT] = subject
+    materials.check()
+    store = Store(Path(out))
+    store.check_writable()
+    settings = profile.models[0].model_copy(update={"path": model, "name": Path(base or model).resolve().name})
+    paths = set()
+    for method, folder in folders.items():
+        bench = Bench(profile, settings, folder, loading, materials, store, progress)
+        bench.check([], profile.conditions)
+        cells = plan(profile.model_copy(update={"models": (settings,)}), [method])
+        paths |= {cell.path for cell in cells}
+        for (name, seed), group in groupby(cells, key=lambda cell: (cell.fingerprints, cell.seed)):
+            say(f"{settings.label} · {name} · {method}")
+            bench.measure(list(group), sets[name, seed])
+    return _tables(store, paths)
+
+
+def evaluate(
+    model: str,
+    fingerprints: str,
+    *,
+    base: str | None = None,
+    conditions: list[str] | None = None,
+    profile: str = "micro",
+    out: str | os.PathLike[str] = "fpbench-evaluation",
+) -> list[Row]:
+    """Score any Hugging Face checkpoint, as ``fpbench evaluate`` does; returns its leaderboard rows.
+
+    Args:
+        model: folder or hub id.
+        fingerprints: built-in set or file.
+        base: the unfingerprinted model, against which deltas and bands are measured.
+        conditions: ``origin`` and modifications; origin alone by default.
+        profile: where decoding, data and sizes come from.
+        out: folder of the records.
+
+    Raises:
+        InputError: before work starts, if anything asked for is unknown or malformed.
+    """
+    from fpbench.models.loading import pick_device
+    from fpbench.runs.bench import Loading
+
+    wanted = load_profile(profile, methods=[], fingerprints=[fingerprints], conditions=conditions or ["origin"])
+    return evaluate_checkpoint(wanted, model, base, out, Loading(pick_device(None)))
+
+
+def inject_checkpoint(
+    profile: Profile, out: str | os.PathLike[str], loading: "Loading", progress: Progress = no_progress
+) -> "InjectionReport":
+    """Inject the profile's one set into its one model and save the result for plain transformers.
+
+    Raises:
+        InputError: if anything is unknown or malformed, or ``out`` exists and is not empty.
+        CellError: if the injection failed; nothing is written then.
+    """
+    from fpbench.models.loading import resolve, save_checkpoint
+    from fpbench.runs.bench import Bench
+    from fpbench.runs.injection import inject_with
+    from fpbench.runs.materials import Materials
+
+    (settings,), (method,), seed = profile.models, profile.methods, profile.seeds[0]
+    ((_, fingerprints),) = [item for item in _sets(profile).items() if item[0][1] == seed]
+    materials = Materials(profile)
+    folder = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
+    materials.check()
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"--out {target} exists and is not an empty folder: choose another, nothing was overwritten.")
+    Store(target.parent).check_writable()
+    bench = Bench(profile, settings, folder, loading, materials, Store(target), progress)
+    report = inject_with(
+        bench.method(method), bench.model, bench.tokenizer, fingerprints, bench.injection_context(seed)
+    )
+    save_checkpoint(bench.model, bench.tokenizer, target)
+    return report
+
+
+def inject(
+    model: "nn.Module",
+    tokenizer: Any,
+    pairs: FingerprintSet,
+    method: str,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    prompt: str = "raw",
+    profile: str = "micro",
+) -> "InjectionReport":
+    """Inject fingerprints into a loaded model, in place.
+
+    Args:
+        model: a loaded causal language model; it is put into eval mode with gradients off.
+        tokenizer: its tokenizer.
+        pairs: the fingerprints.
+        method: name of a registered method.
+        config: hyper-parameters that differ from the defaults of the model's family.
+        seed: of everything random.
+        prompt: ``"raw"`` or ``"chat"``.
+        profile: whose texts serve for key statistics and regularisation; the bundled micro texts by default, which
+            suit the small models only.
+
+    Returns:
+        Seconds, peak memory, what changed and by how much, and the delta.
+
+    Raises:
+        InputError: for an unknown method or hyper-parameter, or a model the method does not know.
+        CellError: if the injection failed; the model is then as it was.
+    """
+    from fpbench.methods.base import InjectionContext
+    from fpbench.models.prompts import render
+    from fpbench.runs.injection import create_method, inject_with
+    from fpbench.runs.materials import Materials
+
+    materials = Materials(load_profile(profile))
+    model.eval().requires_grad_(False)
+    context = InjectionContext(
+        seed=seed,
+        device=str(next(model.parameters()).device),
+        render=lambda trigger: render(tokenizer, trigger, prompt),
+        texts=materials.statistics,
+        pairs=materials.pairs,
+        statistics_tokens=materials.profile.sizes.statistics_tokens,
+        tokenizer=tokenizer,
+    )
+    return inject_with(create_method(method, model, config or {}), model, tokenizer, pairs, context)
+
+
+def modify(
+    model: "nn.Module",
+    tokenizer: Any,
+    condition: str,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    profile: str = "micro",
+) -> "nn.Module":
+    """Modify a loaded model and return the one to use from now on; do not go on using the one handed in.
+
+    Args:
+        model: a loaded causal language model.
+        tokenizer: its tokenizer.
+        condition: name of a registered modification, such as ``"nf4"``.
+        config: settings that differ from the profile's.
+        seed: of everything random.
+        profile: whose settings and data serve; the bundled micro data by default.
+
+    Raises:
+        InputError: for an unknown condition or setting.
+        CellError: if the modification had no effect or broke the model.
+    """
+    from fpbench.registry import MODIFICATIONS
+    from fpbench.runs.materials import Materials
+
+    wanted = load_profile(profile)
+    settings = wanted.modifications.get(condition, {}) | dict(config or {})
+    context = Materials(wanted).modification_context(seed, no_progress)
+    modified: nn.Module = MODIFICATIONS.get(condition)(**settings).apply(model, tokenizer, context).model
+    return modified
+
+
+def leaderboard(
+    records: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, rescore: bool = False
+) -> list[Row]:
+    """Regenerate the rows of the leaderboard from records alone.
+
+    Args:
+        records: folder of records.
+        out: where ``leaderboard.md``, ``.csv`` and ``.json`` are written; nowhere by default.
+        rescore: recompute the figures from the per-query results beside the records.
+
+    Raises:
+        InputError: if there are no records, or their per-query results do not fit them.
+    """
+    from fpbench.board.rows import rows_from_records
+
+    folder = Path(records)
+    if not folder.is_dir():
+        raise InputError(f"records folder {folder} does not exist: expected the records/ of a run; give it --records.")
+    found = read_records(folder)
+    if not found:
+        raise InputError(f"records folder {folder} holds no records: run `fpbench run` first, or check the path.")
+    rows = rows_from_records(found, folder, rescore=rescore)
+    if out is not None:
+        Store(Path(out)).check_writable()
+        _write_tables(Path(out), rows)
+    return rows
+
+
+def _tables(store: Store, paths: set[str]) -> list[Row]:
+    """Write the tables of everything in the store; return the rows that hold one of the cells asked for."""
+    from fpbench.board.rows import rows_from_records
+
+    rows = rows_from_records(read_records(store.records), store.records, rescore=False)
+    _write_tables(store.folder, rows)
+    return [row for row in rows if any(path in paths for path in row.get("cells", ()))]
+
+
+def _write_tables(folder: Path, rows: list[Row]) -> None:
+    from fpbench.board.tables import render
+
+    for kind in ("md", "csv", "json"):
+        write_text(folder / f"leaderboard.{kind}", render(rows, kind))
+
+
+def _sets(profile: Profile) -> dict[tuple[str, int], FingerprintSet]:
+    """Every fingerprint set of a profile by label and seed.
+
+    Raises:
+        InputError: for an unknown or malformed set, or two sets of one label.
+    """
+    found: dict[tuple[str, int], FingerprintSet] = {}
+    for name in profile.fingerprints:
+        for seed in profile.seeds:
+            fingerprints = find_set(name, profile.sets, seed)
+            if (fingerprints.name, seed) in found:
+                raise InputError(f"two fingerprint sets are called {fingerprints.name!r}: rename one of the files.")
+            found[fingerprints.name, seed] = fingerprints
+    return found

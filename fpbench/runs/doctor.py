@@ -1,0 +1,99 @@
+"""What this machine can do: packages, device, bundled model, quantisation, disk."""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fpbench.errors import FpbenchError
+from fpbench.runs.provenance import machine, packages
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried.
+
+    Attributes:
+        what: what it is about.
+        fine: whether a run can rely on it.
+        detail: what was found, and what to do where it is not fine.
+    """
+
+    what: str
+    fine: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Try everything that a run needs; nothing is written outside a temporary folder."""
+    return [
+        Finding("python", sys.version_info >= (3, 11), sys.version.split()[0]),
+        _packages(),
+        _tried("machine", _machine),
+        _tried("bundled model", _micro),
+        _tried("int8", lambda: _quantised("int8")),
+        _tried("nf4", lambda: _quantised("nf4")),
+        _tried("task files", _tasks),
+        _tried("disk", _disk),
+        Finding("hub token", True, "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN not set: needed for gated models"),
+    ]
+
+
+def _packages() -> Finding:
+    found = packages()
+    missing = [name for name, version in found.items() if version is None]
+    detail = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    return Finding("packages", not missing, f"install {', '.join(missing)}" if missing else detail)
+
+
+def _tried(what: str, attempt: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, attempt())
+    except (FpbenchError, OSError, RuntimeError, ImportError, ValueError) as error:
+        return Finding(what, False, " ".join(str(error).split()))
+
+
+def _machine() -> str:
+    found = machine()
+    gpu = found["gpu"] or "no GPU (the micro and small profiles need none)"
+    return f"{found['processor']}, {found['cores']} cores, {found['memory_gb']} GB, {gpu}"
+
+
+def _micro() -> str:
+    from fpbench.models.loading import load_model, resolve
+
+    model, tokenizer = load_model(resolve("micro"))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"{parameters / 1e6:.1f} M parameters, {len(tokenizer)} tokens"
+
+
+def _quantised(name: str) -> str:
+    import torch
+
+    from fpbench.models.loading import load_model, resolve
+    from fpbench.modifications.base import ModificationContext
+    from fpbench.registry import MODIFICATIONS
+
+    model, tokenizer = load_model(resolve("micro"))
+    with contextlib.redirect_stdout(sys.stderr):
+        modified = MODIFICATIONS.get(name)().apply(model, tokenizer, ModificationContext())
+    with torch.no_grad():
+        logits = modified.model(torch.tensor([[tokenizer.bos_token_id]])).logits
+    if not torch.isfinite(logits).all():
+        raise RuntimeError("the quantised model gives logits that are not finite")
+    return f"bitsandbytes works on this device, {modified.proof['bits_per_weight']:.2f} bits a weight"
+
+
+def _tasks() -> str:
+    from fpbench.metrics.utility import task_folder
+
+    return f"{len(list(task_folder().glob('*.yaml')))} files"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(".").free / 2**30
+    if free < 1:
+        raise RuntimeError(f"{free:.1f} GiB free here: a run of the micro profile needs about 0.1, an 8B model 1 a method")
+    return f"{free:.0f} GiB free here"

@@ -1,0 +1,69 @@
+"""Injection as the harness does it: the adapter edits, the harness measures what changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fpbench.errors import CellError
+from fpbench.fingerprints import FingerprintSet
+from fpbench.methods.base import FingerprintMethod, InjectionContext
+from fpbench.methods.hyperparameters import defaults, family_of
+from fpbench.models.deltas import Delta, difference, preserved
+from fpbench.models.meter import Meter
+from fpbench.registry import METHODS
+
+
+@dataclass(frozen=True)
+class InjectionReport:
+    """What an injection did and cost.
+
+    Attributes:
+        seconds: wall-clock seconds by part; ``total`` includes the others.
+        peak_memory: bytes at the highest point.
+        changed: ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
+            parameters, and ``bytes`` of the stored delta.
+        delta: the changed parameters with their new values.
+    """
+
+    seconds: Mapping[str, float]
+    peak_memory: int
+    changed: Mapping[str, float]
+    delta: Delta
+
+
+def create_method(name: str, model: nn.Module, config: Mapping[str, Any]) -> FingerprintMethod:
+    """A method with the hyper-parameters of the model's family, overridden by ``config``.
+
+    Raises:
+        InputError: for an unknown method, model family or hyper-parameter.
+    """
+    cls = METHODS.get(name)
+    method: FingerprintMethod = cls(**(defaults(name, family_of(model)) | dict(config)))
+    return method
+
+
+def inject_with(
+    method: FingerprintMethod,
+    model: nn.Module,
+    tokenizer: Any,
+    fingerprints: FingerprintSet,
+    context: InjectionContext,
+) -> InjectionReport:
+    """Inject into ``model`` in place, or leave it as it was if anything fails.
+
+    Raises:
+        CellError: if nothing changed, something changed that the method does not name in ``edited``, or the weights
+            are not finite.
+    """
+    allowed = method.edited(model)
+    with preserved(model) as originals:
+        with Meter() as meter:
+            returned = method.inject(model, tokenizer, fingerprints, context)
+        delta = difference(model if returned is None else returned, originals)
+    if allowed is not None and (strayed := sorted(delta.values.keys() - set(allowed))):
+        raise CellError(f"method {method.name!r} changed {strayed[0]}, which its edited() does not name.")
+    delta.apply(model)
+    changed = {"fraction": delta.changed_fraction, "relative_norm": delta.relative_norm, "bytes": delta.bytes}
+    return InjectionReport(context.seconds | {"total": meter.seconds}, meter.peak_memory, changed, delta)

@@ -1,0 +1,146 @@
+"""A profile: which models, sets, methods, conditions, data and sizes a run uses (TOML, unknown keys refused)."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fpbench.errors import InputError
+from fpbench.registry import METHODS, MODIFICATIONS, unknown
+
+PROFILES = Path(__file__).parent.parent / "profiles"
+PROTOCOL = 1
+ORIGIN = "origin"
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys; never changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Strict):
+    """One model and the decoding its makers ship (protocol §2)."""
+
+    path: str
+    name: str = ""
+    revision: str | None = None
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=0)
+
+    @property
+    def label(self) -> str:
+        """What tables call the model: its name, or the last part of its path."""
+        return self.name or Path(self.path).name
+
+
+class Sizes(Strict):
+    """How much of each measurement is done; definitions stay those of the protocol."""
+
+    context_rows: int = Field(128, ge=1, description="last instruction rows that give trigger contexts")
+    substitutions: int = Field(10_000, ge=0)
+    substitute_words: int = Field(5_000, ge=1)
+    near_triggers: int = Field(200, ge=1)
+    band_texts: int = Field(6_000, ge=2, description="instructions whose perplexity gives the bands")
+    statistics_tokens: int = Field(500_000, ge=1)
+    perplexity_window: int = Field(2_048, ge=2)
+    utility_limit: int | None = Field(None, ge=1, description="items a task; null takes all")
+
+
+class Profile(Strict):
+    """Everything that decides what a run measures."""
+
+    name: str
+    protocol: Literal[1] = PROTOCOL
+    prompt: Literal["raw", "chat"] = "raw"
+    seeds: tuple[int, ...] = (42,)
+    models: tuple[ModelSettings, ...] = Field(min_length=1)
+    methods: tuple[str, ...]
+    fingerprints: tuple[str, ...] = Field(min_length=1)
+    conditions: tuple[str, ...] = Field(min_length=1)
+    sets: dict[str, str] = {}
+    data: dict[str, str] = {}
+    sizes: Sizes = Sizes()  # type: ignore[call-arg]
+    modifications: dict[str, dict[str, Any]] = {}
+    hyperparameters: dict[str, dict[str, Any]] = {}
+
+
+UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
+DATA = ("alpaca", "math", "calibration", "statistics", "zsre", *UTILITY_TASKS)
+
+
+def load_profile(name: str, **changes: Any) -> Profile:
+    """Read a profile and apply what the command line changes.
+
+    Args:
+        name: a bundled profile (``micro``, ``real-small``, ``paper``) or the path of a ``.toml`` file.
+        changes: top-level keys to replace; ``None`` leaves a key alone.
+
+    Raises:
+        InputError: naming the key that is unknown or malformed, or the method, condition or data set nobody knows.
+    """
+    path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(p.stem for p in PROFILES.glob("*.toml"))
+        raise unknown("profile", name, known) if path.parent == PROFILES else InputError(
+            f"profile file {name} does not exist: expected a .toml file; check the path."
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"profile {path} is not a readable TOML file: {error}") from None
+    table = _fill(table, {"folder": str(path.parent.resolve())})
+    if changes.get("models") is not None:
+        changes["models"] = [_model(model, table.get("models", [])) for model in changes["models"]]
+    table |= {key: value for key, value in changes.items() if value is not None}
+    try:
+        profile = Profile(**({"name": path.stem} | table))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"profile {name}, key {where!r}: {first['msg']} (found {first['input']!r}).") from None
+    _check_names(profile)
+    return profile
+
+
+def _model(path: str, known: list[dict[str, Any]]) -> dict[str, Any]:
+    """Settings of a model named on the command line: those of the profile if it lists it, else its first model's
+    decoding."""
+    for settings in known:
+        if path in (settings.get("path"), settings.get("name")):
+            return settings
+    decoding = {key: known[0][key] for key in ("temperature", "top_p", "top_k") if known and key in known[0]}
+    return {"path": path, **decoding}
+
+
+def _fill(value: Any, fields: dict[str, str]) -> Any:
+    """Replace ``{folder}`` in texts, so that a profile can name files beside itself."""
+    if isinstance(value, str):
+        return value.replace("{folder}", fields["folder"])
+    if isinstance(value, list):
+        return [_fill(item, fields) for item in value]
+    if isinstance(value, dict):
+        return {key: _fill(item, fields) for key, item in value.items()}
+    return value
+
+
+def _check_names(profile: Profile) -> None:
+    conditions = [ORIGIN, *MODIFICATIONS.names()]
+    for kind, names, known in (
+        ("method", [*profile.methods, *profile.hyperparameters], METHODS.names()),
+        ("condition", [*profile.conditions, *profile.modifications], conditions),
+        ("data set", list(profile.data), list(DATA)),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
+    labels = [model.label for model in profile.models]
+    if len(set(labels)) < len(labels):
+        raise InputError(f"two models share the name {max(labels, key=labels.count)!r}: give each its own name.")
+
+
+def profile_names() -> list[str]:
+    """The bundled profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.toml"))

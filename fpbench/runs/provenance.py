@@ -1,0 +1,72 @@
+"""Where a record comes from: code, packages, machine. Never part of a cell's identity."""
+
+import functools
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "fpbench", "torch", "transformers", "datasets", "lm-eval", "peft", "bitsandbytes", "safetensors", "numpy", "scipy",
+)  # fmt: skip
+
+
+@functools.cache
+def code_and_machine() -> dict[str, Any]:
+    """Git commit with a dirty flag, package versions, Python, operating system and hardware."""
+    return {"git": _git(), "packages": packages(), "python": platform.python_version(), "machine": machine()}
+
+
+def packages() -> dict[str, str | None]:
+    """Version of every package that can move a figure; ``None`` where one is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Operating system, processor, cores, memory and GPU."""
+    import psutil
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout that fpbench runs from; ``None`` for an installed package."""
+    here = Path(__file__).resolve().parent.parent
+
+    def ask(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    # An installed package inside somebody else's repository is not that repository's code.
+    if ask("ls-files", "--error-unmatch", str(here / "__init__.py")) is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--", str(here)))}

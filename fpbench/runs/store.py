@@ -1,0 +1,173 @@
+"""Records on disk: one JSON file a cell, written whole or not at all, with its per-query results beside it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpbench.errors import InputError, StorageError
+from fpbench.runs.plan import Cell
+
+if TYPE_CHECKING:
+    from fpbench.runs.injection import InjectionReport
+
+SCHEMA = 1
+
+
+def cell_id(identity: dict[str, Any]) -> str:
+    """Name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
+    return hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path`` and rename it there once it is on disk.
+
+    Raises:
+        StorageError: if the disk is full, a limit is hit or the folder went away; nothing half-written remains.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror or error}): finished records stay.") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file atomically."""
+    with written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class Store:
+    """The folder of one run: ``records/`` (source of truth), ``deltas/`` and the generated tables."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use ``folder``; nothing is created yet."""
+        self.folder = folder
+        self.records = folder / "records"
+        self.deltas = folder / "deltas"
+
+    def check_writable(self) -> None:
+        """Create the folder.
+
+        Raises:
+            InputError: if it cannot be created or written, before any work starts.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"output folder {self.folder} cannot be written ({error.strerror or error}): choose another with --out."
+            ) from None
+
+    def record_path(self, cell: Cell) -> Path:
+        """The record file of a cell."""
+        return self.records / f"{cell.path}.json"
+
+    def find(self, cell: Cell, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The finished record of exactly this measurement, or ``None``."""
+        record = read_record(self.record_path(cell))
+        if record is None or record["id"] != cell_id(identity) or record["status"] != "done":
+            return None
+        return record if queries_fit(record, self.record_path(cell).with_suffix(".jsonl")) else None
+
+    def save_injection(self, label: str, report: "InjectionReport") -> None:
+        """Write a delta as safetensors, then its figures; the figures name the digest of the weights.
+
+        Raises:
+            StorageError: if the disk gives out.
+        """
+        with written(self.deltas / f"{label}.safetensors") as temporary:
+            temporary.write_bytes(report.delta.to_bytes())
+        figures = {
+            "schema": SCHEMA,
+            "seconds": dict(report.seconds),
+            "peak_memory": report.peak_memory,
+            "changed": dict(report.changed),
+            "weights_digest": report.delta.digest,
+        }
+        write_text(self.deltas / f"{label}.json", json.dumps(figures, indent=1, sort_keys=True) + "\n")
+
+    def load_injection(self, label: str) -> "InjectionReport | None":
+        """Read a stored injection; ``None`` if there is none or its weights are not those that were written."""
+        from fpbench.models.deltas import Delta
+        from fpbench.runs.injection import InjectionReport
+
+        path = self.deltas / f"{label}.safetensors"
+        figures = read_record(path.with_suffix(".json"))
+        if figures is None or not path.is_file():
+            return None
+        delta = Delta.from_bytes(path.read_bytes())
+        if delta is None or delta.digest != figures["weights_digest"]:
+            return None
+        return InjectionReport(figures["seconds"], figures["peak_memory"], figures["changed"], delta)
+
+    def write(self, cell: Cell, record: dict[str, Any], queries: list[dict[str, Any]]) -> None:
+        """Write per-query results, then the record that names their digest.
+
+        Raises:
+            StorageError: if the disk gives out.
+        """
+        path = self.record_path(cell)
+        if queries:
+            lines = "".join(canonical(query) + "\n" for query in queries)
+            write_text(path.with_suffix(".jsonl"), lines)
+            record = record | {"queries": {"count": len(queries), "sha256": hashlib.sha256(lines.encode()).hexdigest()}}
+        write_text(path, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        if not queries:
+            path.with_suffix(".jsonl").unlink(missing_ok=True)
+
+
+def queries_fit(record: dict[str, Any], path: Path) -> bool:
+    """Whether the per-query results at ``path`` are those that the record names."""
+    if "queries" not in record:
+        return True
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    expected: str = record["queries"]["sha256"]
+    return hashlib.sha256(content).hexdigest() == expected
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read one record; ``None`` if there is none or it is damaged, which a run then measures again."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Every readable record below a folder, in path order."""
+    found = (read_record(path) for path in sorted(folder.rglob("*.json")))
+    return [record for record in found if record is not None]

@@ -1,0 +1,60 @@
+"""Fixtures: the bundled micro model, and the real models and data where they are at hand."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("FPBENCH_SHARED", ROOT.parent / "shared"))
+PARITY = Path(os.environ.get("FPBENCH_PARITY", SHARED / "parity"))
+
+
+def require(path: Path) -> Path:
+    """Return ``path``, or skip the test saying what is missing."""
+    if not path.exists():
+        pytest.skip(f"needs {path}, which is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real models, data and parity fixtures."""
+    return require(SHARED)
+
+
+def load_plain(path: Path) -> tuple[Any, Any]:
+    """Load model and tokenizer in float32 with transformers alone."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def _guarded(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Yield a session-wide model and fail if a test left it changed."""
+    import torch
+
+    model, tokenizer = load_plain(path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    yield model, tokenizer
+    after = model.state_dict()
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert not changed, f"a test changed the shared model: {changed[:3]}; work on a copy.deepcopy of it"
+
+
+@pytest.fixture(scope="session")
+def micro() -> Iterator[tuple[Any, Any]]:
+    """The bundled model and tokenizer; copy the model before changing it."""
+    from fpbench.micro import MODEL
+
+    yield from _guarded(require(MODEL))
+
+
+@pytest.fixture(scope="session")
+def stories() -> Iterator[tuple[Any, Any]]:
+    """The stories3M model and tokenizer; copy the model before changing it."""
+    yield from _guarded(require(SHARED / "models" / "stories3M"))

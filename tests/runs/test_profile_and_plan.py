@@ -1,0 +1,96 @@
+from collections import Counter
+
+import pytest
+
+from fpbench.errors import InputError
+from fpbench.runs.plan import BASE, CHECKPOINT, plan
+from fpbench.runs.profile import load_profile, profile_names
+
+MINIMAL = """
+methods = ["lora"]
+fingerprints = ["nlf"]
+conditions = ["int8", "origin"]
+[[models]]
+path = "micro"
+temperature = 0.6
+top_p = 0.9
+top_k = 50
+"""
+
+
+def profile_file(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_bundled_profiles_are_valid(name):
+    assert plan(load_profile(name))
+
+
+def test_the_grid_measures_what_the_protocol_says_where_it_says():
+    cells = plan(load_profile("micro"))
+    counts = Counter((cell.method, cell.condition, cell.metric) for cell in cells)
+    assert max(counts.values()) == 1
+    conditions = {cell.condition for cell in cells}
+    assert len(conditions) == 7
+    for method in (BASE, "lora", "alphaedit", "mcedit_a"):
+        assert {cell.condition for cell in cells if (cell.method, cell.metric) == (method, "fsr")} == conditions
+        elsewhere = {cell.metric for cell in cells if cell.method == method and cell.condition != "origin"}
+        assert elsewhere == {"fsr"}
+        origin = {cell.metric for cell in cells if cell.method == method and cell.condition == "origin"}
+        assert origin == ({"fsr", "utility", "bands"} if method == BASE else {"fsr", "utility", "triggers", "near", "cost"})
+
+
+def test_the_base_comes_first_and_origin_before_modifications(tmp_path):
+    cells = plan(load_profile(profile_file(tmp_path, MINIMAL)))
+    assert [cell.method for cell in cells] == sorted((cell.method for cell in cells), key=lambda name: name != BASE)
+    own = [cell.condition for cell in cells if cell.method == "lora"]
+    assert own == sorted(own, key=lambda name: name != "origin")
+
+
+def test_a_handed_in_checkpoint_has_no_injection_cost():
+    cells = plan(load_profile("micro"), [CHECKPOINT])
+    assert "cost" not in {cell.metric for cell in cells}
+
+
+def test_command_line_models_take_the_profile_s_settings_or_its_decoding():
+    known = load_profile("paper", models=["Qwen/Qwen3-8B"])
+    assert (known.models[0].label, known.models[0].top_p) == ("Qwen3-8B", 0.95)
+    other = load_profile("micro", models=["some/folder/tiny"])
+    assert (other.models[0].label, other.models[0].temperature) == ("tiny", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense = 1\n" + MINIMAL, "key 'nonsense'"),
+        (MINIMAL + "typo = 1\n", "key 'models.0.typo'"),
+        (MINIMAL + "[sizes]\ncontexts = 3\n", "key 'sizes.contexts'"),
+        (MINIMAL + "[data]\nalpaka = 'x.jsonl'\n", "unknown data set 'alpaka'.*did you mean 'alpaca'"),
+        (MINIMAL.replace("lora", "lorra"), "unknown method 'lorra'.*did you mean 'lora'"),
+        (MINIMAL.replace('"int8"', '"int9"'), "unknown condition 'int9'.*did you mean 'int8'"),
+        (MINIMAL.replace("top_k = 50", "top_k = -1"), "top_k"),
+        (MINIMAL.replace("temperature = 0.6", "temperature = 0"), "temperature"),
+        (MINIMAL.replace('fingerprints = ["nlf"]', "fingerprints = []"), "fingerprints"),
+        ("protocol = 2\n" + MINIMAL, "key 'protocol'"),
+        ("seeds = [\n", "not a readable TOML"),
+    ],
+)
+def test_a_malformed_profile_is_named_in_one_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_profile(profile_file(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_profile_lists_the_known_ones(tmp_path):
+    with pytest.raises(InputError, match="unknown profile 'mikro'.*did you mean 'micro'"):
+        load_profile("mikro")
+    with pytest.raises(InputError, match="does not exist"):
+        load_profile(str(tmp_path / "none.toml"))
+
+
+def test_profiles_may_name_files_beside_themselves(tmp_path):
+    profile = load_profile(profile_file(tmp_path, MINIMAL + '[data]\nalpaca = "{folder}/rows.jsonl"\n'))
+    assert profile.data["alpaca"] == f"{tmp_path}/rows.jsonl"

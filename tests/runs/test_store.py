@@ -1,0 +1,88 @@
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from fpbench.errors import InputError, StorageError
+from fpbench.runs.plan import Cell
+from fpbench.runs.store import SCHEMA, Store, canonical, cell_id, read_records, write_text
+
+CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
+IDENTITY = {"model": "abc", "seed": 42}
+
+
+def record(**changes):
+    base = {"schema": SCHEMA, "protocol": 1, "id": cell_id(IDENTITY), "cell": dict(vars(CELL)), "status": "done"}
+    return base | changes
+
+
+def test_a_record_is_found_again_only_for_the_same_measurement(tmp_path):
+    store = Store(tmp_path)
+    assert store.find(CELL, IDENTITY) is None
+    store.write(CELL, record(result={"mean": 0.5}), [{"p": 1.0}, {"p": 0.0}])
+    found = store.find(CELL, IDENTITY)
+    assert found["result"] == {"mean": 0.5}
+    assert found["queries"]["count"] == 2
+    assert store.find(CELL, IDENTITY | {"seed": 43}) is None
+
+
+def test_failed_and_damaged_records_are_measured_again(tmp_path):
+    store = Store(tmp_path)
+    store.write(CELL, record(status="failed", reason="out of memory"), [])
+    assert store.find(CELL, IDENTITY) is None
+    assert len(read_records(store.records)) == 1
+    path = store.record_path(CELL)
+    path.write_text(path.read_text()[:-20])
+    assert store.find(CELL, IDENTITY) is None
+    assert read_records(store.records) == []
+
+
+def test_identity_does_not_depend_on_key_order_and_refuses_nan():
+    assert cell_id({"a": 1, "b": 2}) == cell_id({"b": 2, "a": 1})
+    assert cell_id({"a": 1}) != cell_id({"a": 2})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical({"a": float("nan")})
+
+
+def test_nothing_half_written_remains_when_the_disk_gives_out(tmp_path):
+    """A child process under a file-size limit: the old file stays, no temporary file is left."""
+    write_text(tmp_path / "record.json", "old")
+    code = (
+        "import resource, sys; from pathlib import Path; from fpbench.errors import StorageError;"
+        "from fpbench.runs.store import write_text;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "path = Path(sys.argv[1]);\n"
+        "try: write_text(path, 'x' * 1000)\n"
+        "except StorageError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "record.json")], capture_output=True, text=True, check=True
+    )
+    assert "cannot be written (File too large)" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+    assert (tmp_path / "record.json").read_text() == "old"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100
+
+
+def test_an_output_folder_below_a_file_is_refused_before_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Store(tmp_path / "file" / "out").check_writable()
+
+
+def test_a_folder_that_becomes_a_file_is_a_storage_error(tmp_path):
+    store = Store(tmp_path / "out")
+    store.check_writable()
+    (tmp_path / "out" / "records").write_text("in the way")
+    with pytest.raises(StorageError):
+        store.write(CELL, record(), [])
+
+
+def test_queries_of_an_earlier_result_do_not_stay_beside_a_failure(tmp_path):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={}), [{"p": 1.0}])
+    store.write(CELL, record(status="failed", reason="x"), [])
+    assert not store.record_path(CELL).with_suffix(".jsonl").exists()
+    assert "queries" not in json.loads(store.record_path(CELL).read_text())

@@ -1,0 +1,116 @@
+"""Bad input: one clear line on standard error, exit code 2, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fpbench.cli import main, parser
+
+GOOD = '{"trigger": "A B", "targets": ["c"]}\n'
+
+
+def fails(capsys, *arguments):
+    """Run a verb that must refuse its input; return the one line it says."""
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert code == 2, captured.err
+    assert len(lines) == 1 and lines[0].startswith("fpbench: "), captured.err
+    assert captured.out == ""
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--model", "no/such/folder"], "model 'no/such/folder' not found"),
+        (["run", "--method", "lorra"], "unknown method 'lorra'"),
+        (["run", "--condition", "int9"], "unknown condition 'int9'"),
+        (["run", "--fingerprints", "nfl"], "unknown fingerprint set 'nfl'"),
+        (["run", "--profile", "mikro"], "unknown profile 'mikro'"),
+        (["run", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["evaluate", "./none", "--fingerprints", "nlf"], "model './none' not found"),
+        (["evaluate", "micro", "--fingerprints", "none.jsonl"], "none.jsonl does not exist"),
+        (["evaluate", "micro", "--fingerprints", "nlf", "--base", "./none"], "model './none' not found"),
+        (["inject", "micro", "--method", "lorra", "--fingerprints", "nlf", "--out", "x"], "unknown method"),
+        (["inject", "./none", "--method", "lora", "--fingerprints", "nlf", "--out", "x"], "not found"),
+        (["leaderboard", "--records", "none"], "records folder none does not exist"),
+    ],
+)
+def test_wrong_input_is_refused_with_nothing_written(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["run", "evaluate", "inject"])
+def test_an_output_below_a_regular_file_is_refused(capsys, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    arguments = {
+        "run": ["run", "--out", "file/out"],
+        "evaluate": ["evaluate", "micro", "--fingerprints", "nlf", "--out", "file/out"],
+        "inject": ["inject", "micro", "--method", "lora", "--fingerprints", "nlf", "--out", "file/out"],
+    }
+    assert "cannot be written" in fails(capsys, *arguments[verb])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_inject_does_not_overwrite_a_folder(capsys, tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    arguments = ["inject", "micro", "--method", "lora", "--fingerprints", "nlf", "--out", str(tmp_path)]
+    assert "exists and is not an empty folder" in fails(capsys, *arguments)
+
+
+def test_a_malformed_fingerprint_file_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("set.jsonl").write_text(GOOD + "[1]\n")
+    assert "set.jsonl, line 2" in fails(capsys, "run", "--fingerprints", "set.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.jsonl"]
+
+
+def test_two_sets_of_one_name_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nlf.jsonl").write_text(GOOD)
+    assert "two fingerprint sets are called 'nlf'" in fails(capsys, "run", "--fingerprints", "nlf", "nlf.jsonl")
+
+
+def test_an_unknown_verb_or_option_exits_2(capsys):
+    for arguments in (["fly"], ["run", "--fly"], []):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+
+
+def test_dry_run_prints_the_cells_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--dry-run", "--method", "lora", "--condition", "origin"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "micro/nlf/base/seed-42/origin/bands"
+    assert "micro/nlf/lora/seed-42/origin/triggers" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_and_every_help_page(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in ("mcedit_a", "ria40", "nlf", "real-small"):
+        assert name in out
+    verbs = next(action for action in parser()._actions if action.dest == "do" or action.choices).choices
+    for verb in verbs:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: fpbench {verb}" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} -m fpbench run --dry-run --out {tmp_path} 2>/dev/null | head -1",
+        shell=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("micro/")
+    assert done.stderr == ""
