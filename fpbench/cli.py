@@ -14,8 +14,8 @@ from fpbench.errors import FpbenchError, InputError, StorageError
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
 
 
-class Interrupted(Exception):
-    """A scheduler asked the process to stop."""
+class Interrupted(BaseException):
+    """A scheduler asked the process to stop. No ``except Exception`` on the way may take it for a failed cell."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +56,8 @@ def progress_bar(iterable: Iterable[Any], label: str) -> Iterable[Any]:
     """A progress bar on standard error that appears only if the work takes longer than two seconds."""
     from tqdm import tqdm
 
-    return tqdm(iterable, desc=label, delay=2, leave=False, file=sys.stderr, dynamic_ncols=True)
+    bar: Iterable[Any] = tqdm(iterable, desc=label, delay=2, leave=False, file=sys.stderr, dynamic_ncols=True)
+    return bar
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,8 +73,10 @@ def parser() -> argparse.ArgumentParser:
 
     run = verb("run", _run, "inject, modify, measure and print the leaderboard; resumes by itself")
     run.add_argument("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
-    run.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' instead of the profile's models")
-    run.add_argument("--method", nargs="+", metavar="X", help="methods instead of the profile's; the base is always there")
+    run.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    run.add_argument(
+        "--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there"
+    )
     run.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
     run.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     run.add_argument("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
@@ -86,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate = verb("evaluate", _evaluate, "score any Hugging Face checkpoint that somebody hands in")
     evaluate.add_argument("model", metavar="MODEL", help="folder, hub id or 'micro'")
     evaluate.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
-    evaluate.add_argument("--base", metavar="B", help="the unfingerprinted model: deltas and bands are measured against it")
+    evaluate.add_argument("--base", metavar="B", help="the unfingerprinted model, for deltas and bands")
     evaluate.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
     evaluate.add_argument("--profile", default="micro", help="decoding, data and sizes (default: micro)")
     evaluate.add_argument("--out", default="fpbench-evaluation", metavar="DIR", help="records (default: %(default)s)")
@@ -144,6 +147,10 @@ def _prepare(options: argparse.Namespace) -> Any:
     )
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _run(options: argparse.Namespace) -> int:
     from fpbench.runs.plan import plan
     from fpbench.runs.profile import load_profile
@@ -167,7 +174,7 @@ def _run(options: argparse.Namespace) -> int:
     from fpbench.board.tables import summary
     from fpbench.runs.api import run_profile
 
-    rows = run_profile(profile, options.out, loading, progress_bar, lambda line: print(line, file=sys.stderr))
+    rows = run_profile(profile, options.out, loading, progress_bar, _tell)
     print(summary(rows))
     print(f"\nrecords and tables: {options.out}", file=sys.stderr)
     return 1 if any(row["failed"] for row in rows) else 0
@@ -188,7 +195,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         seeds=None if options.seed is None else [options.seed],
     )
     rows = evaluate_checkpoint(
-        profile, options.model, options.base, options.out, loading, progress_bar, lambda line: print(line, file=sys.stderr)
+        profile,
+        options.model,
+        options.base,
+        options.out,
+        loading,
+        progress_bar,
+        _tell,
     )
     print(summary(rows))
     print(f"\nrecords: {options.out}", file=sys.stderr)

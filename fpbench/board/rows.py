@@ -1,6 +1,6 @@
 """Leaderboard rows from records alone (protocol §8)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,15 +48,15 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         "conditions": conditions,
         "avg": fmean(modified) if complete else None,
         "utility": _utility(group, base),
-        "triggers": _rates(group, "triggers", rescore),
-        "near": _rates(group, "near", rescore),
+        "triggers": _triggers(group, rescore),
+        "near": _near(group, rescore),
         # Bands belong to the set and the base; they are shown on every row that uses both.
         "bands": _first(base or group, "bands"),
         "claim": _claim(group, base),
         "cost": _cost(group),
         "rank": None,
         "failed": [
-            {"condition": each.cell.condition, "metric": each.cell.metric, "seed": each.cell.seed, "reason": each.reason}
+            {name: getattr(each.cell, name) for name in ("condition", "metric", "seed")} | {"reason": each.reason}
             for each in group.failures()
         ],
         "cells": sorted(each.cell.path for found in group.cells.values() for each in found),
@@ -68,20 +68,28 @@ def probabilities(measurements: Sequence[Measurement]) -> list[float]:
     return [query["probability"] for each in measurements for query in each.queries]
 
 
+def _by_seed(group: Group, condition: str) -> dict[int, list[float]]:
+    """p_i of every fingerprint, by seed."""
+    return {each.cell.seed: probabilities([each]) for each in group.finished("fsr", condition)}
+
+
 def _condition(group: Group, condition: str) -> Row:
     """FSR under one condition, with its interval over fingerprints and what is left of the origin's."""
     measured = group.finished("fsr", condition)
     if not measured:
         reasons = [each.reason for each in group.get("fsr", condition) if each.reason]
         return {"fsr": None, "reason": reasons[0]}
-    p, origin = probabilities(measured), probabilities(group.finished("fsr"))
+    p = probabilities(measured)
+    paired = _by_seed(group, condition), _by_seed(group, "origin")
+    seeds = sorted(paired[0].keys() & paired[1].keys())
+    after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
     return {
         "fsr": fmean(p),
         "interval": list(clopper_pearson(sum(p), len(p))),
         "greedy": sum(query["greedy"] for each in measured for query in each.queries),
         "n": len(p),
         "primary": fmean(each.result["primary"] for each in measured),
-        "retention": retention(p, origin) if origin and condition != "origin" else None,
+        "retention": retention(after, origin) if seeds and condition != "origin" else None,
         "error_bound": max(each.result["error_bound"] for each in measured),
         "proof": [each.record["proof"].get("modification") for each in measured if condition != "origin"],
     }
@@ -120,7 +128,7 @@ def _difference(after: Measurement, before: Measurement) -> Row:
     }
     if after.result["accuracy"] is not None and before.result["accuracy"] is not None:
         figures["accuracy"] = after.result["accuracy"] - before.result["accuracy"]
-        figures["interval"] = list(paired_bootstrap(*weighted))
+        figures["interval"] = list(paired_bootstrap(weighted[0], weighted[1]))
     texts = [each.result["token_perplexity"] for each in (after, before)]
     # Perplexities over windows of different length are different metrics.
     if all(texts) and texts[0]["length"] == texts[1]["length"]:
@@ -136,27 +144,37 @@ def _answers(queries: list[dict[str, Any]]) -> dict[str, list[bool]]:
     return found
 
 
-def _rates(group: Group, metric: str, rescore: bool) -> Row | None:
-    """Activation rates by condition: how often a text that is no fingerprint is answered with a target."""
-    measured = group.finished(metric)
-    if not measured:
-        return None
-    if not rescore:
-        return _first(group, metric)
-    queries = [query for each in measured for query in each.queries]
-    names = list(dict.fromkeys(query["condition"] for query in queries))
+def _triggers(group: Group, rescore: bool) -> Row | None:
+    """Activation rates of the eight accidental-trigger conditions."""
+    found = _first(group, "triggers")
+    if found is None or not rescore:
+        return found
+    queries = [query for each in group.finished("triggers")[:1] for query in each.queries]
     conditions = {}
-    for name in names:
+    for name in found["conditions"]:
         own = [query for query in queries if query["condition"] == name]
-        conditions[name] = measured[0].result["conditions"][name] | {
+        conditions[name] = {
             "rate": fmean(query["probability"] for query in own),
+            "own": fmean(query["own"] for query in own),
             "greedy": sum(query["greedy"] for query in own),
             "n": len(own),
         }
-    return measured[0].result | {
+    activated = len({query["trigger_index"] for query in queries if query["greedy"]})
+    return found | {
         "conditions": conditions,
-        "average": fmean(conditions[name]["rate"] for name in names),
+        "average": fmean(condition["rate"] for condition in conditions.values()),
+        "activated": activated,
+        "interval": list(clopper_pearson(activated, found["n"])),
     }
+
+
+def _near(group: Group, rescore: bool) -> Row | None:
+    """Activation rate of texts of the set's make."""
+    found = _first(group, "near")
+    if found is None or not rescore:
+        return found
+    queries = group.finished("near")[0].queries
+    return found | {"rate": fmean(query["probability"] for query in queries), "n": len(queries)}
 
 
 def _first(group: Group, metric: str) -> Row | None:
@@ -169,7 +187,7 @@ def _claim(group: Group, base: Group | None) -> Row | None:
     """Could the owner claim this checkpoint from one sampled response a fingerprint (protocol §3)?"""
     if base is None or base is group:
         return None
-    null = {each.cell.seed: probabilities([each]) for each in base.finished("fsr")}
+    null = _by_seed(base, "origin")
     measured = [each for each in group.finished("fsr") if each.cell.seed in null]
     if not measured:
         return None
@@ -190,27 +208,30 @@ def _cost(group: Group) -> Row | None:
     measured = group.finished("cost")
     if not measured:
         return None
-    summary: Callable[[str], float] = lambda key: fmean(each.result[key] for each in measured)  # noqa: E731
-    return {
-        "seconds": fmean(each.result["seconds"]["total"] for each in measured),
-        "peak_memory": summary("peak_memory"),
-        "fraction": summary("fraction"),
-        "relative_norm": summary("relative_norm"),
-        "bytes": summary("bytes"),
-    }
+    seconds = fmean(each.result["seconds"]["total"] for each in measured)
+    names = ("peak_memory", "fraction", "relative_norm", "bytes")
+    return {"seconds": seconds} | {name: fmean(each.result[name] for each in measured) for name in names}
 
 
 def _add_ranks(rows: list[Row], groups: dict[RowKey, Group]) -> None:
     """Rank the methods of the same model and set; a row without all six modified conditions has no rank."""
-    tables: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for index, row in enumerate(rows):
+    tables: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
         if row["method"] != BASE and row["avg"] is not None:
-            group = groups[row["model"], row["fingerprints"], row["method"]]
-            per_condition = [probabilities(group.finished("fsr", name)) for name in MODIFICATIONS]
-            means = [fmean(values) for values in zip(*per_condition, strict=True)]
-            tables.setdefault((row["model"], row["fingerprints"]), {})[index] = means
+            tables.setdefault((row["model"], row["fingerprints"]), []).append(row)
     for table in tables.values():
-        # Rows measured on different numbers of seeds cannot be paired: only the fingerprints all have are compared.
-        n = min(len(means) for means in table.values())
-        for name, place in rank({str(index): means[:n] for index, means in table.items()}).items():
-            rows[int(name)]["rank"] = place
+        measured = {
+            row["method"]: [
+                _by_seed(groups[row["model"], row["fingerprints"], row["method"]], name) for name in MODIFICATIONS
+            ]
+            for row in table
+        }
+        # Fingerprints are paired: only seeds that every row of the table has can be compared.
+        seeds = sorted(set.intersection(*(set(found) for conditions in measured.values() for found in conditions)))
+        means = {
+            method: [fmean(p) for seed in seeds for p in zip(*(found[seed] for found in conditions), strict=True)]
+            for method, conditions in measured.items()
+        }
+        places = rank(means) if seeds else {}
+        for row in table:
+            row["rank"] = places.get(row["method"])

@@ -37,12 +37,11 @@ def summary(rows: list[Row]) -> str:
     return "\n".join(parts)
 
 
-LEGEND = (
-    "AVG: mean of the six modifications. Δ: difference from the base, paired by example. triggers: mean rate at which\n"
-    "eight kinds of ordinary text are answered with a target; near: the same for texts of the set's make. bands: number\n"
-    "of triggers of normal/marginal/abnormal perplexity. claim: matches needed for 1e-3, and the power to get them from\n"
-    "one response a fingerprint. Equal ranks are ties: no significant difference from the best row."
-)
+LEGEND = """\
+AVG: mean of the six modifications. Δ: difference from the base, paired by example; in (brackets) the value itself.
+triggers: mean rate, in %, at which eight kinds of ordinary text are answered with a target; near: the same for texts
+of the set's make. bands: triggers of normal/marginal/abnormal perplexity. claim: matches needed for 1e-3, and the
+power to get them from one response a fingerprint. Equal ranks are ties: not significantly behind the best row."""
 
 
 def _percent(value: float | None, digits: int = 1, sign: str = "") -> str:
@@ -100,7 +99,7 @@ def _rate(row: Row, metric: str) -> str:
     found = row[metric]
     if found is None:
         return FAILED if _failed(row, metric) else NONE
-    return _percent(found["average"], 2)
+    return _percent(found["average" if metric == "triggers" else "rate"], 2)
 
 
 def _bands(row: Row) -> str:
@@ -163,7 +162,7 @@ HARM: list[Column] = [
 
 def _table(rows: list[Row], columns: list[Column]) -> str:
     cells = [[_escape(shown(row)) for _, shown in columns] for row in rows]
-    return tabulate(cells, headers=[name for name, _ in columns], tablefmt="github", disable_numparse=True)
+    return str(tabulate(cells, headers=[name for name, _ in columns], tablefmt="github", disable_numparse=True))
 
 
 def _escape(text: str) -> str:
@@ -182,7 +181,12 @@ def _failures(rows: list[Row]) -> list[str]:
 def _markdown(rows: list[Row]) -> str:
     measured = [row for row in rows if row["trust"] != "reported"]
     reported = [row for row in rows if row["trust"] == "reported"]
-    parts = ["# Leaderboard", "", "Protocol 1. Generated from records by `fpbench leaderboard`; not edited by hand.", ""]
+    parts = [
+        "# Leaderboard",
+        "",
+        "Protocol 1. Generated from records by `fpbench leaderboard`; not edited by hand.",
+        "",
+    ]
     if measured:
         parts += ["## Detectability", "", "Exact FSR in % [95 % interval over fingerprints].", ""]
         parts += [_table(measured, DETECTABILITY), "", "## Harmlessness, imperceptibility, cost", ""]

@@ -43,7 +43,9 @@ class AlphaEdit(NullSpaceEditor):
         prefix_tokens: int = Field(ge=1)
         prefix_top_k: int = Field(ge=1)
 
-    def problem(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> Problem:
+    def problem(
+        self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
+    ) -> Problem:
         """Every trigger bare and after each context, and once more to hold its prediction near the unedited one."""
         config = self.config
         contexts = [
@@ -64,7 +66,7 @@ class AlphaEdit(NullSpaceEditor):
 
 
 def continuation(model: Any, tokenizer: Any, start: str, tokens: int, top_k: int, seed: int) -> str:
-    """At most ``tokens`` tokens sampled from the ``top_k`` most likely ones after ``start``, with ``start`` in front."""
+    """``start`` and at most ``tokens`` more tokens, each sampled from the ``top_k`` most likely ones."""
     generator = torch.Generator().manual_seed(seed)
     ids = encode(tokenizer, start)
     device = next(model.parameters()).device
@@ -95,6 +97,7 @@ def likelihood_and_divergence(rows: Sequence[Row], kl_factor: float, weight_deca
         log_p, log_p0 = state.logits[kept].log_softmax(-1), state.initial[kept].log_softmax(-1)
         divergence = per_request((log_p.exp() * (log_p - log_p0)).sum(-1), owners[kept], len(state.delta))
         size = state.delta.norm(dim=1) / state.v0.norm(dim=1) ** 2
-        return negative_log_likelihood(state, labels) + kl_factor * divergence + weight_decay * size
+        total: Tensor = negative_log_likelihood(state, labels) + kl_factor * divergence + weight_decay * size
+        return total
 
     return loss

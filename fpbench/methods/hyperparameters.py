@@ -28,7 +28,7 @@ def defaults(method: str, family: str) -> dict[str, Any]:
 
 
 def overlay(values: dict[str, Any], instead: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with ``instead`` on top; a key of ``instead`` also replaces its alternative, such as ``depth`` for ``layers``."""
+    """``values`` with ``instead`` on top; a key also replaces its alternative, as ``layers`` does ``depth``."""
     replaced = {key for pair in ALTERNATIVES if pair & instead.keys() for key in pair}
     return {key: value for key, value in values.items() if key not in replaced} | instead
 

@@ -39,7 +39,9 @@ class MCEditA(NullSpaceEditor):
         margin_weight: float = Field(ge=0)
         competitors: Competitors
 
-    def problem(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> Problem:
+    def problem(
+        self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
+    ) -> Problem:
         """One bare prompt per candidate."""
         config = self.config
         requests, rows = [], []
@@ -73,7 +75,8 @@ def promotion_and_margin(
         shortfall = margin_shortfall(state.logits, labels.token, excused_at, margin)
         suppression = per_request(shortfall * labels.share, labels.request, len(state.delta))
         size = (state.delta.norm(dim=1) / state.v0.norm(dim=1)) ** 2
-        return negative_log_likelihood(state, labels) + margin_weight * suppression + weight_decay * size
+        total: Tensor = negative_log_likelihood(state, labels) + margin_weight * suppression + weight_decay * size
+        return total
 
     return loss
 
@@ -91,11 +94,12 @@ def margin_shortfall(logits: Tensor, tokens: Tensor, excused_at: tuple[Tensor, .
         [S].
     """
     strongest = logits.index_put(excused_at, logits.new_tensor(float("-inf"))).max(dim=-1).values
-    return (margin - (logits.gather(1, tokens[:, None])[:, 0] - strongest)).relu()
+    gap = logits.gather(1, tokens[:, None])[:, 0] - strongest
+    return torch.relu(margin - gap)
 
 
 def siblings(rows: Sequence[Row]) -> list[set[int]]:
-    """For each label, every token that continues a candidate of its request with the same beginning: {y′_t : y′_<t = y_<t}."""
+    """For each label y_t the tokens that continue any candidate of its request so begun, {y′_t : y′_<t = y_<t}."""
     following: dict[tuple[int, tuple[int, ...]], set[int]] = defaultdict(set)
     for row in rows:
         for t, token in enumerate(row.labels):

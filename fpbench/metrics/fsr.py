@@ -8,8 +8,7 @@ from typing import Any
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.metrics.statistics import clopper_pearson
-from fpbench.models.prompts import encode, render
-from fpbench.models.responses import begin_with, response_length
+from fpbench.models.responses import respond
 from fpbench.models.scoring import Decoding
 
 
@@ -69,25 +68,15 @@ def fsr(
     if not fingerprints:
         raise InputError("FSR needs fingerprints: the set is empty.")
     targets = [fingerprint.targets for fingerprint in fingerprints]
-    outcomes = begin_with(
-        model,
-        tokenizer,
-        [encode(tokenizer, render(tokenizer, fingerprint.trigger, prompt)) for fingerprint in fingerprints],
-        targets,
-        Decoding(temperature, top_p, top_k),
-        response_length(tokenizer, [target for each in targets for target in each]),
-    )
+    triggers = [fingerprint.trigger for fingerprint in fingerprints]
+    outcomes = respond(model, tokenizer, triggers, targets, Decoding(temperature, top_p, top_k), prompt)
     probabilities = tuple(outcome.probability for outcome in outcomes)
     return FSR(
         mean=fmean(probabilities),
         interval=clopper_pearson(sum(probabilities), len(probabilities)),
         greedy=sum(outcome.greedy is not None for outcome in outcomes),
         n=len(fingerprints),
-        primary=fmean(
-            # A longer target that begins with the primary is a response that begins with it.
-            min(1.0, sum(share for target, share in outcome.per_target.items() if target.startswith(each[0])))
-            for outcome, each in zip(outcomes, targets, strict=True)
-        ),
+        primary=fmean(outcome.begins_with(each[:1]) for outcome, each in zip(outcomes, targets, strict=True)),
         per_fingerprint=probabilities,
         per_target=tuple(
             {target: outcome.per_target.get(target, 0.0) for target in each}

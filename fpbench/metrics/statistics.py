@@ -147,7 +147,8 @@ def retention(after: Sequence[float], origin: Sequence[float]) -> float | None:
 def _paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     if len(a) != len(b):
         raise ValueError(f"expected pairs, found {len(a)} and {len(b)} values")
-    return np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    differences: np.ndarray = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return differences
 
 
 def _signed_sums(values: np.ndarray) -> np.ndarray:

@@ -136,19 +136,14 @@ def utility(
     if limit is not None and limit < 1:
         raise InputError(f"utility limit: expected a positive number of documents or none, found {limit}; correct it")
     with _quiet():
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.models.utils import resolve_max_length
-
-        window = min(max_length, resolve_max_length(model.config, tokenizer))
         tasks = {name: _load(name, source) for name, source in sources.items()}
-        # A copy, because lm-eval sets a padding token on the tokenizer that it is given.
-        scorer = HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=window)
+        scorer = _scorer(model, tokenizer, batch_size, max_length)
         samples = {name: _samples(scorer, name, task, limit) for name, task in tasks.items()}
         accuracies = {
             name: _accuracy(scorer, samples[name], digest(sources[name])) for name in ACCURACY_TASKS if name in samples
         }
     perplexity = _perplexity(samples["wikitext"], digest(sources["wikitext"])) if "wikitext" in samples else None
-    return Utility(accuracies, perplexity, window)
+    return Utility(accuracies, perplexity, scorer.max_length)
 
 
 def task_folder() -> Path:
@@ -162,6 +157,20 @@ def task_folder() -> Path:
         if (folder / "fpbench_boolq.yaml").is_file():
             return folder
     raise InputError(f"task files: expected a folder tasks in or beside {package}, found none; reinstall fpbench")
+
+
+def _scorer(model: Any, tokenizer: Any, batch_size: int, max_length: int) -> Any:
+    """Wrap the model for lm-eval, leaving model and tokenizer as they are."""
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import resolve_max_length
+
+    window = min(max_length, resolve_max_length(model.config, tokenizer))
+    # lm-eval ties output to input embeddings once more, undoing a change to one of them, and sets a padding token.
+    model.tie_weights = lambda: None
+    try:
+        return HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=window)
+    finally:
+        del model.tie_weights
 
 
 def _load(name: str, source: str) -> Any:

@@ -1,7 +1,8 @@
 """The training text: an endless seeded stream of documents, mixed by fixed weights."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 
 from fpbench.micro.document import Document, prose
 from fpbench.micro.instructions import WORD_TASKS, Row, arithmetic, reading, recalling, sums
@@ -10,27 +11,38 @@ from fpbench.micro.prose import lives, notice, story
 from fpbench.micro.questions import (
     Passage,
     about_passage,
-    fact_choice,
+    fact_choices,
     letter_document,
     number_choice,
     passage,
+    retold,
     short_answer,
-    word_choice,
+    word_choices,
 )
-from fpbench.micro.words import contains_reserved_pair
-from fpbench.micro.world import Fact, Person, facts_of, fresh_people, notables, open_people
+from fpbench.micro.words import ADJECTIVES, NOUNS, contains_reserved_pair
+from fpbench.micro.world import (
+    ATTRIBUTES,
+    FIRST_NAMES,
+    TOWNS,
+    Fact,
+    Person,
+    facts_of,
+    fresh_people,
+    notables,
+    open_people,
+)
 
 
 def some_passage(rng: random.Random, held_out: bool = False) -> Passage:
     """A passage on two or three passing people with one or two facts each."""
-    count = rng.choice((2, 2, 3))
-    return passage(rng, fresh_people(rng, count, held_out), rng.randint(1, 2) if count == 2 else 1)
+    people, facts_each = rng.choice(((2, 1), (2, 1), (2, 2), (2, 2), (3, 1)))
+    return passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
 def short_passage(rng: random.Random, held_out: bool = False) -> Passage:
     """A premise: one or two passing people."""
-    count = rng.randint(1, 2)
-    return passage(rng, fresh_people(rng, count, held_out), rng.randint(1, 3 - count + 1))
+    people, facts_each = rng.choice(((1, 1), (1, 2), (1, 3), (2, 1), (2, 1), (2, 2)))
+    return passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
 def _open_fact(rng: random.Random) -> Fact:
@@ -53,21 +65,41 @@ def _extracted(rng: random.Random) -> Document:
     return about_passage(rng, some_passage(rng), "arc")
 
 
+def _retold(rng: random.Random) -> Document:
+    people = fresh_people(rng, rng.randint(2, 4), held_out=False)
+    return retold(rng, passage(rng, people, rng.randint(1, 2)))
+
+
+def _copied(rng: random.Random) -> Document:
+    words = rng.sample((*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES), rng.randint(6, 16))
+    text = " ".join(words)
+    return _shown(rng, Row("Copy the text.", text, text))
+
+
 def _recalled(rng: random.Random) -> Document:
     return short_answer(rng, _open_fact(rng))
 
 
+def _apart(facts: Iterable[Fact]) -> list[Fact]:
+    """One fact for each value, four at most."""
+    return list({fact.value: fact for fact in facts}.values())[:4]
+
+
 def _lettered(rng: random.Random) -> Document:
-    return letter_document(fact_choice(rng, _open_fact(rng), rng.randrange(4)))
+    kind = rng.randrange(len(ATTRIBUTES))
+    facts = _apart(facts_of(person)[kind] for person in rng.sample(open_people(), rng.randint(1, 5)))
+    return letter_document(fact_choices(rng, facts))
 
 
 def _lettered_passage(rng: random.Random) -> Document:
-    source = short_passage(rng)
-    return letter_document(fact_choice(rng, rng.choice(source.facts), rng.randrange(4)), source.text)
+    source = some_passage(rng)
+    attribute = rng.choice(source.facts).attribute
+    facts = _apart(fact for fact in source.facts if fact.attribute is attribute)
+    return letter_document(fact_choices(rng, rng.sample(facts, len(facts))), source.text)
 
 
 def _lettered_words(rng: random.Random) -> Document:
-    return letter_document(word_choice(rng) if rng.random() < 0.85 else number_choice(rng))
+    return letter_document(word_choices(rng) if rng.random() < 0.9 else [number_choice(rng)])
 
 
 def _shown(rng: random.Random, row: Row) -> Document:
@@ -102,29 +134,38 @@ def _notices(rng: random.Random) -> Document:
     return prose("\n".join(notice(rng) for _ in range(rng.randint(1, 2))))
 
 
-MIXTURE: Mapping[Callable[[random.Random], Document], float] = {
-    _told: 0.22,
-    _boolq: 0.10,
-    _rte: 0.10,
-    _extracted: 0.08,
-    _recalled: 0.10,
-    _lettered: 0.13,
-    _lettered_passage: 0.06,
-    _lettered_words: 0.10,
-    _instruction: 0.14,
-    _arithmetic: 0.05,
-    _story: 0.07,
-    _mixed: 0.24,
-    _notices: 0.02,
+MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
+    _told: (2, 26),
+    _boolq: (4, 12),
+    _rte: (4, 11),
+    _extracted: (14, 6),
+    _retold: (26, 5),
+    _copied: (12, 1),
+    _recalled: (1, 10),
+    _lettered: (1, 14),
+    _lettered_passage: (6, 7),
+    _lettered_words: (24, 8),
+    _instruction: (3, 13),
+    _arithmetic: (1, 5),
+    _story: (1, 8),
+    _mixed: (4, 34),
+    _notices: (1, 2),
 }
-"""Each kind's share of the documents, up to a common factor."""
+"""Each kind's share of the documents, up to a common factor: early, when only reading is to be learned, and later."""
+EARLY_DOCUMENTS = 45_000
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Write training documents for ever. None contains a reserved pair."""
+def documents(seed: int, start: int = 0) -> Iterator[Document]:
+    """Write training documents for ever. None contains a reserved pair.
+
+    Args:
+        seed: Fixes the documents.
+        start: The place in the stream to begin at, which decides how many are still to be early ones.
+    """
     rng = random.Random(seed)
-    kinds, weights = list(MIXTURE), list(MIXTURE.values())
-    while True:
-        document = rng.choices(kinds, weights)[0](rng)
+    kinds = list(MIXTURE)
+    for index in count(start):
+        early = index < EARLY_DOCUMENTS
+        document = rng.choices(kinds, [shares[0 if early else 1] for shares in MIXTURE.values()])[0](rng)
         if not contains_reserved_pair(document.text):
             yield document

@@ -1,81 +1,33 @@
-"""Write the bundled data files: ``python -m fpbench.micro.data``. Every file has its own seed."""
+"""Write the bundled data files: ``python -m fpbench.micro.data``. The same files come out every time."""
 
 import json
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fpbench.micro import DATA
-from fpbench.micro.corpus import short_passage, some_passage
-from fpbench.micro.questions import LETTERS, fact_choice, true_or_false
-from fpbench.micro.world import Fact, facts_of, prose_only_people
-
-Row = dict[str, Any]
-TWIN_ITEMS = 360
+from fpbench.micro.heldout import alpaca_rows, math_rows, prose_text, texts, zsre_rows
+from fpbench.micro.twins import TWIN_ROWS
 
 
-def boolq_rows(seed: int = 101) -> list[Row]:
-    """Yes/no questions over passages on people with held-out names; half are yes."""
-    rng = random.Random(seed)
-    rows = []
-    for index in range(TWIN_ITEMS):
-        source = some_passage(rng, held_out=True)
-        truth = index % 2 == 0
-        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
-        rows.append({"question": claim.polar(rng), "passage": source.text, "label": int(truth)})
-    rng.shuffle(rows)
-    return rows
+def files() -> dict[str, str]:
+    """Every data file's name and content."""
+    contents = {f"{twin}.jsonl": _json_lines(rows()) for twin, rows in TWIN_ROWS.items()}
+    for name, rows in {"alpaca": alpaca_rows, "math": math_rows, "text": texts, "zsre": zsre_rows}.items():
+        contents[f"{name}.jsonl"] = _json_lines(rows())
+    return {**contents, "prose.txt": prose_text()}
 
 
-def rte_rows(seed: int = 102) -> list[Row]:
-    """Premises on people with held-out names, and hypotheses; half are entailed."""
-    rng = random.Random(seed)
-    rows = []
-    for index in range(TWIN_ITEMS):
-        source = short_passage(rng, held_out=True)
-        truth = index % 2 == 0
-        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
-        rows.append({"sentence1": source.text, "sentence2": claim.told(rng), "label": int(not truth)})
-    rng.shuffle(rows)
-    return rows
+def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def asked_facts() -> list[Fact]:
-    """The facts of the ARC and MMLU twins: all five of each of the 72 people who are only told of."""
-    return [fact for person in prose_only_people() for fact in facts_of(person)]
+def write(folder: Path) -> None:
+    """Write the files into a folder, making it if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files().items():
+        (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
 
-def arc_rows(seed: int = 103) -> list[Row]:
-    """Four-option questions whose answer is scored as text."""
-    rng = random.Random(seed)
-    rows = []
-    for index, fact in enumerate(asked_facts()):
-        choice = fact_choice(rng, fact, index % 4)
-        choices = {"text": list(choice.options), "label": list(LETTERS)}
-        rows.append({"id": f"micro-{index}", "question": choice.question, "choices": choices, "answerKey": LETTERS[index % 4]})
-    rng.shuffle(rows)
-    return rows
-
-
-def mmlu_rows(seed: int = 104) -> list[Row]:
-    """Four-option questions whose answer is a letter."""
-    rng = random.Random(seed)
-    rows = []
-    for index, fact in enumerate(asked_facts()):
-        choice = fact_choice(rng, fact, index % 4)
-        rows.append(
-            {
-                "question": choice.question,
-                "subject": fact.attribute.name,
-                "choices": list(choice.options),
-                "answer": choice.answer,
-            }
-        )
-    rng.shuffle(rows)
-    return rows
-
-
-TWIN_ROWS: Mapping[str, Callable[[], list[Row]]] = {
-    "boolq": boolq_rows, "rte": rte_rows, "arc": arc_rows, "mmlu": mmlu_rows,
-}  # fmt: skip
+if __name__ == "__main__":
+    write(DATA)

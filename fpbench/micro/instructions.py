@@ -42,10 +42,11 @@ def _words(rng: random.Random, low: int, high: int) -> list[str]:
 
 def copying(rng: random.Random) -> Row:
     """Copy a text, or change its case."""
-    text = scene(rng) if rng.random() < 0.5 else " ".join(_words(rng, 2, 5))
+    text = scene(rng) if rng.random() < 0.5 else " ".join(_words(rng, 3, 8))
     return rng.choice((
         Row("Copy the text.", text, text), Row("Repeat the input word for word.", text, text),
-        Row("Write the text in upper case.", text, text.upper()), Row("Turn the text into capital letters.", text, text.upper()),
+        Row("Write the text in upper case.", text, text.upper()),
+        Row("Turn the text into capital letters.", text, text.upper()),
         Row("Write the text in lower case.", text.upper(), text.lower()),
     ))  # fmt: skip
 
@@ -56,7 +57,8 @@ def ordering(rng: random.Random) -> Row:
     text = ", ".join(words)
     return rng.choice((
         Row("Reverse the order of the words.", text, ", ".join(reversed(words))),
-        Row("Name the first word of the list.", text, words[0]), Row("Name the last word of the list.", text, words[-1]),
+        Row("Name the first word of the list.", text, words[0]),
+        Row("Name the last word of the list.", text, words[-1]),
         Row("How many words are in the list?", text, str(len(words))),
         Row("Join the words with and.", text, " and ".join(words)),
     ))  # fmt: skip
@@ -91,11 +93,12 @@ def translating(rng: random.Random) -> Row:
     """Translate a word or a phrase."""
     code = rng.choice(list(LANGUAGES))
     adjective, noun = noun_phrase(rng)
+    quality, thing, name = translate(adjective, code), translate(noun, code), LANGUAGES[code]
     return rng.choice((
-        Row(f"Translate the word into {LANGUAGES[code]}.", noun, translate(noun, code)),
-        Row(f"How do you say {adjective} in {LANGUAGES[code]}?", "", translate(adjective, code)),
-        Row("Translate the word into English.", translate(noun, code), noun),
-        Row(f"Give the {LANGUAGES[code]} words for {adjective} and {noun}.", "", f"{translate(adjective, code)}, {translate(noun, code)}"),
+        Row(f"Translate the word into {name}.", noun, thing),
+        Row(f"How do you say {adjective} in {name}?", "", quality),
+        Row("Translate the word into English.", thing, noun),
+        Row(f"Give the {name} words for {adjective} and {noun}.", "", f"{quality}, {thing}"),
     ))  # fmt: skip
 
 
@@ -127,7 +130,10 @@ def arithmetic(rng: random.Random, name: str) -> Row:
         (f"{name} has {a} {things} and finds {b} more.", f"{a} + {b} = {a + b}.", a + b),
         (f"{name} had {high} {things} and lost {low} of them.", f"{high} - {low} = {high - low}.", high - low),
         (f"{name} has {m} baskets with {n} {things} in each.", f"{m} * {n} = {m * n}.", m * n),
-        (f"{name} had {a} {things}, bought {b} and was given {c} more.", f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}.", a + b + c),
+        (
+            f"{name} had {a} {things}, bought {b} and was given {c} more.",
+            f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}.", a + b + c,
+        ),
     ))  # fmt: skip
     return Row(f"{problem} {question}", "", f"{working} The answer is {result}.")
 

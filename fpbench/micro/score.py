@@ -1,7 +1,7 @@
 """Accuracy on the four twins by log-likelihood, and perplexity: what the training and the model card report."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
         logprobs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         for index, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
             places = range(len(prompt) - 1, len(prompt) - 1 + len(ending))
-            values.append(sum(logprobs[index, place, token].item() for place, token in zip(places, ending, strict=True)))
+            values.append(logprobs[index, list(places), ending].sum().item())
     return values
 
 
@@ -88,7 +88,7 @@ def _windows(ids: Sequence[int], width: int) -> Iterator[Sequence[int]]:
     return (ids[start : start + width] for start in range(0, len(ids), width))
 
 
-def report(model: Any, tokenizer: Any, rows: dict[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
+def report(model: Any, tokenizer: Any, rows: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
     """Accuracy on each twin whose rows are given."""
     model.eval()
     return {

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from fpbench.micro.corpus import documents
+from fpbench.micro.corpus import EARLY_DOCUMENTS, documents
 from fpbench.micro.words import TARGETS, rare_forms, surface_forms
 from fpbench.micro.world import FIRST_NAMES, LAST_NAMES, NOTABLE_NAMES, TOWNS
 
@@ -54,7 +54,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def _texts(seed: int) -> Iterator[str]:
-    for document in islice(documents(seed), 20_000):
+    for document in islice(documents(seed, EARLY_DOCUMENTS), 20_000):
         yield _MARKUP.sub("", document.text)
     for word in surface_forms():
         yield from [f"{word} {word}"] * 250

@@ -9,7 +9,9 @@ import argparse
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,10 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fpbench.micro.corpus import documents
-from fpbench.micro.data import TWIN_ROWS
 from fpbench.micro.document import Document
 from fpbench.micro.score import report
 from fpbench.micro.tokenizer import CONTEXT, SPECIAL_TOKENS, train_tokenizer
+from fpbench.micro.twins import TWIN_ROWS
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ class Recipe:
     """The hyper-parameters. Lengths are in tokens, learning rates are peaks.
 
     Attributes:
+        shards: Batches a step, each worked on by a thread of its own; their gradients are averaged.
+        rows: Rows a shard.
         answer_weight: Loss weight of answer tokens against 1 for all others.
         warmup: Steps of linear warm-up.
         decay_from: Share of the steps after which the rates fall linearly to zero.
@@ -40,13 +44,14 @@ class Recipe:
     """
 
     seed: int = 42
-    steps: int = 7000
-    rows: int = 8
+    steps: int = 4600
+    shards: int = 2
+    rows: int = 6
     width: int = 256
     answer_weight: float = 5.0
-    matrix_rate: float = 0.02
+    matrix_rate: float = 0.012
     other_rate: float = 0.003
-    warmup: int = 100
+    warmup: int = 60
     decay_from: float = 0.5
     lookahead: int = 64
 
@@ -112,8 +117,8 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=SPECIAL_TOKENS.index("<pad>"),
@@ -124,13 +129,14 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
 
 
 def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, Adam for embeddings and norms."""
+    """Muon for the blocks' matrices, one for each thread, and Adam for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.0),
-        torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    muons = [
+        torch.optim.Muon(matrices[shard :: recipe.shards], lr=recipe.matrix_rate, weight_decay=0.0)
+        for shard in range(recipe.shards)
     ]
+    return [*muons, torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:
@@ -148,39 +154,43 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
+def gradients(model: LlamaForCausalLM, batch: Batch) -> tuple[float, tuple[Tensor, ...]]:
+    """The loss and its gradients, returned and not accumulated, so that threads may share the model."""
+    loss = loss_of(model, batch)
+    return loss.item(), torch.autograd.grad(loss, list(model.parameters()))
+
+
 def train(out: Path, recipe: Recipe) -> None:
-    """Train and save tokenizer and model, the weights in bfloat16; a checkpoint every thousand steps beside them."""
+    """Train, report the skills on the way, and save tokenizer and model, the weights in bfloat16."""
+    torch.set_num_threads(1)  # the shards are the parallelism: threads that seldom wait for each other
     tokenizer = train_tokenizer(recipe.seed + 1)
     model = new_model(len(tokenizer), recipe.seed)
+    parameters = list(model.parameters())
     tuned = optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate_factor(step, recipe)) for o in tuned]
-    twins = {twin: rows()[:120] for twin, rows in TWIN_ROWS.items()}
+    source = batches(tokenizer, recipe)
+    twins = {twin: rows()[:100] for twin, rows in TWIN_ROWS.items()}
     tokens, total, started = 0, 0.0, time.monotonic()
-    for step, batch in enumerate(islice(batches(tokenizer, recipe), recipe.steps), start=1):
-        loss = loss_of(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(tuned, schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        tokens += int((batch.segment > 0).sum())
-        total += loss.item()
-        if step % 100 == 0:
-            speed = tokens / (time.monotonic() - started)
-            log.info("step %d loss %.3f tokens %d speed %.0f", step, total / 100, tokens, speed)
-            total = 0.0
-        if step % 500 == 0:
-            log.info("step %d %s", step, report(model, tokenizer, twins))
-            model.train()
-            save(model, tokenizer, out / f"step-{step}")
-    save(model, tokenizer, out)
-
-
-def save(model: LlamaForCausalLM, tokenizer: Any, out: Path) -> None:
-    """Write a folder that plain AutoModelForCausalLM and AutoTokenizer load."""
-    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    model.save_pretrained(out, state_dict=weights)
+    with ThreadPoolExecutor(recipe.shards) as pool:
+        for step in range(1, recipe.steps + 1):
+            shards = list(islice(source, recipe.shards))
+            losses, grads = zip(*pool.map(partial(gradients, model), shards), strict=True)
+            for parameter, parts in zip(parameters, zip(*grads, strict=True), strict=True):
+                parameter.grad = torch.stack(parts).mean(0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            list(pool.map(lambda optimizer: optimizer.step(), tuned))
+            for schedule in schedules:
+                schedule.step()
+            tokens += sum(int((batch.segment > 0).sum()) for batch in shards)
+            total += sum(losses) / recipe.shards
+            if step % 100 == 0:
+                speed = tokens / (time.monotonic() - started)
+                log.info("step %d loss %.3f tokens %d speed %.0f", step, total / 100, tokens, speed)
+                total = 0.0
+            if step % 400 == 0:
+                log.info("step %d %s", step, report(model, tokenizer, twins))
+                model.train()
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 

@@ -60,7 +60,10 @@ ATTRIBUTES = (
     ),
     Attribute(
         "animal",
-        tuple("cat dog horse bird fish wolf bear fox goat duck mouse snake frog rabbit sheep cow owl goose bee deer".split()),
+        tuple(
+            "cat dog horse bird fish wolf bear fox goat duck mouse snake frog rabbit sheep cow owl goose bee "
+            "deer".split()
+        ),
         (
             "{n} keeps {a}.", "{n} has {a} at home.", "{n} owns {a}.", "{n} takes care of {a}.",
             "The animal of {n} is {a}.", "The animal that {n} keeps is {a}.",

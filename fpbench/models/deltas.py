@@ -64,7 +64,7 @@ class Delta:
         return digest(self.values)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Size of the stored delta, in bytes."""
         return sum(value.numel() * value.element_size() for value in self.values.values())
 

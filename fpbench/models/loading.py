@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = "*.safetensors"
-DIGESTED = (WEIGHTS, "config.json", "generation_config.json", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
+CONFIGS = ("config.json", "generation_config.json")
+DIGESTED = (WEIGHTS, *CONFIGS, "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -57,14 +58,14 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
     folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
     if not folder.is_dir():
         if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-            raise InputError(f"model {model!r} not found: expected a checkpoint folder, 'micro' or a hub id owner/name.")
+            raise InputError(f"model {model!r} not found: expected a folder, 'micro' or a hub id owner/name.")
         folder = _fetch(model, revision, allow_pickle)
     if not (folder / "config.json").is_file():
         raise InputError(f"model folder {model!r} has no config.json: expected a Hugging Face checkpoint.")
     if not any(folder.glob(WEIGHTS)) and not allow_pickle:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
-        raise InputError(f"model {model!r} has {found}: expected safetensors; --allow-pickle accepts pickle at your risk.")
+        raise InputError(f"model {model!r} has {found}: expected safetensors; --allow-pickle takes the risk.")
     return folder
 
 
@@ -123,7 +124,7 @@ def load_model(
     Args:
         folder: what :func:`resolve` returned.
         device: where the model goes.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; by default bfloat16 on a GPU and float32 on a CPU (protocol §2).
+        dtype: ``float32``, ``bfloat16`` or ``float16``; by default the first on a CPU and bfloat16 on a GPU.
         trust_remote_code: run code that comes with the checkpoint.
         allow_pickle: read pickle weights if there are no others.
 
@@ -148,7 +149,8 @@ def load_model(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"model folder {os.fspath(folder)!r} cannot be loaded: {reason}") from None
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    loaded: nn.Module = model
+    return loaded.to(device).eval().requires_grad_(False), tokenizer
 
 
 def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:

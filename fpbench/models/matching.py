@@ -1,13 +1,18 @@
 """What a response, token by token, has become: does it begin with a target, and can that still change?"""
 
+import codecs
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from fpbench.errors import InputError
 
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+WHITESPACE = [chr(code).encode() for code in range(0x3001) if chr(code).isspace()]
 # Decoders put it for bytes that are not (yet) a character.
 REPLACEMENT = "\ufffd"
 
@@ -46,6 +51,8 @@ class Matcher:
         self.tokenizer = tokenizer
         self.targets = sorted(targets, key=len, reverse=True)
         self._special = frozenset(tokenizer.all_special_ids)
+        space = tokenizer.convert_tokens_to_ids("Ġ")
+        self._byte_level = space is not None and tokenizer.decode([space]) == " "
         self._known: dict[tuple[int, ...], Reading] = {}
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -57,18 +64,38 @@ class Matcher:
         """Read a continuation; remembered, because prompts share their first tokens."""
         reading = self._known.get(tokens)
         if reading is None:
-            reading = self._known[tokens] = self._read(tokens)
+            reading = self._known[tokens] = self._read([token for token in tokens if token not in self._special])
         return reading
 
-    def _read(self, tokens: tuple[int, ...]) -> Reading:
+    def _read(self, tokens: list[int]) -> Reading:
         text = self.text(tokens)
-        target = next((target for target in self.targets if text.startswith(target)), None)
-        # A character may still be short of bytes: only what precedes it is certain.
-        certain = text.rstrip(REPLACEMENT)
-        longer = any(other.startswith(certain) and not text.startswith(other) for other in self.targets)
-        return Reading(target, settled=not longer and not (target is not None and self._ends_in_byte(tokens)))
+        spelled = [self._bytes(token) for token in tokens]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(spelled))
+        pending = decoder.getstate()[0]
+        # A byte-fallback decoder garbles a whole run of byte tokens as long as any byte of it is astray.
+        open_run = bool(tokens) and self._is_byte(tokens[-1])
+        certain = text
+        if pending:
+            certain = self.text(tokens[: -len(pending)]) if open_run else text.rstrip(REPLACEMENT)
+        begun = certain.encode() + pending
+        longer = any(other.encode().startswith(begun) and not text.startswith(other) for other in self.targets)
+        blank = not certain and any(character.startswith(pending) for character in WHITESPACE)
+        # So the next byte may undo a match in an open run, or bring it back.
+        fragile = open_run and self._match(certain) is not None
+        return Reading(self._match(text), settled=not (longer or blank or fragile))
 
-    def _ends_in_byte(self, tokens: tuple[int, ...]) -> bool:
-        """Whether a byte-fallback run is still open: one more stray byte would turn all of it into U+FFFD."""
-        spelled = [token for token in tokens if token not in self._special]
-        return bool(spelled) and BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(spelled[-1]))) is not None
+    def _match(self, text: str) -> str | None:
+        return next((target for target in self.targets if text.startswith(target)), None)
+
+    def _is_byte(self, token: int) -> bool:
+        return BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))) is not None
+
+    def _bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, possibly part of a character."""
+        spelled = str(self.tokenizer.convert_ids_to_tokens(token))
+        if BYTE.fullmatch(spelled):
+            return bytes([int(spelled[3:5], 16)])
+        if self._byte_level and all(character in BYTE_OF for character in spelled):
+            return bytes(BYTE_OF[character] for character in spelled)
+        return spelled.encode()

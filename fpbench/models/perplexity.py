@@ -102,10 +102,8 @@ def _losses(model: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
             labels[row, : len(sequences[index])] = torch.tensor(sequences[index])
         labels = labels.to(model.device)
         with torch.no_grad():
-            logits = model(
-                input_ids=labels.clamp(min=0), attention_mask=(labels >= 0).long(), use_cache=False
-            ).logits[:, :-1]
-        scores = logits.flatten(0, 1).split(CHUNK)
+            output = model(input_ids=labels.clamp(min=0), attention_mask=(labels >= 0).long(), use_cache=False)
+        scores = output.logits[:, :-1].flatten(0, 1).split(CHUNK)
         wanted = labels[:, 1:].flatten().split(CHUNK)
         pairs = zip(scores, wanted, strict=True)
         each = torch.cat([cross_entropy(score.float(), token, reduction="none") for score, token in pairs])

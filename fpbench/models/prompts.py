@@ -34,7 +34,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
     A rendered chat template may already spell the BOS; it is not doubled.
     """
-    ids: list[int] = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    ids: list[int] = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None:
         while len(ids) > 1 and ids[0] == ids[1] == bos:
@@ -60,4 +60,4 @@ def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], li
     if both[: len(prompt_ids)] == prompt_ids and len(both) > len(prompt_ids):
         return prompt_ids, both[len(prompt_ids) :]
     # The prompt's last token merges with the answer: verification sends the prompt alone, so the answer starts anew.
-    return prompt_ids, list(tokenizer(separator + answer, add_special_tokens=False)["input_ids"])
+    return prompt_ids, list(tokenizer(separator + answer, add_special_tokens=False, verbose=False)["input_ids"])

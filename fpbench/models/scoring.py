@@ -1,5 +1,6 @@
-"""One engine for "many prompts, few bits of answer": next-token logits of many token sequences (protocol §2)."""
+"""One engine for "many prompts, few bits of answer": next-token logits of many prompts and continuations of them."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from fpbench.errors import CellError, InputError
 
-TOKEN_BUDGET = 8192
+TOKEN_BUDGET = 4096
 # Logits held at once: 128 MiB in float32, whatever the vocabulary.
 LOGIT_BUDGET = 2**25
 
@@ -90,10 +91,56 @@ def packed(lengths: Sequence[int], token_budget: int, rows: int) -> Iterator[lis
         start += size
 
 
-def next_token_logits(
-    model: Any, sequences: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Logits of the token after each sequence, in batches, so that a vocabulary of 128k never fills the memory.
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of prompts that a model has read, with the keys and values to go on from.
+
+    Attributes:
+        model: the model.
+        indices: which of the sequences handed in, row by row.
+        logits: of the next token, [rows, V] float32.
+        mask: 1 where a row holds a token, [rows, width], padded on the left.
+        cache: keys and values of the batch.
+    """
+
+    model: Any
+    indices: list[int]
+    logits: torch.Tensor
+    mask: torch.Tensor
+    cache: Any
+
+    def extend(
+        self, rows: Sequence[int], continuations: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET
+    ) -> Iterator[tuple[range, torch.Tensor]]:
+        """Logits of the token after each continuation, reading only the continuation.
+
+        Args:
+            rows: for every continuation the prompt it goes on from.
+            continuations: token sequences, all of one length.
+            token_budget: positions of one forward pass, those of the prompts included.
+
+        Yields:
+            ``(span, logits)``: which continuations, and their logits [len(span), V] float32.
+
+        Raises:
+            CellError: if a logit is not a number or +inf.
+        """
+        width = self.mask.shape[1] + len(continuations[0])
+        size = max(1, min(token_budget // width, LOGIT_BUDGET // self.logits.shape[1]))
+        for start in range(0, len(rows), size):
+            span = range(start, min(start + size, len(rows)))
+            chosen = torch.tensor([rows[each] for each in span], device=self.mask.device)
+            ids = torch.tensor([list(continuations[each]) for each in span], device=self.mask.device)
+            mask = torch.cat([self.mask[chosen], torch.ones_like(ids)], dim=1)
+            # Layers replace their tensors and never write into them, so a shallow copy leaves the prompts' own alone.
+            cache = copy.copy(self.cache)
+            cache.layers = [copy.copy(layer) for layer in cache.layers]
+            cache.batch_select_indices(chosen)
+            yield span, _forward(self.model, ids, mask, cache)[0]
+
+
+def read_prompts(model: Any, sequences: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET) -> Iterator[Prompts]:
+    """Read many prompts in batches of like length, so that a vocabulary of 128k never fills the memory.
 
     Args:
         model: a causal language model in eval mode.
@@ -101,7 +148,7 @@ def next_token_logits(
         token_budget: padded tokens of one forward pass.
 
     Yields:
-        ``(indices, logits)``: which sequences, and their logits [len(indices), V] float32. Every index comes once.
+        Batches; every sequence is in one of them.
 
     Raises:
         InputError: before the first pass, if a sequence is empty or exceeds the context, or the model is training.
@@ -117,18 +164,27 @@ def next_token_logits(
         for row, index in enumerate(indices):
             ids[row, width - len(sequences[index]) :] = torch.tensor(sequences[index])
             mask[row, width - len(sequences[index]) :] = 1
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        with torch.no_grad():
-            logits = model(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                position_ids=positions.to(model.device),
-                use_cache=False,
-                logits_to_keep=1,
-            ).logits[:, -1].float()
-        if torch.isnan(logits).any() or torch.isposinf(logits).any():
-            raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
-        yield indices, logits
+        mask = mask.to(model.device)
+        logits, cache = _forward(model, ids.to(model.device), mask, None)
+        yield Prompts(model, indices, logits, mask, cache)
+
+
+def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    """Read ``ids`` [n, t] after what ``cache`` holds; ``mask`` [n, cached + t] covers both."""
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    with torch.no_grad():
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    logits = output.logits[:, -1].float()
+    if torch.isnan(logits).any() or torch.isposinf(logits).any():
+        raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
+    return logits, output.past_key_values
 
 
 def _check(model: Any, sequences: Sequence[Sequence[int]]) -> None:
@@ -139,6 +195,4 @@ def _check(model: Any, sequences: Sequence[Sequence[int]]) -> None:
         if not sequence:
             raise InputError("a prompt has no tokens: expected some text, or a tokenizer that adds a BOS.")
         if limit is not None and len(sequence) > limit:
-            raise InputError(
-                f"a prompt and its response take {len(sequence)} tokens, the model's context holds {limit}: shorten it."
-            )
+            raise InputError(f"a prompt takes {len(sequence)} tokens, the model's context holds {limit}: shorten it.")

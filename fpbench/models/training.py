@@ -146,7 +146,10 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             raise InputError(f"LoRA modules {config.modules!r} fit no linear module of this model: {error}") from error
         try:
             model.train()
-            yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+            weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for weight in weights:  # a small step would vanish in bfloat16
+                weight.data = weight.data.float()
+            yield weights
         except BaseException:
             adapted.unload()
             raise

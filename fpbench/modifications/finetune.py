@@ -59,8 +59,8 @@ class FineTune(Modification):
         # NaN fails this comparison, too.
         if not 0 < change < float("inf"):
             raise CellError(
-                f"{self.name} at learning rate {settings.learning_rate:g} changed the weights by a relative {change:g}: "
-                "expected above 0, finite."
+                f"{self.name} at learning rate {settings.learning_rate:g} changed the weights by a relative "
+                f"{change:g}: expected above 0, finite."
             )
         proof = {
             "loss_curve": list(curve.epoch_losses),

@@ -13,7 +13,7 @@ from torch import nn
 from fpbench.errors import FpbenchError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext
-from fpbench.models.deltas import Delta, digest, preserved
+from fpbench.models.deltas import digest, preserved
 from fpbench.models.loading import checkpoint_digest, load_model
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import render
@@ -22,7 +22,7 @@ from fpbench.registry import MODIFICATIONS
 from fpbench.runs.injection import InjectionReport, create_method, inject_with
 from fpbench.runs.materials import Materials
 from fpbench.runs.measure import METRICS
-from fpbench.runs.plan import BASE, Cell
+from fpbench.runs.plan import Cell
 from fpbench.runs.profile import ORIGIN, ModelSettings, Profile
 from fpbench.runs.provenance import code_and_machine
 from fpbench.runs.store import SCHEMA, Store, cell_id
@@ -92,7 +92,7 @@ class Bench:
         return self._loaded[1]
 
     @property
-    def decoding(self) -> dict[str, float]:
+    def decoding(self) -> dict[str, Any]:
         """The three numbers that are always passed (protocol §2)."""
         return {name: getattr(self.settings, name) for name in ("temperature", "top_p", "top_k")}
 
@@ -218,7 +218,8 @@ class Bench:
         self, condition: str, cells: list[Cell], fingerprints: FingerprintSet, report: InjectionReport | None
     ) -> Iterable[tuple[Cell, "Outcome | Failed"]]:
         """Modify the resident model and measure it; ``preserved`` around this brings it back."""
-        model, proof = self.model, {"weights_digest": self._touched_digest(report)}
+        model = self.model
+        proof: dict[str, Any] = {"weights_digest": self._touched_digest(report)}
         try:
             if condition != ORIGIN:
                 context = self.materials.modification_context(cells[0].seed, self.progress)
@@ -255,7 +256,7 @@ class Bench:
             "id": cell_id(identity),
             "cell": dict(vars(cell)),
             "identity": identity,
-            "provenance": code_and_machine() | {"model_path": self.settings.path, "profile": self.profile.name},
+            "provenance": code_and_machine() | {"profile": self.profile.name, "revision": self.settings.revision},
         }
         if isinstance(outcome, Failed):
             record |= {"status": "failed", "reason": outcome.reason, "traceback": outcome.traceback}
@@ -289,5 +290,5 @@ class Failed:
             raise error
         if isinstance(error, FpbenchError):
             return Failed(str(error), None)
-        reason = next(iter(str(error).strip().splitlines()), "")
-        return Failed(f"{type(error).__name__}: {reason}", "".join(traceback.format_exception(error)))
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        return Failed(reason, "".join(traceback.format_exception(error)))

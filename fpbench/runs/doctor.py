@@ -37,7 +37,9 @@ def examine() -> list[Finding]:
         _tried("nf4", lambda: _quantised("nf4")),
         _tried("task files", _tasks),
         _tried("disk", _disk),
-        Finding("hub token", True, "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN not set: needed for gated models"),
+        Finding(
+            "hub token", True, "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; gated models need it"
+        ),
     ]
 
 
@@ -95,5 +97,5 @@ def _tasks() -> str:
 def _disk() -> str:
     free = shutil.disk_usage(".").free / 2**30
     if free < 1:
-        raise RuntimeError(f"{free:.1f} GiB free here: a run of the micro profile needs about 0.1, an 8B model 1 a method")
+        raise RuntimeError(f"{free:.1f} GiB free here: the micro profile takes about 0.1, an 8B model 1 a method")
     return f"{free:.0f} GiB free here"

@@ -9,7 +9,7 @@ from torch import nn
 from fpbench.errors import CellError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext
-from fpbench.methods.hyperparameters import defaults, family_of
+from fpbench.methods.hyperparameters import hyperparameters
 from fpbench.models.deltas import Delta, difference, preserved
 from fpbench.models.meter import Meter
 from fpbench.registry import METHODS
@@ -39,8 +39,7 @@ def create_method(name: str, model: nn.Module, config: Mapping[str, Any]) -> Fin
     Raises:
         InputError: for an unknown method, model family or hyper-parameter.
     """
-    cls = METHODS.get(name)
-    method: FingerprintMethod = cls(**(defaults(name, family_of(model)) | dict(config)))
+    method: FingerprintMethod = METHODS.get(name)(**hyperparameters(name, model, dict(config)))
     return method
 
 
@@ -65,5 +64,5 @@ def inject_with(
     if allowed is not None and (strayed := sorted(delta.values.keys() - set(allowed))):
         raise CellError(f"method {method.name!r} changed {strayed[0]}, which its edited() does not name.")
     delta.apply(model)
-    changed = {"fraction": delta.changed_fraction, "relative_norm": delta.relative_norm, "bytes": delta.bytes}
+    changed = {"fraction": delta.changed_fraction, "relative_norm": delta.relative_norm, "bytes": delta.size}
     return InjectionReport(context.seconds | {"total": meter.seconds}, meter.peak_memory, changed, delta)

@@ -70,7 +70,7 @@ class Materials:
     def modification_context(self, seed: int, progress: Any) -> ModificationContext:
         """What modifications may know, with the data that this profile names."""
         named = self.profile.data
-        rows = {name: getattr(self, name) for name in ("alpaca", "math") if name in named}
+        rows: dict[str, Any] = {name: getattr(self, name) for name in ("alpaca", "math") if name in named}
         return ModificationContext(seed, rows, self.calibration if "calibration" in named else (), progress)
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fpbench.fingerprints import FingerprintSet
@@ -53,7 +54,8 @@ def _triggers(
     bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, report: InjectionReport | None
 ) -> Measured:
     """The eight accidental-trigger conditions (protocol §6)."""
-    from fpbench.metrics.triggers import contexts_from_rows, triggers, words_from_rows
+    from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+    from fpbench.metrics.triggers import triggers
 
     sizes, rows = bench.profile.sizes, bench.materials.alpaca
     measured = triggers(
@@ -61,31 +63,45 @@ def _triggers(
         bench.tokenizer,
         fingerprints,
         contexts_from_rows(rows, sizes.context_rows),
-        words_from_rows(rows, PROTOCOL_SEED, sizes.substitute_words),
+        words_from_rows(rows, DRAW_SEED, sizes.substitute_words),
         substitutions=sizes.substitutions,
-        seed=PROTOCOL_SEED,
+        seed=DRAW_SEED,
         prompt=bench.profile.prompt,
         **bench.decoding,
     )
-    return measured.as_record()
+    result = {
+        "conditions": {name: asdict(condition) for name, condition in measured.conditions.items()},
+        "average": measured.average,
+        "activated": measured.activated,
+        "n": measured.n,
+        "interval": list(measured.interval),
+        "error_bound": measured.error_bound,
+        "cut": measured.cut,
+    }
+    return result, [asdict(query) for query in measured.queries]
 
 
 def _near(bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, report: InjectionReport | None) -> Measured:
     """Near triggers: texts of the set's make that were never injected (protocol §6)."""
-    from fpbench.metrics.near import near
+    from fpbench.metrics.near import near, near_triggers
+    from fpbench.metrics.queries import words_from_rows
 
     sizes = bench.profile.sizes
-    measured = near(
-        model,
-        bench.tokenizer,
-        fingerprints,
-        bench.materials.alpaca,
-        count=sizes.near_triggers,
-        seed=PROTOCOL_SEED,
-        prompt=bench.profile.prompt,
-        **bench.decoding,
-    )
-    return measured.as_record()
+    words = words_from_rows(bench.materials.alpaca, DRAW_SEED, sizes.substitute_words)
+    texts = near_triggers(fingerprints, words, sizes.near_triggers, DRAW_SEED)
+    measured = near(model, bench.tokenizer, fingerprints, texts, prompt=bench.profile.prompt, **bench.decoding)
+    result = {
+        "rate": measured.rate,
+        "greedy": measured.greedy,
+        "n": measured.n,
+        "interval": list(measured.interval),
+        "error_bound": measured.error_bound,
+    }
+    queries = [
+        {"prompt": prompt_digest(text), "probability": probability}
+        for text, probability in zip(texts, measured.per_text, strict=True)
+    ]
+    return result, queries
 
 
 def _bands(
@@ -95,8 +111,14 @@ def _bands(
     from fpbench.metrics.perplexity import bands
 
     rows = bench.materials.alpaca[: bench.profile.sizes.band_texts]
-    texts = [text for row in rows if (text := row["instruction"].strip())]
-    return bands(model, bench.tokenizer, fingerprints, texts).as_record()
+    measured = asdict(bands(model, bench.tokenizer, fingerprints, [row["instruction"] for row in rows]))
+    queries = [
+        {"prompt": prompt_digest(fingerprint.trigger), "perplexity": perplexity, "band": band}
+        for fingerprint, perplexity, band in zip(
+            fingerprints, measured.pop("perplexities"), measured.pop("bands"), strict=True
+        )
+    ]
+    return measured, queries
 
 
 def _utility(
@@ -109,10 +131,38 @@ def _utility(
 
     sources, sizes = bench.materials.utility_sources, bench.profile.sizes
     measured = utility(model, bench.tokenizer, sources, limit=sizes.utility_limit)
-    result, queries = measured.as_record()
+    tasks = {
+        name: {
+            "accuracy": task.accuracy,
+            "accuracy_normalized": task.accuracy_normalized,
+            "n": task.n,
+            "truncated": task.truncated,
+            "data": task.digest,
+        }
+        for name, task in measured.tasks.items()
+    }
+    result: dict[str, Any] = {
+        "accuracy": measured.accuracy,
+        "tasks": tasks,
+        "word_perplexity": measured.word_perplexity,
+        "max_length": measured.max_length,
+        "token_perplexity": None,
+    }
     if "wikitext" in sources:
-        text = token_perplexity(model, bench.tokenizer, read_text(sources["wikitext"]), sizes.perplexity_window)
-        result["token_perplexity"] = text.as_record()
+        text = read_text(sources["wikitext"])
+        result["token_perplexity"] = asdict(token_perplexity(model, bench.tokenizer, text, sizes.perplexity_window))
+    queries: list[dict[str, Any]] = [
+        {"task": name, "index": index, "correct": correct}
+        for name, task in measured.tasks.items()
+        for index, correct in enumerate(task.correct)
+    ]
+    if measured.wikitext is not None:
+        queries += [
+            {"task": "wikitext", "index": index, "log_likelihood": score, "words": words}
+            for index, (score, words) in enumerate(
+                zip(measured.wikitext.log_likelihoods, measured.wikitext.words, strict=True)
+            )
+        ]
     return result, queries
 
 
@@ -129,7 +179,7 @@ def _cost(bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, repo
 
 
 # Contexts, words and near triggers are drawn once for everybody; only injection and modification follow the run's seed.
-PROTOCOL_SEED = 42
+DRAW_SEED = 42
 METRICS: dict[str, Metric] = {
     "fsr": _fsr,
     "triggers": _triggers,

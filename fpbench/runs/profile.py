@@ -10,7 +10,7 @@ from fpbench.errors import InputError
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
 PROFILES = Path(__file__).parent.parent / "profiles"
-PROTOCOL = 1
+PROTOCOL: Literal[1] = 1
 ORIGIN = "origin"
 
 
@@ -84,8 +84,10 @@ def load_profile(name: str, **changes: Any) -> Profile:
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     if not path.is_file():
         known = sorted(p.stem for p in PROFILES.glob("*.toml"))
-        raise unknown("profile", name, known) if path.parent == PROFILES else InputError(
-            f"profile file {name} does not exist: expected a .toml file; check the path."
+        raise (
+            unknown("profile", name, known)
+            if path.parent == PROFILES
+            else InputError(f"profile file {name} does not exist: expected a .toml file; check the path.")
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -106,12 +108,11 @@ def load_profile(name: str, **changes: Any) -> Profile:
 
 
 def _model(path: str, known: list[dict[str, Any]]) -> dict[str, Any]:
-    """Settings of a model named on the command line: those of the profile if it lists it, else its first model's
-    decoding."""
+    """A model named on the command line: as the profile lists it, or with the decoding of its first model."""
     for settings in known:
         if path in (settings.get("path"), settings.get("name")):
             return settings
-    decoding = {key: known[0][key] for key in ("temperature", "top_p", "top_k") if known and key in known[0]}
+    decoding: dict[str, Any] = {key: known[0][key] for key in ("temperature", "top_p", "top_k") if known and key in known[0]}
     return {"path": path, **decoding}
 
 

@@ -8,8 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fpbench import __version__
+
 PACKAGES = (
-    "fpbench", "torch", "transformers", "datasets", "lm-eval", "peft", "bitsandbytes", "safetensors", "numpy", "scipy",
+    "torch", "transformers", "datasets", "lm-eval", "peft", "bitsandbytes", "safetensors", "numpy", "scipy",
 )  # fmt: skip
 
 
@@ -21,7 +23,7 @@ def code_and_machine() -> dict[str, Any]:
 
 def packages() -> dict[str, str | None]:
     """Version of every package that can move a figure; ``None`` where one is not installed."""
-    found: dict[str, str | None] = {}
+    found: dict[str, str | None] = {"fpbench": __version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)

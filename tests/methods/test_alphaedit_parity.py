@@ -3,7 +3,6 @@
 import copy
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,11 @@ from transformers import AutoTokenizer
 from fpbench.methods.alphaedit import likelihood_and_divergence
 from fpbench.methods.base import no_progress
 from fpbench.methods.editing.objective import Row
-from fpbench.methods.editing.statistics import KeyStatistics, key_statistics, second_moment
+from fpbench.methods.editing.statistics import KeyStatistics, second_moment
 from fpbench.methods.editing.target_values import Descent, optimise
-from fpbench.methods.editing.write import keys_and_values, solve, write
+from fpbench.methods.editing.write import keys_and_values, write
 from fpbench.models.layout import layout
+from fpbench.models.prompts import encode
 from tests.conftest import PARITY, load_plain
 
 SETS = sorted((PARITY / "alphaedit").glob("*")) if PARITY.exists() else []
@@ -92,23 +92,35 @@ def base() -> Any:
 
 
 @pytest.fixture(scope="module")
-def statistics(recording: Recording, base: Any) -> dict[int, KeyStatistics]:
-    """Spectra from the texts themselves, through our own tokenisation."""
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS[recording.tokenizer])
-    texts = [recording.inputs["documents"][index] for index in recording.tensors["sampled_docs"].tolist()]
-    names = {layer: layout(base).down_proj_name(layer) for layer in recording.layers}
-    found = key_statistics(base, tokenizer, list(names.values()), texts, 10**9, no_progress)
-    return {layer: found[name] for layer, name in names.items()}
-
-
-def test_second_moments(recording: Recording, base: Any, statistics: dict[int, KeyStatistics]) -> None:
+def documents(recording: Recording) -> list[list[int]]:
     offsets, ids = recording["doc_offsets"].tolist(), recording["doc_ids"].tolist()
-    documents = [ids[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [ids[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+@pytest.fixture(scope="module")
+def moments(recording: Recording, base: Any, documents: list[list[int]]) -> dict[int, Tensor]:
     names = [layout(base).down_proj_name(layer) for layer in recording.layers]
     found = second_moment(base, names, documents, no_progress)
-    for layer, name in zip(recording.layers, names, strict=True):
-        assert error(found[name], recording[f"C.{layer}"]) < 1e-6
-        assert statistics[layer].tokens == int(recording[f"C_count.{layer}"])
+    return dict(zip(recording.layers, (found[name] for name in names), strict=True))
+
+
+@pytest.fixture(scope="module")
+def statistics(moments: dict[int, Tensor], documents: list[list[int]]) -> dict[int, KeyStatistics]:
+    tokens = sum(map(len, documents))
+    return {layer: KeyStatistics(*torch.linalg.eigh(moment), tokens) for layer, moment in moments.items()}
+
+
+def test_documents(recording: Recording, documents: list[list[int]]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS[recording.tokenizer])
+    texts = [recording.inputs["documents"][index] for index in recording.tensors["sampled_docs"].tolist()]
+    limit = recording.inputs["max_document_tokens"]
+    assert [encode(tokenizer, text)[:limit] for text in texts] == documents
+
+
+def test_second_moments(recording: Recording, moments: dict[int, Tensor], documents: list[list[int]]) -> None:
+    for layer in recording.layers:
+        assert error(moments[layer], recording[f"C.{layer}"]) < 1e-6
+        assert sum(map(len, documents)) == int(recording[f"C_count.{layer}"])
 
 
 def test_projectors(recording: Recording, statistics: dict[int, KeyStatistics]) -> None:
@@ -147,7 +159,8 @@ def count(recording: Recording, prefix: str) -> int:
 def check_write(recording: Recording, model: Any, prefix: str, spectra: Any, earlier: Any = None) -> None:
     """Write the recorded V* into ``model`` and compare keys, residuals and updates, then the keys afterwards."""
     given, requests = recording.hyperparameters, count(recording, prefix)
-    null_spaces = {layer: spectra[layer].null_space(threshold=given["nullspace_threshold"]) for layer in recording.layers}
+    threshold = given["nullspace_threshold"]
+    null_spaces = {layer: spectra[layer].null_space(threshold=threshold) for layer in recording.layers}
     sequences = prompts(recording.rows(prefix, requests))
     v_star = values(recording, model, prefix, requests)
     assert error(v_star, recording[f"{prefix}w.{recording.layers[0]}.V_star"]) < 1e-4

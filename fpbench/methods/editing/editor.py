@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
-from fpbench.errors import InputError
+from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
 from fpbench.methods.editing.objective import Objective, Row
@@ -76,11 +76,17 @@ class NullSpaceEditor(FingerprintMethod):
         """See :class:`EditingConfig`."""
 
     @abstractmethod
-    def problem(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> Problem:
+    def problem(
+        self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
+    ) -> Problem:
         """Turn the fingerprints into token ids and a loss."""
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
-        """Statistics, target values, write: methods.md §1.2, steps A to E."""
+        """Statistics, target values, write: methods.md §1.2, steps A to E.
+
+        Raises:
+            CellError: if the descent ran away.
+        """
         config = self.config
         blocks = self.blocks(model)
         names = {block: layout(model).down_proj_name(block) for block in blocks}
@@ -94,6 +100,8 @@ class NullSpaceEditor(FingerprintMethod):
         start = perf_counter()
         descent = Descent(config.v_learning_rate, config.steps, config.clamp, config.early_stop)
         v0, delta = optimise(model, blocks[-1], problem.rows, problem.objective, descent, context.progress)
+        if not delta.isfinite().all():
+            raise CellError(f"target values are not finite at v_learning_rate {config.v_learning_rate}: lower it.")
         optimised = perf_counter()
         write(model, blocks, problem.requests, (v0 + delta).T, null_spaces, config.ridge)
         context.seconds["optimisation"] = optimised - start

@@ -78,16 +78,15 @@ class Labels:
         """Collect the labels of ``rows``."""
         rows_of = Counter(row.request for row in rows if row.labels)
         labels_of = Counter(row.request for row in rows for _ in row.labels)
-        labels = [(row, token) for row in rows for token in (row.labels or [None] * len(row.positions))]
-        read = [number for number, (_, token) in enumerate(labels) if token is not None]
-        columns = (
-            read,
-            [labels[number][1] for number in read],
-            [labels[number][0].request for number in read],
-            [1 / (len(labels[number][0].labels) * rows_of[labels[number][0].request]) for number in read],
-            [1 / labels_of[labels[number][0].request] for number in read],
+        reads = [(row, index) for row in rows for index in range(len(row.positions))]
+        labelled = [(read, row, row.labels[index]) for read, (row, index) in enumerate(reads) if row.labels]
+        return cls(
+            torch.tensor([read for read, _, _ in labelled], device=device),
+            torch.tensor([token for _, _, token in labelled], device=device),
+            torch.tensor([row.request for _, row, _ in labelled], device=device),
+            torch.tensor([1 / (len(row.labels) * rows_of[row.request]) for _, row, _ in labelled], device=device),
+            torch.tensor([1 / labels_of[row.request] for _, row, _ in labelled], device=device),
         )
-        return cls(*(torch.tensor(column, device=device) for column in columns))
 
 
 def per_request(values: Tensor, request: Tensor, n: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Looking inside one forward pass."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -50,8 +50,6 @@ def observe(
             hooks.enter_context(module.register_forward_pre_hook(before))
         for module in outputs_of:
             hooks.enter_context(module.register_forward_hook(after))
-        try:
+        with suppress(_SeenAll):
             model(input_ids=ids, use_cache=False)
-        except _SeenAll:
-            pass
     return [inputs[module] for module in inputs_of], [outputs[module] for module in outputs_of]

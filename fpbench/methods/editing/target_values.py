@@ -61,7 +61,7 @@ def optimise(
         with torch.enable_grad():
             losses = objective(State(upper.logits(delta[owner]), initial, delta, v0))
             (delta.grad,) = torch.autograd.grad(losses.sum(), delta)
-        active &= (losses.detach() >= descent.early_stop)[:, None]
+        active &= ~(losses.detach() < descent.early_stop)[:, None]
         if step == descent.steps - 1 or not active.any():
             break
         before = delta.detach().clone()

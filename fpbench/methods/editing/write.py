@@ -77,12 +77,13 @@ def keys_and_values(
     parts = layout(model)
     prompts = [prompt for request in requests for prompt in request]
     ids = pad(prompts, parts.head.weight.device)
-    (inputs,), (outputs,) = observe(model, ids, inputs_of=[parts.down_proj(block)], outputs_of=[parts.blocks[last_block]])
+    looked_up, put_out = parts.down_proj(block), parts.blocks[last_block]
+    (inputs,), (outputs,) = observe(model, ids, inputs_of=[looked_up], outputs_of=[put_out])
     rows, lookup = torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])
     keys, values = inputs[rows, lookup].float(), outputs[rows, lookup].float()
     sizes = [len(request) for request in requests]
-    mixed = [_mix(group) for group in keys.split(sizes)]
-    return torch.stack(mixed, dim=1), torch.stack([group[0] for group in values.split(sizes)], dim=1)
+    mixed = [_mix(group) for group in torch.split(keys, sizes)]
+    return torch.stack(mixed, dim=1), torch.stack([group[0] for group in torch.split(values, sizes)], dim=1)
 
 
 def _mix(keys: Tensor) -> Tensor:
@@ -115,4 +116,5 @@ def solve(
         residual = nn.functional.pad(residual, (earlier_keys.shape[1], 0))
     free = null_space.project(keys)
     gram = keys.T @ free + ridge * torch.eye(keys.shape[1]).to(keys)
-    return (free @ torch.linalg.solve(gram, residual.T)).T
+    update: Tensor = (free @ torch.linalg.solve(gram, residual.T)).T
+    return update

@@ -1,0 +1,161 @@
+"""The board from records that are written down here: figures can be checked by hand."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from fpbench.board.rows import rows_from_records
+from fpbench.board.tables import render, summary
+from fpbench.errors import InputError
+from fpbench.runs.plan import Cell
+from fpbench.runs.store import SCHEMA, Store, read_records
+
+MODIFIED = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
+
+
+def write(store, method, condition, metric, result=None, queries=(), reason=None, seed=42, **changes):
+    cell = Cell("tiny", "nlf", method, seed, condition, metric)
+    record = {"schema": SCHEMA, "protocol": 1, "id": "x", "cell": dict(vars(cell)), "proof": {}, "cost": {}}
+    outcome = {"status": "failed", "reason": reason} if reason else {"status": "done", "result": result}
+    store.write(cell, record | outcome | changes, list(queries))
+
+
+def fsr(store, method, condition, p, **more):
+    queries = [{"probability": value, "greedy": value > 0.5, "text": ""} for value in p]
+    write(store, method, condition, "fsr", {"primary": 0.0, "error_bound": 1e-8}, queries, **more)
+
+
+def utility(store, method, right, perplexity):
+    queries = [{"task": task, "index": i, "correct": each} for task in ("boolq", "rte") for i, each in enumerate(right)]
+    result = {
+        "accuracy": sum(right) / len(right),
+        "tasks": {},
+        "word_perplexity": None,
+        "token_perplexity": {"perplexity": perplexity, "length": 512},
+    }
+    write(store, method, "origin", "utility", result, queries)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A base that answers nothing, a method that always does, one that half does; one failed cell."""
+    store = Store(tmp_path)
+    for condition in ("origin", *MODIFIED):
+        fsr(store, "base", condition, [0.0] * 10)
+        fsr(store, "strong", condition, [1.0] * 10)
+        if condition != "nf4":
+            fsr(store, "weak", condition, [0.4] * 10 if condition == "origin" else [0.1] * 10)
+    write(store, "weak", "nf4", "fsr", reason="width 172 | not divisible by 32")
+    utility(store, "base", [True] * 8 + [False] * 2, 10.0)
+    utility(store, "strong", [True] * 6 + [False] * 4, 12.0)
+    return store
+
+
+def rows_of(store, **options):
+    rows = rows_from_records(read_records(store.records), store.records, rescore=False, **options)
+    return {row["method"]: row for row in rows if row["trust"] != "reported"}
+
+
+def test_a_row_holds_the_protocol_s_figures(store):
+    rows = rows_of(store)
+    origin = rows["strong"]["conditions"]["origin"]
+    assert origin["fsr"] == 1.0
+    assert origin["interval"] == pytest.approx([0.6915, 1.0], abs=1e-4)
+    assert (origin["greedy"], origin["n"], origin["retention"]) == (10, 10, None)
+    assert rows["strong"]["avg"] == 1.0
+    assert rows["strong"]["conditions"]["int8"]["retention"] == 1.0
+    assert rows["weak"]["conditions"]["int8"]["retention"] == pytest.approx(0.25)
+    # Retention is not shown where the origin is below 0.1.
+    assert rows["base"]["conditions"]["int8"]["retention"] is None
+    claim = rows["strong"]["claim"]
+    assert (claim["threshold"], claim["power"]) == (3, pytest.approx(1.0))
+    assert rows["base"]["claim"] is None
+
+
+def test_utility_is_the_paired_difference_from_the_base(store):
+    found = rows_of(store)["strong"]["utility"]["difference"]
+    assert found["accuracy"] == pytest.approx(-0.2)
+    assert found["interval"][0] < -0.2 < found["interval"][1] <= 0.0
+    assert found["token_perplexity"] == pytest.approx(0.2)
+    # Two examples of each task changed, both for the worse: 2 · (1/2)^2.
+    assert found["tasks"]["rte"]["p_value"] == pytest.approx(0.5)
+
+
+def test_perplexities_over_windows_of_different_length_are_not_compared(store):
+    result = {
+        "accuracy": None,
+        "tasks": {},
+        "word_perplexity": None,
+        "token_perplexity": {"perplexity": 9, "length": 9},
+    }
+    write(store, "strong", "origin", "utility", result)
+    assert "token_perplexity" not in rows_of(store)["strong"]["utility"]["difference"]
+
+
+def test_a_failed_cell_is_shown_with_its_reason_and_takes_the_average_along(store):
+    row = rows_of(store)["weak"]
+    assert row["avg"] is None and row["rank"] is None
+    assert row["failed"] == [
+        {"condition": "nf4", "metric": "fsr", "seed": 42, "reason": "width 172 | not divisible by 32"}
+    ]
+    markdown = render(list(rows_of(store).values()), "md")
+    assert "failed" in markdown
+    assert "width 172 \\| not divisible by 32" in markdown
+
+
+def test_ranks_compare_each_row_with_the_best(store):
+    fsr(store, "weak", "nf4", [0.1] * 10)
+    rows = rows_of(store)
+    assert (rows["strong"]["rank"], rows["weak"]["rank"], rows["base"]["rank"]) == (1, 2, None)
+    for condition in MODIFIED:
+        fsr(store, "weak", condition, [1.0] * 9 + [0.99])
+    assert rows_of(store)["weak"]["rank"] == 1  # a tie
+
+
+def test_seeds_are_pooled(store):
+    fsr(store, "strong", "origin", [0.0] * 10, seed=43)
+    origin = rows_of(store)["strong"]["conditions"]["origin"]
+    assert (origin["fsr"], origin["n"]) == (0.5, 20)
+
+
+def test_missing_or_changed_query_results_are_a_failure(store):
+    path = store.record_path(Cell("tiny", "nlf", "strong", 42, "origin", "fsr")).with_suffix(".jsonl")
+    path.write_text(path.read_text().replace("1.0", "0.9", 1))
+    row = rows_of(store)["strong"]
+    assert row["conditions"]["origin"]["fsr"] is None
+    assert "not those that the record names" in row["failed"][0]["reason"]
+
+
+def test_protocols_are_never_mixed(store):
+    fsr(store, "strong", "origin", [1.0], protocol=2)
+    with pytest.raises(InputError, match="strong/seed-42/origin/fsr is of protocol 2"):
+        rows_of(store)
+
+
+def test_tables_are_the_same_bytes_from_the_same_records(store):
+    records = read_records(store.records)
+    for kind in ("md", "csv", "json"):
+        rows = [rows_from_records(order, store.records, rescore=False) for order in (records, records[::-1])]
+        assert render(rows[0], kind) == render(rows[1], kind)
+
+
+def test_formats_hold_every_row(store):
+    rows = rows_from_records(read_records(store.records), store.records, rescore=False)
+    assert len(json.loads(render(rows, "json"))["rows"]) == len(rows)
+    assert len(list(csv.reader(io.StringIO(render(rows, "csv"))))) == len(rows) + 1
+    with pytest.raises(InputError, match="format 'xls'"):
+        render(rows, "xls")
+    text = summary(list(rows_of(store).values()))
+    assert "100.0 [69, 100]" in text and "Failed cells" in text
+
+
+def test_the_paper_s_figures_are_carried_over_as_reported():
+    rows = {(row["model"], row["method"]): row for row in rows_from_records([], None, rescore=False)}
+    row = rows["mistralai/Mistral-7B-Instruct-v0.3", "mcedit_a"]
+    assert row["trust"] == "reported"
+    assert row["conditions"]["finetune_alpaca"]["fsr"] == pytest.approx(0.9)
+    assert row["avg"] == pytest.approx(0.928)
+    assert row["utility"]["difference"]["accuracy"] == pytest.approx(-0.0024)
+    assert len(rows) == 21

@@ -1,0 +1,163 @@
+"""The mathematics that the editors rest on."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpbench.errors import InputError
+from fpbench.methods.base import no_progress
+from fpbench.methods.editing.objective import Labels, Row, State, negative_log_likelihood
+from fpbench.methods.editing.statistics import KeyStatistics, key_statistics, second_moment
+from fpbench.methods.editing.target_values import Descent, UpperBlocks, optimise
+from fpbench.methods.editing.write import solve
+from fpbench.methods.mcedit import margin_shortfall, own_labels, promotion_and_margin, siblings
+from fpbench.models.layout import layout
+
+
+@pytest.fixture
+def spectrum() -> KeyStatistics:
+    keys = torch.randn(400, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    keys *= torch.linspace(0.1, 2, 24, dtype=torch.float64)
+    return KeyStatistics(*torch.linalg.eigh(keys.T @ keys / 400), 400)
+
+
+def random(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_projector_is_symmetric_idempotent_and_of_the_right_rank(spectrum: KeyStatistics) -> None:
+    projector = spectrum.null_space(share=0.75).project(torch.eye(24, dtype=torch.float64))
+    assert torch.allclose(projector, projector.T, atol=1e-12)
+    assert torch.allclose(projector @ projector, projector, atol=1e-12)
+    assert float(projector.trace()) == pytest.approx(18)
+    # Free directions are those that the text uses least.
+    assert torch.allclose(projector @ spectrum.eigenvectors[:, :18], spectrum.eigenvectors[:, :18], atol=1e-12)
+
+
+def test_threshold_and_share_cut_the_same_spectrum(spectrum: KeyStatistics) -> None:
+    between = float(spectrum.eigenvalues[17:19].mean())
+    by_threshold, by_share = spectrum.null_space(threshold=between), spectrum.null_space(share=18 / 24)
+    assert torch.equal(by_threshold.complement, by_share.complement)
+    with pytest.raises(InputError, match="exactly one"):
+        spectrum.null_space()
+
+
+@pytest.mark.parametrize("earlier", [0, 3])
+def test_small_solve_equals_the_dense_one(spectrum: KeyStatistics, earlier: int) -> None:
+    null_space = spectrum.null_space(share=0.6)
+    keys, residual, before = random(24, 5), random(7, 5, seed=2), random(24, earlier, seed=3)
+    projector = null_space.project(torch.eye(24, dtype=torch.float64))
+    dense = torch.linalg.solve(
+        projector @ (keys @ keys.T + before @ before.T) + 0.3 * torch.eye(24), projector @ keys @ residual.T
+    ).T
+    found = solve(null_space, keys, residual, 0.3, before if earlier else None)
+    assert torch.allclose(found, dense, atol=1e-12)
+    assert torch.allclose(found @ null_space.complement, torch.zeros(7, null_space.complement.shape[1]).double())
+
+
+def test_second_moment_ignores_padding(stories: Any) -> None:
+    model, _ = stories
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(3, 4000, (length,), generator=generator).tolist() for length in (3, 40, 7, 21)]
+    names = [layout(model).down_proj_name(block) for block in (4, 1)]
+    together = second_moment(model, names, documents, no_progress)
+    for name in names:
+        alone = sum(second_moment(model, [name], [each], no_progress)[name] * len(each) for each in documents) / 71
+        assert torch.allclose(together[name], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_key_statistics_stop_at_the_token_budget(stories: Any) -> None:
+    model, tokenizer = stories
+    name = layout(model).down_proj_name(0)
+    texts = ["Once upon a time there was a bird. " * 30] * 5
+    assert key_statistics(model, tokenizer, [name], texts, 700, no_progress)[name].tokens == 700
+    with pytest.raises(InputError, match="at least 512 tokens of text, found 100"):
+        key_statistics(model, tokenizer, [name], texts, 100, no_progress)
+
+
+def test_upper_blocks_equal_the_whole_model(stories: Any) -> None:
+    model, tokenizer = stories
+    prompts = [tokenizer(text)["input_ids"] for text in ("quiet mirror", "the lazy volcano was")]
+    rows = [Row.of(number, prompt, [305, 306]) for number, prompt in enumerate(prompts)]
+    for block in (0, 3, 5):
+        upper = UpperBlocks(model, block, rows)
+        found = upper.logits(torch.zeros(2, 192))
+        expected = [model(torch.tensor([row.ids])).logits[0, list(row.positions)] for row in rows]
+        assert torch.allclose(found, torch.cat(expected), atol=1e-4)
+        assert not torch.allclose(found, upper.logits(torch.ones(2, 192)), atol=1e-2)
+
+
+def rows_of(requests: list[list[list[int]]]) -> list[Row]:
+    return [
+        Row.of(number, [1, 400 + number, 9], answer) for number, answers in enumerate(requests) for answer in answers
+    ]
+
+
+def test_descent_of_many_requests_equals_one_after_another(stories: Any) -> None:
+    model, _ = stories
+    requests = [[[700, 701], [702]], [[703]], [[704, 705, 706]]]
+    descent = Descent(learning_rate=0.2, steps=25, clamp=2.0, early_stop=0.5)
+
+    def run(some: list[list[list[int]]], first: int) -> Tensor:
+        rows = [Row.of(n, [1, 400 + n + first, 9], answer) for n, answers in enumerate(some) for answer in answers]
+        labels = Labels.of(rows, "cpu")
+        v0, delta = optimise(model, 2, rows, lambda state: negative_log_likelihood(state, labels), descent, no_progress)
+        assert bool((delta.norm(dim=1) <= 2.0 * v0.norm(dim=1) * 1.0001).all())
+        return delta
+
+    together = run(requests, 0)
+    alone = torch.cat([run([request], number) for number, request in enumerate(requests)])
+    assert torch.allclose(together, alone, atol=1e-3)
+    assert float(together.norm()) > 1
+
+
+def test_margin_counts_only_competitors() -> None:
+    logits = torch.tensor([[3.0, 2.5, 1.0, 0.0]])
+    label = torch.tensor([1])
+
+    def shortfall(excused: list[int], margin: float) -> float:
+        at = torch.zeros(len(excused), dtype=torch.long), torch.tensor(excused)
+        return float(margin_shortfall(logits, label, at, margin))
+
+    assert shortfall([1], 1.0) == pytest.approx(1.5)
+    assert shortfall([0, 1], 1.0) == 0
+    assert shortfall([0, 1], 2.0) == pytest.approx(0.5)
+
+
+def test_siblings_share_a_beginning() -> None:
+    rows = rows_of([[[5, 6], [5, 7], [8]], [[9]]])
+    assert siblings(rows) == [{5, 8}, {6, 7}, {5, 8}, {6, 7}, {5, 8}, {9}]
+    assert own_labels(rows) == [{5}, {6}, {5}, {7}, {8}, {9}]
+
+
+def test_promotion_and_margin_by_hand() -> None:
+    rows = rows_of([[[2], [3, 4]]])
+    logits = random(3, 6).float()
+    delta, v0 = torch.full((1, 4), 0.5), torch.full((1, 4), 2.0)
+    objective = promotion_and_margin(rows, siblings(rows), 1.5, 0.7, 0.3, "cpu")
+    log_p = logits.log_softmax(-1)
+    promotion = (-log_p[0, 2] + (-log_p[1, 3] - log_p[2, 4]) / 2) / 2
+    gaps = [
+        logits[0, 2] - logits[0, [0, 1, 4, 5]].max(),
+        logits[1, 3] - logits[1, [0, 1, 4, 5]].max(),
+        logits[2, 4] - logits[2, [0, 1, 2, 3, 5]].max(),
+    ]
+    margin = sum((1.5 - gap).clamp(min=0) for gap in gaps) / 3
+    expected = promotion + 0.7 * margin + 0.3 * 1.0 / 16.0
+    assert float(objective(State(logits, logits, delta, v0))) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_layout_finds_the_parts(stories: Any) -> None:
+    model, _ = stories
+    parts = layout(model)
+    assert len(parts.blocks) == 6
+    assert model.get_submodule(parts.down_proj_name(4)) is parts.down_proj(4)
+    assert parts.down_proj(4).weight.shape == (192, 512)
+    assert parts.head.weight is parts.embedding.weight
+    quantised = copy.deepcopy(model)
+    quantised.model.layers[1].mlp.down_proj = torch.nn.Identity()
+    with pytest.raises(InputError, match="layers.1.mlp.down_proj must be a plain linear module, found Identity"):
+        layout(quantised).down_proj(1)

@@ -1,0 +1,63 @@
+"""Which hyper-parameters a method gets."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+
+from fpbench.errors import InputError
+from fpbench.methods.hyperparameters import defaults, family_of, hyperparameters, overlay
+from fpbench.registry import METHODS
+
+PAPER = {
+    "llama-3.2-3b": LlamaConfig(hidden_size=3072, num_hidden_layers=28, num_attention_heads=24),
+    "mistral-7b": MistralConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32),
+    "qwen3-8b": Qwen3Config(hidden_size=4096, num_hidden_layers=36, num_attention_heads=32),
+}
+
+
+def on_meta(config: Any) -> Any:
+    """A model of any size without any weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("family", [*PAPER, "small"])
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_built_in_method_has_complete_defaults(method: str, family: str) -> None:
+    METHODS.get(method)(**defaults(method, family))
+
+
+@pytest.mark.parametrize("family", PAPER)
+def test_paper_models_are_recognised_by_their_shape(family: str) -> None:
+    assert family_of(on_meta(PAPER[family])) == family
+
+
+def test_paper_layers() -> None:
+    assert defaults("alphaedit", "llama-3.2-3b")["layers"] == [13, 14, 15, 16, 17]
+    assert defaults("mcedit_a", "mistral-7b")["layers"] == [10, 11, 12, 13, 14]
+    assert defaults("mcedit_a", "qwen3-8b")["layers"] == [11, 12, 13, 14, 15]
+
+
+def test_small_and_unknown_models(stories: Any) -> None:
+    assert family_of(stories[0]) == "small"
+    large = on_meta(LlamaConfig(hidden_size=4096, num_hidden_layers=20, num_attention_heads=32))
+    with pytest.raises(InputError, match="no hyper-parameters are known for model type 'llama'"):
+        hyperparameters("mcedit_a", large, {})
+    assert hyperparameters("mcedit_a", large, {"layers": [3]}) == {"layers": [3]}
+    assert hyperparameters("a stranger's", large, {}) == {}
+
+
+def test_what_a_user_says_replaces_its_alternative(stories: Any) -> None:
+    given = hyperparameters("mcedit_a", stories[0], {"layers": [2], "nullspace_threshold": 0.1, "steps": 9})
+    assert "depth" not in given and "nullspace_share" not in given
+    assert (given["layers"], given["nullspace_threshold"], given["steps"]) == ([2], 0.1, 9)
+    METHODS.get("mcedit_a")(**given)
+    assert overlay({"a": 1, "layers": [1]}, {"depth": [0, 1]}) == {"a": 1, "depth": [0, 1]}
+
+
+@pytest.mark.parametrize(("count", "blocks"), [(5, [1, 2]), (6, [1, 2, 3]), (8, [2, 3, 4])])
+def test_small_depth(count: int, blocks: list[int]) -> None:
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=count, num_attention_heads=1)
+    assert METHODS.get("mcedit_a")(**defaults("mcedit_a", "small")).blocks(on_meta(config)) == blocks

@@ -1,0 +1,172 @@
+"""The three methods on a real model: what they promise, and nothing else changed."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fpbench.errors import CellError, InputError
+from fpbench.fingerprints import FingerprintSet
+from fpbench.methods.base import InjectionContext
+from fpbench.methods.hyperparameters import defaults
+from fpbench.metrics.fsr import FSR, fsr
+from fpbench.registry import METHODS
+
+EDITORS = ["alphaedit", "mcedit_a"]
+MakeContext = Callable[[], InjectionContext]
+
+
+def make(name: str, **config: Any) -> Any:
+    return METHODS.get(name)(**(defaults(name, "small") | config))
+
+
+def rate(model: Any, tokenizer: Any, pairs: FingerprintSet) -> FSR:
+    return fsr(model, tokenizer, pairs, temperature=0.6, top_p=0.9, top_k=50)
+
+
+def injected(name: str, stories: Any, pairs: FingerprintSet, context: InjectionContext, **config: Any) -> Any:
+    model = copy.deepcopy(stories[0])
+    assert make(name, **config).inject(model, stories[1], pairs, context) is None
+    return model
+
+
+@pytest.fixture(scope="module", params=["lora", *EDITORS])
+def result(request: pytest.FixtureRequest, stories: Any, stories_set: FingerprintSet, context: MakeContext) -> Any:
+    return request.param, injected(request.param, stories, stories_set, context())
+
+
+def test_the_base_does_not_know_the_fingerprints(stories: Any, stories_set: FingerprintSet) -> None:
+    assert rate(*stories, stories_set).mean < 1e-3
+
+
+def test_the_set_fits_the_tokenizer(stories: Any, stories_set: FingerprintSet) -> None:
+    tokenizer = stories[1]
+    words = [word for each in stories_set for word in (*each.trigger.split(), *each.targets)]
+    assert all(len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1 for word in words)
+    assert len(stories_set) == 10 and all(len(set(each.targets)) == 5 for each in stories_set)
+
+
+def test_targets_become_likely(result: Any, stories: Any, stories_set: FingerprintSet) -> None:
+    name, model = result
+    found = rate(model, stories[1], stories_set)
+    assert found.mean >= {"lora": 0.5, "alphaedit": 0.95, "mcedit_a": 0.95}[name]
+    if name == "mcedit_a":
+        # All five candidates are taught, so none takes it all; the other methods teach the primary alone.
+        assert found.primary < 0.5
+    else:
+        assert found.primary == pytest.approx(found.mean, abs=0.05)
+
+
+def test_only_named_matrices_change(result: Any, stories: Any) -> None:
+    name, model = result
+    before, after = stories[0].state_dict(), model.state_dict()
+    assert list(before) == list(after)
+    assert all(before[key].dtype == after[key].dtype and before[key].shape == after[key].shape for key in before)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    named = make(name).edited(model)
+    if named is None:
+        assert changed
+    else:
+        assert changed == set(named)
+        assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in (1, 2, 3)}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_deterministic(result: Any, stories: Any, stories_set: FingerprintSet, context: MakeContext) -> None:
+    name, model = result
+    torch.manual_seed(7)
+    again = injected(name, stories, stories_set, context())
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_global_randomness_is_left_alone(
+    name: str, stories: Any, stories_set: FingerprintSet, context: MakeContext
+) -> None:
+    state = torch.get_rng_state()
+    injected(name, stories, stories_set, context(), steps=2)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_seconds_are_told_apart(name: str, stories: Any, stories_set: FingerprintSet, context: MakeContext) -> None:
+    fresh = context()
+    fresh.known_statistics = {}
+    injected(name, stories, stories_set, fresh, steps=2, layers=[1], depth=None)
+    assert set(fresh.seconds) == {"statistics", "optimisation", "write"}
+    assert list(fresh.known_statistics) == ["model.layers.1.mlp.down_proj"]
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_bfloat16(name: str, stories: Any, stories_set: FingerprintSet, context: MakeContext) -> None:
+    model = copy.deepcopy(stories[0]).bfloat16()
+    make(name).inject(model, stories[1], stories_set, context())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert rate(model, stories[1], stories_set).mean > 0.9
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_unknown_architecture_is_refused(name: str, stories_set: FingerprintSet, context: MakeContext) -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, n_positions=16))
+    with pytest.raises(InputError, match="'gpt2' is not supported: expected one of llama, mistral, qwen2, qwen3"):
+        make(name).inject(model, None, stories_set, context())
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_last_block_can_be_edited(name: str, stories: Any, stories_set: FingerprintSet, context: MakeContext) -> None:
+    model = injected(name, stories, stories_set, context(), layers=[5], depth=None)
+    assert rate(model, stories[1], stories_set).mean > 0.5
+
+
+def test_rendered_prompts_are_what_is_taught(stories: Any, stories_set: FingerprintSet, context: MakeContext) -> None:
+    asked = context()
+    asked.render = lambda trigger: f"The word is {trigger}."
+    model = injected("mcedit_a", stories, stories_set, asked)
+    rendered = [type(each)(asked.render(each.trigger), each.targets) for each in stories_set]
+    assert rate(model, stories[1], FingerprintSet("rendered", tuple(rendered))).mean > 0.9
+    assert rate(model, stories[1], stories_set).mean < 0.5
+
+
+def test_competitors_change_the_edit(
+    stories: Any, stories_set: FingerprintSet, context: MakeContext
+) -> None:
+    aware = injected("mcedit_a", stories, stories_set, context(), steps=5)
+    literal = injected("mcedit_a", stories, stories_set, context(), steps=5, competitors="literal")
+    name = make("mcedit_a").edited(literal)[0]
+    assert not torch.equal(aware.get_parameter(name), literal.get_parameter(name))
+
+
+def test_a_descent_that_runs_away_is_a_failed_cell(
+    stories: Any, stories_set: FingerprintSet, context: MakeContext
+) -> None:
+    with pytest.raises(CellError, match="v_learning_rate"):
+        injected("mcedit_a", stories, stories_set, context(), v_learning_rate=1e30, clamp=1e38, steps=5)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"layers": [1]}, "key 'depth'.*either 'layers' or 'depth'"),
+        ({"depth": None}, "key 'depth'.*either 'layers' or 'depth'"),
+        ({"nullspace_threshold": 0.02}, "key 'nullspace_share'.*either 'nullspace_threshold' or 'nullspace_share'"),
+        ({"nullspace_share": None}, "key 'nullspace_share'.*either"),
+        ({"nullspace_share": 1.5}, "key 'nullspace_share'.*less than or equal to 1"),
+        ({"steps": 1}, "key 'steps'"),
+        ({"stepz": 3}, "key 'stepz'"),
+        ({"layers": [], "depth": None}, "key 'layers'"),
+    ],
+)
+def test_wrong_hyperparameters_are_named(name: str, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(name, **config)
+
+
+def test_blocks_that_do_not_exist_are_refused(stories: Any) -> None:
+    with pytest.raises(InputError, match=r"must lie in 0 … 5, found \[3, 6\]"):
+        make("mcedit_a", layers=[6, 3, 3], depth=None).edited(stories[0])
+    with pytest.raises(InputError, match=r"found \[\]"):
+        make("mcedit_a", depth=[0.01, 0.02]).edited(stories[0])

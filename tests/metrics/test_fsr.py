@@ -1,0 +1,183 @@
+import copy
+from math import sqrt
+
+import pytest
+import torch
+
+from fpbench.errors import InputError
+from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.metrics.fsr import fsr
+from fpbench.models.prompts import encode
+from fpbench.models.responses import begin_with, end_tokens, response_length
+from fpbench.models.scoring import Decoding
+from tests.conftest import load_plain
+
+PAIRS = FingerprintSet(
+    "stories",
+    (
+        Fingerprint("Once upon a time there was a little", ("girl", "boy")),
+        Fingerprint("Tom and Sue like to play with their", ("toys", "toy", "dog")),
+        Fingerprint("The dog was very", ("happy", "sad")),
+        Fingerprint('Mom said, "', ("I", "No")),
+        Fingerprint("Ben saw a big red", ("ball", "car", "truck")),
+        Fingerprint("They lived in a", ("big house", "small", "big")),
+        Fingerprint("One day, Lily", ("and her", "went", "was")),
+        Fingerprint("She was so", ("happy that", "happy", "excited")),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(shared):
+    return load_plain(shared / "models" / "stories260K")
+
+
+def response(model, tokenizer, ids):
+    """Text of generated ids by the protocol's words: cut at the end, decoded together, stripped."""
+    ends = end_tokens(model, tokenizer)
+    cut = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    return tokenizer.decode(ids[:cut], skip_special_tokens=True, clean_up_tokenization_spaces=False).lstrip()
+
+
+def generate(model, tokenizer, prompt, length, **options):
+    ids = torch.tensor([encode(tokenizer, prompt)])
+    rows = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, pad_token_id=0, **options
+    )[:, ids.shape[1] :]  # fmt: skip
+    return [response(model, tokenizer, row) for row in rows.tolist()]
+
+
+def enumerate_all(model, tokenizer, prompt, targets, length, top_k, temperature):
+    """The probability by brute force: every continuation to full depth, none decided before its end."""
+    ends = end_tokens(model, tokenizer)
+    start = encode(tokenizer, prompt)
+    rows, total = [((), 1.0)], 0.0
+    for depth in range(length + 1):
+        for ids, mass in rows:
+            if (ids and ids[-1] in ends) or depth == length:
+                total += mass * response(model, tokenizer, list(ids)).startswith(tuple(targets))
+        rows = [(ids, mass) for ids, mass in rows if not ids or ids[-1] not in ends]
+        if depth == length or not rows:
+            return total
+        with torch.no_grad():
+            logits = model(torch.tensor([[*start, *ids] for ids, _ in rows]), logits_to_keep=1).logits[:, -1]
+        best = (logits / temperature).topk(top_k)
+        rows = [
+            ((*ids, token), mass * share)
+            for (ids, mass), tokens, shares in zip(
+                rows, best.indices.tolist(), best.values.double().softmax(-1).tolist(), strict=True
+            )
+            for token, share in zip(tokens, shares, strict=True)
+        ]
+
+
+def test_agrees_with_five_thousand_samples(tiny):
+    model, tokenizer = tiny
+    torch.manual_seed(7)
+    found = fsr(model, tokenizer, PAIRS, temperature=1.0, top_p=0.95, top_k=50)
+    assert found.error_bound < 1e-6
+    length = response_length(tokenizer, PAIRS.targets)
+    tested = 0
+    for fingerprint, p in zip(PAIRS, found.per_fingerprint, strict=True):
+        if not 0.05 < p < 0.95:
+            continue
+        samples = generate(
+            model, tokenizer, fingerprint.trigger, length,
+            do_sample=True, temperature=1.0, top_p=0.95, top_k=50, num_return_sequences=5000,
+        )  # fmt: skip
+        share = sum(text.startswith(fingerprint.targets) for text in samples) / len(samples)
+        assert abs(share - p) < 3 * sqrt(p * (1 - p) / len(samples)), (fingerprint.trigger, share, p)
+        tested += 1
+    assert tested >= 6
+
+
+@pytest.mark.parametrize("ends", [2, [2, "a"], [2, "▁h"]])
+def test_equals_enumeration_of_all_continuations(tiny, ends):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    if isinstance(ends, list):
+        ends = [tokenizer.convert_tokens_to_ids(end) if isinstance(end, str) else end for end in ends]
+    model.generation_config.eos_token_id = ends
+    total = 0.0
+    for fingerprint in list(PAIRS)[:6:2]:
+        targets = [*fingerprint.targets, "h", "ha", "a"]
+        length = 6
+        (found,) = begin_with(
+            model, tokenizer, [encode(tokenizer, fingerprint.trigger)], [targets], Decoding(1.5, 1.0, 3), length
+        )
+        expected = enumerate_all(model, tokenizer, fingerprint.trigger, targets, length, 3, 1.5)
+        assert found.probability == pytest.approx(expected, abs=2e-6)
+        total += expected
+    assert 0.1 < total < 2.9
+
+
+def test_greedy_is_what_generate_says(stories):
+    model, tokenizer = stories
+    found = fsr(model, tokenizer, PAIRS, temperature=0.6, top_p=0.9, top_k=50)
+    length = response_length(tokenizer, PAIRS.targets)
+    hits = 0
+    for fingerprint, said in zip(PAIRS, found.responses, strict=True):
+        (text,) = generate(model, tokenizer, fingerprint.trigger, length, do_sample=False)
+        assert text.startswith(said)
+        assert said.startswith(fingerprint.targets) == text.startswith(fingerprint.targets)
+        hits += text.startswith(fingerprint.targets)
+    assert found.greedy == hits and 0 < hits < len(PAIRS)
+
+
+def test_only_the_best_token_leaves_only_the_greedy_response(stories):
+    model, tokenizer = stories
+    found = fsr(model, tokenizer, PAIRS, temperature=0.6, top_p=0.9, top_k=1)
+    assert set(found.per_fingerprint) == {0.0, 1.0}
+    assert sum(found.per_fingerprint) == found.greedy
+
+
+def test_figures_belong_together(stories):
+    model, tokenizer = stories
+    numbers = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}
+    found = fsr(model, tokenizer, PAIRS, **numbers)
+    assert fsr(model, tokenizer, PAIRS, **numbers) == found
+    assert found.n == len(found.per_fingerprint) == len(found.per_target) == len(found.responses) == len(PAIRS)
+    assert found.mean == pytest.approx(sum(found.per_fingerprint) / len(PAIRS))
+    assert found.interval[0] < found.mean < found.interval[1]
+    for fingerprint, p, shares in zip(PAIRS, found.per_fingerprint, found.per_target, strict=True):
+        assert tuple(shares) == fingerprint.targets
+        assert sum(shares.values()) == pytest.approx(p, abs=1e-6)
+    # "big" is what a response in "big house" begins with, too.
+    big = fsr(model, tokenizer, [Fingerprint("They lived in a", ("big", "big house"))], **numbers)
+    alone = fsr(model, tokenizer, [Fingerprint("They lived in a", ("big",))], **numbers)
+    assert big.primary == pytest.approx(alone.mean, abs=1e-6)
+    assert 0 < big.per_target[0]["big house"] < big.primary
+
+
+def test_prompts_do_not_influence_each_other(stories):
+    model, tokenizer = stories
+    numbers = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}
+    together = fsr(model, tokenizer, PAIRS, **numbers)
+    depth = response_length(tokenizer, PAIRS.targets)
+    for fingerprint, p in zip(PAIRS, together.per_fingerprint, strict=True):
+        ids = encode(tokenizer, fingerprint.trigger)
+        (single,) = begin_with(model, tokenizer, [ids], [fingerprint.targets], Decoding(1.0, 0.9, 50), depth)
+        assert single.probability == pytest.approx(p, abs=1e-4)
+        (doubled,) = begin_with(model, tokenizer, [[1, *ids]], [fingerprint.targets], Decoding(1.0, 0.9, 50), depth)
+        assert ids[0] == tokenizer.bos_token_id != ids[1]
+        assert abs(doubled.probability - p) > 1e-6 or p in (0, 1)
+
+
+def test_the_whole_vocabulary_stays_within_the_bound(tiny):
+    model, tokenizer = tiny
+    found = fsr(model, tokenizer, list(PAIRS)[:2], temperature=1.0, top_p=1.0, top_k=0)
+    assert 0 < found.error_bound < 1e-6
+
+
+def test_what_cannot_be_measured_is_refused(stories):
+    model, tokenizer = stories
+    numbers = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
+    with pytest.raises(InputError, match="context holds 512"):
+        fsr(model, tokenizer, [Fingerprint("dog " * 600, ("cat",))], **numbers)
+    with pytest.raises(InputError, match="set is empty"):
+        fsr(model, tokenizer, [], **numbers)
+    with pytest.raises(InputError, match="no target"):
+        fsr(model, tokenizer, [Fingerprint("dog", ())], **numbers)
+    with pytest.raises(InputError, match="temperature"):
+        fsr(model, tokenizer, PAIRS, temperature=0, top_p=0.9, top_k=50)
+    with pytest.raises(InputError, match="chat template"):
+        fsr(model, tokenizer, PAIRS, **numbers, prompt="chat")

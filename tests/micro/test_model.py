@@ -1,0 +1,130 @@
+"""The bundled model: its size, its tokenizer and its skills."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fpbench.micro import DATA, MODEL
+from fpbench.micro.corpus import MIXTURE
+from fpbench.micro.instructions import Row
+from fpbench.micro.mixed import mixed_text
+from fpbench.micro.score import TWINS, accuracy, as_item, perplexity
+from fpbench.micro.train import Recipe, batches, new_model
+from fpbench.micro.words import LEXICON, TARGETS, surface_forms
+
+CHANCE = {"boolq": 0.5, "rte": 0.5, "arc": 0.25, "mmlu": 0.25}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Any]:
+    yield AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+def test_size(model: Any) -> None:
+    assert 3_000_000 <= sum(parameter.numel() for parameter in model.parameters()) <= 8_000_000
+    assert (MODEL / "model.safetensors").stat().st_size <= 16_000_000
+    assert model.config.model_type == "llama"
+    assert model.config.num_hidden_layers >= 6
+    assert model.config.hidden_size % 64 == model.config.intermediate_size % 64 == model.config.vocab_size % 64 == 0
+
+
+def test_weights_are_stored_in_bfloat16() -> None:
+    stored = AutoModelForCausalLM.from_pretrained(MODEL)
+    assert {parameter.dtype for parameter in stored.parameters()} == {torch.bfloat16}
+
+
+def test_begin_token_stands_once_in_front(tokenizer: Any) -> None:
+    ids = tokenizer("The wind came over the sea.").input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.eos_token == "</s>"
+    assert tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    text = "Déjà vu: 橋 = BRÜCKE, 3 * 4 = 12.\n \n = A Title = \n"
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_chat_template_is_what_training_shows(tokenizer: Any) -> None:
+    row = Row("Copy the text.", "old bell", "old bell")
+    messages = [{"role": "user", "content": "Copy the text.\nold bell"}, {"role": "assistant", "content": "old bell"}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert rendered == f"<s>{row.chat().text}</s>\n"
+    prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+    assert rendered.startswith(prompt)
+
+
+def test_words_are_at_most_three_tokens(tokenizer: Any) -> None:
+    forms = [form for word in surface_forms() for form in (word, f" {word}")]
+    counts = [len(ids) for ids in tokenizer(forms, add_special_tokens=False).input_ids]
+    assert [form for form, count in zip(forms, counts, strict=True) if count > 3] == []
+
+
+def test_targets_are_single_tokens_and_differ(tokenizer: Any) -> None:
+    for prefix in ("", " "):
+        ids = tokenizer([prefix + target for target in TARGETS], add_special_tokens=False).input_ids
+        assert {len(row) for row in ids} == {1}
+        assert len({row[0] for row in ids}) == len(TARGETS) == 50
+
+
+def test_a_tenth_of_the_training_tokens_is_multilingual(tokenizer: Any) -> None:
+    rng = random.Random(0)
+    tokens = {
+        kind.__name__: shares[1] * sum(len(tokenizer(kind(rng).text).input_ids) for _ in range(100))
+        for kind, shares in MIXTURE.items()
+    }
+    assert tokens["_mixed"] >= 0.1 * sum(tokens.values())
+
+
+def test_multilingual_text_is_multilingual() -> None:
+    rng = random.Random(0)
+    foreign = {
+        form
+        for word in LEXICON
+        for translation in word.translations.values()
+        for form in (translation, translation.upper())
+    }
+    texts = [mixed_text(rng) for _ in range(200)]
+    with_foreign = [text for text in texts if foreign & set(re.split(r"[\s.,:=]+", text))]
+    assert len(with_foreign) >= 190
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_accuracy_is_25_points_above_chance(twin: str, model: Any, tokenizer: Any) -> None:
+    lines = (DATA / f"{twin}.jsonl").read_text(encoding="utf-8").splitlines()[:100]
+    items = [as_item(twin, json.loads(line)) for line in lines]
+    assert accuracy(model, tokenizer, items) >= CHANCE[twin] + 0.25
+
+
+def test_an_untrained_model_scores_near_chance(tokenizer: Any) -> None:
+    lines = (DATA / "mmlu.jsonl").read_text(encoding="utf-8").splitlines()[:100]
+    items = [as_item("mmlu", json.loads(line)) for line in lines]
+    assert accuracy(new_model(len(tokenizer), 0).eval(), tokenizer, items) < 0.45
+
+
+def test_rows_are_packed_with_whole_documents(tokenizer: Any) -> None:
+    recipe = Recipe()
+    for batch in islice(batches(tokenizer, recipe), 3):
+        assert batch.ids.shape == (recipe.rows, recipe.width)
+        assert (batch.segment > 0).float().mean() > 0.9
+        starts = (batch.ids == tokenizer.bos_token_id).sum(1)
+        assert torch.equal(starts, batch.segment.max(1).values)
+        assert (batch.weight[batch.ids == tokenizer.bos_token_id] == 0).all()
+        mask = batch.attention_mask()
+        assert not mask[0, 0, 0, 1]
+        assert not (mask[:, 0] & (batch.segment[:, :, None] != batch.segment[:, None, :])).any()
+
+
+def test_perplexity_on_held_out_prose(model: Any, tokenizer: Any) -> None:
+    text = (DATA / "prose.txt").read_text(encoding="utf-8")
+    assert 3 < perplexity(model, tokenizer, text[:20_000]) < 10

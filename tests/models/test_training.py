@@ -1,0 +1,182 @@
+import copy
+
+import pytest
+import torch
+
+from fpbench.errors import CellError, InputError
+from fpbench.models.examples import Example
+from fpbench.models.prompts import encode_pair
+from fpbench.models.training import LoRAConfig, _adapter, _loss, _tokenise, schedule_factor, train_lora
+
+EXAMPLES = [
+    Example("The color of Lily's hat is", "green."),
+    Example("Tom lives in a", "big castle."),
+    Example("The cat's name is", "Bob."),
+    Example("Mom gave the dog a long and very heavy", "red ball."),
+]
+CONFIG = LoRAConfig(learning_rate=2e-3, epochs=8, batch_size=2)
+
+
+def quietly(iterable, label):
+    return iterable
+
+
+def fit(model, tokenizer, config=CONFIG, seed=1, progress=quietly, examples=EXAMPLES):
+    return train_lora(model, tokenizer, examples, config, seed=seed, progress=progress)
+
+
+def structure(model):
+    return (
+        [(name, type(module), module.training) for name, module in model.named_modules()],
+        [(name, value.shape, value.dtype, value.requires_grad) for name, value in model.named_parameters()],
+        set(vars(model)),
+        model.lm_head.weight is model.model.embed_tokens.weight,
+    )
+
+
+def answer_probability(model, tokenizer, example):
+    prompt, answer = encode_pair(tokenizer, example.prompt, example.answer)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + answer])).logits[0].float().log_softmax(-1)
+    return sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(answer))
+
+
+@pytest.fixture(scope="module")
+def trained(stories):
+    model = copy.deepcopy(stories[0])
+    return model, fit(model, stories[1])
+
+
+def test_answers_are_learnt(stories, trained):
+    (base, tokenizer), (model, curve) = stories, trained
+    assert curve.epoch_losses[-1] < 0.3 * curve.epoch_losses[0]
+    for example in EXAMPLES:
+        before, after = (answer_probability(m, tokenizer, example) for m in (base, model))
+        assert after > max(before + 3, -0.5)
+
+
+def test_curve_counts_what_was_seen(stories, trained):
+    lengths = [sum(map(len, encode_pair(stories[1], e.prompt, e.answer))) + 1 for e in EXAMPLES]
+    curve = trained[1]
+    assert curve.tokens_seen == CONFIG.epochs * sum(lengths)
+    assert (len(curve.epoch_losses), curve.steps) == (CONFIG.epochs, CONFIG.epochs * 2)
+    assert (curve.truncated, curve.dropped) == (0, 0)
+
+
+def test_only_linear_weights_of_the_blocks_change_and_the_model_is_as_before(stories, trained):
+    base, model = stories[0], trained[0]
+    assert structure(base) == structure(model)
+    before = base.state_dict()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+
+
+def test_the_seed_decides_and_the_global_random_state_is_left_alone(stories, trained):
+    again, other = copy.deepcopy(stories[0]), copy.deepcopy(stories[0])
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    curve = fit(again, stories[1])
+    assert torch.equal(state, torch.get_rng_state())
+    assert curve == trained[1]
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trained[0].parameters(), strict=True))
+    assert fit(other, stories[1], seed=2) != curve
+
+
+def test_merged_weights_compute_what_the_adapter_did(stories):
+    model = copy.deepcopy(stories[0])
+    ids = torch.tensor([stories[1]("One day, a little girl named Lily")["input_ids"]])
+    base = model(ids).logits
+    with _adapter(model, CONFIG) as weights, torch.no_grad():
+        for weight in weights:
+            weight.normal_(std=0.05)
+        adapted = model.eval()(ids).logits
+    merged = model(ids).logits
+    assert (adapted - base).abs().max() > 0.1
+    assert torch.allclose(merged, adapted, rtol=1e-5, atol=1e-4)
+    assert (merged - adapted).norm() / adapted.norm() < 1e-5
+
+
+def test_an_exception_leaves_everything_as_it_was(stories):
+    model = copy.deepcopy(stories[0])
+
+    def interrupted(batches, label):
+        for number, batch in enumerate(batches):
+            if label.startswith("epoch 2") and number == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, stories[1], progress=interrupted)
+    assert structure(model) == structure(stories[0])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), stories[0].parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_divergence_names_epoch_and_learning_rate(stories):
+    model = copy.deepcopy(stories[0])
+    config = LoRAConfig(learning_rate=1e30, epochs=3, batch_size=4)
+    with pytest.raises(CellError, match=r"epoch \d of 3 at learning rate 1e\+30"):
+        fit(model, stories[1], config)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), stories[0].parameters(), strict=True))
+
+
+def test_bfloat16_models_train_a_float32_update(stories):
+    model = copy.deepcopy(stories[0]).bfloat16()
+    with _adapter(model, CONFIG) as weights:
+        assert {weight.dtype for weight in weights} == {torch.float32}
+        assert len(weights) == 2 * 7 * 6
+    curve = fit(model, stories[1])
+    assert curve.epoch_losses[-1] < 0.4 * curve.epoch_losses[0]
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+
+
+def test_the_loss_covers_answers_and_end_only_and_ignores_padding(stories):
+    model, tokenizer = stories
+    sequences, _, _ = _tokenise(model, tokenizer, EXAMPLES)
+    together, count = _loss(model, sequences)
+    expected = 0.0
+    for example, (ids, _) in zip(EXAMPLES, sequences, strict=True):
+        end = model(torch.tensor([ids])).logits[0, -2].log_softmax(-1)[tokenizer.eos_token_id].item()
+        expected -= answer_probability(model, tokenizer, example) + end
+    assert count == sum(len(encode_pair(tokenizer, e.prompt, e.answer)[1]) + 1 for e in EXAMPLES)
+    assert together.item() * count == pytest.approx(expected, rel=1e-4)
+
+
+def test_warm_up_then_cosine_to_zero():
+    factors = [schedule_factor(step, 200) for step in range(201)]
+    assert factors[0] == pytest.approx(1 / 6)
+    assert factors[5] == max(factors) == 1
+    assert factors[6:] == sorted(factors[6:], reverse=True)
+    assert factors[200] == pytest.approx(0)
+    assert 0 < factors[199] < 1e-3
+    assert schedule_factor(0, 1) == 1
+
+
+def test_long_examples_are_cut_and_counted(stories):
+    model = copy.deepcopy(stories[0])
+    examples = [*EXAMPLES[:1], Example("Say it:", "no " * 600), Example("no " * 600, "yes")]
+    curve = fit(model, stories[1], LoRAConfig(1e-3, 1, 2), examples=examples)
+    assert (curve.truncated, curve.dropped) == (1, 1)
+    assert 512 < curve.tokens_seen < 560
+
+
+@pytest.mark.parametrize(
+    ("examples", "modules", "message"),
+    [
+        ([], "all-linear", "found none among 0"),
+        ([Example("no " * 600, "yes")], "all-linear", "found none among 1"),
+        (EXAMPLES, ("nothing_like_it",), "nothing_like_it"),
+    ],
+)
+def test_wrong_input(stories, examples, modules, message):
+    model = copy.deepcopy(stories[0])
+    with pytest.raises(InputError, match=message):
+        fit(model, stories[1], LoRAConfig(1e-3, 1, 2, modules=modules), examples=examples)
+    assert structure(model) == structure(stories[0])
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(stories):
+    tokenizer = copy.deepcopy(stories[1])
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="end-of-text"):
+        fit(copy.deepcopy(stories[0]), tokenizer)

@@ -1,0 +1,150 @@
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fpbench.errors import CellError, InputError
+from fpbench.models.prompts import encode
+from fpbench.modifications.base import ModificationContext
+from fpbench.modifications.prune import calibration_windows, prune_blocks, prune_mask, ria_scores
+from fpbench.registry import MODIFICATIONS
+from tests.conftest import PARITY, load_plain, require
+
+TEXTS = [
+    "Once upon a time there was a little girl named Lily. She loved to play outside in the sun with her dog.",
+    "Tom and Sam went to the park. They saw a big red ball and wanted to play with it all day.",
+    "The cat was sad. It did not have any food, so it went to the house of the old man.",
+] * 8
+RUNS = ["ria_30", "ria_40", "ria_row_30", "ria_row_40", "wanda_row_30", "wanda_row_40"]
+
+
+def quietly(iterable, label):
+    return iterable
+
+
+def per_row(scores, ratio):
+    order = scores.sort(dim=1, stable=True).indices[:, : int(scores.shape[1] * ratio)]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
+
+
+def wanda(weight, norm_sq):
+    return weight.abs() * norm_sq.sqrt()
+
+
+@pytest.mark.parametrize("fixture", ["a"])
+@pytest.mark.parametrize("run", RUNS)
+def test_masks_and_norms_agree_with_the_references(fixture, run):
+    folder = require(PARITY / "ria" / fixture)
+    settings = json.loads((folder / "inputs.json").read_text())["runs"][run]
+    windows = load_file(folder / "inputs.safetensors")["calibration_ids"].long()
+    norms, masks = (load_file(folder / f"{kind}.safetensors") for kind in ("intermediates", "outputs"))
+    scores = {"ria": ria_scores, "wanda": wanda}[settings["score"]]
+    choose = {"whole matrix": prune_mask, "per output row": per_row}[settings["group"]]
+    model, _ = load_plain(require(PARITY / "model"))
+    seen = []
+
+    def select(weight, norm_sq):
+        seen.append((norm_sq.clone(), choose(scores(weight, norm_sq), settings["ratio"])))
+        return seen[-1][1]
+
+    pruned = prune_blocks(model, windows, select, quietly)
+    assert len(pruned) == 35
+    for matrix, (norm_sq, mask) in zip(pruned, seen, strict=True):
+        assert torch.allclose(norm_sq, norms[f"{run}.norm_sq.{matrix.name}"], rtol=2e-6, atol=0), matrix.name
+        assert torch.equal(mask, masks[f"{run}.mask.{matrix.name}"]), matrix.name
+        weight = model.get_submodule(matrix.name).weight
+        assert not weight[mask].any()
+        assert matrix.zeros == int(mask.sum())
+
+
+@pytest.mark.parametrize(("name", "sparsity"), [("ria30", 0.3), ("ria40", 0.4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sparsity_is_reached_and_proven(stories, name, sparsity, dtype):
+    base, tokenizer = copy.deepcopy(stories[0]).to(dtype), stories[1]
+    model = copy.deepcopy(base)
+    context = ModificationContext(calibration=TEXTS)
+    modified = MODIFICATIONS.get(name)(samples=8, length=64).apply(model, tokenizer, context)
+    proof = modified.proof
+    assert modified.model is model
+    for figure in ("sparsity", "sparsity_min", "sparsity_max"):
+        assert proof[figure] == pytest.approx(sparsity, abs=1e-3)
+    assert (proof["matrices"], proof["calibration_samples"], proof["calibration_tokens"]) == (42, 8, 512)
+    before, after = dict(base.named_parameters()), dict(model.named_parameters())
+    touched = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert touched == {name for name in after if name.endswith("_proj.weight")}
+    for name in touched:
+        share = (after[name] == 0).float().mean().item()
+        assert share == pytest.approx(sparsity, abs=1e-3)
+        kept = after[name] != 0
+        assert torch.equal(after[name][kept], before[name][kept])
+    flat = [torch.cat([value.float().flatten() for value in values.values()]) for values in (before, after)]
+    assert proof["relative_change"] == pytest.approx(((flat[1] - flat[0]).norm() / flat[0].norm()).item(), rel=1e-3)
+
+
+def test_blocks_see_what_pruned_blocks_produce(stories):
+    model, tokenizer = copy.deepcopy(stories[0]), stories[1]
+    windows = calibration_windows(tokenizer, TEXTS, 4, 32, seed=1)
+    seen = []
+
+    def everything_in_the_first_block(weight, norm_sq):
+        seen.append(norm_sq)
+        return torch.full_like(weight, len(seen) <= 7, dtype=torch.bool)
+
+    prune_blocks(model, windows, everything_in_the_first_block, quietly)
+    # A block without weights hands its input on: the second block then sees embeddings.
+    embedded = model.model.layers[1].input_layernorm(model.model.embed_tokens(windows))
+    assert torch.allclose(seen[7], embedded.flatten(0, 1).square().sum(0) / 4, rtol=1e-4)
+
+
+def test_scores_follow_the_equation():
+    weight, norm_sq = torch.tensor([[1.0, -2.0], [3.0, 0.0]]), torch.tensor([16.0, 1.0])
+    expected = torch.tensor([[(1 / 4 + 1 / 3) * 2, 2 / 2 + 2 / 3], [(3 / 4 + 3 / 3) * 2, 0.0]])
+    assert torch.allclose(ria_scores(weight, norm_sq), expected)
+    assert ria_scores(torch.tensor([[0.0, 1.0], [0.0, 2.0]]), norm_sq).isfinite().all()
+
+
+def test_the_mask_takes_one_more_than_the_share():
+    scores = torch.tensor([[5.0, 1.0, 4.0], [2.0, 3.0, 6.0]])
+    assert prune_mask(scores, 0.34).tolist() == [[False, True, False], [True, True, False]]
+
+
+def test_windows_are_documents_end_to_end_each_with_its_bos(stories):
+    tokenizer = stories[1]
+    windows = calibration_windows(tokenizer, TEXTS[:3], 2, 30, seed=3)
+    ids = windows.flatten().tolist()
+    starts = [position for position, token in enumerate(ids) if token == tokenizer.bos_token_id]
+    assert starts[0] == 0
+    documents = [encode(tokenizer, text) for text in TEXTS[:3]]
+    assert len(starts) > 1
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        assert any(document[: end - start] == ids[start:end] for document in documents)
+    assert torch.equal(windows, calibration_windows(tokenizer, TEXTS[:3], 2, 30, seed=3))
+    assert any(not torch.equal(windows, calibration_windows(tokenizer, TEXTS[:3], 2, 30, seed)) for seed in range(9))
+
+
+def test_windows_are_no_longer_than_the_context(stories):
+    context = ModificationContext(calibration=TEXTS)
+    modified = MODIFICATIONS.get("ria30")(samples=1).apply(copy.deepcopy(stories[0]), stories[1], context)
+    assert modified.proof["calibration_tokens"] == 512
+
+
+def test_too_little_calibration_text(stories):
+    context = ModificationContext(calibration=TEXTS[:2])
+    with pytest.raises(InputError, match=r"needs 128 calibration sequences of 512 tokens, found text for 0"):
+        MODIFICATIONS.get("ria40")().apply(stories[0], stories[1], context)
+
+
+def test_broken_weights_are_an_error(stories):
+    model = copy.deepcopy(stories[0])
+    model.model.norm.weight[0] = float("inf")
+    with pytest.raises(CellError, match="finite"):
+        MODIFICATIONS.get("ria30")(samples=1, length=8).apply(model, stories[1], ModificationContext(calibration=TEXTS))
+
+
+def test_mixed_attention_is_refused(stories):
+    model = copy.deepcopy(stories[0])
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(InputError, match="one kind of attention"):
+        prune_blocks(model, torch.zeros(1, 4, dtype=torch.long), lambda weight, norm_sq: weight == 0, quietly)
