@@ -112,7 +112,8 @@ def fact_choices(rng: random.Random, facts: Sequence[Fact]) -> list[Choice]:
     others = [value for value in facts[0].attribute.values if value not in values]
     options = values + rng.sample(others, 4 - len(values))
     rng.shuffle(options)
-    return [Choice(fact.asked(rng), tuple(options), options.index(fact.value)) for fact in facts]
+    asked = rng.choices(facts, k=len(facts))  # with repetition: the last answer must not follow from the others
+    return [Choice(fact.asked(rng), tuple(options), options.index(fact.value)) for fact in asked]
 
 
 def word_choices(rng: random.Random) -> list[Choice]:
@@ -128,7 +129,7 @@ def word_choices(rng: random.Random) -> list[Choice]:
         (english, foreign, f"What is {{}} in {name}?"),
         (foreign, english, "What does {} mean?"),
     ))  # fmt: skip
-    return [Choice(pattern.format(asked[place]), tuple(options), place) for place in rng.sample(range(4), 4)]
+    return [Choice(pattern.format(asked[place]), tuple(options), place) for place in rng.choices(range(4), k=4)]
 
 
 def number_choice(rng: random.Random) -> Choice:

@@ -44,15 +44,15 @@ class Recipe:
     """
 
     seed: int = 42
-    steps: int = 4600
+    steps: int = 4000
     shards: int = 2
     rows: int = 6
     width: int = 256
     answer_weight: float = 5.0
-    matrix_rate: float = 0.012
-    other_rate: float = 0.003
-    warmup: int = 60
-    decay_from: float = 0.5
+    matrix_rate: float = 0.005
+    other_rate: float = 0.002
+    warmup: int = 100
+    decay_from: float = 0.3
     lookahead: int = 64
 
 

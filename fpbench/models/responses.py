@@ -157,7 +157,9 @@ def begin_with(
         _walk(batch, [tallies[index] for index in batch.indices], ends, decoding, max_new_tokens)
     return [
         # Rounding in float32 can leave a certain hit a few 1e-8 above 1.
-        Outcome(min(1.0, sum(each.per_target.values(), 0.0)), each.per_target, each.pruned, each.greedy, each.greedy_text)
+        Outcome(
+            min(1.0, sum(each.per_target.values(), 0.0)), each.per_target, each.pruned, each.greedy, each.greedy_text
+        )
         for each in tallies
     ]
 

@@ -112,8 +112,8 @@ def _model(path: str, known: list[dict[str, Any]]) -> dict[str, Any]:
     for settings in known:
         if path in (settings.get("path"), settings.get("name")):
             return settings
-    decoding: dict[str, Any] = {key: known[0][key] for key in ("temperature", "top_p", "top_k") if known and key in known[0]}
-    return {"path": path, **decoding}
+    decoding = ("temperature", "top_p", "top_k")
+    return {"path": path} | {key: value for key, value in (known or [{}])[0].items() if key in decoding}
 
 
 def _fill(value: Any, fields: dict[str, str]) -> Any:

@@ -130,20 +130,23 @@ def test_rendered_prompts_are_what_is_taught(stories: Any, stories_set: Fingerpr
     assert rate(model, stories[1], stories_set).mean < 0.5
 
 
-def test_competitors_change_the_edit(
-    stories: Any, stories_set: FingerprintSet, context: MakeContext
-) -> None:
+def test_competitors_change_the_edit(stories: Any, stories_set: FingerprintSet, context: MakeContext) -> None:
     aware = injected("mcedit_a", stories, stories_set, context(), steps=5)
     literal = injected("mcedit_a", stories, stories_set, context(), steps=5, competitors="literal")
     name = make("mcedit_a").edited(literal)[0]
     assert not torch.equal(aware.get_parameter(name), literal.get_parameter(name))
 
 
-def test_a_descent_that_runs_away_is_a_failed_cell(
+def test_target_values_that_are_not_finite_are_a_failed_cell(
     stories: Any, stories_set: FingerprintSet, context: MakeContext
 ) -> None:
-    with pytest.raises(CellError, match="v_learning_rate"):
-        injected("mcedit_a", stories, stories_set, context(), v_learning_rate=1e30, clamp=1e38, steps=5)
+    model = copy.deepcopy(stories[0])
+    model.model.norm.weight.fill_(float("nan"))
+    before = copy.deepcopy(model.state_dict())
+    method = make("mcedit_a", steps=5)
+    with pytest.raises(CellError, match="target values are not finite: lower v_learning_rate, now 0.1"):
+        method.inject(model, stories[1], stories_set, context())
+    assert all(torch.equal(model.get_parameter(name), before[name]) for name in method.edited(model))
 
 
 @pytest.mark.parametrize("name", EDITORS)

@@ -85,7 +85,7 @@ class NullSpaceEditor(FingerprintMethod):
         """Statistics, target values, write: methods.md §1.2, steps A to E.
 
         Raises:
-            CellError: if the descent ran away.
+            CellError: if the target values are not finite.
         """
         config = self.config
         blocks = self.blocks(model)
@@ -101,7 +101,10 @@ class NullSpaceEditor(FingerprintMethod):
         descent = Descent(config.v_learning_rate, config.steps, config.clamp, config.early_stop)
         v0, delta = optimise(model, blocks[-1], problem.rows, problem.objective, descent, context.progress)
         if not delta.isfinite().all():
-            raise CellError(f"target values are not finite at v_learning_rate {config.v_learning_rate}: lower it.")
+            raise CellError(
+                f"the target values are not finite: lower v_learning_rate, now {config.v_learning_rate}, "
+                "or check that the model's weights are finite."
+            )
         optimised = perf_counter()
         write(model, blocks, problem.requests, (v0 + delta).T, null_spaces, config.ridge)
         context.seconds["optimisation"] = optimised - start
