@@ -59,6 +59,19 @@ def test_an_output_below_a_regular_file_is_refused(capsys, tmp_path, monkeypatch
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_model_that_a_method_does_not_know_is_refused_before_anything_is_written(capsys, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from fpbench.micro import MODEL
+
+    monkeypatch.chdir(tmp_path)
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64)).save_pretrained("gpt2")
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained("gpt2")
+    line = fails(capsys, "run", "--model", "./gpt2", "--method", "mcedit_a", "--condition", "origin")
+    assert "model type 'gpt2' is not supported" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+
 def test_inject_does_not_overwrite_a_folder(capsys, tmp_path):
     (tmp_path / "mine").write_text("kept")
     arguments = ["inject", "micro", "--method", "lora", "--fingerprints", "nlf", "--out", str(tmp_path)]

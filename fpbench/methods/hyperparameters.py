@@ -17,7 +17,11 @@ FAMILIES = {
 }
 """Model type, hidden size and number of blocks of the families that have values of their own."""
 
-ALTERNATIVES = ({"layers", "depth"}, {"nullspace_threshold", "nullspace_share"})
+ALTERNATIVES = (
+    {"layers", "depth"},
+    {"v_learning_rate", "v_relative_rate"},
+    {"nullspace_threshold", "nullspace_share"},
+)
 """Two ways of saying one thing: whoever says one of them drops the other."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 
 from fpbench.micro.document import Document, prose
+from fpbench.micro.drills import letter_drill, owner_drill, presence_drill
 from fpbench.micro.instructions import WORD_TASKS, Row, arithmetic, reading, recalling, sums
 from fpbench.micro.mixed import mixed_text
 from fpbench.micro.prose import lives, notice, story
@@ -68,6 +69,10 @@ def _extracted(rng: random.Random) -> Document:
 def _retold(rng: random.Random) -> Document:
     people = fresh_people(rng, rng.randint(2, 4), held_out=False)
     return retold(rng, passage(rng, people, rng.randint(1, 2)))
+
+
+def _owners(rng: random.Random) -> Document:
+    return owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(2, 4), held_out=False), 1))
 
 
 def _copied(rng: random.Random) -> Document:
@@ -135,20 +140,23 @@ def _notices(rng: random.Random) -> Document:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
+    letter_drill: (22, 3),
+    presence_drill: (14, 3),
+    _owners: (20, 3),
     _told: (2, 26),
-    _boolq: (4, 12),
-    _rte: (4, 11),
-    _extracted: (14, 6),
-    _retold: (26, 5),
-    _copied: (12, 1),
+    _boolq: (5, 12),
+    _rte: (5, 11),
+    _extracted: (8, 6),
+    _retold: (8, 3),
+    _copied: (6, 1),
     _recalled: (1, 10),
     _lettered: (1, 14),
-    _lettered_passage: (6, 7),
-    _lettered_words: (24, 8),
+    _lettered_passage: (2, 7),
+    _lettered_words: (8, 8),
     _instruction: (3, 13),
     _arithmetic: (1, 5),
     _story: (1, 8),
-    _mixed: (4, 34),
+    _mixed: (4, 36),
     _notices: (1, 2),
 }
 """Each kind's share of the documents, up to a common factor: early, when only reading is to be learned, and later."""

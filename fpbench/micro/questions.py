@@ -44,11 +44,11 @@ def passage(rng: random.Random, people: list[Person], facts_each: int) -> Passag
 
 
 def true_or_false(rng: random.Random, source: Passage, fact: Fact, truth: bool) -> Fact:
-    """Keep a fact, or make it false: half the time with a value that the passage gives to somebody else."""
+    """Keep a fact, or make it false: often with a value that the passage gives to somebody else."""
     if truth:
         return fact
     there = [f.value for f in source.facts if f.attribute is fact.attribute and f.value != fact.value]
-    return fact.with_value(rng.choice(there) if there and rng.random() < 0.5 else other_value(rng, fact))
+    return fact.with_value(rng.choice(there) if there and rng.random() < 0.35 else other_value(rng, fact))
 
 
 def boolq_prompt(text: str, question: str) -> str:

@@ -44,14 +44,14 @@ class Recipe:
     """
 
     seed: int = 42
-    steps: int = 4000
+    steps: int = 3800
     shards: int = 2
     rows: int = 6
     width: int = 256
     answer_weight: float = 5.0
-    matrix_rate: float = 0.005
+    matrix_rate: float = 0.006
     other_rate: float = 0.002
-    warmup: int = 100
+    warmup: int = 60
     decay_from: float = 0.3
     lookahead: int = 64
 

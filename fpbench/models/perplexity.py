@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.scoring import context_length, packed
+from fpbench.models.scoring import context_length, packed, token_budget
 
 # Here every position's logits are held, [tokens, V] in the model's precision, unlike in scoring.py.
-TOKEN_BUDGET = 2048
+LOGIT_TOKENS = 2048
 # Rows of logits turned into float32 at a time.
 CHUNK = 256
 
@@ -94,7 +94,7 @@ def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[
 def _losses(model: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
     """Σ −log p of the tokens 2 … L of every sequence, in nats, summed in float64."""
     losses = [0.0] * len(sequences)
-    for indices in packed([len(sequence) for sequence in sequences], TOKEN_BUDGET, len(sequences)):
+    for indices in packed([len(sequence) for sequence in sequences], min(token_budget(), LOGIT_TOKENS), len(sequences)):
         width = len(sequences[indices[0]])
         # Right padding: a causal model never looks at it, and its labels (-100) are not scored.
         labels = torch.full((len(indices), width), -100)

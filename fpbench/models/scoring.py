@@ -1,7 +1,9 @@
 """One engine for "many prompts, few bits of answer": next-token logits of many prompts and continuations of them."""
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +12,30 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from fpbench.errors import CellError, InputError
 
-TOKEN_BUDGET = 4096
+_budget: ContextVar[int] = ContextVar("token_budget", default=4096)
 # Logits held at once: 128 MiB in float32, whatever the vocabulary.
 LOGIT_BUDGET = 2**25
+
+
+def token_budget() -> int:
+    """Padded tokens of one forward pass."""
+    return _budget.get()
+
+
+@contextlib.contextmanager
+def limited_to(tokens: int) -> Iterator[None]:
+    """Change the token budget for everything that is scored inside.
+
+    Raises:
+        InputError: if it is not positive.
+    """
+    if tokens < 1:
+        raise InputError(f"the token budget must be at least 1, found {tokens}.")
+    before = _budget.set(tokens)
+    try:
+        yield
+    finally:
+        _budget.reset(before)
 
 
 @dataclass(frozen=True)
@@ -72,12 +95,12 @@ def context_length(model: Any) -> int | None:
     return length
 
 
-def packed(lengths: Sequence[int], token_budget: int, rows: int) -> Iterator[list[int]]:
+def packed(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
     """Group sequences of like length into batches, the longest first.
 
     Args:
         lengths: tokens of each sequence.
-        token_budget: padded tokens of a batch; a longer sequence gets a batch of its own.
+        tokens: padded tokens of a batch; a longer sequence gets a batch of its own.
         rows: sequences of a batch, at most.
 
     Yields:
@@ -86,7 +109,7 @@ def packed(lengths: Sequence[int], token_budget: int, rows: int) -> Iterator[lis
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
     while start < len(order):
-        size = max(1, min(rows, token_budget // max(1, lengths[order[start]])))
+        size = max(1, min(rows, tokens // max(1, lengths[order[start]])))
         yield order[start : start + size]
         start += size
 
@@ -110,14 +133,13 @@ class Prompts:
     cache: Any
 
     def extend(
-        self, rows: Sequence[int], continuations: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET
+        self, rows: Sequence[int], continuations: Sequence[Sequence[int]]
     ) -> Iterator[tuple[range, torch.Tensor]]:
         """Logits of the token after each continuation, reading only the continuation.
 
         Args:
             rows: for every continuation the prompt it goes on from.
             continuations: token sequences, all of one length.
-            token_budget: positions of one forward pass, those of the prompts included.
 
         Yields:
             ``(span, logits)``: which continuations, and their logits [len(span), V] float32.
@@ -126,7 +148,8 @@ class Prompts:
             CellError: if a logit is not a number or +inf.
         """
         width = self.mask.shape[1] + len(continuations[0])
-        size = max(1, min(token_budget // width, LOGIT_BUDGET // self.logits.shape[1]))
+        # The prompts' positions count, too: their keys and values are copied for every continuation.
+        size = max(1, min(token_budget() // width, LOGIT_BUDGET // self.logits.shape[1]))
         for start in range(0, len(rows), size):
             span = range(start, min(start + size, len(rows)))
             chosen = torch.tensor([rows[each] for each in span], device=self.mask.device)
@@ -139,13 +162,12 @@ class Prompts:
             yield span, _forward(self.model, ids, mask, cache)[0]
 
 
-def read_prompts(model: Any, sequences: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET) -> Iterator[Prompts]:
+def read_prompts(model: Any, sequences: Sequence[Sequence[int]]) -> Iterator[Prompts]:
     """Read many prompts in batches of like length, so that a vocabulary of 128k never fills the memory.
 
     Args:
         model: a causal language model in eval mode.
         sequences: non-empty token sequences of any length up to the model's context.
-        token_budget: padded tokens of one forward pass.
 
     Yields:
         Batches; every sequence is in one of them.
@@ -156,7 +178,7 @@ def read_prompts(model: Any, sequences: Sequence[Sequence[int]], token_budget: i
     """
     _check(model, sequences)
     rows = max(1, LOGIT_BUDGET // model.config.get_text_config().vocab_size)
-    for indices in packed([len(sequence) for sequence in sequences], token_budget, rows):
+    for indices in packed([len(sequence) for sequence in sequences], token_budget(), rows):
         # Left padding puts every last token in the last column, the only one whose logits are computed.
         width = len(sequences[indices[0]])
         ids = torch.zeros(len(indices), width, dtype=torch.long)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fpbench.errors import CellError, InputError
 from fpbench.models.layout import layout
 from fpbench.models.prompts import encode
-from fpbench.models.scoring import TOKEN_BUDGET, context_length
+from fpbench.models.scoring import context_length, token_budget
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
 
@@ -194,7 +194,7 @@ def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[t
 
     handle = first.register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        for batch in windows.to(next(model.parameters()).device).split(max(1, TOKEN_BUDGET // windows.shape[1])):
+        for batch in windows.to(next(model.parameters()).device).split(max(1, token_budget() // windows.shape[1])):
             try:
                 model(input_ids=batch, use_cache=False)
             except _Captured:

@@ -1,5 +1,6 @@
 """One loaded model and everything that is measured on it: cell in, record out."""
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fpbench.models.deltas import digest, preserved
 from fpbench.models.loading import checkpoint_digest, load_model
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import render
+from fpbench.models.scoring import limited_to
 from fpbench.modifications.base import Modification
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs.injection import InjectionReport, create_method, inject_with
@@ -166,6 +168,10 @@ class Bench:
         Raises:
             StorageError: if a record cannot be written.
         """
+        with limited_to(self.loading.token_budget) if self.loading.token_budget else contextlib.nullcontext():
+            self._measure(cells, fingerprints)
+
+    def _measure(self, cells: Sequence[Cell], fingerprints: FingerprintSet) -> None:
         identities = {cell: self.identity(cell, fingerprints) for cell in cells}
         pending = [cell for cell in cells if self.store.find(cell, identities[cell]) is None]
         if not pending:

@@ -74,14 +74,14 @@ class Store:
         self.deltas = folder / "deltas"
 
     def check_writable(self) -> None:
-        """Create the folder.
+        """Try to write where the folder is or would be created; leave nothing behind.
 
         Raises:
             InputError: if it cannot be created or written, before any work starts.
         """
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
+            with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
             raise InputError(

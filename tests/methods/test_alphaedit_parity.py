@@ -143,7 +143,7 @@ def values(recording: Recording, model: Any, prefix: str, requests: int) -> Tens
     given = recording.hyperparameters
     rows = recording.rows(prefix, requests)
     objective = likelihood_and_divergence(rows, given["kl_factor"], given["v_weight_decay"], "cpu")
-    descent = Descent(given["v_lr"], given["v_num_grad_steps"], given["clamp_norm_factor"], early_stop=0.05)
+    descent = Descent(given["v_lr"], None, given["v_num_grad_steps"], given["clamp_norm_factor"], early_stop=0.05)
     v0, delta = optimise(model, recording.layers[-1], rows, objective, descent, no_progress)
     return (v0 + delta).T
 

@@ -99,7 +99,7 @@ def rows_of(requests: list[list[list[int]]]) -> list[Row]:
 def test_descent_of_many_requests_equals_one_after_another(stories: Any) -> None:
     model, _ = stories
     requests = [[[700, 701], [702]], [[703]], [[704, 705, 706]]]
-    descent = Descent(learning_rate=0.2, steps=25, clamp=2.0, early_stop=0.5)
+    descent = Descent(learning_rate=0.2, relative_rate=None, steps=25, clamp=2.0, early_stop=0.5)
 
     def run(some: list[list[list[int]]], first: int) -> Tensor:
         rows = [Row.of(n, [1, 400 + n + first, 9], answer) for n, answers in enumerate(some) for answer in answers]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.scoring import Decoding, packed, read_prompts, sampling_distribution
+from fpbench.models.scoring import Decoding, limited_to, packed, read_prompts, sampling_distribution, token_budget
 
 TEXTS = ("Once upon a time", "The dog", "Lily went to the park with her mom and", "", "Tom saw a big red ball. He")
 
@@ -23,8 +23,9 @@ def alone(model, ids):
 def test_packed_prompts_score_as_each_alone(stories, prompts, budget):
     model, _ = stories
     found = {}
-    for batch in read_prompts(model, prompts, budget):
-        found |= dict(zip(batch.indices, batch.logits, strict=True))
+    with limited_to(budget):
+        for batch in read_prompts(model, prompts):
+            found |= dict(zip(batch.indices, batch.logits, strict=True))
     assert sorted(found) == list(range(len(prompts)))
     for index, ids in enumerate(prompts):
         torch.testing.assert_close(found[index], alone(model, ids), atol=1e-4, rtol=0)
@@ -37,17 +38,27 @@ def test_continuations_score_as_the_whole_text_and_leave_the_batch_as_it_was(sto
     for _ in range(2):
         for budget in (1, 8192):
             seen = 0
-            for span, logits in batch.extend(rows, tails, budget):
-                for index, row in zip(span, logits, strict=True):
-                    whole = [*prompts[batch.indices[rows[index]]], *tails[index]]
-                    torch.testing.assert_close(row, alone(model, whole), atol=1e-4, rtol=0)
-                    seen += 1
+            with limited_to(budget):
+                for span, logits in batch.extend(rows, tails):
+                    for index, row in zip(span, logits, strict=True):
+                        whole = [*prompts[batch.indices[rows[index]]], *tails[index]]
+                        torch.testing.assert_close(row, alone(model, whole), atol=1e-4, rtol=0)
+                        seen += 1
             assert seen == len(rows)
+
+
+def test_the_budget_is_given_back_and_refused_below_one():
+    before = token_budget()
+    with limited_to(7):
+        assert token_budget() == 7
+    assert token_budget() == before
+    with pytest.raises(InputError, match="at least 1"), limited_to(0):
+        pass
 
 
 def test_packing_keeps_the_budget_and_every_index():
     lengths = [5, 100, 7, 7, 30, 1]
-    batches = list(packed(lengths, token_budget=40, rows=3))
+    batches = list(packed(lengths, tokens=40, rows=3))
     assert sorted(index for batch in batches for index in batch) == list(range(6))
     assert batches[0] == [1]
     assert all(len(batch) <= 3 and len(batch) * max(lengths[i] for i in batch) <= 40 for batch in batches[1:])

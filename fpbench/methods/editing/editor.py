@@ -18,13 +18,18 @@ from fpbench.methods.editing.write import Prompts, write
 from fpbench.models.layout import layout
 
 
+RELATIVE = {"depth": "layers", "v_relative_rate": "v_learning_rate", "nullspace_share": "nullspace_threshold"}
+"""Hyper-parameters that suit models of any size, and those of the papers that they stand in for."""
+
+
 class EditingConfig(MethodConfig):
     """Hyper-parameters of a closed-form edit.
 
     Attributes:
         layers: numbers of the edited blocks, from 0; or else
         depth: ``(a, b)``, the blocks ℓ of L with a ≤ ℓ/L < b.
-        v_learning_rate: Adam's rate for δ.
+        v_learning_rate: Adam's rate for δ; or else
+        v_relative_rate: Adam's rate for δ in units of the root mean square of v₀.
         steps: forward passes of the descent; one update fewer.
         clamp: c, the bound ‖δ‖ ≤ c‖v₀‖.
         weight_decay: ω (AlphaEdit) or β (MCEdit), the weight of δ's size in the loss.
@@ -36,7 +41,8 @@ class EditingConfig(MethodConfig):
 
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     depth: tuple[float, float] | None = Field(default=None, validate_default=True)
-    v_learning_rate: float = Field(gt=0)
+    v_learning_rate: float | None = Field(default=None, gt=0)
+    v_relative_rate: float | None = Field(default=None, gt=0, validate_default=True)
     steps: int = Field(ge=2)
     clamp: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
@@ -45,10 +51,10 @@ class EditingConfig(MethodConfig):
     nullspace_share: float | None = Field(default=None, gt=0, le=1, validate_default=True)
     ridge: float = Field(gt=0)
 
-    @field_validator("depth", "nullspace_share")
+    @field_validator(*RELATIVE)
     @classmethod
     def _one_of_two(cls, value: Any, info: ValidationInfo) -> Any:
-        absolute = {"depth": "layers", "nullspace_share": "nullspace_threshold"}[str(info.field_name)]
+        absolute = RELATIVE[str(info.field_name)]
         if (value is None) == (info.data.get(absolute) is None):
             raise ValueError(f"give either {absolute!r} or {info.field_name!r}, not both and not neither")
         return value
@@ -98,11 +104,13 @@ class NullSpaceEditor(FingerprintMethod):
         problem = self.problem(model, tokenizer, fingerprints, context)
 
         start = perf_counter()
-        descent = Descent(config.v_learning_rate, config.steps, config.clamp, config.early_stop)
+        descent = Descent(
+            config.v_learning_rate, config.v_relative_rate, config.steps, config.clamp, config.early_stop
+        )
         v0, delta = optimise(model, blocks[-1], problem.rows, problem.objective, descent, context.progress)
         if not delta.isfinite().all():
             raise CellError(
-                f"the target values are not finite: lower v_learning_rate, now {config.v_learning_rate}, "
+                "the target values are not finite: lower v_learning_rate or v_relative_rate, "
                 "or check that the model's weights are finite."
             )
         optimised = perf_counter()

@@ -15,12 +15,27 @@ from fpbench.models.layout import layout
 
 @dataclass(frozen=True)
 class Descent:
-    """How to descend: Adam's rate, forward passes (one update fewer), norm bound c and the loss that is good enough."""
+    """How to descend.
 
-    learning_rate: float
+    Attributes:
+        learning_rate: Adam's rate; or else
+        relative_rate: Adam's rate in units of the root mean square of v₀, which differs a hundredfold between models.
+        steps: forward passes; one update fewer.
+        clamp: c, the bound ‖δ‖ ≤ c‖v₀‖.
+        early_stop: the loss at which a request is done.
+    """
+
+    learning_rate: float | None
+    relative_rate: float | None
     steps: int
     clamp: float
     early_stop: float
+
+    def rates(self, v0: Tensor) -> Tensor:
+        """Adam's rate for each request, [n, 1], given v₀ [n, h]."""
+        if self.relative_rate is None:
+            return torch.full_like(v0[:, :1], float(self.learning_rate or 0))
+        return self.relative_rate * v0.square().mean(dim=1, keepdim=True).sqrt()
 
 
 def optimise(
@@ -55,7 +70,9 @@ def optimise(
     with torch.no_grad():
         initial = upper.logits(torch.zeros_like(v0)[owner])
     delta = torch.zeros_like(v0, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=descent.learning_rate)
+    # Adam's update is proportional to its rate, so a rate of 1 times each request's own is that request's Adam.
+    rates = descent.rates(v0)
+    adam = torch.optim.Adam([delta], lr=1.0)
     active = torch.ones(len(v0), 1, dtype=torch.bool, device=v0.device)
     for step in progress(range(descent.steps), "target values"):
         with torch.enable_grad():
@@ -67,7 +84,8 @@ def optimise(
         before = delta.detach().clone()
         adam.step()
         with torch.no_grad():
-            clamped = delta * (bound / delta.norm(dim=1, keepdim=True)).clamp(max=1)
+            moved = before + rates * (delta - before)
+            clamped = moved * (bound / moved.norm(dim=1, keepdim=True)).clamp(max=1)
             delta.copy_(torch.where(active, clamped, before))
     return v0, delta.detach()
 
