@@ -72,7 +72,7 @@ def _retold(rng: random.Random) -> Document:
 
 
 def _owners(rng: random.Random) -> Document:
-    return owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(2, 4), held_out=False), 1))
+    return owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(3, 5), held_out=False), 1))
 
 
 def _copied(rng: random.Random) -> Document:
@@ -156,11 +156,11 @@ MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
     _instruction: (3, 13),
     _arithmetic: (1, 5),
     _story: (1, 8),
-    _mixed: (4, 36),
+    _mixed: (4, 44),
     _notices: (1, 2),
 }
 """Each kind's share of the documents, up to a common factor: early, when only reading is to be learned, and later."""
-EARLY_DOCUMENTS = 45_000
+EARLY_DOCUMENTS = 25_000
 
 
 def documents(seed: int, start: int = 0) -> Iterator[Document]:

@@ -1,15 +1,20 @@
-"""What every writer returns: a text of which some stretches, the answers, weigh more in training."""
+"""What every writer returns: a text whose stretches weigh differently in training."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+PROMPT = 0.1
+"""Loss weight of what cannot be foreseen anyway: passages on unknown people, questions, instructions."""
+PROSE = 1.0
+ANSWER = 5.0
+
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text. ``answer`` marks what a reader should be able to say by themselves."""
+    """A stretch of text and the loss weight of its tokens."""
 
     text: str
-    answer: bool = False
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,9 @@ class Document:
 
 def prose(text: str) -> Document:
     """A document without answers."""
-    return Document((Piece(text),))
+    return Document((Piece(text, PROSE),))
 
 
 def dialogue(turns: Iterable[tuple[str, str]]) -> Document:
     """Prompts and their answers in turn; an answer carries its own leading space, if any."""
-    return Document(tuple(piece for prompt, answer in turns for piece in (Piece(prompt), Piece(answer, True))))
+    return Document(tuple(piece for turn in turns for piece in (Piece(turn[0], PROMPT), Piece(turn[1], ANSWER))))

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fpbench.micro.document import Document, Piece, dialogue
+from fpbench.micro.document import Document, dialogue
 from fpbench.micro.prose import scene
 from fpbench.micro.words import LANGUAGES, LEXICON
 from fpbench.micro.world import Fact, Person, distractors, facts_of, fill, other_value
@@ -91,12 +91,12 @@ def about_passage(rng: random.Random, source: Passage, kind: str) -> Document:
 
 def retold(rng: random.Random, source: Passage) -> Document:
     """The passage, and then each of its facts once more in wordings that end with the value, which is the answer."""
-    pieces = [Piece(source.text)]
+    turns = []
     for fact in rng.sample(source.facts, len(source.facts)):
         pattern = rng.choice(fact.attribute.statements[-2:])
         lead = fill(pattern, fact.person, fact.value).removesuffix(f" {fact.value}.")
-        pieces += [Piece(f" {lead}"), Piece(f" {fact.value}", True), Piece(".")]
-    return Document(tuple(pieces))
+        turns.append((f". {lead}" if turns else f"{source.text} {lead}", f" {fact.value}"))
+    return dialogue(turns)
 
 
 def fact_choice(rng: random.Random, fact: Fact, answer: int) -> Choice:

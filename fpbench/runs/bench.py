@@ -237,7 +237,7 @@ class Bench:
             for cell in cells:
                 yield cell, Failed.of(error)
             return
-        for cell in cells:
+        for cell in self.progress(cells, f"measuring {condition}"):
             try:
                 with Meter() as meter:
                     result, queries = METRICS[cell.metric](self, model, fingerprints, report)
