@@ -140,7 +140,7 @@ def _notices(rng: random.Random) -> Document:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
-    letter_drill: (22, 3),
+    letter_drill: (26, 3),
     presence_drill: (14, 3),
     _owners: (20, 3),
     _told: (2, 26),
@@ -156,11 +156,11 @@ MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
     _instruction: (3, 13),
     _arithmetic: (1, 5),
     _story: (1, 8),
-    _mixed: (4, 44),
+    _mixed: (12, 50),
     _notices: (1, 2),
 }
 """Each kind's share of the documents, up to a common factor: early, when only reading is to be learned, and later."""
-EARLY_DOCUMENTS = 25_000
+EARLY_DOCUMENTS = 60_000
 
 
 def documents(seed: int, start: int = 0) -> Iterator[Document]:

@@ -91,7 +91,7 @@ def about_passage(rng: random.Random, source: Passage, kind: str) -> Document:
 
 def retold(rng: random.Random, source: Passage) -> Document:
     """The passage, and then each of its facts once more in wordings that end with the value, which is the answer."""
-    turns = []
+    turns: list[tuple[str, str]] = []
     for fact in rng.sample(source.facts, len(source.facts)):
         pattern = rng.choice(fact.attribute.statements[-2:])
         lead = fill(pattern, fact.person, fact.value).removesuffix(f" {fact.value}.")

@@ -128,3 +128,14 @@ def test_rows_are_packed_with_whole_documents(tokenizer: Any) -> None:
 def test_perplexity_on_held_out_prose(model: Any, tokenizer: Any) -> None:
     text = (DATA / "prose.txt").read_text(encoding="utf-8")
     assert 3 < perplexity(model, tokenizer, text[:20_000]) < 10
+
+
+def test_pointer_heads_start_out_looking_back_by_their_distance() -> None:
+    model = new_model(4096, 0)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(6, 4096, (1, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        attentions = model(input_ids=ids, output_attentions=True).attentions
+    looking_back = {(20 - attention[0, head, 20].argmax()).item() for attention in attentions for head in (2, 3)}
+    assert looking_back == {1, 2, 3, 4}
+    assert torch.equal(*(new_model(4096, 1).state_dict()["model.embed_tokens.weight"] for _ in range(2)))

@@ -17,7 +17,6 @@ from fpbench.methods.editing.target_values import Descent, optimise
 from fpbench.methods.editing.write import Prompts, write
 from fpbench.models.layout import layout
 
-
 RELATIVE = {"depth": "layers", "v_relative_rate": "v_learning_rate", "nullspace_share": "nullspace_threshold"}
 """Hyper-parameters that suit models of any size, and those of the papers that they stand in for."""
 
@@ -104,9 +103,7 @@ class NullSpaceEditor(FingerprintMethod):
         problem = self.problem(model, tokenizer, fingerprints, context)
 
         start = perf_counter()
-        descent = Descent(
-            config.v_learning_rate, config.v_relative_rate, config.steps, config.clamp, config.early_stop
-        )
+        descent = Descent(config.v_learning_rate, config.v_relative_rate, config.steps, config.clamp, config.early_stop)
         v0, delta = optimise(model, blocks[-1], problem.rows, problem.objective, descent, context.progress)
         if not delta.isfinite().all():
             raise CellError(
