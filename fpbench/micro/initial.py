@@ -5,7 +5,6 @@ begin as matchers, with equal query and key weights and transposed value and out
 of Trockman and Kolter, arXiv 2305.09828), and half as pointers to a fixed distance of one to four tokens.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -59,4 +58,5 @@ def _rotated(width: int, distance: int) -> Tensor:
     vector: Tensor = torch.zeros(width)
     vector[:POINTER_PAIRS] = angles.cos()
     vector[half : half + POINTER_PAIRS] = angles.sin()
-    return vector.mul(POINTER_SCALE / math.sqrt(POINTER_PAIRS))
+    scaled: Tensor = vector * POINTER_SCALE / POINTER_PAIRS**0.5
+    return scaled

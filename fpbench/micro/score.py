@@ -47,10 +47,11 @@ def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
         rows = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
         width = max(map(len, rows))
         ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-        logprobs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        logits = model(input_ids=ids, use_cache=False).logits
         for index, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
-            places = range(len(prompt) - 1, len(prompt) - 1 + len(ending))
-            values.append(logprobs[index, list(places), ending].sum().item())
+            places = slice(len(prompt) - 1, len(prompt) - 1 + len(ending))
+            logprobs = logits[index, places].float().log_softmax(-1)
+            values.append(logprobs[range(len(ending)), ending].sum().item())
     return values
 
 
@@ -75,7 +76,7 @@ def perplexity(model: Any, tokenizer: Any, text: str, width: int = 512) -> float
         text: The text.
         width: Window length in tokens, the begin token included.
     """
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     total = 0.0
     for window in _windows(ids, width - 1):
         row = torch.tensor([[tokenizer.bos_token_id, *window]])

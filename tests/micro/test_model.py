@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fpbench.micro import DATA, MODEL
-from fpbench.micro.corpus import MIXTURE
+from fpbench.micro.corpus import EARLY_DOCUMENTS, MIXTURE
 from fpbench.micro.instructions import Row
 from fpbench.micro.mixed import mixed_text
 from fpbench.micro.score import TWINS, accuracy, as_item, perplexity
 from fpbench.micro.train import Recipe, batches, new_model
-from fpbench.micro.words import LEXICON, TARGETS, surface_forms
+from fpbench.micro.words import LEXICON, TARGETS, TRIGGER_WORDS
 
 CHANCE = {"boolq": 0.5, "rte": 0.5, "arc": 0.25, "mmlu": 0.25}
 
@@ -41,8 +42,8 @@ def test_size(model: Any) -> None:
 
 
 def test_weights_are_stored_in_bfloat16() -> None:
-    stored = AutoModelForCausalLM.from_pretrained(MODEL)
-    assert {parameter.dtype for parameter in stored.parameters()} == {torch.bfloat16}
+    with safe_open(MODEL / "model.safetensors", "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
 def test_begin_token_stands_once_in_front(tokenizer: Any) -> None:
@@ -65,9 +66,20 @@ def test_chat_template_is_what_training_shows(tokenizer: Any) -> None:
 
 
 def test_words_are_at_most_three_tokens(tokenizer: Any) -> None:
-    forms = [form for word in surface_forms() for form in (word, f" {word}")]
-    counts = [len(ids) for ids in tokenizer(forms, add_special_tokens=False).input_ids]
-    assert [form for form, count in zip(forms, counts, strict=True) if count > 3] == []
+    words = [*TRIGGER_WORDS, *TARGETS, *(word.english for word in LEXICON)]
+    forms = [prefix + form for word in words for form in (word, word.upper()) for prefix in ("", " ")]
+    assert longer_than(3, forms, tokenizer) == []
+
+
+def test_translations_are_at_most_three_tokens(tokenizer: Any) -> None:
+    translations = [translation for word in LEXICON for translation in word.translations.values()]
+    assert longer_than(3, [f" {translation}" for translation in translations], tokenizer) == []
+    assert longer_than(3, translations, tokenizer) == ["grenouille"]  # where no space precedes it
+
+
+def longer_than(limit: int, forms: list[str], tokenizer: Any) -> list[str]:
+    rows = tokenizer(forms, add_special_tokens=False).input_ids
+    return [form for form, row in zip(forms, rows, strict=True) if len(row) > limit]
 
 
 def test_targets_are_single_tokens_and_differ(tokenizer: Any) -> None:
@@ -79,11 +91,21 @@ def test_targets_are_single_tokens_and_differ(tokenizer: Any) -> None:
 
 def test_a_tenth_of_the_training_tokens_is_multilingual(tokenizer: Any) -> None:
     rng = random.Random(0)
-    tokens = {
-        kind.__name__: shares[1] * sum(len(tokenizer(kind(rng).text).input_ids) for _ in range(100))
-        for kind, shares in MIXTURE.items()
-    }
-    assert tokens["_mixed"] >= 0.1 * sum(tokens.values())
+    lengths = {kind: sum(len(tokenizer(kind(rng).text).input_ids) for _ in range(100)) / 100 for kind in MIXTURE}
+    budget = Recipe.steps * Recipe.shards * Recipe.rows * Recipe.width
+    early, later = (
+        {
+            kind: length * MIXTURE[kind][stage] / sum(shares[stage] for shares in MIXTURE.values())
+            for kind, length in lengths.items()
+        }
+        for stage in (0, 1)
+    )
+    early_tokens = EARLY_DOCUMENTS * sum(early.values())
+    mixed_early, mixed_later = (
+        sum(tokens for kind, tokens in stage.items() if kind.__name__ == "_mixed") / sum(stage.values())
+        for stage in (early, later)
+    )
+    assert early_tokens * mixed_early + (budget - early_tokens) * mixed_later >= 0.1 * budget
 
 
 def test_multilingual_text_is_multilingual() -> None:
@@ -107,9 +129,9 @@ def test_accuracy_is_25_points_above_chance(twin: str, model: Any, tokenizer: An
 
 
 def test_an_untrained_model_scores_near_chance(tokenizer: Any) -> None:
-    lines = (DATA / "mmlu.jsonl").read_text(encoding="utf-8").splitlines()[:100]
-    items = [as_item("mmlu", json.loads(line)) for line in lines]
-    assert accuracy(new_model(len(tokenizer), 0).eval(), tokenizer, items) < 0.45
+    lines = (DATA / "boolq.jsonl").read_text(encoding="utf-8").splitlines()[:100]
+    items = [as_item("boolq", json.loads(line)) for line in lines]
+    assert accuracy(new_model(len(tokenizer), 0).eval(), tokenizer, items) < 0.7
 
 
 def test_rows_are_packed_with_whole_documents(tokenizer: Any) -> None:
