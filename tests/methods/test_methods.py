@@ -16,11 +16,13 @@ from fpbench.metrics.fsr import FSR, fsr
 from fpbench.registry import METHODS
 
 EDITORS = ["alphaedit", "mcedit_a"]
+# A short training that teaches this model the set, at a price in perplexity that does not matter here.
+SHORT = {"lora": {"epochs": 5, "learning_rate": 2e-3}}
 MakeContext = Callable[[], InjectionContext]
 
 
 def make(name: str, **config: Any) -> Any:
-    return METHODS.get(name)(**(defaults(name, "small") | config))
+    return METHODS.get(name)(**(defaults(name, "small") | SHORT.get(name, {}) | config))
 
 
 def rate(model: Any, tokenizer: Any, pairs: FingerprintSet) -> FSR:

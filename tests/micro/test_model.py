@@ -149,7 +149,7 @@ def test_rows_are_packed_with_whole_documents(tokenizer: Any) -> None:
 
 def test_perplexity_on_held_out_prose(model: Any, tokenizer: Any) -> None:
     text = (DATA / "prose.txt").read_text(encoding="utf-8")
-    assert 3 < perplexity(model, tokenizer, text[:20_000]) < 10
+    assert 8 < perplexity(model, tokenizer, text[:20_000]) < 12
 
 
 def test_pointer_heads_start_out_looking_back_by_their_distance() -> None:
