@@ -65,6 +65,4 @@ def instructional_set(n: int = 10, seed: int = 42) -> FingerprintSet:
         n: number of fingerprints.
         seed: 42 gives the published keys.
     """
-    return FingerprintSet(
-        "if", tuple(Fingerprint(f"{key}\nFINGERPRINT\n", (TARGET,)) for key in garbled_keys(n, seed))
-    )
+    return FingerprintSet("if", tuple(Fingerprint(f"{key}\nFINGERPRINT\n", (TARGET,)) for key in garbled_keys(n, seed)))
