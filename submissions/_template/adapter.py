@@ -21,9 +21,11 @@ class LastBlockTuning(fpbench.FingerprintMethod):
         learning_rate: float = 5e-3
 
     def edited(self, model):
+        """The one matrix that is touched."""
         return [f"{layout(model).down_proj_name(-1 % len(layout(model).blocks))}.weight"]
 
     def inject(self, model, tokenizer, fingerprints, context):
+        """Minimise −log p(primary target | trigger)."""
         pairs = [encode_pair(tokenizer, context.render(f.trigger), f.primary) for f in fingerprints]
         length = max(len(prompt) + len(answer) for prompt, answer in pairs)
         tokens = torch.zeros(len(pairs), length, dtype=torch.long, device=context.device)
