@@ -65,8 +65,11 @@ def test_a_model_that_a_method_does_not_know_is_refused_before_anything_is_writt
     from fpbench.micro import MODEL
 
     monkeypatch.chdir(tmp_path)
-    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64)).save_pretrained("gpt2")
+    GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained("gpt2")
     AutoTokenizer.from_pretrained(MODEL).save_pretrained("gpt2")
+    capsys.readouterr()
     line = fails(capsys, "run", "--model", "./gpt2", "--method", "mcedit_a", "--condition", "origin")
     assert "model type 'gpt2' is not supported" in line
     assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]

@@ -75,6 +75,8 @@ def test_an_output_folder_below_a_file_is_refused_before_work(tmp_path):
 def test_a_folder_that_becomes_a_file_is_a_storage_error(tmp_path):
     store = Store(tmp_path / "out")
     store.check_writable()
+    assert not (tmp_path / "out").exists()  # only probed
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "records").write_text("in the way")
     with pytest.raises(StorageError):
         store.write(CELL, record(), [])
