@@ -13,9 +13,9 @@ from fpbench.models.prompts import encode, render
 from fpbench.models.scoring import Decoding, Prompts, context_length, read_prompts, sampling_distribution
 
 # Probability that may be left unexplored for one prompt. The protocol allows 1e-6.
-PRUNED = 1e-7
+PRUNED = 5e-7
 # Undecided continuations of one prompt. Only a model that has lost nearly all preference comes near it.
-WIDEST = 10_000
+WIDEST = 200_000
 
 
 @dataclass(frozen=True)
