@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from fpbench import __version__
-from fpbench.errors import FpbenchError, InputError, StorageError
+from fpbench.errors import FpbenchError, InputError
 
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         return _say(error, 2)
-    except (StorageError, FpbenchError) as error:
+    except FpbenchError as error:
         return _say(error, 1)
     except KeyboardInterrupt:
         return _say("interrupted: run the same command again to resume", 130)

@@ -3,31 +3,25 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.models.examples import Example
+from fpbench.models.progress import no_progress
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fpbench.methods.editing.statistics import KeyStatistics
 
-T = TypeVar("T")
-
 
 class MethodConfig(BaseModel):
     """Hyper-parameters of a method; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def no_progress(iterable: Iterable[T], label: str) -> Iterable[T]:
-    """Iterate without showing anything."""
-    return iterable
 
 
 def as_it_is(trigger: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fpbench.errors import InputError
+from fpbench.models.progress import no_progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,10 +18,6 @@ class ModificationConfig(BaseModel):
     """Settings of a modification; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _no_progress(iterable: Iterable[Any], label: str) -> Iterable[Any]:
-    return iterable
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class ModificationContext:
     seed: int = 42
     rows: dict[str, Sequence[dict[str, str]]] = field(default_factory=dict)
     calibration: Sequence[str] = ()
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = _no_progress
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] = no_progress
 
 
 @dataclass(frozen=True)

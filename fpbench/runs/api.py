@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
-from fpbench.methods.base import no_progress
+from fpbench.models.progress import no_progress
 from fpbench.runs.plan import BASE, CHECKPOINT, Cell, plan
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.store import Store, read_records, write_text
