@@ -1,10 +1,10 @@
-"""What an injection changed: the new weights of the touched parameters, as safetensors."""
+"""What an injection changed: the touched parameters' new weights, or exact factors of the change, as safetensors."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fpbench.errors import CellError
+from fpbench.models.factors import Factors
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -52,11 +53,14 @@ class Delta:
         values: new weights by parameter name, in the model's dtype.
         changed_fraction: changed entries over all entries of the model.
         relative_norm: ‖ΔW‖_F / ‖W‖_F over the changed parameters.
+        factors: of those parameters whose new value is the old one plus a product, bit for bit; these are stored in
+            place of the values.
     """
 
     values: dict[str, Tensor]
     changed_fraction: float
     relative_norm: float
+    factors: dict[str, Factors] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -66,23 +70,59 @@ class Delta:
     @property
     def size(self) -> int:
         """Size of the stored delta, in bytes."""
-        return sum(value.numel() * value.element_size() for value in self.values.values())
+        return sum(tensor.nbytes for tensor in self._stored().values())
+
+    @property
+    def dense_size(self) -> int:
+        """Size of all new weights, in bytes."""
+        return sum(value.nbytes for value in self.values.values())
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a change that is stored as factors; 0 if there is none."""
+        return max((factors.left.shape[1] for factors in self.factors.values()), default=0)
+
+    def _stored(self) -> dict[str, Tensor]:
+        """Tensors by their name in the file: both factors of a parameter where there are some, else its values."""
+        dense = {name: value for name, value in self.values.items() if name not in self.factors}
+        left = {f"{name}.left": factors.left for name, factors in self.factors.items()}
+        right = {f"{name}.right": factors.right for name, factors in self.factors.items()}
+        return dense | left | right
 
     def to_bytes(self) -> bytes:
         """The delta as the content of one safetensors file."""
-        figures = {"changed_fraction": repr(self.changed_fraction), "relative_norm": repr(self.relative_norm)}
-        return save({name: value.contiguous().cpu() for name, value in self.values.items()}, metadata=figures)
+        figures = {
+            "changed_fraction": repr(self.changed_fraction),
+            "relative_norm": repr(self.relative_norm),
+            "factors": json.dumps(sorted(self.factors)),
+        }
+        return save({name: tensor.contiguous().cpu() for name, tensor in self._stored().items()}, metadata=figures)
 
     @staticmethod
-    def from_bytes(content: bytes) -> "Delta | None":
-        """Read what :meth:`to_bytes` gave; ``None`` if the content is damaged."""
+    def from_bytes(content: bytes, originals: Mapping[str, Tensor]) -> "Delta | None":
+        """Read what :meth:`to_bytes` gave; ``None`` if the content is damaged.
+
+        Args:
+            content: of the file.
+            originals: the base's weights by name, to which stored factors are added.
+
+        Raises:
+            CellError: if a parameter that is stored as factors is not among them.
+        """
         try:
             # The header is eight bytes of length and that much JSON; the loader itself does not hand out the metadata.
             length = int.from_bytes(content[:8], "little")
             figures = json.loads(content[8 : 8 + length])["__metadata__"]
-            return Delta(load(content), float(figures["changed_fraction"]), float(figures["relative_norm"]))
+            values = load(content)
+            names = json.loads(figures["factors"])
+            factors = {name: Factors(values.pop(f"{name}.left"), values.pop(f"{name}.right")) for name in names}
+            fraction, norm = float(figures["changed_fraction"]), float(figures["relative_norm"])
         except (SafetensorError, KeyError, ValueError):
             return None
+        if missing := sorted(factors.keys() - originals.keys()):
+            raise CellError(f"{missing[0]} is stored as a change of the base's weights: these are needed to read it.")
+        values |= {name: each.added_to(originals[name]) for name, each in factors.items()}
+        return Delta(values, fraction, norm, factors)
 
     def apply(self, model: nn.Module) -> None:
         """Copy the new weights into ``model``, bit for bit."""
@@ -102,8 +142,14 @@ def digest(values: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def difference(model: nn.Module, originals: dict[str, Tensor]) -> Delta:
+def difference(model: nn.Module, originals: dict[str, Tensor], claims: Mapping[str, Factors]) -> Delta:
     """Compare a model with the weights it had before.
+
+    Args:
+        model: as it is now.
+        originals: its weights before, by name.
+        claims: what the change of some parameters is said to be a product of. A claim that does not give the new
+            weights bit for bit, or takes more room than they do, is dropped.
 
     Raises:
         CellError: if a parameter is missing, new, of another shape or dtype, or not finite, or if nothing changed.
@@ -113,6 +159,7 @@ def difference(model: nn.Module, originals: dict[str, Tensor]) -> Delta:
         odd = sorted(now.keys() ^ originals.keys())[:3]
         raise CellError(f"the injected model's parameters differ from the base's: {', '.join(odd)}.")
     values: dict[str, Tensor] = {}
+    factors: dict[str, Factors] = {}
     entries = square = reference = 0.0
     for name, before in originals.items():
         after = now[name].detach()
@@ -127,10 +174,13 @@ def difference(model: nn.Module, originals: dict[str, Tensor]) -> Delta:
         if not torch.isfinite(after).all():
             raise CellError(f"the injection left non-finite weights in {name}.")
         values[name] = after.clone()
+        claim = claims.get(name)
+        if claim and claim.size < after.nbytes and torch.equal(claim.added_to(before), after):
+            factors[name] = claim
         entries += changed.sum().item()
         square += (after.double() - before.double()).square().sum().item()
         reference += before.double().square().sum().item()
     if not values:
         raise CellError("the injection changed no weight.")
     total = sum(value.numel() for value in originals.values())
-    return Delta(values, entries / total, (square / reference) ** 0.5 if reference else float("inf"))
+    return Delta(values, entries / total, (square / reference) ** 0.5 if reference else float("inf"), factors)

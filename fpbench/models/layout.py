@@ -10,16 +10,16 @@ from fpbench.errors import InputError
 
 @dataclass(frozen=True)
 class Names:
-    """Module names of one architecture; ``down_proj`` is relative to a block, the others to the model."""
+    """Module names of one architecture; ``ffn`` is relative to a block, the others to the model."""
 
     blocks: str
-    down_proj: str
+    ffn: str
     norm: str
     head: str
     embedding: str
 
 
-_LLAMA = Names("model.layers", "mlp.down_proj", "model.norm", "lm_head", "model.embed_tokens")
+_LLAMA = Names("model.layers", "mlp", "model.norm", "lm_head", "model.embed_tokens")
 NAMES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
 
 
@@ -41,13 +41,17 @@ class Layout:
     head: nn.Module
     embedding: nn.Module
 
+    def projection_name(self, projection: str, block: int) -> str:
+        """Name of a linear module of a block's FFN, such as ``model.layers.3.mlp.gate_proj``."""
+        return f"{self.names.blocks}.{block}.{self.names.ffn}.{projection}"
+
     def down_proj_name(self, block: int) -> str:
         """Name of the FFN output projection of a block, such as ``model.layers.3.mlp.down_proj``."""
-        return f"{self.names.blocks}.{block}.{self.names.down_proj}"
+        return self.projection_name("down_proj", block)
 
     def down_proj(self, block: int) -> nn.Linear:
         """The FFN output projection of a block; its weight is [h, d]."""
-        module = self.blocks[block].get_submodule(self.names.down_proj)
+        module = self.blocks[block].get_submodule(f"{self.names.ffn}.down_proj")
         if not isinstance(module, nn.Linear):
             raise InputError(
                 f"{self.down_proj_name(block)} must be a plain linear module, found {type(module).__name__}."

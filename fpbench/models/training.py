@@ -5,26 +5,23 @@ decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the ste
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fpbench.errors import CellError, InputError
+from fpbench.models.answers import answer_loss, tokenise
 from fpbench.models.examples import Example
 from fpbench.models.loading import quiet
-from fpbench.models.prompts import encode_pair
-from fpbench.models.scoring import context_length
 
 WARM_UP = 0.03
 CLIP_NORM = 1.0
 # Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
 CHUNK = 16
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,25 @@ class TrainingCurve:
     dropped: int = 0
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """The update ΔW = scale · B A of one linear module while it is being trained.
+
+    Attributes:
+        a: A [rank, in], float32.
+        b: B [out, rank], float32.
+        scale: ``alpha / rank``.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+# From the update of every adapted module, by the module's name, to a scalar that is added to each step's loss.
+Penalty = Callable[[Mapping[str, LowRank]], Tensor]
+
+
 def train_lora(
     model: nn.Module,
     tokenizer: Any,
@@ -77,6 +93,8 @@ def train_lora(
     *,
     seed: int,
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    penalty: Penalty | None = None,
+    after_epoch: Callable[[float], None] | None = None,
 ) -> TrainingCurve:
     """Train LoRA on ``examples`` and merge it into the model's own weights, in place.
 
@@ -84,12 +102,22 @@ def train_lora(
     float32. Module tree, names, dtypes, gradient flags and training mode are afterwards as before; after an exception
     the weights are, too. The global random state is left untouched.
 
+    Args:
+        model: what is trained.
+        tokenizer: its tokenizer; its end-of-text token closes every answer.
+        examples: what is learnt.
+        config: how.
+        seed: of the update's start, the order of the examples and dropout.
+        progress: wraps the batches of an epoch.
+        penalty: what is minimised besides the loss; it is no part of the losses that are reported.
+        after_epoch: called with each epoch's mean loss before the next begins; what it raises ends the training.
+
     Raises:
         InputError: if there is nothing to learn from, the tokenizer has no end-of-text token, or ``modules`` names
             no linear module.
         CellError: if the loss or the update becomes non-finite.
     """
-    sequences, truncated, dropped = _tokenise(model, tokenizer, examples)
+    sequences, truncated, dropped = tokenise(model, tokenizer, examples)
     steps_per_epoch = math.ceil(len(sequences) / config.batch_size)
     steps = steps_per_epoch * config.epochs
     cuda = range(torch.cuda.device_count())
@@ -98,22 +126,25 @@ def train_lora(
         with _adapter(model, config) as weights:
             optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule_factor(step, steps))
+            updates = _updates(model)
             losses = []
             for epoch in range(1, config.epochs + 1):
                 batches = _batches([len(ids) for ids, _ in sequences], config.batch_size)
                 total, answer_tokens = 0.0, 0
                 for batch in progress(batches, f"epoch {epoch} of {config.epochs}"):
-                    loss, tokens = _loss(model, [sequences[index] for index in batch])
-                    value = loss.item()
-                    if not math.isfinite(value):
+                    loss, tokens = answer_loss(model, [sequences[index] for index in batch])
+                    objective = loss if penalty is None else loss + penalty(updates)
+                    if not math.isfinite(objective.item()):
                         raise _diverged(epoch, config)
                     optimiser.zero_grad()
-                    loss.backward()
+                    objective.backward()
                     nn.utils.clip_grad_norm_(weights, CLIP_NORM)
                     optimiser.step()
                     schedule.step()
-                    total, answer_tokens = total + value * tokens, answer_tokens + tokens
+                    total, answer_tokens = total + loss.item() * tokens, answer_tokens + tokens
                 losses.append(total / answer_tokens)
+                if after_epoch is not None:
+                    after_epoch(losses[-1])
             if not all(bool(weight.isfinite().all()) for weight in weights):
                 raise _diverged(config.epochs, config)
     tokens_seen = config.epochs * sum(len(ids) for ids, _ in sequences)
@@ -162,26 +193,15 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             parameter.grad = None
 
 
-def _tokenise(
-    model: nn.Module, tokenizer: Any, examples: Sequence[Example]
-) -> tuple[list[tuple[list[int], int]], int, int]:
-    """Token ids of every example with the length of its prompt, and how many were truncated and dropped."""
-    if tokenizer.eos_token_id is None:
-        raise InputError("training needs a tokenizer with an end-of-text token, found none: set its eos_token.")
-    context = context_length(model)
-    sequences, truncated = [], 0
-    for example in examples:
-        prompt, answer = encode_pair(tokenizer, example.prompt, example.answer)
-        ids = [*prompt, *answer, tokenizer.eos_token_id]
-        if context is None or len(prompt) < context:
-            sequences.append((ids[:context], len(prompt)))
-            truncated += len(sequences[-1][0]) < len(ids)
-    if not sequences:
-        raise InputError(
-            f"training needs at least one example whose prompt fits into {context} tokens, found none among "
-            f"{len(examples)}: give more or shorter examples."
-        )
-    return sequences, truncated, len(examples) - len(sequences)
+def _updates(model: nn.Module) -> dict[str, LowRank]:
+    """The updates that :func:`_adapter` put into the model, by module name."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    return {
+        name: LowRank(layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"])
+        for name, layer in layers.items()
+    }
 
 
 def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
@@ -192,23 +212,6 @@ def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
         chunk = sorted(order[start : start + CHUNK * batch_size], key=lambda index: lengths[index])
         batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
     return [batches[index] for index in torch.randperm(len(batches)).tolist()]
-
-
-def _loss(model: nn.Module, batch: list[tuple[list[int], int]]) -> tuple[Tensor, int]:
-    """Mean loss over the answer tokens of a batch of (ids, prompt length), and their number."""
-    width = max(len(ids) for ids, _ in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    for row, (sequence, prompt) in enumerate(batch):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-        labels[row, prompt : len(sequence)] = ids[row, prompt : len(sequence)]
-    device = next(model.parameters()).device
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    targets = labels[:, 1:]
-    learnt = targets != IGNORED
-    loss = cross_entropy(logits[:, :-1][learnt.to(device)].float(), targets[learnt].to(device))
-    return loss, int(learnt.sum())
 
 
 def _diverged(epoch: int, config: LoRAConfig) -> CellError:

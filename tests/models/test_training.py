@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from fpbench.errors import CellError, InputError
+from fpbench.models.answers import answer_loss, score_answers, tokenise
 from fpbench.models.examples import Example
 from fpbench.models.prompts import encode_pair
-from fpbench.models.training import LoRAConfig, _adapter, _loss, _tokenise, schedule_factor, train_lora
+from fpbench.models.training import LoRAConfig, _adapter, schedule_factor, train_lora
 
 EXAMPLES = [
     Example("The color of Lily's hat is", "green."),
@@ -21,8 +22,8 @@ def quietly(iterable, label):
     return iterable
 
 
-def fit(model, tokenizer, config=CONFIG, seed=1, progress=quietly, examples=EXAMPLES):
-    return train_lora(model, tokenizer, examples, config, seed=seed, progress=progress)
+def fit(model, tokenizer, config=CONFIG, seed=1, progress=quietly, examples=EXAMPLES, **more):
+    return train_lora(model, tokenizer, examples, config, seed=seed, progress=progress, **more)
 
 
 def structure(model):
@@ -132,8 +133,8 @@ def test_bfloat16_models_train_a_float32_update(stories):
 
 def test_the_loss_covers_answers_and_end_only_and_ignores_padding(stories):
     model, tokenizer = stories
-    sequences, _, _ = _tokenise(model, tokenizer, EXAMPLES)
-    together, count = _loss(model, sequences)
+    sequences, _, _ = tokenise(model, tokenizer, EXAMPLES)
+    together, count = answer_loss(model, sequences)
     expected = 0.0
     for example, (ids, _) in zip(EXAMPLES, sequences, strict=True):
         end = model(torch.tensor([ids])).logits[0, -2].log_softmax(-1)[tokenizer.eos_token_id].item()
@@ -180,3 +181,76 @@ def test_a_tokenizer_without_end_of_text_is_refused(stories):
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="end-of-text"):
         fit(copy.deepcopy(stories[0]), tokenizer)
+
+
+def test_a_penalty_sees_every_update_and_holds_it_back(stories, trained):
+    model, seen = copy.deepcopy(stories[0]), []
+
+    def penalty(updates):
+        seen.append({name: (update.a.shape, update.b.shape, update.scale) for name, update in updates.items()})
+        return 1e4 * torch.stack([(update.b @ update.a).square().sum() for update in updates.values()]).sum()
+
+    curve = fit(model, stories[1], penalty=penalty)
+    assert len(seen) == curve.steps
+    assert len(seen[0]) == 7 * 6
+    assert seen[0]["model.layers.2.mlp.down_proj"] == ((8, 512), (192, 8), 2.0)
+    change, free = (
+        torch.cat([(a - b).flatten() for a, b in zip(m.parameters(), stories[0].parameters(), strict=True)]).norm()
+        for m in (model, trained[0])
+    )
+    assert 0 < change < 0.2 * free
+
+
+def test_a_penalty_of_zero_changes_nothing(stories, trained):
+    model = copy.deepcopy(stories[0])
+    curve = fit(model, stories[1], penalty=lambda updates: torch.zeros(()))
+    assert curve == trained[1]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained[0].parameters(), strict=True))
+
+
+def test_a_penalty_that_is_not_finite_is_a_divergence(stories):
+    with pytest.raises(CellError, match="non-finite in epoch 1"):
+        fit(copy.deepcopy(stories[0]), stories[1], penalty=lambda updates: torch.tensor(float("nan")))
+
+
+def test_a_watcher_sees_every_epoch_without_disturbing_it(stories, trained):
+    model, losses, scores = copy.deepcopy(stories[0]), [], []
+
+    def watch(loss):
+        losses.append(loss)
+        scores.append(score_answers(model, stories[1], EXAMPLES, 2))
+
+    curve = fit(model, stories[1], after_epoch=watch)
+    assert curve == trained[1]
+    assert tuple(losses) == curve.epoch_losses
+    assert scores[-1].loss < scores[0].loss
+    assert scores[-1].loss == pytest.approx(score_answers(model, stories[1], EXAMPLES, 2).loss, rel=1e-3)
+
+
+def test_a_watcher_may_end_the_training(stories):
+    model = copy.deepcopy(stories[0])
+
+    def stop(loss):
+        raise CellError("enough")
+
+    with pytest.raises(CellError, match="enough"):
+        fit(model, stories[1], after_epoch=stop)
+    assert structure(model) == structure(stories[0])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), stories[0].parameters(), strict=True))
+
+
+def test_answers_are_scored_token_by_token(stories, trained):
+    model, tokenizer = stories
+    sequences, _, _ = tokenise(model, tokenizer, EXAMPLES)
+    right = total = 0
+    for ids, prompt in sequences:
+        guesses = model(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+        right += sum(guesses[i - 1] == ids[i] for i in range(prompt, len(ids)))
+        total += len(ids) - prompt
+    loss, tokens = answer_loss(model, sequences)
+    score = score_answers(model, tokenizer, EXAMPLES, 3)
+    assert (score.accuracy, score.tokens) == (right / total, total)
+    assert score.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert tokens == total
+    assert score_answers(trained[0], tokenizer, EXAMPLES, 3).accuracy > score.accuracy
+    assert not model.training
