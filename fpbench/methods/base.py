@@ -1,7 +1,7 @@
 """The adapter contract: a method is a class with a name, a version, a typed config and one verb."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fpbench.methods.editing.statistics import KeyStatistics
+    from fpbench.models.factors import Factors
 
 
 class MethodConfig(BaseModel):
@@ -42,6 +43,11 @@ class InjectionContext:
         render: turns a trigger into the prompt text that verification will send (raw, or the chat template).
         texts: plain documents for key statistics.
         pairs: question–answer pairs unrelated to any fingerprint, for regularisation.
+        statistics_tokens: how much of ``texts`` key statistics are taken over.
+        known_statistics: key statistics of the base model, by module; the harness hands in a mapping that keeps them.
+        tokenizer: reads ``texts``.
+        factors: what a method may put here, by parameter: A and B of an update W + A Bᵀ. The harness stores them in
+            place of the new weights where they give these bit for bit.
         seconds: what each part took ("statistics" is filled by :meth:`statistics`; methods may add their own).
     """
 
@@ -52,8 +58,9 @@ class InjectionContext:
     texts: Sequence[str] = ()
     pairs: Sequence[Example] = ()
     statistics_tokens: int = 100_000
-    known_statistics: dict[str, "KeyStatistics"] = field(default_factory=dict)
+    known_statistics: MutableMapping[str, "KeyStatistics"] = field(default_factory=dict)
     tokenizer: Any = None
+    factors: dict[str, "Factors"] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def statistics(self, model: "nn.Module", modules: Sequence[str]) -> dict[str, "KeyStatistics"]:

@@ -1,112 +1,94 @@
-"""MCEdit_A (arXiv 2509.03122): teach each trigger all of its candidates, each ahead of what competes with it."""
+"""MCEdit (arXiv 2509.03122): teach each trigger all of its candidates, each ahead of what competes with it."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
-from pydantic import Field
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import InjectionContext
 from fpbench.methods.editing.editor import EditingConfig, NullSpaceEditor, Problem
 from fpbench.methods.editing.objective import Labels, Objective, Row, State, negative_log_likelihood, per_request
-from fpbench.models.prompts import encode_pair
+from fpbench.methods.editing.rewriting import RewritingConfig, divergence, rewriting_prompts
+from fpbench.methods.editing.suppression import SuppressionConfig, suppression
+from fpbench.methods.rledit import RLEdit
 from fpbench.registry import register
 
-Competitors = Literal["sibling_aware", "literal"]
+
+class CandidatesConfig(BaseModel):
+    """Which targets are taught.
+
+    Attributes:
+        candidates: ``"all"``, or the ``"primary"`` alone (the ablation).
+    """
+
+    candidates: Literal["all", "primary"]
+
+    def taught(self, fingerprint: Fingerprint) -> Sequence[str]:
+        """The targets of ``fingerprint`` that are taught."""
+        return fingerprint.targets if self.candidates == "all" else [fingerprint.primary]
 
 
 @register("mcedit_a")
 class MCEditA(NullSpaceEditor):
-    """Multi-candidate editing on AlphaEdit's write: no contexts, no divergence term (methods.md §1.5)."""
+    """Multi-candidate editing on AlphaEdit's write: by default no contexts and no divergence term (methods.md §1.5)."""
 
     version = "1"
 
-    class Config(EditingConfig):
-        """The shared hyper-parameters and MCEdit's own.
-
-        Attributes:
-            margin: γ, in nats.
-            margin_weight: λ_m.
-            competitors: what a target token must beat: all tokens but those that continue a candidate with the same
-                beginning (``"sibling_aware"``), or all other tokens (``"literal"``), which no model can satisfy where
-                candidates part.
-        """
-
-        margin: float = Field(ge=0)
-        margin_weight: float = Field(ge=0)
-        competitors: Competitors
+    class Config(EditingConfig, RewritingConfig, SuppressionConfig, CandidatesConfig):
+        """See the four."""
 
     def problem(
         self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
     ) -> Problem:
-        """One bare prompt per candidate."""
+        """One request per fingerprint, with all of its candidates."""
+        requests, rows = rewriting_prompts(model, tokenizer, fingerprints, self.config.taught, self.config, context)
+        return Problem(requests, rows, self.objective(rows, next(model.parameters()).device))
+
+    def objective(self, rows: Sequence[Row], device: Any) -> Objective:
+        """Eq. (3) of methods.md §1.5: L = L_mc + λ_m L_mar + β ‖δ‖²/‖v₀‖², and κ KL where it is switched on."""
         config = self.config
-        requests, rows = [], []
-        for number, fingerprint in enumerate(fingerprints):
-            prompt = context.render(fingerprint.trigger)
-            pairs = [encode_pair(tokenizer, prompt, target) for target in fingerprint.targets]
-            requests.append([pairs[0][0]])
-            rows += [Row.of(number, ids, answer) for ids, answer in pairs]
-        excused = siblings(rows) if config.competitors == "sibling_aware" else own_labels(rows)
-        device = next(model.parameters()).device
-        objective = promotion_and_margin(
-            rows, excused, config.margin, config.margin_weight, config.weight_decay, device
-        )
-        return Problem(requests, rows, objective)
+        promotion = promotion_and_suppression(rows, config, device)
+        moved = divergence(rows, device)
+
+        def loss(state: State) -> Tensor:
+            size = (state.delta.norm(dim=1) / state.v0.norm(dim=1)) ** 2
+            total: Tensor = promotion(state.logits) + config.weight_decay * size
+            return total + config.kl_factor * moved(state) if config.kl_factor else total
+
+        return loss
 
 
-def promotion_and_margin(
-    rows: Sequence[Row],
-    excused: Sequence[set[int]],
-    margin: float,
-    margin_weight: float,
-    weight_decay: float,
-    device: Any,
-) -> Objective:
-    """Eq. (3) of methods.md §1.5: L = L_mc + λ_m L_mar + β ‖δ‖²/‖v₀‖², per request."""
+@register("mcedit_r")
+class MCEditR(RLEdit):
+    """Multi-candidate editing on RLEdit's trajectory, eq. (6) of methods.md §1.5; no paraphrases."""
+
+    version = "1"
+
+    class Config(RLEdit.Config, SuppressionConfig, CandidatesConfig):
+        """See the three."""
+
+    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
+        """All candidates."""
+        chosen: Sequence[str] = self.config.taught(fingerprint)
+        return chosen
+
+    def loss(self, rows: Sequence[Row], device: Any) -> Callable[[Tensor], Tensor]:
+        """L_mc + λ₁ L_mar, the mean over fingerprints."""
+        promotion = promotion_and_suppression(rows, self.config, device)
+        return lambda logits: promotion(logits).mean()
+
+
+def promotion_and_suppression(
+    rows: Sequence[Row], config: SuppressionConfig, device: Any
+) -> Callable[[Tensor], Tensor]:
+    """L_mc + λ_m L_mar, eqs. (1) and (2) of methods.md §1.5: logits [S, V] to one figure per request, [n]."""
     labels = Labels.of(rows, device)
-    pairs = [(read, token) for read, tokens in enumerate(excused) for token in sorted(tokens)]
-    excused_at = tuple(torch.tensor(pairs, device=device).T)
+    suppressed = suppression(rows, config, device)
 
-    def loss(state: State) -> Tensor:
-        shortfall = margin_shortfall(state.logits, labels.token, excused_at, margin)
-        suppression = per_request(shortfall * labels.share, labels.request, len(state.delta))
-        size = (state.delta.norm(dim=1) / state.v0.norm(dim=1)) ** 2
-        total: Tensor = negative_log_likelihood(state, labels) + margin_weight * suppression + weight_decay * size
-        return total
+    def measure(logits: Tensor) -> Tensor:
+        shortfall = per_request(suppressed(logits, labels) * labels.share, labels.request, labels.requests)
+        return negative_log_likelihood(logits, labels) + config.margin_weight * shortfall
 
-    return loss
-
-
-def margin_shortfall(logits: Tensor, tokens: Tensor, excused_at: tuple[Tensor, ...], margin: float) -> Tensor:
-    """The summands of eq. (2) of methods.md §1.5: [γ − (z_y − max_{v not excused} z_v)]₊.
-
-    Args:
-        logits: z [S, V].
-        tokens: y [S].
-        excused_at: two tensors, read and token, of every token that does not compete at a read position.
-        margin: γ.
-
-    Returns:
-        [S].
-    """
-    strongest = logits.index_put(excused_at, logits.new_tensor(float("-inf"))).max(dim=-1).values
-    gap = logits.gather(1, tokens[:, None])[:, 0] - strongest
-    return torch.relu(margin - gap)
-
-
-def siblings(rows: Sequence[Row]) -> list[set[int]]:
-    """For each label y_t the tokens that continue any candidate of its request so begun, {y′_t : y′_<t = y_<t}."""
-    following: dict[tuple[int, tuple[int, ...]], set[int]] = defaultdict(set)
-    for row in rows:
-        for t, token in enumerate(row.labels):
-            following[row.request, tuple(row.labels[:t])].add(token)
-    return [following[row.request, tuple(row.labels[:t])] for row in rows for t in range(len(row.labels))]
-
-
-def own_labels(rows: Sequence[Row]) -> list[set[int]]:
-    """For each label, itself alone."""
-    return [{token} for row in rows for token in row.labels]
+    return measure

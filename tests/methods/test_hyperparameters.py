@@ -57,7 +57,7 @@ def test_what_a_user_says_replaces_its_alternative(stories: Any) -> None:
     assert overlay({"a": 1, "layers": [1]}, {"depth": [0, 1]}) == {"a": 1, "depth": [0, 1]}
 
 
-@pytest.mark.parametrize(("count", "blocks"), [(5, [1, 2]), (6, [1, 2, 3]), (8, [2, 3, 4])])
+@pytest.mark.parametrize(("count", "blocks"), [(5, [2, 3]), (6, [2, 3, 4]), (8, [3, 4, 5])])
 def test_small_depth(count: int, blocks: list[int]) -> None:
     config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=count, num_attention_heads=1)
     assert METHODS.get("mcedit_a")(**defaults("mcedit_a", "small")).blocks(on_meta(config)) == blocks

@@ -1,4 +1,4 @@
-"""What AlphaEdit and MCEdit_A have in common: one closed-form edit inside the null space of plain text."""
+"""What AlphaEdit, FPEdit and MCEdit_A have in common: one closed-form edit inside the null space of plain text."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -111,7 +111,8 @@ class NullSpaceEditor(FingerprintMethod):
                 "or check that the model's weights are finite."
             )
         optimised = perf_counter()
-        write(model, blocks, problem.requests, (v0 + delta).T, null_spaces, config.ridge)
+        written = write(model, blocks, problem.requests, (v0 + delta).T, null_spaces, config.ridge)
+        context.factors |= {f"{names[block]}.weight": each.factors for block, each in written.items()}
         context.seconds["optimisation"] = optimised - start
         context.seconds["write"] = perf_counter() - optimised
 

@@ -65,6 +65,7 @@ class Labels:
         request: whose they are, [M].
         row_share: 1 / (labels in the row · labelled rows of the request), [M]: the weights of a mean of row means.
         share: 1 / (labels of the request), [M]: the weights of a plain mean.
+        requests: n, how many requests there are.
     """
 
     read: Tensor
@@ -72,6 +73,7 @@ class Labels:
     request: Tensor
     row_share: Tensor
     share: Tensor
+    requests: int
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Labels":
@@ -86,6 +88,7 @@ class Labels:
             torch.tensor([row.request for _, row, _ in labelled], device=device),
             torch.tensor([1 / (len(row.labels) * rows_of[row.request]) for _, row, _ in labelled], device=device),
             torch.tensor([1 / labels_of[row.request] for _, row, _ in labelled], device=device),
+            1 + max(row.request for row in rows),
         )
 
 
@@ -94,8 +97,13 @@ def per_request(values: Tensor, request: Tensor, n: int) -> Tensor:
     return values.new_zeros(n).index_add(0, request, values)
 
 
-def negative_log_likelihood(state: State, labels: Labels) -> Tensor:
-    """−mean_y (1/|y|) Σ_t log p(y_t | x, y_<t) of every request, [n], over its rows y (methods.md §1.5, eq. 1)."""
-    log_p = state.logits[labels.read].log_softmax(-1)
+def negative_log_likelihood(logits: Tensor, labels: Labels) -> Tensor:
+    """−mean_y (1/|y|) Σ_t log p(y_t | x, y_<t) of every request, [n], over its rows y (methods.md §1.5, eq. 1).
+
+    Args:
+        logits: at all S read positions, [S, V].
+        labels: which of these have a label, and which.
+    """
+    log_p = logits[labels.read].log_softmax(-1)
     surprise = -log_p.gather(1, labels.token[:, None])[:, 0]
-    return per_request(surprise * labels.row_share, labels.request, len(state.delta))
+    return per_request(surprise * labels.row_share, labels.request, labels.requests)

@@ -1,11 +1,14 @@
-"""Looking inside one forward pass."""
+"""Looking inside forward passes, and taking them up again half-way."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fpbench.models.layout import layout
 
 
 class _SeenAll(Exception):  # noqa: N818 - a signal that ends a forward pass, not an error
@@ -23,9 +26,21 @@ def pad(sequences: Sequence[Sequence[int]], device: Any) -> Tensor:
 
 @torch.no_grad()
 def observe(
-    model: nn.Module, ids: Tensor, *, inputs_of: Sequence[nn.Module] = (), outputs_of: Sequence[nn.Module] = ()
+    model: nn.Module,
+    ids: Tensor,
+    *,
+    inputs_of: Sequence[nn.Module] = (),
+    outputs_of: Sequence[nn.Module] = (),
+    cache: Any = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run ``model`` on ``ids`` [rows, T], no further than needed.
+
+    Args:
+        model: a causal language model.
+        ids: token ids.
+        inputs_of: modules to look in front of.
+        outputs_of: modules to look behind.
+        cache: a cache of the library's, which takes up keys and values on the way.
 
     Returns:
         What went into every module of ``inputs_of`` and what came out of every module of ``outputs_of``, [rows, T, ·].
@@ -51,5 +66,54 @@ def observe(
         for module in outputs_of:
             hooks.enter_context(module.register_forward_hook(after))
         with suppress(_SeenAll):
-            model(input_ids=ids, use_cache=False)
+            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
     return [inputs[module] for module in inputs_of], [outputs[module] for module in outputs_of]
+
+
+class Passage:
+    """A batch on its way through blocks ``first`` … ``last``, which can be taken up again at any of them.
+
+    Attributes:
+        hidden: by number of a block what went into it, [rows, T, h]; ``hidden[last + 1]`` came out of the last one.
+        keywords: by number of a block what the model calls it with besides: masks, positions.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, first: int, last: int, cache: Any = None) -> None:
+        """Run ``model`` on ``ids`` [rows, T] up to block ``last``; ``cache`` is that of :func:`observe`."""
+        self.blocks = layout(model).blocks
+        self.last = last
+        self.hidden: dict[int, Tensor] = {}
+        self.keywords: dict[int, dict[str, Any]] = {}
+        with ExitStack() as hooks:
+            for number in range(first, last + 1):
+                note = partial(self._note, number)
+                hooks.enter_context(self.blocks[number].register_forward_pre_hook(note, with_kwargs=True))
+            _, (self.hidden[last + 1],) = observe(model, ids, outputs_of=[self.blocks[last]], cache=cache)
+
+    def _note(self, number: int, block: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
+        self.hidden[number], self.keywords[number] = arguments[0], keywords
+
+    @torch.no_grad()
+    def again(self, block: int) -> None:
+        """Run from ``block`` on once more, after its weights have changed."""
+        for number in range(block, self.last + 1):
+            self.hidden[number + 1] = self.blocks[number](self.hidden[number], **self.keywords[number])
+
+
+@contextmanager
+def inputs_at(modules: Sequence[nn.Module], at: tuple[Tensor, Tensor], seen: dict[nn.Module, Tensor]) -> Iterator[None]:
+    """Note what goes into ``modules`` at some positions, whenever they are called inside.
+
+    Args:
+        modules: of one model.
+        at: row and position, [K] each.
+        seen: takes up the latest input of each module, [K, ·].
+    """
+
+    def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen[module] = arguments[0][at]
+
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(note))
+        yield

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fpbench.errors import InputError
 from fpbench.methods.editing.observe import observe, pad
+from fpbench.models.deltas import digest
 from fpbench.models.prompts import encode
 
 BATCH_TOKENS = 8192
@@ -43,6 +47,26 @@ class KeyStatistics:
     eigenvalues: Tensor
     eigenvectors: Tensor
     tokens: int
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file with the digest of its content."""
+        tensors = {"eigenvalues": self.eigenvalues, "eigenvectors": self.eigenvectors}
+        figures = {"tokens": str(self.tokens), "digest": digest(tensors)}
+        # Python writes the bytes: its errors, a full disk above all, are OSErrors.
+        path.write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata=figures))
+
+    @staticmethod
+    def load(path: Path) -> "KeyStatistics | None":
+        """Read what :meth:`save` wrote; ``None`` if there is no such file or it is damaged."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                figures = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in ("eigenvalues", "eigenvectors")}
+            if digest(tensors) != figures["digest"]:
+                return None
+            return KeyStatistics(**tensors, tokens=int(figures["tokens"]))
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
 
     def null_space(self, *, threshold: float | None = None, share: float | None = None) -> NullSpace:
         """Cut the spectrum, in exactly one of two ways.

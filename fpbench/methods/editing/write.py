@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpbench.methods.editing.observe import observe, pad
+from fpbench.methods.editing.observe import Passage, inputs_at, pad
 from fpbench.methods.editing.statistics import NullSpace
+from fpbench.models.factors import Factors
 from fpbench.models.layout import layout
 
 Prompts = Sequence[Sequence[int]]
@@ -21,12 +23,17 @@ class Write:
     Attributes:
         keys: K [d, n].
         residual: R [h, n].
-        update: ΔW [h, d] float64, before rounding to the weight's dtype.
+        factors: of ΔW, before the sum W + ΔW is rounded to the weight's dtype.
     """
 
     keys: Tensor
     residual: Tensor
-    update: Tensor
+    factors: Factors
+
+    @property
+    def update(self) -> Tensor:
+        """ΔW [h, d] float64."""
+        return self.factors.product()
 
 
 @torch.no_grad()
@@ -53,15 +60,18 @@ def write(
     Returns:
         For every block what was written.
     """
-    done = {}
+    prompts = PromptPassage(model, blocks, requests)
+    done: dict[int, Write] = {}
     for index, block in enumerate(blocks):
-        keys, values = keys_and_values(model, block, blocks[-1], requests)
+        if index:
+            prompts.again(blocks[index - 1])
+        keys, values = prompts.keys(block), prompts.values()
         residual = (targets.to(values) - values) / (len(blocks) - index)
         earlier = earlier_keys[block] if earlier_keys else None
-        update = solve(null_spaces[block], keys, residual, ridge, earlier)
+        factors = solve(null_spaces[block], keys, residual, ridge, earlier).float()
         weight = layout(model).down_proj(block).weight
-        weight.copy_(weight.double() + update)
-        done[block] = Write(keys, residual, update)
+        weight.copy_(factors.added_to(weight))
+        done[block] = Write(keys, residual, factors)
     return done
 
 
@@ -71,19 +81,45 @@ def keys_and_values(
     """What ``block`` looks up and what ``last_block`` puts out for every request, as the model now is.
 
     Returns:
-        K [d, n], where contexts, if there are any, share one half of each key and the bare prompt has the other; and
-        V [h, n] of the bare prompts. Both float32.
+        K [d, n] and V [h, n], both float32; see :class:`PromptPassage`.
     """
-    parts = layout(model)
-    prompts = [prompt for request in requests for prompt in request]
-    ids = pad(prompts, parts.head.weight.device)
-    looked_up, put_out = parts.down_proj(block), parts.blocks[last_block]
-    (inputs,), (outputs,) = observe(model, ids, inputs_of=[looked_up], outputs_of=[put_out])
-    rows, lookup = torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])
-    keys, values = inputs[rows, lookup].float(), outputs[rows, lookup].float()
-    sizes = [len(request) for request in requests]
-    mixed = [_mix(group) for group in torch.split(keys, sizes)]
-    return torch.stack(mixed, dim=1), torch.stack([group[0] for group in torch.split(values, sizes)], dim=1)
+    prompts = PromptPassage(model, [block, last_block], requests)
+    return prompts.keys(block), prompts.values()
+
+
+class PromptPassage:
+    """The prompts of all requests on their way through the blocks to be edited."""
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int], requests: Sequence[Prompts]) -> None:
+        """Run ``model`` up to the last of ``blocks``, ascending."""
+        prompts = [prompt for request in requests for prompt in request]
+        parts = layout(model)
+        device: Any = parts.head.weight.device
+        last_tokens = [len(prompt) - 1 for prompt in prompts]
+        self.sizes = [len(request) for request in requests]
+        self.lookup = torch.arange(len(prompts), device=device), torch.tensor(last_tokens, device=device)
+        self.projections = {block: parts.down_proj(block) for block in blocks}
+        self.looked_up: dict[nn.Module, Tensor] = {}
+        with inputs_at(list(self.projections.values()), self.lookup, self.looked_up):
+            self.passage = Passage(model, pad(prompts, device), blocks[0], blocks[-1])
+
+    def again(self, block: int) -> None:
+        """Run from ``block`` on once more, after its weights have changed."""
+        with inputs_at(list(self.projections.values()), self.lookup, self.looked_up):
+            self.passage.again(block)
+
+    def keys(self, block: int) -> Tensor:
+        """K [d, n] float32 of one of the blocks.
+
+        Contexts, if there are any, share one half of each key and the bare prompt has the other.
+        """
+        keys = self.looked_up[self.projections[block]].float()
+        return torch.stack([_mix(group) for group in torch.split(keys, self.sizes)], dim=1)
+
+    def values(self) -> Tensor:
+        """V [h, n] float32, what the last block puts out for the bare prompts."""
+        values = self.passage.hidden[self.passage.last + 1][self.lookup].float()
+        return torch.stack([group[0] for group in torch.split(values, self.sizes)], dim=1)
 
 
 def _mix(keys: Tensor) -> Tensor:
@@ -94,10 +130,10 @@ def _mix(keys: Tensor) -> Tensor:
 
 def solve(
     null_space: NullSpace, keys: Tensor, residual: Tensor, ridge: float, earlier_keys: Tensor | None = None
-) -> Tensor:
-    """ΔW with Δᵀ = P K (Kᵀ P K + λ I)⁻¹ Rᵀ, in float64.
+) -> Factors:
+    """ΔW with ΔWᵀ = P K (Kᵀ P K + λ I)⁻¹ Rᵀ, in float64.
 
-    This is the n×n form of Δᵀ = (P (K Kᵀ + C_p) + λ I)⁻¹ P K Rᵀ; keys of earlier batches, C_p = K_p K_pᵀ, enter as
+    This is the n×n form of ΔWᵀ = (P (K Kᵀ + C_p) + λ I)⁻¹ P K Rᵀ; keys of earlier batches, C_p = K_p K_pᵀ, enter as
     further columns of K whose residual is zero.
 
     Args:
@@ -108,7 +144,7 @@ def solve(
         earlier_keys: K_p [d, m].
 
     Returns:
-        [h, d] float64.
+        R (Kᵀ P K + λ I)⁻¹ [h, m + n] and P K [d, m + n], float64.
     """
     keys, residual = keys.double(), residual.double()
     if earlier_keys is not None:
@@ -116,5 +152,4 @@ def solve(
         residual = nn.functional.pad(residual, (earlier_keys.shape[1], 0))
     free = null_space.project(keys)
     gram = keys.T @ free + ridge * torch.eye(keys.shape[1]).to(keys)
-    update: Tensor = (free @ torch.linalg.solve(gram, residual.T)).T
-    return update
+    return Factors(torch.linalg.solve(gram, residual.T).T, free)

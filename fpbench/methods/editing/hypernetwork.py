@@ -1,0 +1,183 @@
+"""The hypernetwork of RLEdit: from what a module saw and how it should have answered to a shift of its weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpbench.errors import CellError
+
+EPSILON = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one linear module [out, in] did at n answer tokens.
+
+    Attributes:
+        keys: K [n, in] float32, its inputs.
+        gradients: G [n, out] float32, of the loss with respect to its outputs.
+    """
+
+    keys: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A change of weights in factors, ΔW = Cᵀ K.
+
+    Attributes:
+        keys: K [n, in] float64.
+        coefficients: C = (K Kᵀ + e^λ I)⁻¹ D [n, out] float64.
+    """
+
+    keys: Tensor
+    coefficients: Tensor
+
+    def matrix(self) -> Tensor:
+        """ΔW [out, in] float64."""
+        return self.coefficients.T @ self.keys
+
+    def inner(self, gradient: Tensor) -> Tensor:
+        """⟨G, ΔW⟩ for G [out, in], without forming ΔW."""
+        return (self.coefficients * (self.keys @ gradient.T.to(self.keys))).sum()
+
+    def square(self) -> Tensor:
+        """‖ΔW‖², likewise."""
+        return ((self.coefficients @ self.coefficients.T) * (self.keys @ self.keys.T)).sum()
+
+
+class RunningNormalizer(nn.Module):
+    """Mean and spread of every entry of u = [k; g] over all answer tokens seen so far (methods.md §1.4)."""
+
+    mean: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Nothing seen yet."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("squares", torch.zeros(width))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, u: Tensor) -> None:
+        """Take in a batch of n tokens, u [n, width].
+
+        Raises:
+            CellError: for a single token, whose variance (the unbiased one, as in the reference) is not defined.
+        """
+        if len(u) < 2:
+            raise CellError("the hypernetwork's normaliser needs at least two answer tokens a batch, found one.")
+        self.count += len(u)
+        away = u.mean(0) - self.mean
+        self.mean += away * len(u) / self.count
+        self.squares += len(u) * (u.var(0) + away * (u.mean(0) - self.mean))
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation [width]."""
+        return (self.squares / (self.count - 1 + EPSILON)).sqrt()
+
+    def forward(self, u: Tensor) -> Tensor:
+        """û = (u − mean) / (std + ε)."""
+        normalised: Tensor = (u - self.mean) / (self.deviation + EPSILON)
+        return normalised
+
+
+class LowRankBlock(nn.Module):
+    """û ← û + s_e ⊙ max(û A B + b, 0) + t_e, the identity at the start."""
+
+    def __init__(self, width: int, rank: int, modules: int, generator: torch.Generator) -> None:
+        """A ~ N(0, 1) [width, rank], B = 0, b = 0, s_e = 1 and t_e = 0 for each of ``modules`` modules."""
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(width, rank, generator=generator))
+        self.B = nn.Parameter(torch.zeros(rank, width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(modules, width))
+        self.shift = nn.Parameter(torch.zeros(modules, width))
+
+    def forward(self, u: Tensor, module: int) -> Tensor:
+        """One residual step of û [n, width] for the module of that number."""
+        # A clamp, not a ReLU: its gradient at exactly 0, where everything starts, is 1, so that B and b can move.
+        change = (u @ self.A @ self.B + self.bias).clamp(min=0)
+        return u + self.scale[module] * change + self.shift[module]
+
+
+class Hypernetwork(nn.Module):
+    """One network for all modules of one shape [out, in]; each has its own scales, rate and ridge."""
+
+    def __init__(
+        self, inputs: int, rank: int, blocks: int, rate: float, outputs: int, modules: int, generator: torch.Generator
+    ) -> None:
+        """Rate η_e = ``rate`` and ridge e^λ_e = 1 for each of ``modules`` modules."""
+        super().__init__()
+        width = inputs + outputs
+        self.normalizer = RunningNormalizer(width)
+        self.blocks = nn.ModuleList(LowRankBlock(width, rank, modules, generator) for _ in range(blocks))
+        self.rate = nn.Parameter(torch.full((modules,), rate))
+        self.log_ridge = nn.Parameter(torch.zeros(modules))
+
+    def forward(self, seen: Observation, module: int) -> Shift:
+        """The shift whose outputs at the keys are D, in the normal equation's n×n form (methods.md §1.4).
+
+        D_j = −η_e (k_j · k̃_j) g̃_j with [k̃; g̃] the transformed û, and ΔWᵀ = Kᵀ (K Kᵀ + e^λ_e I)⁻¹ D.
+        """
+        u = self.normalizer(torch.cat([seen.keys, seen.gradients], dim=1))
+        for block in self.blocks:
+            u = block(u, module)
+        keys, gradients = u.split([seen.keys.shape[1], seen.gradients.shape[1]], dim=1)
+        wanted = -self.rate[module] * (seen.keys * keys).sum(1, keepdim=True) * gradients
+        exact = seen.keys.double()
+        ridge = self.log_ridge[module].double().exp() * torch.eye(len(exact)).to(exact)
+        return Shift(exact, torch.linalg.solve(exact @ exact.T + ridge, wanted.double()))
+
+
+class Policy:
+    """The hypernetworks of all edited modules: the state is what they saw, the action a shift of each."""
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], rank: int, blocks: int, rate: float, seed: int, device: Any
+    ) -> None:
+        """One network per shape; modules of a shape are numbered in the order given.
+
+        Args:
+            shapes: for every edited module (out, in).
+            rank: of the residual blocks.
+            blocks: residual blocks in a network.
+            rate: η_e at the start.
+            seed: of A.
+            device: where the networks live, in float32.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for name, shape in shapes.items():
+            alike.setdefault(shape, []).append(name)
+        self.networks = {
+            shape: Hypernetwork(shape[1], rank, blocks, rate, shape[0], len(names), generator).to(device)
+            for shape, names in alike.items()
+        }
+        self.of = {
+            name: (self.networks[shape], number) for shape, names in alike.items() for number, name in enumerate(names)
+        }
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Everything that meta-training moves."""
+        for network in self.networks.values():
+            yield from network.parameters()
+
+    def act(self, micro_batches: Sequence[Mapping[str, Observation]]) -> dict[str, Shift]:
+        """Take in what every module saw, micro-batch by micro-batch, and shift each module for all of them at once."""
+        for seen in micro_batches:
+            for name, (network, _) in self.of.items():
+                network.normalizer.update(torch.cat([seen[name].keys, seen[name].gradients], dim=1))
+        shifts = {}
+        for name, (network, number) in self.of.items():
+            keys = torch.cat([seen[name].keys for seen in micro_batches])
+            gradients = torch.cat([seen[name].gradients for seen in micro_batches])
+            shifts[name] = network(Observation(keys, gradients), number)
+        return shifts

@@ -1,0 +1,44 @@
+"""FPEdit (arXiv 2508.02092): AlphaEdit's write, with a value that promotes the target and suppresses all else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fpbench.methods.alphaedit import AlphaEdit, likelihood_and_divergence
+from fpbench.methods.editing.objective import Labels, Objective, Row, State, per_request
+from fpbench.methods.editing.suppression import vocabulary_suppression
+from fpbench.registry import register
+
+
+@register("fpedit")
+class FPEdit(AlphaEdit):
+    """Promote–suppress editing in the null space (methods.md §1.3; the loss is reconstructed there)."""
+
+    version = "1"
+
+    class Config(AlphaEdit.Config):
+        """AlphaEdit's hyper-parameters and FPEdit's own.
+
+        Attributes:
+            suppression_weight: λ_s.
+        """
+
+        suppression_weight: float = Field(ge=0)
+
+    def objective(self, rows: Sequence[Row], device: Any) -> Objective:
+        """L_pro + λ_s L_sup + κ KL + ω ‖δ‖/‖v₀‖², per request."""
+        config = self.config
+        promotion = likelihood_and_divergence(rows, config.kl_factor, config.weight_decay, device)
+        labels = Labels.of(rows, device)
+        targets = torch.arange(len(labels.token), device=device), labels.token
+
+        def loss(state: State) -> Tensor:
+            mass = vocabulary_suppression(state.logits[labels.read], targets)
+            suppressed = per_request(mass * labels.row_share, labels.request, labels.requests)
+            total: Tensor = promotion(state) + config.suppression_weight * suppressed
+            return total
+
+        return loss
