@@ -1,17 +1,17 @@
 """A modification: what somebody does to a released model, with the proof that it happened (protocol §4)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fpbench.errors import InputError
+from fpbench.errors import CellError, InputError
 from fpbench.models.progress import no_progress
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class ModificationConfig(BaseModel):
@@ -29,12 +29,14 @@ class ModificationContext:
         rows: for each fine-tuning set (``"alpaca"``, ``"math"``) its rows with ``instruction``, ``input``, ``output``.
         calibration: plain documents, in order, for activation statistics.
         progress: wraps an iterable in a labelled progress bar.
+        base: the weights of the unfingerprinted model by parameter name; empty where they are not known.
     """
 
     seed: int = 42
     rows: dict[str, Sequence[dict[str, str]]] = field(default_factory=dict)
     calibration: Sequence[str] = ()
     progress: Callable[[Iterable[Any], str], Iterable[Any]] = no_progress
+    base: Mapping[str, "Tensor"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Modified:
 class Modification(ABC):
     """Changes a model the way an adversary, or an ordinary user, might."""
 
-    name: ClassVar[str]
+    name: str
     version: ClassVar[str] = "1"
 
     class Config(ModificationConfig):
@@ -68,10 +70,16 @@ class Modification(ABC):
         try:
             self.config: Any = self.Config(**config)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            key = error.errors()[0]["loc"][0]
+            # A key that may be one of several things is malformed once for each of them.
+            reasons = " or ".join(each["msg"] for each in error.errors() if each["loc"][0] == key)
             known = ", ".join(self.Config.model_fields) or "none"
-            raise InputError(f"condition {self.name!r}, key {where!r}: {first['msg']}; known keys: {known}.") from None
+            raise InputError(f"condition {self.name!r}, key {key!r}: {reasons}; known keys: {known}.") from None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the outcome besides model, data and seed: version and settings, as they were given."""
+        return {"version": self.version, "settings": self.config.model_dump(mode="json")}
 
     @abstractmethod
     def apply(self, model: "nn.Module", tokenizer: Any, context: ModificationContext) -> Modified:
@@ -81,3 +89,40 @@ class Modification(ABC):
             InputError: if data it needs is not in ``context``.
             CellError: if it had no effect, or produced non-finite weights.
         """
+
+
+def changed_from_base(
+    name: str, model: "nn.Module", base: Mapping[str, "Tensor"]
+) -> dict[str, tuple["Tensor", "Tensor"]]:
+    """The parameters in which a model differs from its base: name → (the model's own, the base's on its device).
+
+    Args:
+        name: of the modification that asks.
+        model: the fingerprinted model.
+        base: weights of the unfingerprinted model, by parameter name.
+
+    Raises:
+        InputError: if the base is not known, or is no base of this model.
+        CellError: if nothing differs.
+    """
+    if not base:
+        raise InputError(
+            f"condition {name!r} compares with the unfingerprinted base, whose weights are not known: give the base."
+        )
+    own = dict(model.named_parameters())
+    if _shapes(own) != _shapes(base):
+        odd = min(_shapes(own).items() ^ _shapes(base).items())[0]
+        raise InputError(f"condition {name!r}: the base differs in the shape of {odd}; give the model's own base.")
+    changed = {}
+    for key, value in own.items():
+        before = base[key].to(value.device)
+        if bool((value != before).any()):
+            changed[key] = (value.detach(), before)
+    if not changed:
+        raise CellError(f"condition {name!r} compares with the base, and no weight differs from it.")
+    return changed
+
+
+def _shapes(weights: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight, by name."""
+    return {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -4,7 +4,7 @@ The learning rate is the largest stable one on the unfingerprinted base, found b
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from fpbench.errors import CellError, InputError
 from fpbench.models.deltas import weights
 from fpbench.models.examples import Example
-from fpbench.models.training import LoRAConfig, train_lora
+from fpbench.models.training import LoRAConfig, Penalty, train_lora
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
+
+ROWS = 6000  # protocol §4
 
 
 class FineTune(Modification):
@@ -26,7 +28,7 @@ class FineTune(Modification):
         """Settings; the paper gives rows and epochs, its rank and batch size are not known (methods.md §4).
 
         Attributes:
-            learning_rate: peak of the schedule.
+            learning_rate: peak of the schedule; ``"search"`` where a run is to find the largest stable one on the base.
             rows: how many, from the first.
             epochs: passes over the rows.
             batch_size: rows a step.
@@ -34,8 +36,8 @@ class FineTune(Modification):
             alpha: the update is scaled by ``alpha / rank``.
         """
 
-        learning_rate: float = Field(gt=0)
-        rows: int = Field(default=6000, ge=1)
+        learning_rate: Annotated[float, Field(gt=0)] | Literal["search"]
+        rows: int = Field(default=ROWS, ge=1)
         epochs: int = Field(default=3, ge=1)
         batch_size: int = Field(default=8, ge=1)
         rank: int = Field(default=32, ge=1)
@@ -43,17 +45,41 @@ class FineTune(Modification):
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Train in place on the first ``rows`` rows, of which ``instruction``, ``input`` and ``output`` are used."""
-        wanted = self.config.rows
+        return self.train(model, tokenizer, context)
+
+    def examples(self, context: ModificationContext, following: int = 0) -> list[Example]:
+        """The rows to train on, and as many as asked for that follow them.
+
+        Raises:
+            InputError: if there are fewer.
+        """
+        wanted = self.config.rows + following
         rows = context.rows.get(self.data, ())[:wanted]
         if len(rows) < wanted:
             raise InputError(
                 f"condition {self.name!r} needs {wanted} rows of the data set {self.data!r}, found {len(rows)}: "
                 "give more rows or lower its setting 'rows'."
             )
-        settings = LoRAConfig(**self.config.model_dump(exclude={"rows"}))
+        return [instruction(row) for row in rows]
+
+    def settings(self, learning_rate: float) -> LoRAConfig:
+        """The settings of a training at one rate."""
+        names = {"epochs", "batch_size", "rank", "alpha"}
+        return LoRAConfig(learning_rate, **self.config.model_dump(include=names))
+
+    def train(
+        self, model: nn.Module, tokenizer: Any, context: ModificationContext, penalty: Penalty | None = None
+    ) -> Modified:
+        """Train in place, minimising ``penalty`` besides the loss."""
+        if self.config.learning_rate == "search":
+            raise InputError(
+                f"condition {self.name!r} is to search for its learning rate, which only a run on the unfingerprinted "
+                "base can: give a number."
+            )
+        examples, settings = self.examples(context), self.settings(self.config.learning_rate)
         before = weights(model)
         curve = train_lora(
-            model, tokenizer, [instruction(row) for row in rows], settings, seed=context.seed, progress=context.progress
+            model, tokenizer, examples, settings, seed=context.seed, progress=context.progress, penalty=penalty
         )
         change = relative_change(model, before)
         # NaN fails this comparison, too.
@@ -68,7 +94,7 @@ class FineTune(Modification):
             "steps": curve.steps,
             "truncated_rows": curve.truncated,
             "dropped_rows": curve.dropped,
-            "rows": wanted,
+            "rows": len(examples),
             "learning_rate": settings.learning_rate,
             "relative_change": change,
         }

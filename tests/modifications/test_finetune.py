@@ -65,8 +65,19 @@ def test_a_training_without_effect_is_an_error(stories):
 
 
 @pytest.mark.parametrize(
-    ("settings", "key"), [({}, "learning_rate"), ({"learning_rate": 0}, "learning_rate"), ({"rank": "x"}, "rank")]
+    ("settings", "key"),
+    [
+        ({}, "learning_rate"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"rank": "x"}, "rank"),
+    ],
 )
 def test_settings_are_checked(settings, key):
     with pytest.raises(InputError, match=f"'finetune_math', key '{key}'"):
         MODIFICATIONS.get("finetune_math")(**({"learning_rate": 1e-4} | settings if settings else {}))
+
+
+def test_a_rate_that_was_not_searched_for_is_refused(stories):
+    with pytest.raises(InputError, match="'finetune_alpaca' is to search for its learning rate.*give a number"):
+        apply("finetune_alpaca", stories[0], stories[1], {"alpaca": ROWS}, learning_rate="search")

@@ -1,23 +1,21 @@
 import copy
-import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.prompts import encode
 from fpbench.modifications.base import ModificationContext
-from fpbench.modifications.prune import calibration_windows, prune_blocks, prune_mask, ria_scores
+from fpbench.modifications.prune import EXPONENT, calibration_windows, prune_blocks, prune_mask, ria_scores
 from fpbench.registry import MODIFICATIONS
-from tests.conftest import PARITY, load_plain, require
+from tests.conftest import load_plain, require
+from tests.parity import MODEL, sets
 
 TEXTS = [
     "Once upon a time there was a little girl named Lily. She loved to play outside in the sun with her dog.",
     "Tom and Sam went to the park. They saw a big red ball and wanted to play with it all day.",
     "The cat was sad. It did not have any food, so it went to the house of the old man.",
 ] * 8
-RUNS = ["ria_30", "ria_40", "ria_row_30", "ria_row_40", "wanda_row_30", "wanda_row_40"]
 
 
 def quietly(iterable, label):
@@ -33,29 +31,42 @@ def wanda(weight, norm_sq):
     return weight.abs() * norm_sq.sqrt()
 
 
-@pytest.mark.parametrize("fixture", ["a"])
-@pytest.mark.parametrize("run", RUNS)
-def test_masks_and_norms_agree_with_the_references(fixture, run):
-    folder = require(PARITY / "ria" / fixture)
-    settings = json.loads((folder / "inputs.json").read_text())["runs"][run]
-    windows = load_file(folder / "inputs.safetensors")["calibration_ids"].long()
-    norms, masks = (load_file(folder / f"{kind}.safetensors") for kind in ("intermediates", "outputs"))
-    scores = {"ria": ria_scores, "wanda": wanda}[settings["score"]]
-    choose = {"whole matrix": prune_mask, "per output row": per_row}[settings["group"]]
-    model, _ = load_plain(require(PARITY / "model"))
-    seen = []
+SCORES = {"ria": ria_scores, "wanda": wanda}
+GROUPS = {"whole matrix": prune_mask, "per output row": per_row}
+
+
+@pytest.mark.parametrize("recording", sets("ria"))
+def test_masks_and_norms_agree_with_the_references(recording):
+    recording.implemented("activation_exponent_a", recording.inputs["activation_exponent_a"], [EXPONENT])
+    assert recording.inputs["runs"]
+    for run, settings in recording.inputs["runs"].items():
+        recording.implemented(f"score of {run}", settings["score"], SCORES)
+        recording.implemented(f"group of {run}", settings["group"], GROUPS)
+        recording.implemented(f"settings of {run}", sorted(settings), [["group", "ratio", "score"]])
+        check_run(recording, run, settings["ratio"], SCORES[settings["score"]], GROUPS[settings["group"]])
+    recorded = {name.split(".mask.")[0] for name in recording.tensors if ".mask." in name}
+    assert recorded == recording.inputs["runs"].keys()
+
+
+def check_run(recording, run, ratio, scores, choose):
+    model, _ = load_plain(require(MODEL))
+    names = {module.weight: name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
 
     def select(weight, norm_sq):
-        seen.append((norm_sq.clone(), choose(scores(weight, norm_sq), settings["ratio"])))
-        return seen[-1][1]
+        name = names[weight]
+        norms, mask = recording[f"{run}.norm_sq.{name}"], recording[f"{run}.mask.{name}"]
+        assert torch.allclose(norm_sq, norms, rtol=2e-6, atol=0), f"{run}: {name}"
+        assert torch.equal(choose(scores(weight, norms), ratio), mask), f"{run}: {name}"
+        # Our norms differ in the last bit, which may swap weights whose scores are next to each other.
+        assert (choose(scores(weight, norm_sq), ratio) != mask).sum() <= 2, f"{run}: {name}"
+        return mask
 
-    pruned = prune_blocks(model, windows, select, quietly)
-    assert len(pruned) == 35
-    for matrix, (norm_sq, mask) in zip(pruned, seen, strict=True):
-        assert torch.allclose(norm_sq, norms[f"{run}.norm_sq.{matrix.name}"], rtol=2e-6, atol=0), matrix.name
-        assert torch.equal(mask, masks[f"{run}.mask.{matrix.name}"]), matrix.name
-        weight = model.get_submodule(matrix.name).weight
-        assert not weight[mask].any()
+    pruned = prune_blocks(model, recording["calibration_ids"].long(), select, quietly)
+    masks = {name.removeprefix(f"{run}.mask."): name for name in recording.tensors if name.startswith(f"{run}.mask.")}
+    assert masks.keys() == {matrix.name for matrix in pruned}
+    for matrix in pruned:
+        mask = recording[masks[matrix.name]]
+        assert not model.get_submodule(matrix.name).weight[mask].any()
         assert matrix.zeros == int(mask.sum())
 
 

@@ -1,0 +1,92 @@
+import copy
+
+import pytest
+import torch
+
+import fpbench
+from fpbench.errors import InputError
+from fpbench.modifications.base import ModificationContext
+from fpbench.modifications.composition import AGAINST_BASE, LAST, Composition, against_base, check, create
+from fpbench.modifications.fsft import FSFT
+from fpbench.modifications.merge import Merge
+from fpbench.modifications.quantize import Quantization
+from fpbench.registry import MODIFICATIONS
+
+TEXTS = ["Once upon a time there was a little girl named Lily. She loved to play outside in the sun."] * 8
+RIA = {"samples": 2, "length": 32}
+
+
+def test_the_names_say_what_the_classes_are():
+    """The tables of names stand where torch must not be loaded."""
+    classes = {name: MODIFICATIONS.get(name) for name in MODIFICATIONS.names()}
+    assert {name for name, each in classes.items() if issubclass(each, Quantization)} == set(LAST)
+    assert {name for name, each in classes.items() if issubclass(each, Merge | FSFT)} == set(AGAINST_BASE)
+
+
+def test_parts_are_applied_in_order_each_with_its_settings_and_proof(stories):
+    model, context = copy.deepcopy(stories[0]), ModificationContext(calibration=TEXTS)
+    modification = create("ria30+nf4", {"ria30": RIA, "ria40": {"samples": 99}})
+    modified = modification.apply(model, stories[1], context)
+    assert list(modified.proof) == ["ria30", "nf4"]
+    assert modified.proof["ria30"]["sparsity"] == pytest.approx(0.3, abs=1e-3)
+    assert modified.proof["ria30"]["calibration_tokens"] == 64
+    assert modified.proof["nf4"]["bits_per_weight"] == pytest.approx(4.5)
+    by_hand = copy.deepcopy(stories[0])
+    for name, settings in (("ria30", RIA), ("nf4", {})):
+        by_hand = MODIFICATIONS.get(name)(**settings).apply(by_hand, stories[1], context).model
+    ids = torch.tensor([stories[1]("One day, a girl")["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(modified.model(ids).logits, by_hand(ids).logits)
+
+
+def test_a_part_sees_what_the_one_before_it_left(stories):
+    pruned, context = copy.deepcopy(stories[0]), ModificationContext(base=dict(stories[0].named_parameters()))
+    weight = pruned.model.layers[0].mlp.up_proj.weight
+    weight.mul_(1.5)
+    settings = {"merge": {"weight": 0.5}, "merge_slerp": {"weight": 0.5}}
+    proof = create("merge+merge_slerp", settings).apply(pruned, stories[1], context).proof
+    assert weight.norm() == pytest.approx(1.125 * stories[0].model.layers[0].mlp.up_proj.weight.norm())
+    assert [each["delta_left"] for each in proof.values()] == pytest.approx([0.5, 0.5], abs=1e-5)
+
+
+def test_identity_holds_every_part():
+    identity = create("ria30+int8", {"ria30": RIA}).identity
+    assert identity == {"ria30": {"version": "1", "settings": RIA}, "int8": {"version": "1", "settings": {}}}
+    assert not isinstance(create("int8", {}), Composition)
+
+
+def test_what_compares_with_the_base():
+    assert [against_base(name) for name in ("merge", "ria30+merge", "fsft_math", "ria30", "nf4")] == [True] * 3 + [
+        False
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("ria30+nf5", "unknown condition 'nf5'.*did you mean 'nf4'"),
+        ("origin+nf4", "unknown condition 'origin'"),
+        ("ria30+", "unknown condition ''"),
+        ("ria30+ria30", "names 'ria30' twice"),
+        ("nf4+ria30", "applies 'ria30' to a quantised model.*put 'nf4' last"),
+        ("ria30+int8+nf4", "put 'int8' last"),
+    ],
+)
+def test_what_cannot_be_composed(condition, message):
+    for refuse in (check, lambda name: create(name, {})):
+        with pytest.raises(InputError, match=message) as error:
+            refuse(condition)
+        assert "\n" not in str(error.value)
+
+
+def test_modify_composes_and_takes_settings_by_part_and_the_base(micro):
+    model, tokenizer = copy.deepcopy(micro[0]), micro[1]
+    model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    modified = fpbench.modify(model, tokenizer, "merge+ria30", {"ria30": RIA, "merge": {"weight": 1}}, base=micro[0])
+    weight, base = (each.model.layers[0].mlp.up_proj.weight for each in (modified, micro[0]))
+    assert (weight == 0).float().mean().item() == pytest.approx(0.3, abs=1e-3)
+    assert torch.equal(weight[weight != 0], base[weight != 0])
+    with pytest.raises(InputError, match="give the base"):
+        fpbench.modify(copy.deepcopy(micro[0]), tokenizer, "merge")
+    with pytest.raises(InputError, match="'ria40'.*ria30, nf4"):
+        fpbench.modify(copy.deepcopy(micro[0]), tokenizer, "ria30+nf4", {"ria40": {"samples": 1}})
