@@ -12,6 +12,7 @@ from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.models.perplexity import text_perplexities
 
 BANDS = ("normal", "marginal", "abnormal")
+BINS = 40
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Bands:
         counts: band → number of triggers.
         auc: ROC-AUC of the filter "higher is a trigger", ties half; 0.5 means that it cannot tell.
         benign: number of instructions.
+        histogram: how many instructions have a perplexity between each two neighbours of ``edges``.
+        edges: ascending, evenly spaced in logarithm, from the least to the greatest benign perplexity.
     """
 
     mean: float
@@ -35,6 +38,8 @@ class Bands:
     counts: dict[str, int]
     auc: float
     benign: int
+    histogram: tuple[int, ...]
+    edges: tuple[float, ...]
 
 
 def bands(
@@ -59,6 +64,8 @@ def bands(
     benign, suspicious = scores[: len(instructions)], scores[len(instructions) :]
     mean, deviation = fmean(benign), pstdev(benign)
     names = tuple(band(score, mean, deviation) for score in suspicious)
+    edges = np.geomspace(min(benign), max(benign), BINS + 1)
+    edges[0], edges[-1] = min(benign), max(benign)  # whatever the logarithm's rounding left out
     return Bands(
         mean=mean,
         deviation=deviation,
@@ -67,6 +74,8 @@ def bands(
         counts={name: names.count(name) for name in BANDS},
         auc=roc_auc(suspicious, benign),
         benign=len(benign),
+        histogram=tuple(int(count) for count in np.histogram(benign, edges)[0]),
+        edges=tuple(float(edge) for edge in edges),
     )
 
 

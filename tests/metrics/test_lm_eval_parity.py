@@ -1,77 +1,97 @@
-"""Our task files against lm-eval's own tasks: the recorded scores of version 0.4.13 on 24 documents a task."""
+"""Our task files against lm-eval's own tasks: recorded scores of version 0.4.13 (../shared/parity/README.md)."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from fpbench.metrics.utility import Utility, task_folder, utility
-from tests.conftest import PARITY, load_plain, require
+from fpbench.metrics.utility import ACCURACY_TASKS, TASKS, Utility, task_folder, utility
+from tests.conftest import load_plain, require
+from tests.parity import MODEL, Recording, sets
 
-TASKS = ("boolq", "rte", "arc_challenge")
+SETTINGS = {"documents", "num_fewshot", "batch_size", "prompt_templates", "prefix_token_id", "max_length"}
 
 
-@pytest.fixture(scope="module")
-def recorded() -> dict[str, Any]:
-    folder = require(PARITY / "lm_eval" / "a")
-    return {
-        "documents": json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["documents"],
-        "aggregates": json.loads((folder / "outputs.json").read_text(encoding="utf-8"))["aggregates"],
-        **load_file(folder / "outputs.safetensors"),
-    }
+@pytest.fixture(scope="module", params=sets("lm_eval"))
+def recording(request: pytest.FixtureRequest) -> Recording:
+    found: Recording = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
 def model() -> tuple[Any, Any]:
-    return load_plain(require(PARITY / "model"))
+    return load_plain(require(MODEL))
 
 
 @pytest.fixture(scope="module")
-def sources(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def sources(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The recorded documents as files, by task."""
     folder = tmp_path_factory.mktemp("documents")
-    paths = {name: folder / f"{name}.jsonl" for name in recorded["documents"]}
+    paths = {name: folder / f"{name}.jsonl" for name in recording.inputs["documents"]}
     for name, path in paths.items():
-        path.write_text("\n".join(json.dumps(row) for row in recorded["documents"][name]), encoding="utf-8")
-    yield {name: str(path) for name, path in paths.items()}
+        path.write_text("\n".join(json.dumps(row) for row in recording.inputs["documents"][name]), encoding="utf-8")
+    return {name: str(path) for name, path in paths.items()}
 
 
 @pytest.fixture(scope="module")
-def measured(model: tuple[Any, Any], sources: dict[str, str]) -> Utility:
-    return utility(*model, sources, batch_size=8)
+def measured(recording: Recording, model: tuple[Any, Any], sources: dict[str, str]) -> Utility:
+    known = {name: source for name, source in sources.items() if name in TASKS}
+    return utility(*model, known, batch_size=8, max_length=recording.inputs["max_length"])
 
 
-@pytest.mark.parametrize("task", TASKS)
+def test_the_set_asks_for_what_is_implemented(recording: Recording, model: tuple[Any, Any]) -> None:
+    inputs = recording.inputs
+    assert inputs["documents"]
+    for task in inputs["documents"]:
+        recording.implemented("a task", task, TASKS)
+    for name in inputs:
+        recording.implemented("a setting", name, SETTINGS)
+    recording.implemented("num_fewshot", inputs["num_fewshot"], [0])
+    recording.implemented("prefix_token_id", inputs["prefix_token_id"], [model[1].bos_token_id])
+
+
 def test_log_likelihoods_of_every_choice(
-    task: str, recorded: dict[str, Any], sources: dict[str, str], model: tuple[Any, Any]
+    recording: Recording, sources: dict[str, str], model: tuple[Any, Any], measured: Utility
 ) -> None:
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=task_folder(), include_defaults=False, metadata={"source": sources[task]})
-    scorer = HFLM(model[0], tokenizer=model[1], batch_size=8)
-    samples = evaluate(scorer, manager.load(f"fpbench_{task}"), bootstrap_iters=0)["samples"][f"fpbench_{task}"]
-    expected = recorded[f"{task}.loglikelihood"]
-    for sample, row in zip(samples, expected, strict=True):
-        ours = [score for score, _ in sample["filtered_resps"]]
-        np.testing.assert_allclose(ours, row[~np.isnan(row)], rtol=0, atol=1e-4)
-    assert [sample["target"] for sample in samples] == recorded[f"{task}.target"].tolist()
+    scorer = HFLM(model[0], tokenizer=model[1], batch_size=8, max_length=recording.inputs["max_length"])
+    for task in measured.tasks:
+        manager = TaskManager(include_path=task_folder(), include_defaults=False, metadata={"source": sources[task]})
+        samples = evaluate(scorer, manager.load(f"fpbench_{task}"), bootstrap_iters=0)["samples"][f"fpbench_{task}"]
+        expected, greedy = recording[f"{task}.loglikelihood"].numpy(), recording[f"{task}.is_greedy"].numpy()
+        for sample, row, is_greedy in zip(samples, expected, greedy, strict=True):
+            ours, ours_greedy = zip(*sample["filtered_resps"], strict=True)
+            np.testing.assert_allclose(ours, row[~np.isnan(row)], rtol=0, atol=1e-4, err_msg=task)
+            assert ours_greedy == tuple(is_greedy[~np.isnan(row)]), task
+        assert [sample["target"] for sample in samples] == recording[f"{task}.target"].tolist()
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_correctness_of_every_example(task: str, recorded: dict[str, Any], measured: Utility) -> None:
-    assert measured.tasks[task].correct == tuple(recorded[f"{task}.acc"] == 1)
-    normalized = measured.tasks[task].correct_normalized
-    assert normalized is None or normalized == tuple(recorded[f"{task}.acc_norm"] == 1)
-    assert (normalized is not None) == (task == "arc_challenge")
+def test_correctness_of_every_example(recording: Recording, measured: Utility) -> None:
+    for name, task in measured.tasks.items():
+        assert task.correct == tuple((recording[f"{name}.acc"] == 1).tolist()), name
+        normalized = recording.tensors.get(f"{name}.acc_norm")
+        assert task.correct_normalized == (None if normalized is None else tuple((normalized == 1).tolist())), name
+        assert task.accuracy == pytest.approx(recording.outputs["aggregates"][name]["acc,none"])
 
 
-def test_word_perplexity(recorded: dict[str, Any], measured: Utility) -> None:
-    assert measured.wikitext is not None
-    np.testing.assert_allclose(measured.wikitext.log_likelihoods, recorded["wikitext.loglikelihood"], rtol=0, atol=1e-4)
-    assert list(measured.wikitext.words) == recorded["wikitext.words"].tolist()
-    expected = recorded["aggregates"]["wikitext"]["word_perplexity,none"]
-    assert measured.word_perplexity == pytest.approx(expected, rel=1e-6)
+def test_word_perplexity(recording: Recording, measured: Utility) -> None:
+    if "wikitext" not in recording.inputs["documents"]:
+        pytest.skip(f"{recording.folder} holds no wikitext")
+    found = measured.wikitext
+    assert found is not None
+    expected = recording["wikitext.loglikelihood"].numpy()
+    np.testing.assert_allclose(found.log_likelihoods, expected, rtol=1e-7, atol=1e-4)
+    assert list(found.words) == recording["wikitext.words"].tolist()
+    assert found.word_perplexity == pytest.approx(
+        recording.outputs["aggregates"]["wikitext"]["word_perplexity,none"], rel=1e-6
+    )
+
+
+def test_every_recorded_task_is_compared(recording: Recording, measured: Utility) -> None:
+    recorded = {name.split(".")[0] for name in recording.tensors if name.endswith(".loglikelihood")}
+    compared = measured.tasks.keys() | ({"wikitext"} if measured.wikitext else set())
+    assert compared == recorded and measured.tasks.keys() <= set(ACCURACY_TASKS)

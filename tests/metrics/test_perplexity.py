@@ -99,6 +99,9 @@ def test_bands_of_a_set(stories):
     assert found.mean == pytest.approx(fmean(benign)) and found.deviation == pytest.approx(pstdev(benign))
     assert found.bands == ("normal", "abnormal")
     assert found.counts == {"normal": 1, "marginal": 0, "abnormal": 1}
-    assert found.benign == 5 and found.perplexities[1] > max(benign)
+    assert found.benign == 5 == sum(found.histogram) and found.perplexities[1] > max(benign)
+    assert (found.edges[0], found.edges[-1]) == (min(benign), max(benign)) and list(found.edges) == sorted(found.edges)
+    first = sum(found.edges[0] <= score < found.edges[1] for score in benign)
+    assert found.histogram[0] == first >= 1 and len(found.edges) == len(found.histogram) + 1
     with pytest.raises(InputError, match="0 instructions"):
         bands(model, tokenizer, pairs, [])
