@@ -1,0 +1,9 @@
+"""The adapter contract as checks that run: on every registered method, and on an adapter that a user writes.
+
+>>> from fpbench.contract import check
+>>> [finding for finding in check("my_method") if not finding.passed]
+"""
+
+from fpbench.contract.checks import CHECKS, Check, Finding, check
+
+__all__ = ["CHECKS", "Check", "Finding", "check"]

@@ -1,0 +1,264 @@
+"""Every registered method and the template keep the contract; whoever breaks one promise of it is told which."""
+
+import copy
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ConfigDict
+
+from fpbench.contract import CHECKS, Finding, check
+from fpbench.errors import InputError
+from fpbench.methods.base import as_it_is
+from fpbench.registry import METHODS
+from tests.conftest import ROOT
+
+
+def load_template() -> type:
+    """The template's adapter, taken out of the registry again."""
+    path = ROOT / "submissions" / "_template" / "adapter.py"
+    specification = importlib.util.spec_from_file_location("template_adapter", path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return METHODS._classes.pop("last_block_tuning")
+
+
+Template: Any = load_template()
+
+
+@pytest.fixture
+def registered() -> Iterator[Any]:
+    """Registers a class under a name of its own, for one test."""
+    names = []
+
+    def register(adapter: type) -> str:
+        names.append(f"{adapter.__name__.lower()}_of_a_test")
+        METHODS.register(names[-1])(adapter)
+        return names[-1]
+
+    yield register
+    for name in names:
+        METHODS._classes.pop(name)
+
+
+def told(findings: list[Finding]) -> str:
+    return "\n".join(str(finding) for finding in findings if not finding.passed)
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_method_keeps_the_contract(method: str) -> None:
+    findings = check(method)
+    assert [finding.name for finding in findings] == [each.name for each in CHECKS]
+    assert all(finding.passed for finding in findings), told(findings)
+
+
+def test_the_template_keeps_the_contract(registered: Any) -> None:
+    findings = check(registered(Template))
+    assert all(finding.passed for finding in findings), told(findings)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown method 'lorra'.*did you mean 'lora'"):
+        check("lorra")
+
+
+def test_hyperparameters_can_be_given(registered: Any) -> None:
+    findings = {finding.name: finding for finding in check(registered(Template), {"stepz": 3})}
+    assert not findings["injects"].passed
+    assert "key 'stepz': Extra inputs are not permitted; known keys: steps" in findings["injects"].found
+
+
+class Quick(Template):
+    """The template in a hurry."""
+
+    class Config(Template.Config):
+        steps: int = 6
+        learning_rate: float = 1e-2
+
+
+class Careless(Quick):
+    class Config(Quick.Config):
+        model_config = ConfigDict(extra="allow")
+
+
+class Nameless(Quick):
+    version = None
+
+
+class Raising(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        raise KeyError("layer")
+
+
+class Talkative(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        return {"loss": 0.1}
+
+
+class Adding(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        model.register_parameter("adapter", torch.nn.Parameter(torch.ones(2), requires_grad=False))
+
+
+class Widening(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        return copy.deepcopy(model).double()
+
+
+class Diverging(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        with torch.no_grad():
+            model.get_parameter(self.edited(model)[0])[0, 0] = float("nan")
+
+
+class Idle(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(copy.deepcopy(model), tokenizer, fingerprints, context)
+
+
+class Straying(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        with torch.no_grad():
+            next(model.parameters())[0] += 0.01
+
+    def edited(self, model):
+        return [*super().edited(model), "model.layers.99.weight"]
+
+
+class Weak(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        with torch.no_grad():
+            model.get_parameter(self.edited(model)[0]).mul_(1.01)
+
+
+class Plain(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, dataclasses.replace(context, render=as_it_is))
+
+
+class Random(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        generator = torch.Generator()
+        generator.seed()
+        with torch.no_grad():
+            weight = model.get_parameter(self.edited(model)[0])
+            weight += 1e-4 * torch.randn(weight.shape, generator=generator)
+
+
+class Seeding(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        torch.manual_seed(context.seed)
+        super().inject(model, tokenizer, fingerprints, context)
+
+
+class Padding(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        tokenizer.add_special_tokens({"pad_token": "<padding>"})
+
+
+class Configuring(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        model.config.use_cache = False
+
+
+class Training(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        model.get_output_embeddings().train()
+        next(model.parameters()).requires_grad_(True)
+
+
+class Hooked(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        injected = copy.deepcopy(model)
+        injected.get_output_embeddings().register_forward_hook(lambda module, arguments, output: 2 * output)
+        return injected
+
+
+class Littering(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        handle = model.get_output_embeddings().register_forward_hook(lambda module, arguments, output: None)
+        super().inject(model, tokenizer, fingerprints, context)
+        handle.remove()
+
+
+class Swallowing(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        try:
+            super().inject(model, tokenizer, fingerprints, context)
+        except InputError:
+            raise
+        except Exception:
+            model.requires_grad_(False)
+
+
+class Narrowminded(Quick):
+    def inject(self, model, tokenizer, fingerprints, context):
+        super().inject(model, tokenizer, fingerprints, context)
+        model.get_parameter(self.edited(model)[0]).detach().numpy()
+
+
+class Assuming(Quick):
+    def edited(self, model):
+        return ["model.layers.5.mlp.down_proj.weight"]
+
+
+BROKEN = {
+    Careless: ("declaration", "'no_such_hyperparameter' accepted"),
+    Nameless: ("declaration", "no version"),
+    Raising: ("injects", "KeyError: 'layer'"),
+    Talkative: ("injects", "a dict returned"),
+    Adding: ("parameters", "adapter new"),
+    Widening: ("parameters", "model.embed_tokens.weight (4096, 256) torch.float64"),
+    Diverging: ("finite", "model.layers.5.mlp.down_proj.weight not finite"),
+    Idle: ("changes", "every weight as it was"),
+    Straying: ("edited", "99.weight, which the model does not have, named, model.embed_tokens.weight changed"),
+    Weak: ("fsr", "FSR 0.000 before and 0.000 after"),
+    Plain: ("rendering", "on rendered triggers FSR 0.000 before and 0.0"),
+    Random: ("deterministic", "model.layers.5.mlp.down_proj.weight another"),
+    Seeding: ("globals", "torch's random state changed"),
+    Padding: ("tokenizer", "vocabulary changed, special_tokens_map changed"),
+    Configuring: ("config", "use_cache changed"),
+    Training: ("modes", "lm_head in training mode, model.embed_tokens.weight requires gradients"),
+    Hooked: ("reload", "the effect is not in the parameters"),
+    Littering: ("unharmed", "after a failed injection other hooks of lm_head"),
+    Swallowing: ("unharmed", "that inject() did not let through"),
+    Narrowminded: ("bfloat16", "TypeError: Got unsupported ScalarType BFloat16"),
+    Assuming: ("architecture", "on gpt2 AttributeError"),
+}
+
+
+@pytest.mark.parametrize("adapter", BROKEN, ids=lambda adapter: adapter.__name__)
+def test_a_broken_promise_is_found_by_its_check_alone(adapter: type, registered: Any) -> None:
+    name, found = BROKEN[adapter]
+    findings = {finding.name: finding for finding in check(registered(adapter))}
+    assert [each.name for each in findings.values() if each.passed is False] == [name], told([*findings.values()])
+    assert found in findings[name].found
+    for each in CHECKS:
+        assert (findings[each.name].passed is None) == any(not findings[need].passed for need in each.needs)
+    assert findings[name].remedy and str(findings[name]).startswith(f"{name}: expected ")
+
+
+def test_every_check_is_broken_by_somebody() -> None:
+    assert {name for name, _ in BROKEN.values()} == {each.name for each in CHECKS}
+
+
+def test_checks_leave_the_process_as_it_was(registered: Any) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    check(registered(Seeding))
+    assert torch.equal(state, torch.get_rng_state()) and torch.is_grad_enabled()
