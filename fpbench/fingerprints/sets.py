@@ -65,10 +65,13 @@ class FingerprintSet:
         canonical = json.dumps([f.as_json() for f in self], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    def to_lines(self) -> str:
+        """The set as JSON Lines, one ``{"trigger": …, "targets": […]}`` a line."""
+        return "".join(json.dumps(f.as_json(), ensure_ascii=False) + "\n" for f in self)
+
     def save(self, path: str | Path) -> None:
-        """Write the set as JSON Lines, one ``{"trigger": …, "targets": […]}`` a line."""
-        lines = (json.dumps(f.as_json(), ensure_ascii=False) + "\n" for f in self)
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        """Write :meth:`to_lines` to a file."""
+        Path(path).write_text(self.to_lines(), encoding="utf-8")
 
 
 def load_fingerprints(path: str | Path) -> FingerprintSet:
