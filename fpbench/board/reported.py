@@ -11,19 +11,20 @@ SET = "as published"
 
 
 @cache
-def _figures() -> dict[str, Any]:
+def figures() -> dict[str, Any]:
+    """All tables of arXiv 2509.03122v3 that name a figure, in its own units."""
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 
 
 def reported_rows() -> list[dict[str, Any]]:
     """One row a model and method of arXiv 2509.03122v3, fractions instead of percent."""
-    figures = _figures()
+    published = figures()
     rows = []
-    for key, model in figures["models"].items():
-        utility = figures["effectiveness_and_utility"][key]
+    for key, model in published["models"].items():
+        utility = published["effectiveness_and_utility"][key]
         for method, found in utility.items():
-            modified = figures["detectability_fsr_sampled"][key].get(method, {})
+            modified = published["detectability_fsr_sampled"][key].get(method, {})
             conditions = {
                 name: {"fsr": value / 100} for name, value in modified.items() if name != "avg_of_six_modifications"
             }
@@ -48,7 +49,7 @@ def reported_rows() -> list[dict[str, Any]]:
                     "cost": None,
                     "rank": None,
                     "failed": [],
-                    "source": figures["source"],
+                    "source": published["source"],
                 }
             )
     return rows

@@ -8,12 +8,12 @@ from typing import Any
 
 from tabulate import tabulate
 
+from fpbench.board import cells
 from fpbench.board.rows import MODIFICATIONS
 from fpbench.errors import InputError
 
 Row = dict[str, Any]
-NONE = "–"
-FAILED = "failed"
+Column = tuple[str, Callable[[Row], str]]
 
 
 def render(rows: list[Row], kind: str) -> str:
@@ -31,6 +31,8 @@ def render(rows: list[Row], kind: str) -> str:
 def summary(rows: list[Row]) -> str:
     """The rows as they are printed to a terminal: what is detected, what it costs, what failed."""
     parts = ["Detectability: exact FSR, in % [95 % interval over fingerprints]", _table(rows, DETECTABILITY)]
+    if outside := _further(rows):
+        parts += ["", FURTHER, _table(rows, [*NAMES, *outside])]
     parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, HARM), "", LEGEND]
     if failures := _failures(rows):
         parts += ["", "Failed cells", *failures]
@@ -44,94 +46,8 @@ of the set's make. bands: triggers of normal/marginal/abnormal perplexity. claim
 power to get them from one response a fingerprint. Equal ranks are ties: not significantly behind the best row."""
 
 
-def _percent(value: float | None, digits: int = 1, sign: str = "") -> str:
-    return NONE if value is None else f"{100 * value:{sign}.{digits}f}"
-
-
-def _interval(found: Row) -> str:
-    return f" [{_percent(found['interval'][0], 0)}, {_percent(found['interval'][1], 0)}]" if "interval" in found else ""
-
-
-def _fsr(row: Row, condition: str) -> str:
-    found = row["conditions"].get(condition)
-    if found is None:
-        return NONE
-    return FAILED if found["fsr"] is None else _percent(found["fsr"])
-
-
-def _origin(row: Row) -> str:
-    found = row["conditions"].get("origin")
-    if found is None or found["fsr"] is None:
-        return _fsr(row, "origin")
-    return _percent(found["fsr"]) + _interval(found)
-
-
-def _greedy(row: Row) -> str:
-    found = row["conditions"].get("origin", {})
-    return f"{found['greedy']}/{found['n']}" if "greedy" in found else NONE
-
-
-def _failed(row: Row, metric: str) -> bool:
-    return any(failure["metric"] == metric for failure in row["failed"])
-
-
-def _accuracy(row: Row) -> str:
-    found = row["utility"]
-    if found is None or found["accuracy"] is None:
-        return FAILED if _failed(row, "utility") else NONE
-    difference = found.get("difference", {})
-    if "accuracy" not in difference:
-        return f"({_percent(found['accuracy'])})"
-    return f"{_percent(difference['accuracy'], 1, '+')}{_interval(difference)}"
-
-
-def _perplexity(row: Row) -> str:
-    found = row["utility"]
-    if found is None or not found["token_perplexity"]:
-        return FAILED if _failed(row, "utility") else NONE
-    difference = found.get("difference", {})
-    if "token_perplexity" not in difference:
-        return f"({found['token_perplexity']['perplexity']:.2f})"
-    return f"{_percent(difference['token_perplexity'], 1, '+')} %"
-
-
-def _rate(row: Row, metric: str) -> str:
-    found = row[metric]
-    if found is None:
-        return FAILED if _failed(row, metric) else NONE
-    return _percent(found["average" if metric == "triggers" else "rate"], 2)
-
-
-def _bands(row: Row) -> str:
-    found = row["bands"]
-    return NONE if found is None else "/".join(str(count) for count in found["counts"].values())
-
-
-def _claim(row: Row) -> str:
-    found = row["claim"]
-    if found is None:
-        return NONE
-    if found["threshold"] is None:
-        return "impossible"
-    return f"{found['threshold']} of {found['n']}, {_percent(found['power'], 0)} %"
-
-
-def _cost(row: Row) -> str:
-    found = row["cost"]
-    if found is None:
-        return FAILED if _failed(row, "cost") else NONE
-    return f"{found['seconds']:.1f} s, {found['peak_memory'] / 2**20:.0f} MiB"
-
-
-def _rank(row: Row) -> str:
-    return NONE if row["rank"] is None else str(row["rank"])
-
-
-Column = tuple[str, Callable[[Row], str]]
-
-
 def _modification(name: str) -> Column:
-    return name, lambda row: _fsr(row, name)
+    return name, lambda row: cells.fsr(row, name)
 
 
 NAMES: list[Column] = [
@@ -140,29 +56,38 @@ NAMES: list[Column] = [
     ("set", lambda row: row["fingerprints"]),
 ]
 DETECTABILITY: list[Column] = [
-    ("rank", _rank),
+    ("rank", cells.rank),
     *NAMES,
     ("trust", lambda row: row["trust"]),
-    ("greedy", _greedy),
-    ("FSR", _origin),
+    ("greedy", cells.greedy),
+    ("FSR", cells.origin),
     *[_modification(name) for name in MODIFICATIONS],
-    ("AVG", lambda row: _percent(row["avg"])),
+    ("AVG", lambda row: cells.percent(row["avg"])),
 ]
 HARM: list[Column] = [
     *NAMES,
-    ("accuracy Δ", _accuracy),
-    ("perplexity Δ", _perplexity),
-    ("triggers", lambda row: _rate(row, "triggers")),
-    ("near", lambda row: _rate(row, "near")),
-    ("bands", _bands),
-    ("claim", _claim),
-    ("cost", _cost),
+    ("accuracy Δ", cells.accuracy),
+    ("perplexity Δ", cells.perplexity),
+    ("triggers", lambda row: cells.rate(row, "triggers")),
+    ("near", lambda row: cells.rate(row, "near")),
+    ("bands", cells.bands),
+    ("claim", cells.claim),
+    ("cost", cells.cost),
 ]
 
 
+FURTHER = "Further conditions: outside the six and outside AVG, exact FSR in %"
+
+
+def _further(rows: list[Row]) -> list[Column]:
+    """A column for each condition that is none of the protocol's seven, such as ``merge`` or ``finetune_math+nf4``."""
+    names = {name for row in rows for name in row["conditions"]} - {"origin", *MODIFICATIONS}
+    return [_modification(name) for name in sorted(names)]
+
+
 def _table(rows: list[Row], columns: list[Column]) -> str:
-    cells = [[_escape(shown(row)) for _, shown in columns] for row in rows]
-    return str(tabulate(cells, headers=[name for name, _ in columns], tablefmt="github", disable_numparse=True))
+    lines = [[_escape(shown(row)) for _, shown in columns] for row in rows]
+    return str(tabulate(lines, headers=[name for name, _ in columns], tablefmt="github", disable_numparse=True))
 
 
 def _escape(text: str) -> str:
@@ -189,7 +114,10 @@ def _markdown(rows: list[Row]) -> str:
     ]
     if measured:
         parts += ["## Detectability", "", "Exact FSR in % [95 % interval over fingerprints].", ""]
-        parts += [_table(measured, DETECTABILITY), "", "## Harmlessness, imperceptibility, cost", ""]
+        parts += [_table(measured, DETECTABILITY), ""]
+        if outside := _further(measured):
+            parts += [f"{FURTHER}.", "", _table(measured, [*NAMES, *outside]), ""]
+        parts += ["## Harmlessness, imperceptibility, cost", ""]
         parts += [_table(measured, HARM), "", LEGEND, ""]
     if failures := _failures(measured):
         parts += ["## Failed cells", "", *failures, ""]
@@ -201,7 +129,7 @@ def _markdown(rows: list[Row]) -> str:
 
 
 def _csv(rows: list[Row]) -> str:
-    columns = [*DETECTABILITY, *HARM[3:]]
+    columns = [*DETECTABILITY, *_further(rows), *HARM[3:]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([name for name, _ in columns])

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fpbench.board import cells
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
@@ -159,3 +160,8 @@ def test_the_paper_s_figures_are_carried_over_as_reported():
     assert row["avg"] == pytest.approx(0.928)
     assert row["utility"]["difference"]["accuracy"] == pytest.approx(-0.0024)
     assert len(rows) == 21
+
+
+def test_bands_are_written_in_the_order_of_the_legend():
+    """Records sort their keys, so the counts arrive as abnormal, marginal, normal."""
+    assert cells.bands({"bands": {"counts": {"abnormal": 7, "marginal": 1, "normal": 2}}}) == "2/1/7"

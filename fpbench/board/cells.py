@@ -1,0 +1,104 @@
+"""One cell of a table: how each figure of a row is written."""
+
+from typing import Any
+
+Row = dict[str, Any]
+NONE = "–"
+FAILED = "failed"
+BANDS = ("normal", "marginal", "abnormal")
+
+
+def percent(value: float | None, digits: int = 1, sign: str = "") -> str:
+    """A fraction in per cent, or a dash."""
+    return NONE if value is None else f"{100 * value:{sign}.{digits}f}"
+
+
+def interval(found: Row) -> str:
+    """`` [low, high]`` in per cent, where there is one."""
+    return f" [{percent(found['interval'][0], 0)}, {percent(found['interval'][1], 0)}]" if "interval" in found else ""
+
+
+def fsr(row: Row, condition: str) -> str:
+    """Exact FSR under a condition."""
+    found = row["conditions"].get(condition)
+    if found is None:
+        return NONE
+    return FAILED if found["fsr"] is None else percent(found["fsr"])
+
+
+def origin(row: Row) -> str:
+    """The same at origin, with its interval over fingerprints."""
+    found = row["conditions"].get("origin")
+    if found is None or found["fsr"] is None:
+        return fsr(row, "origin")
+    return percent(found["fsr"]) + interval(found)
+
+
+def greedy(row: Row) -> str:
+    """k/n of greedy decoding at origin."""
+    found = row["conditions"].get("origin", {})
+    return f"{found['greedy']}/{found['n']}" if "greedy" in found else NONE
+
+
+def failed(row: Row, metric: str) -> bool:
+    """Whether a measurement of this row could not be made."""
+    return any(failure["metric"] == metric for failure in row["failed"])
+
+
+def accuracy(row: Row) -> str:
+    """Accuracy as a difference from the base with its interval, or (itself)."""
+    found = row["utility"]
+    if found is None or found["accuracy"] is None:
+        return FAILED if failed(row, "utility") else NONE
+    difference = found.get("difference", {})
+    if "accuracy" not in difference:
+        return f"({percent(found['accuracy'])})"
+    return f"{percent(difference['accuracy'], 1, '+')}{interval(difference)}"
+
+
+def perplexity(row: Row) -> str:
+    """Token perplexity likewise."""
+    found = row["utility"]
+    if found is None or not found["token_perplexity"]:
+        return FAILED if failed(row, "utility") else NONE
+    difference = found.get("difference", {})
+    if "token_perplexity" not in difference:
+        return f"({found['token_perplexity']['perplexity']:.2f})"
+    return f"{percent(difference['token_perplexity'], 1, '+')} %"
+
+
+def rate(row: Row, metric: str) -> str:
+    """Mean rate of accidental or near triggers."""
+    found = row[metric]
+    if found is None:
+        return FAILED if failed(row, metric) else NONE
+    return percent(found["average" if metric == "triggers" else "rate"], 2)
+
+
+def bands(row: Row) -> str:
+    """Triggers of normal, marginal and abnormal perplexity."""
+    found = row["bands"]
+    return NONE if found is None else "/".join(str(found["counts"][band]) for band in BANDS)
+
+
+def claim(row: Row) -> str:
+    """Matches needed, and the power to get them."""
+    found = row["claim"]
+    if found is None:
+        return NONE
+    if found["threshold"] is None:
+        return "impossible"
+    return f"{found['threshold']} of {found['n']}, {percent(found['power'], 0)} %"
+
+
+def cost(row: Row) -> str:
+    """Seconds and peak memory of the injection."""
+    found = row["cost"]
+    if found is None:
+        return FAILED if failed(row, "cost") else NONE
+    return f"{found['seconds']:.1f} s, {found['peak_memory'] / 2**20:.0f} MiB"
+
+
+def rank(row: Row) -> str:
+    """The rank, or a dash."""
+    return NONE if row["rank"] is None else str(row["rank"])

@@ -1,0 +1,173 @@
+"""Figures of a leaderboard, from records alone: SVG and PNG, the same bytes from the same records."""
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from fpbench.board.cells import BANDS
+from fpbench.board.records import Group, RowKey
+from fpbench.board.rows import MODIFICATIONS
+from fpbench.errors import InputError
+from fpbench.runs.plan import BASE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+KINDS = ("svg", "png")
+# Okabe and Ito's palette: told apart by every eye, and in grey by its order.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+BAND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
+
+
+def figures(rows: Sequence[Row], groups: dict[RowKey, Group]) -> Iterator[tuple[str, bytes]]:
+    """Every figure that the records allow, as (file name, content).
+
+    Args:
+        rows: of the leaderboard; reported ones are left out, they hold no per-fingerprint figures.
+        groups: the records that they were made from.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("figures need matplotlib, which is not installed: pip install 'fpbench[plots]'.") from None
+    matplotlib.use("agg")
+    measured = [row for row in rows if row["trust"] != "reported"]
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "fpbench",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(style):
+        for model, fingerprints in dict.fromkeys((row["model"], row["fingerprints"]) for row in measured):
+            own = [row for row in measured if (row["model"], row["fingerprints"]) == (model, fingerprints)]
+            injected = [row for row in own if row["method"] != BASE]
+            name = f"{model}-{fingerprints}"
+            yield from _saved(f"retention-{name}", _retention(f"{model} · {fingerprints}", injected))
+            yield from _saved(f"utility-{name}", _utility(f"{model} · {fingerprints}", injected))
+            for row in own:
+                group = groups[row["model"], row["fingerprints"], row["method"]]
+                title = f"{model} · {fingerprints} · {row['method']}"
+                yield from _saved(f"candidates-{name}-{row['method']}", _candidates(title, row, group))
+                yield from _saved(f"perplexity-{name}", _perplexity(f"{model} · {fingerprints}", group))
+
+
+def _saved(name: str, figure: "Figure | None") -> Iterator[tuple[str, bytes]]:
+    if figure is None:
+        return
+    for kind in KINDS:
+        content = BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(content, format=kind, dpi=160, metadata=metadata)
+        yield f"{name}.{kind}", content.getvalue()
+
+
+def _panels(count: int, title: str, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+
+
+def _retention(title: str, rows: Sequence[Row]) -> "Figure | None":
+    """What is left of each method's origin FSR under each of the six modifications."""
+    shown = [row for row in rows if _retained(row)]
+    if not shown:
+        return None
+    figure, (axes,) = _panels(1, f"Retention of FSR – {title}", 7, 3.4)
+    for index, row in enumerate(shown):
+        offset = (index - (len(shown) - 1) / 2) * 0.11
+        found = _retained(row)
+        places = [MODIFICATIONS.index(name) + offset for name in found]
+        look: dict[str, Any] = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7]}
+        axes.plot(places, [100 * value for value in found.values()], linestyle="none", label=row["method"], **look)
+    axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("FSR, % of origin")
+    axes.legend(frameon=False, ncols=3, loc="lower left", fontsize=8)
+    return figure
+
+
+def _retained(row: Row) -> dict[str, float]:
+    found = {name: row["conditions"].get(name, {}).get("retention") for name in MODIFICATIONS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _utility(title: str, rows: Sequence[Row]) -> "Figure | None":
+    """Detectability after modification against what the injection cost."""
+    shown = [row for row in rows if row["avg"] is not None and (row["utility"] or {}).get("difference")]
+    shown = [row for row in shown if "accuracy" in row["utility"]["difference"]]
+    if not shown:
+        return None
+    figure, (axes,) = _panels(1, f"Harmlessness against detectability – {title}", 5.2, 3.4)
+    for index, row in enumerate(shown):
+        difference = row["utility"]["difference"]
+        low, high = difference["interval"]
+        middle = difference["accuracy"]
+        look: dict[str, Any] = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7]}
+        spread = [[100 * (middle - low)], [100 * (high - middle)]]
+        axes.errorbar([100 * middle], [100 * row["avg"]], xerr=spread, linestyle="none", label=row["method"], **look)
+    axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xlabel("accuracy Δ, points, with its 95 % interval")
+    axes.set_ylabel("AVG FSR of the six, %")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _candidates(title: str, row: Row, group: Group) -> "Figure | None":
+    """Which candidate answers, before and after the modification that costs most (the paper's Figure 5)."""
+    modified = {name: row["conditions"].get(name, {}).get("fsr") for name in MODIFICATIONS}
+    left = {name: value for name, value in modified.items() if value is not None}
+    conditions = ["origin", min(left, key=lambda name: left[name])] if left else ["origin"]
+    shares = [_shares(group, condition) for condition in conditions]
+    if row["method"] == BASE or not all(shares) or max(map(len, shares[0])) < 2:
+        return None
+    figure, panels = _panels(len(conditions), f"Candidates – {title}", 7, 3.2)
+    for axes, condition, found in zip(panels, conditions, shares, strict=True):
+        bottom = [0.0] * len(found)
+        for candidate in range(max(map(len, found))):
+            part = [100 * each[candidate] if candidate < len(each) else 0.0 for each in found]
+            label = "primary" if candidate == 0 else f"candidate {candidate + 1}"
+            axes.bar(range(1, len(found) + 1), part, bottom=bottom, color=COLOURS[candidate % 7], label=label)
+            bottom = [under + more for under, more in zip(bottom, part, strict=True)]
+        axes.set_title(condition, fontsize=9)
+        axes.set_xlabel("fingerprint")
+        axes.set_xticks(range(1, len(found) + 1))
+    panels[0].set_ylabel("probability of the response, %")
+    panels[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _shares(group: Group, condition: str) -> list[list[float]]:
+    """For every fingerprint the probability of each of its candidates."""
+    return [query["per_target"] for each in group.finished("fsr", condition) for query in each.queries]
+
+
+def _perplexity(title: str, group: Group) -> "Figure | None":
+    """Perplexity of instructions with the bands, and where the triggers lie."""
+    found = group.finished("bands")
+    if not found or "histogram" not in found[0].result:
+        return None
+    result, triggers = found[0].result, [query["perplexity"] for query in found[0].queries]
+    figure, (axes,) = _panels(1, f"Perplexity of triggers – {title}", 6, 3)
+    edges, counts = result["edges"], result["histogram"]
+    axes.stairs(counts, edges, fill=True, color="0.75", label=f"{result['benign']} instructions")
+    low, high = min(edges[0], *triggers), max(edges[-1], *triggers)
+    limits = [low, result["mean"] + result["deviation"], result["mean"] + 3 * result["deviation"], high]
+    for name, colour, start, end in zip(BANDS, BAND_COLOURS, limits, limits[1:], strict=False):
+        if start < end:
+            axes.axvspan(start, end, color=colour, alpha=0.12, linewidth=0, label=name)
+    axes.plot(triggers, [max(counts) * 0.03] * len(triggers), "|", color="black", markersize=14, label="triggers")
+    axes.set_xscale("log")
+    axes.set_xlabel("perplexity under the unfingerprinted model")
+    axes.set_ylabel("instructions")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
