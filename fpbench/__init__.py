@@ -21,7 +21,7 @@ _WHERE = {
     "triggers": "fpbench.metrics.triggers",
     "run": "fpbench.runs.api",
     "evaluate": "fpbench.runs.api",
-    "leaderboard": "fpbench.runs.api",
+    "leaderboard": "fpbench.runs.tables",
 }
 __all__ = [
     "Fingerprint",

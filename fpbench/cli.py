@@ -105,9 +105,20 @@ def parser() -> argparse.ArgumentParser:
     inject.add_argument("--offline", action="store_true", help="never ask a model hub")
     _loading(inject)
 
+    study = verb("study", _study, "one of the paper's analyses on a profile, as a table")
+    study.add_argument("name", choices=["ablation", "targets"], help="what is varied")
+    study.add_argument("--profile", default="micro", help="model, data, sizes and conditions (default: micro)")
+    study.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    study.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    study.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
+    study.add_argument("--out", metavar="DIR", help="records and tables (default: fpbench-study-NAME)")
+    study.add_argument("--offline", action="store_true", help="never ask a model hub")
+    _loading(study)
+
     board = verb("leaderboard", _leaderboard, "regenerate the tables from records alone")
     board.add_argument("--records", default="fpbench-run/records", metavar="DIR", help="(default: %(default)s)")
     board.add_argument("--out", metavar="DIR", help="also write leaderboard.md, .csv and .json there")
+    board.add_argument("--plots", metavar="DIR", help="also draw figures there (needs the extra 'plots')")
     board.add_argument("--format", choices=["md", "csv", "json"], default="md", help="what is printed (default: md)")
     board.add_argument("--rescore", action="store_true", help="recompute every figure from the per-query results")
 
@@ -180,6 +191,26 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if any(row["failed"] for row in rows) else 0
 
 
+def _study(options: argparse.Namespace) -> int:
+    loading = _prepare(options)
+    from fpbench.runs.profile import load_profile
+    from fpbench.runs.study import study
+
+    profile = load_profile(
+        options.profile,
+        models=options.model,
+        fingerprints=options.fingerprints,
+        conditions=options.condition,
+        prompt=options.prompt,
+        seeds=None if options.seed is None else [options.seed],
+    )
+    out = options.out or f"fpbench-study-{options.name}"
+    table, failed = study(options.name, profile, out, loading, progress_bar, _tell)
+    print(table)
+    print(f"records and tables: {out}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     loading = _prepare(options)
     from fpbench.board.tables import summary
@@ -233,9 +264,9 @@ def _inject(options: argparse.Namespace) -> int:
 
 def _leaderboard(options: argparse.Namespace) -> int:
     from fpbench.board.tables import render
-    from fpbench.runs.api import leaderboard
+    from fpbench.runs.tables import leaderboard
 
-    rows = leaderboard(options.records, out=options.out, rescore=options.rescore)
+    rows = leaderboard(options.records, out=options.out, plots=options.plots, rescore=options.rescore)
     print(render(rows, options.format), end="")
     return 0
 

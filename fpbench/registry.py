@@ -76,7 +76,10 @@ METHODS: Registry = Registry(  # type: ignore[type-arg]
     {
         "lora": "fpbench.methods.lora:LoRA",
         "alphaedit": "fpbench.methods.alphaedit:AlphaEdit",
+        "fpedit": "fpbench.methods.fpedit:FPEdit",
         "mcedit_a": "fpbench.methods.mcedit:MCEditA",
+        "rledit": "fpbench.methods.rledit:RLEdit",
+        "mcedit_r": "fpbench.methods.mcedit:MCEditR",
     },
 )
 MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
@@ -88,6 +91,10 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
         "nf4": "fpbench.modifications.quantize:NF4",
         "ria30": "fpbench.modifications.prune:RIA30",
         "ria40": "fpbench.modifications.prune:RIA40",
+        "merge": "fpbench.modifications.merge:Linear",
+        "merge_slerp": "fpbench.modifications.merge:Spherical",
+        "fsft_alpaca": "fpbench.modifications.fsft:FSFTAlpaca",
+        "fsft_math": "fpbench.modifications.fsft:FSFTMath",
     },
 )
 register = METHODS.register

@@ -1,6 +1,7 @@
 """The public functions that run things: whole grids, single checkpoints, single injections and modifications."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.models.progress import no_progress
+from fpbench.registry import unknown
 from fpbench.runs.plan import BASE, CHECKPOINT, Cell, plan
 from fpbench.runs.profile import Profile, load_profile
-from fpbench.runs.store import Store, read_records, write_text
+from fpbench.runs.store import Store, read_records
+from fpbench.runs.tables import Row, tables
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from fpbench.runs.bench import Loading
     from fpbench.runs.injection import InjectionReport
 
-Row = dict[str, Any]
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
@@ -95,7 +97,7 @@ def run_profile(
             say(f"{settings.label} · {name} · {method} · seed {seed} ({done}/{len(cells)} cells)")
             bench.measure(checkpoint, sets[name, seed])
             done += len(checkpoint)
-    return _tables(store, {cell.path for cell in cells})
+    return tables(store, {cell.path for cell in cells})
 
 
 def evaluate_checkpoint(
@@ -123,14 +125,15 @@ def evaluate_checkpoint(
     settings = profile.models[0].model_copy(update={"path": model, "name": Path(base or model).resolve().name})
     paths = set()
     for method, folder in folders.items():
-        bench = Bench(profile, settings, folder, loading, materials, store, progress)
+        its_base = folders.get(BASE) if method == CHECKPOINT else None
+        bench = Bench(profile, settings, folder, loading, materials, store, progress, its_base)
         bench.check([], profile.conditions)
         cells = plan(profile.model_copy(update={"models": (settings,)}), [method])
         paths |= {cell.path for cell in cells}
         for (name, seed), group in groupby(cells, key=lambda cell: (cell.fingerprints, cell.seed)):
             say(f"{settings.label} · {name} · {method}")
             bench.measure(list(group), sets[name, seed])
-    return _tables(store, paths)
+    return tables(store, paths)
 
 
 def evaluate(
@@ -173,7 +176,6 @@ def inject_checkpoint(
     """
     from fpbench.models.loading import resolve, save_checkpoint
     from fpbench.runs.bench import Bench
-    from fpbench.runs.injection import inject_with
     from fpbench.runs.materials import Materials
 
     (settings,), (method,), seed = profile.models, profile.methods, profile.seeds[0]
@@ -185,10 +187,11 @@ def inject_checkpoint(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--out {target} exists and is not an empty folder: choose another, nothing was overwritten.")
     Store(target.parent).check_writable()
-    bench = Bench(profile, settings, folder, loading, materials, Store(target), progress)
-    report = inject_with(
-        bench.method(method), bench.model, bench.tokenizer, fingerprints, bench.injection_context(seed)
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(profile, settings, folder, loading, materials, Store(Path(scratch)), progress)
+        report = bench.injection(method, fingerprints, seed)
+        assert report is not None, "a profile's methods are injected"
+        report.delta.apply(bench.model)
     save_checkpoint(bench.model, bench.tokenizer, target)
     return report
 
@@ -249,73 +252,37 @@ def modify(
     config: Mapping[str, Any] | None = None,
     seed: int = 42,
     profile: str = "micro",
+    *,
+    base: "nn.Module | None" = None,
 ) -> "nn.Module":
     """Modify a loaded model and return the one to use from now on; do not go on using the one handed in.
 
     Args:
         model: a loaded causal language model.
         tokenizer: its tokenizer.
-        condition: name of a registered modification, such as ``"nf4"``.
-        config: settings that differ from the profile's.
+        condition: name of a registered modification, such as ``"nf4"``, or several applied in order, such as
+            ``"finetune_alpaca+nf4"``.
+        config: settings that differ from the profile's; for several modifications those of each, by its name.
         seed: of everything random.
         profile: whose settings and data serve; the bundled micro data by default.
+        base: the unfingerprinted model, which merging and FSFT compare with.
 
     Raises:
-        InputError: for an unknown condition or setting.
+        InputError: for an unknown condition or setting, or where the base is needed and not given.
         CellError: if the modification had no effect or broke the model.
     """
-    from fpbench.registry import MODIFICATIONS
+    from fpbench.modifications.composition import create, parts
     from fpbench.runs.materials import Materials
 
     wanted = load_profile(profile)
-    settings = wanted.modifications.get(condition, {}) | dict(config or {})
-    context = Materials(wanted).modification_context(seed, no_progress)
-    modified: nn.Module = MODIFICATIONS.get(condition)(**settings).apply(model, tokenizer, context).model
-    return modified
-
-
-def leaderboard(
-    records: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, rescore: bool = False
-) -> list[Row]:
-    """Regenerate the rows of the leaderboard from records alone.
-
-    Args:
-        records: folder of records.
-        out: where ``leaderboard.md``, ``.csv`` and ``.json`` are written; nowhere by default.
-        rescore: recompute the figures from the per-query results beside the records.
-
-    Raises:
-        InputError: if there are no records, or their per-query results do not fit them.
-    """
-    from fpbench.board.rows import rows_from_records
-
-    folder = Path(records)
-    if not folder.is_dir():
-        raise InputError(f"records folder {folder} does not exist: expected the records/ of a run; give it --records.")
-    found = read_records(folder)
-    if not found:
-        raise InputError(f"records folder {folder} holds no records: run `fpbench run` first, or check the path.")
-    rows = rows_from_records(found, folder, rescore=rescore)
-    if out is not None:
-        Store(Path(out)).check_writable()
-        _write_tables(Path(out), rows)
-    return rows
-
-
-def _tables(store: Store, paths: set[str]) -> list[Row]:
-    """Write the tables of everything in the store; return the rows that hold one of the cells asked for."""
-    from fpbench.board.rows import rows_from_records
-
-    rows = rows_from_records(read_records(store.records), store.records, rescore=False)
-    _write_tables(store.folder, rows)
-    return [row for row in rows if any(path in paths for path in row.get("cells", ()))]
-
-
-def _write_tables(folder: Path, rows: list[Row]) -> None:
-    from fpbench.board.tables import render
-
-    for kind in ("md", "csv", "json"):
-        write_text(folder / f"leaderboard.{kind}", render(rows, kind))
+    given = dict(config or {}) if len(parts(condition)) > 1 else {condition: dict(config or {})}
+    settings = {name: wanted.modifications.get(name, {}) | dict(given.pop(name, {})) for name in parts(condition)}
+    if given:
+        raise unknown("part of the condition", next(iter(given)), parts(condition))
+    modification = create(condition, settings)
+    known = {} if base is None else dict(base.named_parameters())
+    context = Materials(wanted).modification_context(seed, no_progress, known)
+    return modification.apply(model, tokenizer, context).model
 
 
 def _sets(profile: Profile) -> dict[tuple[str, int], FingerprintSet]:

@@ -23,7 +23,8 @@ class InjectionReport:
         seconds: wall-clock seconds by part; ``total`` includes the others.
         peak_memory: bytes at the highest point.
         changed: ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
-            parameters, and ``bytes`` of the stored delta.
+            parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest
+            ``rank`` of a change that is stored as factors.
         delta: the changed parameters with their new values.
     """
 
@@ -60,9 +61,15 @@ def inject_with(
     with preserved(model) as originals:
         with Meter() as meter:
             returned = method.inject(model, tokenizer, fingerprints, context)
-        delta = difference(model if returned is None else returned, originals)
+        delta = difference(model if returned is None else returned, originals, context.factors)
     if allowed is not None and (strayed := sorted(delta.values.keys() - set(allowed))):
         raise CellError(f"method {method.name!r} changed {strayed[0]}, which its edited() does not name.")
     delta.apply(model)
-    changed = {"fraction": delta.changed_fraction, "relative_norm": delta.relative_norm, "bytes": delta.size}
+    changed = {
+        "fraction": delta.changed_fraction,
+        "relative_norm": delta.relative_norm,
+        "bytes": delta.size,
+        "dense_bytes": delta.dense_size,
+        "rank": delta.rank,
+    }
     return InjectionReport(context.seconds | {"total": meter.seconds}, meter.peak_memory, changed, delta)

@@ -1,13 +1,17 @@
 """The texts and rows that a profile's data sources hold, each read once."""
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fpbench import data
 from fpbench.errors import InputError
 from fpbench.models.examples import Example
 from fpbench.modifications.base import ModificationContext
 from fpbench.runs.profile import UTILITY_TASKS, Profile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Materials:
@@ -67,11 +71,11 @@ class Materials:
         """The sources of the utility tasks that the profile names."""
         return {name: source for name, source in self.profile.data.items() if name in UTILITY_TASKS}
 
-    def modification_context(self, seed: int, progress: Any) -> ModificationContext:
-        """What modifications may know, with the data that this profile names."""
+    def modification_context(self, seed: int, progress: Any, base: Mapping[str, "Tensor"]) -> ModificationContext:
+        """What modifications may know, with the data that this profile names and the weights of the base."""
         named = self.profile.data
         rows: dict[str, Any] = {name: getattr(self, name) for name in ("alpaca", "math") if name in named}
-        return ModificationContext(seed, rows, self.calibration if "calibration" in named else (), progress)
+        return ModificationContext(seed, rows, self.calibration if "calibration" in named else (), progress, base)
 
     def check(self) -> None:
         """Read every source that the profile names.

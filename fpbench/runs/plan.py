@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from fpbench.modifications.composition import against_base
 from fpbench.runs.profile import ORIGIN, Profile
 
 BASE = "base"  # the method name of the unfingerprinted model
@@ -42,7 +43,8 @@ class Cell:
 def metrics_of(method: str, condition: str) -> tuple[str, ...]:
     """What is measured where (protocol §1)."""
     if condition != ORIGIN:
-        return ("fsr",)
+        # Merging the base with itself changes nothing, and has no fingerprint to spare.
+        return () if method == BASE and against_base(condition) else ("fsr",)
     if method == BASE:
         return ("bands", "fsr", "utility")
     measured = ("fsr", "triggers", "near", "utility")

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fpbench.errors import InputError
+from fpbench.methods.hyperparameters import overlay
+from fpbench.modifications.composition import JOINT, check
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
 PROFILES = Path(__file__).parent.parent / "profiles"
@@ -49,6 +51,13 @@ class Sizes(Strict):
     utility_limit: int | None = Field(None, ge=1, description="items a task; null takes all")
 
 
+class Variant(Strict):
+    """A method under another name, with hyper-parameters of its own: one more row of the same table."""
+
+    method: str
+    config: dict[str, Any] = {}
+
+
 class Profile(Strict):
     """Everything that decides what a run measures."""
 
@@ -65,6 +74,12 @@ class Profile(Strict):
     sizes: Sizes = Sizes()  # type: ignore[call-arg]
     modifications: dict[str, dict[str, Any]] = {}
     hyperparameters: dict[str, dict[str, Any]] = {}
+    variants: dict[str, Variant] = {}
+
+    def method_of(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Which method a row's name stands for, and the hyper-parameters that this profile gives it."""
+        variant = self.variants.get(name, Variant(method=name))
+        return variant.method, overlay(self.hyperparameters.get(variant.method, {}), variant.config)
 
 
 UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
@@ -129,14 +144,21 @@ def _fill(value: Any, fields: dict[str, str]) -> Any:
 
 def _check_names(profile: Profile) -> None:
     conditions = [ORIGIN, *MODIFICATIONS.names()]
+    single = [name for name in profile.conditions if JOINT not in name]
     for kind, names, known in (
-        ("method", [*profile.methods, *profile.hyperparameters], METHODS.names()),
-        ("condition", [*profile.conditions, *profile.modifications], conditions),
+        ("method", [*profile.methods], [*METHODS.names(), *profile.variants]),
+        ("method", [*profile.hyperparameters, *(each.method for each in profile.variants.values())], METHODS.names()),
+        ("condition", [*single, *profile.modifications], conditions),
         ("data set", list(profile.data), list(DATA)),
     ):
         for name in names:
             if name not in known:
                 raise unknown(kind, name, known)
+    for name in profile.variants:
+        if name in METHODS.names():
+            raise InputError(f"variant {name!r} has the name of a method: choose another.")
+    for composition in set(profile.conditions) - set(single):
+        check(composition)
     labels = [model.label for model in profile.models]
     if len(set(labels)) < len(labels):
         raise InputError(f"two models share the name {max(labels, key=labels.count)!r}: give each its own name.")

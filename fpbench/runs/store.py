@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from fpbench.errors import InputError, StorageError
 from fpbench.runs.plan import Cell
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fpbench.runs.injection import InjectionReport
 
 SCHEMA = 1
@@ -60,18 +62,24 @@ def written(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
     with written(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 class Store:
-    """The folder of one run: ``records/`` (source of truth), ``deltas/`` and the generated tables."""
+    """The folder of one run: ``records/`` (source of truth), ``deltas/``, ``statistics/`` and the generated tables."""
 
     def __init__(self, folder: Path) -> None:
         """Use ``folder``; nothing is created yet."""
         self.folder = folder
         self.records = folder / "records"
         self.deltas = folder / "deltas"
+        self.statistics = folder / "statistics"
 
     def check_writable(self) -> None:
         """Try to write where the folder is or would be created; leave nothing behind.
@@ -116,8 +124,16 @@ class Store:
         }
         write_text(self.deltas / f"{label}.json", json.dumps(figures, indent=1, sort_keys=True) + "\n")
 
-    def load_injection(self, label: str) -> "InjectionReport | None":
-        """Read a stored injection; ``None`` if there is none or its weights are not those that were written."""
+    def load_injection(self, label: str, originals: "Mapping[str, Tensor]") -> "InjectionReport | None":
+        """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
+
+        Args:
+            label: the name it was saved under.
+            originals: the base's weights by name, which a delta stored as factors needs.
+
+        Raises:
+            CellError: if it needs weights that are not there.
+        """
         from fpbench.models.deltas import Delta
         from fpbench.runs.injection import InjectionReport
 
@@ -125,7 +141,7 @@ class Store:
         figures = read_record(path.with_suffix(".json"))
         if figures is None or not path.is_file():
             return None
-        delta = Delta.from_bytes(path.read_bytes())
+        delta = Delta.from_bytes(path.read_bytes(), originals)
         if delta is None or delta.digest != figures["weights_digest"]:
             return None
         return InjectionReport(figures["seconds"], figures["peak_memory"], figures["changed"], delta)

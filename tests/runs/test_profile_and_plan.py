@@ -51,6 +51,17 @@ def test_the_base_comes_first_and_origin_before_modifications(tmp_path):
     assert own == sorted(own, key=lambda name: name != "origin")
 
 
+def test_the_base_is_not_compared_with_itself(tmp_path):
+    compared = ["merge", "merge_slerp", "fsft_alpaca", "merge+nf4"]
+    listed = ", ".join(f'"{name}"' for name in ["origin", "ria30+nf4", *compared])
+    text = MINIMAL.replace('["int8", "origin"]', f"[{listed}]")
+    cells = plan(load_profile(profile_file(tmp_path, text)))
+    found = {method: {cell.condition for cell in cells if cell.method == method} for method in (BASE, "lora")}
+    assert found[BASE] == {"origin", "ria30+nf4"}
+    assert found["lora"] == found[BASE] | set(compared)
+    assert "micro/nlf/lora/seed-42/ria30+nf4/fsr" in {cell.path for cell in cells}
+
+
 def test_a_handed_in_checkpoint_has_no_injection_cost():
     cells = plan(load_profile("micro"), [CHECKPOINT])
     assert "cost" not in {cell.metric for cell in cells}
@@ -72,6 +83,9 @@ def test_command_line_models_take_the_profile_s_settings_or_its_decoding():
         (MINIMAL + "[data]\nalpaka = 'x.jsonl'\n", "unknown data set 'alpaka'.*did you mean 'alpaca'"),
         (MINIMAL.replace("lora", "lorra"), "unknown method 'lorra'.*did you mean 'lora'"),
         (MINIMAL.replace('"int8"', '"int9"'), "unknown condition 'int9'.*did you mean 'int8'"),
+        (MINIMAL.replace('"int8"', '"ria30+nf5"'), "unknown condition 'nf5'.*did you mean 'nf4'"),
+        (MINIMAL.replace('"int8"', '"int8+ria30"'), "applies 'ria30' to a quantised model.*put 'int8' last"),
+        (MINIMAL.replace('"int8"', '"merge+merge"'), "names 'merge' twice"),
         (MINIMAL.replace("top_k = 50", "top_k = -1"), "top_k"),
         (MINIMAL.replace("temperature = 0.6", "temperature = 0"), "temperature"),
         (MINIMAL.replace('fingerprints = ["nlf"]', "fingerprints = []"), "fingerprints"),

@@ -1,0 +1,76 @@
+"""Studies: variants of a method, or of a set, as one ordinary grid."""
+
+from pathlib import Path
+
+import pytest
+
+from fpbench.cli import main
+from fpbench.errors import InputError
+from fpbench.runs.plan import plan
+from fpbench.runs.profile import load_profile
+from fpbench.runs.store import read_records
+from fpbench.runs.study import STUDIES
+
+
+@pytest.fixture(scope="module")
+def ablation(small_profile: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    assert main(["study", "ablation", "--profile", small_profile, "--condition", "origin", "--out", str(out)]) == 0
+    return out
+
+
+def test_every_switch_of_the_ablation_is_a_row_and_another_checkpoint(ablation: Path) -> None:
+    records = read_records(ablation / "records")
+    costs = {
+        each["cell"]["method"]: each["result"]["weights_digest"] for each in records if "cost" in each["cell"]["metric"]
+    }
+    assert list(STUDIES["ablation"].variants) == sorted(costs, key=list(STUDIES["ablation"].variants).index)
+    assert len(set(costs.values())) == len(costs)
+    # The identity names the method itself and its hyper-parameters, not what this table calls them.
+    identities = {each["cell"]["method"]: each["identity"] for each in records}
+    single = identities["single_candidate"]
+    assert single["method"] == "mcedit_a" and single["hyperparameters"]["candidates"] == "primary"
+
+
+def test_the_table_has_the_order_of_the_study_and_the_paper_s_figures(ablation: Path) -> None:
+    lines = [line.split("|") for line in (ablation / "study.md").read_text().splitlines() if line.startswith("| micro")]
+    assert [line[2].strip() for line in lines] == list(STUDIES["ablation"].variants)
+    figures = {line[2].strip(): line[9].strip() for line in lines}
+    assert figures["mcedit_a"] == "90.0" and figures["single_candidate"] == "81.4"
+    assert figures["literal_competitors"] == "–"
+
+
+@pytest.mark.slow
+def test_candidates_are_sets_of_their_own(small_profile: str, tmp_path: Path) -> None:
+    arguments = ["study", "targets", "--profile", small_profile, "--condition", "origin", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    lines = [line.split("|") for line in (tmp_path / "study.md").read_text().splitlines() if line.startswith("| micro")]
+    assert [line[2].strip() for line in lines] == ["1", "3", "5", "10"]
+    assert sorted(path.stem for path in (tmp_path / "sets").iterdir()) == ["nlf-1", "nlf-10", "nlf-3", "nlf-5"]
+
+
+def test_a_variant_in_a_profile_is_one_more_row(small_profile: str, tmp_path: Path) -> None:
+    text = Path(small_profile).read_text()
+    path = tmp_path / "variants.toml"
+    path.write_text(
+        text.replace('methods = ["mcedit_a"]', 'methods = ["mcedit_a", "short"]')
+        + '\n[variants.short]\nmethod = "mcedit_a"\nconfig = { steps = 10 }\n'
+    )
+    profile = load_profile(str(path))
+    assert profile.method_of("short") == ("mcedit_a", {"steps": 10})
+    assert {cell.method for cell in plan(profile)} == {"base", "mcedit_a", "short"}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('[variants.lora]\nmethod = "mcedit_a"\n', "variant 'lora' has the name of a method"),
+        ('[variants.mine]\nmethod = "mcedit_b"\n', "unknown method 'mcedit_b'"),
+        ('[variants.mine]\nmethods = "mcedit_a"\n', "variants.mine.method"),
+    ],
+)
+def test_wrong_variants_are_refused(small_profile: str, tmp_path: Path, table: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(Path(small_profile).read_text() + table)
+    with pytest.raises(InputError, match=message):
+        load_profile(str(path))
