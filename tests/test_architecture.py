@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "ownership": {"fingerprints", "models"},
     "runs": {"fingerprints", "models", "methods", "modifications", "metrics", "ownership", "board"},
     "board": {"metrics", "ownership", "runs", "fingerprints"},
+    "contract": {"fingerprints", "models", "methods", "metrics", "runs"},
 }
 
 
