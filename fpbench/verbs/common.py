@@ -1,0 +1,52 @@
+"""What several verbs share: options about models, progress, and what is told on standard error."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def progress_bar(iterable: Iterable[Any], label: str) -> Iterable[Any]:
+    """A progress bar on standard error that appears only if the work takes longer than two seconds."""
+    from tqdm import tqdm
+
+    bar: Iterable[Any] = tqdm(iterable, desc=label, delay=2, leave=False, file=sys.stderr, dynamic_ncols=True)
+    return bar
+
+
+def tell(line: str) -> None:
+    """Say a line on standard error."""
+    print(line, file=sys.stderr)
+
+
+def add_loading(verb: argparse.ArgumentParser) -> None:
+    """The options of every verb that loads a model."""
+    group = verb.add_argument_group("model and measurement")
+    group.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, or the CPU)")
+    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: float32 on the CPU)")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--token-budget", type=int, metavar="N", help="padded tokens in one forward pass")
+    group.add_argument("--prompt", choices=["raw", "chat"], help="raw trigger text, or the model's chat template")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
+    group.add_argument("--allow-pickle", action="store_true", help="read pickle weights where there are no others")
+    if not any(action.dest == "seeds" for action in verb._actions):
+        group.add_argument("--seed", type=int, help="seed of injection and modifications (default: the profile's)")
+
+
+def prepare(options: argparse.Namespace) -> Any:
+    """Offline switch, token budget and loading options, before torch or transformers are imported."""
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from fpbench.models.loading import pick_device
+    from fpbench.runs.bench import Loading
+
+    return Loading(
+        device=pick_device(options.device),
+        dtype=options.dtype,
+        revision=options.revision,
+        token_budget=options.token_budget,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+    )

@@ -1,0 +1,49 @@
+"""``fpbench evaluate``: any checkpoint that somebody hands in."""
+
+import argparse
+import sys
+
+from fpbench.verbs.common import add_loading, prepare, progress_bar, tell
+
+HELP = "score any Hugging Face checkpoint that somebody hands in"
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    verb.add_argument("model", metavar="MODEL", help="folder, hub id or 'micro'")
+    verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
+    verb.add_argument("--base", metavar="B", help="the unfingerprinted model, for deltas and bands")
+    verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
+    verb.add_argument("--profile", default="micro", help="decoding, data and sizes (default: micro)")
+    verb.add_argument("--out", default="fpbench-evaluation", metavar="DIR", help="records (default: %(default)s)")
+    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
+    add_loading(verb)
+
+
+def do(options: argparse.Namespace) -> int:
+    """Score the checkpoint and print its rows."""
+    loading = prepare(options)
+    from fpbench.board.tables import summary
+    from fpbench.runs.api import evaluate_checkpoint
+    from fpbench.runs.profile import load_profile
+
+    profile = load_profile(
+        options.profile,
+        methods=[],
+        fingerprints=[options.fingerprints],
+        conditions=options.condition or ["origin"],
+        prompt=options.prompt,
+        seeds=None if options.seed is None else [options.seed],
+    )
+    rows = evaluate_checkpoint(
+        profile,
+        options.model,
+        options.base,
+        options.out,
+        loading,
+        progress_bar,
+        tell,
+    )
+    print(summary(rows))
+    print(f"\nrecords: {options.out}", file=sys.stderr)
+    return 1 if any(row["failed"] for row in rows) else 0

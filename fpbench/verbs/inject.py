@@ -1,0 +1,42 @@
+"""``fpbench inject``: a fingerprinted checkpoint."""
+
+import argparse
+
+from fpbench.verbs.common import add_loading, prepare, progress_bar
+
+HELP = "write a fingerprinted checkpoint that plain transformers loads"
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    verb.add_argument("model", metavar="MODEL", help="folder, hub id or 'micro'")
+    verb.add_argument("--method", required=True, metavar="X", help="see `fpbench list`")
+    verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
+    verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet or is empty")
+    verb.add_argument("--profile", default="micro", help="data and hyper-parameters (default: micro)")
+    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
+    add_loading(verb)
+
+
+def do(options: argparse.Namespace) -> int:
+    """Inject, save, and say what moved."""
+    loading = prepare(options)
+    from fpbench.runs.api import inject_checkpoint
+    from fpbench.runs.profile import load_profile
+
+    profile = load_profile(
+        options.profile,
+        models=[options.model],
+        methods=[options.method],
+        fingerprints=[options.fingerprints],
+        prompt=options.prompt,
+        seeds=None if options.seed is None else [options.seed],
+    )
+    report = inject_checkpoint(profile, options.out, loading, progress_bar)
+    changed = report.changed
+    print(
+        f"{options.out}: {options.method} injected {options.fingerprints} in {report.seconds['total']:.1f} s; "
+        f"{changed['fraction']:.1%} of the weights moved, by {changed['relative_norm']:.2%} of their norm; "
+        f"peak memory {report.peak_memory / 2**20:.0f} MiB"
+    )
+    return 0

@@ -1,0 +1,24 @@
+"""``fpbench leaderboard``: tables and figures from records."""
+
+import argparse
+
+HELP = "regenerate the tables from records alone"
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    verb.add_argument("--records", default="fpbench-run/records", metavar="DIR", help="(default: %(default)s)")
+    verb.add_argument("--out", metavar="DIR", help="also write leaderboard.md, .csv and .json there")
+    verb.add_argument("--plots", metavar="DIR", help="also draw figures there (needs the extra 'plots')")
+    verb.add_argument("--format", choices=["md", "csv", "json"], default="md", help="what is printed (default: md)")
+    verb.add_argument("--rescore", action="store_true", help="recompute every figure from the per-query results")
+
+
+def do(options: argparse.Namespace) -> int:
+    """Print the tables; write them and the figures where that is asked for."""
+    from fpbench.board.tables import render
+    from fpbench.runs.tables import leaderboard
+
+    rows = leaderboard(options.records, out=options.out, plots=options.plots, rescore=options.rescore)
+    print(render(rows, options.format), end="")
+    return 0

@@ -1,0 +1,26 @@
+"""``fpbench list``: what is registered."""
+
+import argparse
+
+HELP = "what is registered: methods, conditions, sets, profiles"
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """It takes nothing."""
+
+
+def do(options: argparse.Namespace) -> int:
+    """Print every name."""
+    from fpbench.fingerprints.natural import BUILT_IN
+    from fpbench.registry import METHODS, MODIFICATIONS
+    from fpbench.runs.profile import profile_names
+
+    for title, names in (
+        ("methods", METHODS.names()),
+        ("conditions", ["origin", *MODIFICATIONS.names()]),
+        ("fingerprint sets", [*BUILT_IN, "any .jsonl file"]),
+        ("models", ["micro (bundled)", "any folder", "any hub id"]),
+        ("profiles", profile_names()),
+    ):
+        print(f"{title + ':':<18}{', '.join(names)}")
+    return 0

@@ -1,0 +1,55 @@
+"""``fpbench run``: the grid."""
+
+import argparse
+import sys
+
+from fpbench.verbs.common import add_loading, prepare, progress_bar, tell
+
+HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    verb.add_argument("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
+    verb.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    verb.add_argument(
+        "--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there"
+    )
+    verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
+    verb.add_argument("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
+    verb.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
+    verb.add_argument("--engine", choices=["serial"], default="serial", help="how cells are executed")
+    verb.add_argument("--dry-run", action="store_true", help="print the cells and stop")
+    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
+    add_loading(verb)
+
+
+def do(options: argparse.Namespace) -> int:
+    """Run what has no record yet and print the leaderboard."""
+    from fpbench.runs.plan import plan
+    from fpbench.runs.profile import load_profile
+
+    profile = load_profile(
+        options.profile,
+        models=options.model,
+        methods=options.method,
+        fingerprints=options.fingerprints,
+        conditions=options.condition,
+        seeds=options.seeds,
+        prompt=options.prompt,
+    )
+    if options.dry_run:
+        cells = plan(profile)
+        for cell in cells:
+            print(cell)
+        print(f"{len(cells)} cells", file=sys.stderr)
+        return 0
+    loading = prepare(options)
+    from fpbench.board.tables import summary
+    from fpbench.runs.api import run_profile
+
+    rows = run_profile(profile, options.out, loading, progress_bar, tell)
+    print(summary(rows))
+    print(f"\nrecords and tables: {options.out}", file=sys.stderr)
+    return 1 if any(row["failed"] for row in rows) else 0

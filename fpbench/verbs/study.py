@@ -1,0 +1,41 @@
+"""``fpbench study``: the paper's analyses."""
+
+import argparse
+import sys
+
+from fpbench.verbs.common import add_loading, prepare, progress_bar, tell
+
+HELP = "one of the paper's analyses on a profile, as a table"
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    verb.add_argument("name", choices=["ablation", "targets"], help="what is varied")
+    verb.add_argument("--profile", default="micro", help="model, data, sizes and conditions (default: micro)")
+    verb.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
+    verb.add_argument("--out", metavar="DIR", help="records and tables (default: fpbench-study-NAME)")
+    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
+    add_loading(verb)
+
+
+def do(options: argparse.Namespace) -> int:
+    """Run the study and print its table."""
+    loading = prepare(options)
+    from fpbench.runs.profile import load_profile
+    from fpbench.runs.study import study
+
+    profile = load_profile(
+        options.profile,
+        models=options.model,
+        fingerprints=options.fingerprints,
+        conditions=options.condition,
+        prompt=options.prompt,
+        seeds=None if options.seed is None else [options.seed],
+    )
+    out = options.out or f"fpbench-study-{options.name}"
+    table, failed = study(options.name, profile, out, loading, progress_bar, tell)
+    print(table)
+    print(f"records and tables: {out}", file=sys.stderr)
+    return 1 if failed else 0
