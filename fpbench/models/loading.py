@@ -73,7 +73,7 @@ def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*DIGESTED, "*.json", *(["*.bin"] if allow_pickle else [])]
+    patterns = [*DIGESTED, "*.json", "*.spm", *(["*.bin"] if allow_pickle else [])]
     try:
         with quiet():
             return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
