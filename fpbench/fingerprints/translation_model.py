@@ -22,7 +22,7 @@ LONGEST = 16  # tokens of an answer
 
 
 class TranslationModel:
-    """Translates with sequence-to-sequence models, on the CPU, by beam search without sampling.
+    """Translates with sequence-to-sequence models, from safetensors only, on the CPU, by beam search without sampling.
 
     Attributes:
         languages: codes such as ``de``; a language outside the shipped lexicon goes by the model's own code, such as
@@ -38,7 +38,7 @@ class TranslationModel:
         """
         self.languages = tuple(models)
         self._models = models
-        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._loaded: dict[str, tuple[Any, Any, set[str]]] = {}
 
     def translate(self, word: str, language: str) -> str:
         """See :meth:`Translator.translate <fpbench.fingerprints.translation.Translator.translate>`.
@@ -50,8 +50,8 @@ class TranslationModel:
         name = self._models[language]
         if name not in self._loaded:
             self._loaded[name] = _load(name)
-        model, tokenizer = self._loaded[name]
-        code = _code(tokenizer, model.config.model_type, name, language)
+        model, tokenizer, known = self._loaded[name]
+        code = _code(known, name, language)
         text, options = word.lower(), {}
         if code.startswith(">>"):
             text = f"{code} {text}"
@@ -63,21 +63,19 @@ class TranslationModel:
         return as_word(tokenizer.decode(output[0], skip_special_tokens=True), word, language)
 
 
-def _code(tokenizer: Any, kind: str, name: str, language: str) -> str:
+def _code(known: set[str], name: str, language: str) -> str:
     """The token that tells the model the target language; empty for a MarianMT model of one language pair."""
-    multilingual = {token for token in tokenizer.get_vocab() if token.startswith(">>") and token.endswith("<<")}
-    # Only special tokens count: "de" alone may well be a piece of a word.
-    known = multilingual.union(tokenizer.get_added_vocab())
     codes: list[str] = [*CODES.get(language, ()), language, f"__{language}__", f">>{language}<<"]
     for code in codes:
         if code in known:
             return code
-    if kind == "marian" and not multilingual:
+    if not known:
         return ""
     raise InputError(f"translation model {name!r} has no code for language {language!r}: give the code that it uses.")
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def _load(name: str) -> tuple[Any, Any, set[str]]:
+    """Model, tokenizer and the tokens that may name a language, none for a MarianMT model of one pair."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder = resolve(name)
@@ -92,4 +90,9 @@ def _load(name: str) -> tuple[Any, Any]:
     for token, source in ENGLISH.items():
         if token in tokenizer.get_added_vocab():
             tokenizer.src_lang = source
-    return model.eval().requires_grad_(False), tokenizer
+    if model.config.model_type == "marian":
+        known = {token for token in tokenizer.get_vocab() if token.startswith(">>") and token.endswith("<<")}
+    else:
+        # Only special tokens count: "de" alone may well be a piece of a word.
+        known = set(tokenizer.get_added_vocab())
+    return model.eval().requires_grad_(False), tokenizer, known

@@ -1,5 +1,7 @@
 """Translation models of a few thousand parameters, trained here on three words and read back from their folders."""
 
+import importlib.util
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,15 @@ def test_what_is_no_translation_model_is_refused(tmp_path: Path, english_german:
         (tmp_path / name).write_bytes((Path(english_german) / name).read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match="expected safetensors"):
+        TranslationModel({"de": str(tmp_path)}).translate("silver", "de")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is here")
+def test_a_missing_package_is_named(tmp_path: Path, english_german: str) -> None:
+    shutil.copytree(english_german, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "MarianTokenizer"}')
+    with pytest.raises(InputError, match="cannot be loaded: .*SentencePiece"):
         TranslationModel({"de": str(tmp_path)}).translate("silver", "de")
 
 
