@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -15,6 +16,7 @@ from fpbench.models.reading import Level, read_apart, read_trees
 
 Result = TypeVar("Result")
 
+_sharing: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _budget: ContextVar[int] = ContextVar("token_budget", default=4096)
 # Logits held at once, unless one row asks for more: 512 MiB in float32, whatever the vocabulary.
 LOGIT_BUDGET = 2**27
@@ -133,8 +135,15 @@ def pair_cost(model: Any) -> float:
 def shares_prefixes(model: Any) -> bool:
     """Whether a model answers alike when sequences share their beginnings, by trying it on two short ones.
 
-    Models whose attention does not take a mask of ours, or who count positions by themselves, do not.
+    Models whose attention does not take a mask of ours, or who count positions by themselves, do not. It depends on the
+    architecture alone, so each model is tried once.
     """
+    if model not in _sharing:
+        _sharing[model] = _answers_alike(model)
+    return _sharing[model]
+
+
+def _answers_alike(model: Any) -> bool:
     size = model.config.get_text_config().vocab_size
     sequences = [[token % size for token in each] for each in ((1, 2, 3, 4), (1, 2, 5))]
     try:
