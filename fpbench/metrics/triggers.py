@@ -117,7 +117,7 @@ def triggers(
     room = None if limit is None else limit - response_length(tokenizer, targets)
     names = [name for name, queries in built.items() for _ in queries]
     wanted = [query for queries in built.values() for query in queries]
-    fitted = wanted if room is None else [_fit(query, room, tokenizer, prompt) for query in wanted]
+    fitted = wanted if room is None else [fit(query, room, tokenizer, prompt) for query in wanted]
     decoding = Decoding(temperature, top_p, top_k)
     outcomes = respond(model, tokenizer, [query.text for query in fitted], [targets] * len(fitted), decoding, prompt)
     results = tuple(
@@ -155,8 +155,15 @@ def _rate(results: Sequence[QueryResult]) -> ConditionRate:
     )
 
 
-def _fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
-    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens."""
+def fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
+    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens.
+
+    Args:
+        query: what to shorten.
+        room: tokens of the prompt, BOS included.
+        tokenizer: of the model.
+        prompt: ``"raw"`` or ``"chat"``.
+    """
     while query.before or query.after:
         excess = len(encode(tokenizer, render(tokenizer, query.text, prompt))) - room
         if excess <= 0:
