@@ -120,7 +120,7 @@ def triggers(
     wanted = [query for queries in built.values() for query in queries]
     lengths = [len(ids) for ids in encode_all(tokenizer, [render(tokenizer, query.text, prompt) for query in wanted])]
     fitted = [
-        query if room is None or length <= room else _fit(query, room, tokenizer, prompt)
+        query if room is None or length <= room else fit(query, room, tokenizer, prompt)
         for query, length in zip(wanted, lengths, strict=True)
     ]
     decoding = Decoding(temperature, top_p, top_k)
@@ -160,8 +160,15 @@ def _rate(results: Sequence[QueryResult]) -> ConditionRate:
     )
 
 
-def _fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
-    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens."""
+def fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
+    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens.
+
+    Args:
+        query: what to shorten.
+        room: tokens of the prompt, BOS included.
+        tokenizer: of the model.
+        prompt: ``"raw"`` or ``"chat"``.
+    """
     while query.before or query.after:
         excess = len(encode(tokenizer, render(tokenizer, query.text, prompt))) - room
         if excess <= 0:
