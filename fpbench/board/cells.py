@@ -1,5 +1,6 @@
 """One cell of a table: how each figure of a row is written."""
 
+from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -13,25 +14,22 @@ def percent(value: float | None, digits: int = 1, sign: str = "") -> str:
     return NONE if value is None else f"{100 * value:{sign}.{digits}f}"
 
 
-def interval(found: Row) -> str:
+def interval(bounds: Sequence[float] | None) -> str:
     """`` [low, high]`` in per cent, where there is one."""
-    return f" [{percent(found['interval'][0], 0)}, {percent(found['interval'][1], 0)}]" if "interval" in found else ""
+    return "" if bounds is None else f" [{percent(bounds[0], 0)}, {percent(bounds[1], 0)}]"
 
 
 def fsr(row: Row, condition: str) -> str:
-    """Exact FSR under a condition."""
+    """Exact FSR under a condition, with its interval over fingerprints."""
     found = row["conditions"].get(condition)
     if found is None:
         return NONE
-    return FAILED if found["fsr"] is None else percent(found["fsr"])
+    return FAILED if found["fsr"] is None else percent(found["fsr"]) + interval(found.get("interval"))
 
 
-def origin(row: Row) -> str:
-    """The same at origin, with its interval over fingerprints."""
-    found = row["conditions"].get("origin")
-    if found is None or found["fsr"] is None:
-        return fsr(row, "origin")
-    return percent(found["fsr"]) + interval(found)
+def average(row: Row) -> str:
+    """Mean of the six modified conditions likewise."""
+    return percent(row["avg"]) + interval(row.get("avg_interval"))
 
 
 def greedy(row: Row) -> str:
@@ -53,7 +51,7 @@ def accuracy(row: Row) -> str:
     difference = found.get("difference", {})
     if "accuracy" not in difference:
         return f"({percent(found['accuracy'])})"
-    return f"{percent(difference['accuracy'], 1, '+')}{interval(difference)}"
+    return f"{percent(difference['accuracy'], 1, '+')}{interval(difference.get('interval'))}"
 
 
 def perplexity(row: Row) -> str:
@@ -64,15 +62,23 @@ def perplexity(row: Row) -> str:
     difference = found.get("difference", {})
     if "token_perplexity" not in difference:
         return f"({found['token_perplexity']['perplexity']:.2f})"
-    return f"{percent(difference['token_perplexity'], 1, '+')} %"
+    return f"{percent(difference['token_perplexity'], 1, '+')} %{interval(difference.get('token_perplexity_interval'))}"
 
 
-def rate(row: Row, metric: str) -> str:
-    """Mean rate of accidental or near triggers."""
-    found = row[metric]
+def triggers(row: Row) -> str:
+    """Mean rate of accidental triggers, and how many of the set's triggers any query activates, with the interval."""
+    found = row["triggers"]
     if found is None:
-        return FAILED if failed(row, metric) else NONE
-    return percent(found["average" if metric == "triggers" else "rate"], 2)
+        return FAILED if failed(row, "triggers") else NONE
+    return f"{percent(found['average'], 2)} ({found['activated']}/{found['n']}{interval(found['interval'])})"
+
+
+def near(row: Row) -> str:
+    """Mean rate of near triggers, and how many of them are activated, with the interval."""
+    found = row["near"]
+    if found is None:
+        return FAILED if failed(row, "near") else NONE
+    return f"{percent(found['rate'], 2)} ({found['greedy']}/{found['n']}{interval(found['interval'])})"
 
 
 def bands(row: Row) -> str:

@@ -1,6 +1,7 @@
 """Leaderboard rows from records alone (protocol §8)."""
 
 from collections.abc import Sequence
+from math import exp
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -47,6 +48,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         "protocol": 1,
         "conditions": conditions,
         "avg": fmean(modified) if complete else None,
+        "avg_interval": _average_interval(conditions) if complete else None,
         "utility": _utility(group, base),
         "triggers": _triggers(group, rescore),
         "near": _near(group, rescore),
@@ -61,6 +63,15 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         ],
         "cells": sorted(each.cell.path for found in group.cells.values() for each in found),
     }
+
+
+def _average_interval(conditions: dict[str, Row]) -> list[float] | None:
+    """Interval over fingerprints, each with its mean over the six; ``None`` if not all have the same fingerprints."""
+    found = [conditions[name] for name in MODIFICATIONS]
+    n = found[0]["n"]
+    if any(each["n"] != n for each in found):
+        return None
+    return list(clopper_pearson(fmean(each["fsr"] for each in found) * n, n))
 
 
 def probabilities(measurements: Sequence[Measurement]) -> list[float]:
@@ -133,6 +144,13 @@ def _difference(after: Measurement, before: Measurement) -> Row:
     # Perplexities over windows of different length are different metrics.
     if all(texts) and texts[0]["length"] == texts[1]["length"]:
         figures["token_perplexity"] = texts[0]["perplexity"] / texts[1]["perplexity"] - 1
+        losses = [
+            [query["loss"] / (texts[0]["length"] - 1) for query in each.queries if query["task"] == "windows"]
+            for each in (after, before)
+        ]
+        if len(losses[0]) == len(losses[1]) > 1:
+            figures["token_perplexity_interval"] = [exp(bound) - 1 for bound in paired_bootstrap(losses[0], losses[1])]
+            figures["windows"] = len(losses[0])
     return figures
 
 

@@ -40,12 +40,12 @@ def study_table(question: str, variants: list[tuple[str, Row]], reported: dict[s
             [
                 row["model"],
                 name,
-                cells.origin(row),
+                cells.fsr(row, "origin"),
                 cells.fsr(row, "ria40"),
-                cells.percent(row["avg"]),
+                cells.average(row),
                 cells.accuracy(row),
                 cells.perplexity(row),
-                cells.rate(row, "triggers"),
+                cells.triggers(row),
                 paper.get("detectability_ria40", cells.NONE),
                 paper.get("accuracy", cells.NONE),
             ]

@@ -40,10 +40,12 @@ def summary(rows: list[Row]) -> str:
 
 
 LEGEND = """\
-AVG: mean of the six modifications. Δ: difference from the base, paired by example; in (brackets) the value itself.
-triggers: mean rate, in %, at which eight kinds of ordinary text are answered with a target; near: the same for texts
-of the set's make. bands: triggers of normal/marginal/abnormal perplexity. claim: matches needed for 1e-3, and the
-power to get them from one response a fingerprint. Equal ranks are ties: not significantly behind the best row."""
+greedy: k of n fingerprints. AVG: mean of the six modifications. Δ: difference from the base, paired by example or
+window; in (brackets) the value itself. triggers: mean rate, in %, at which eight kinds of ordinary text are answered
+with a target (and how many of the set's triggers any of them activates); near: the same for texts of the set's make
+(and how many of these). bands: triggers of normal/marginal/abnormal perplexity. claim: matches needed for 1e-3, and
+the power to get them from one response a fingerprint. [Intervals] cover 95 %. Equal ranks are ties: not significantly
+behind the best row."""
 
 
 def _modification(name: str) -> Column:
@@ -60,16 +62,16 @@ DETECTABILITY: list[Column] = [
     *NAMES,
     ("trust", lambda row: row["trust"]),
     ("greedy", cells.greedy),
-    ("FSR", cells.origin),
+    ("FSR", lambda row: cells.fsr(row, "origin")),
     *[_modification(name) for name in MODIFICATIONS],
-    ("AVG", lambda row: cells.percent(row["avg"])),
+    ("AVG", cells.average),
 ]
 HARM: list[Column] = [
     *NAMES,
     ("accuracy Δ", cells.accuracy),
     ("perplexity Δ", cells.perplexity),
-    ("triggers", lambda row: cells.rate(row, "triggers")),
-    ("near", lambda row: cells.rate(row, "near")),
+    ("triggers", cells.triggers),
+    ("near", cells.near),
     ("bands", cells.bands),
     ("claim", cells.claim),
     ("cost", cells.cost),

@@ -18,12 +18,14 @@ class TokenPerplexity:
         length: tokens of a window; figures of different length are not comparable.
         windows: how many were scored.
         predicted: number of predicted tokens, windows · (length − 1).
+        losses: Σ −log p of every window (nats).
     """
 
     perplexity: float
     length: int
     windows: int
     predicted: int
+    losses: tuple[float, ...]
 
 
 def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) -> TokenPerplexity:
@@ -49,7 +51,7 @@ def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) 
         raise InputError(f"perplexity needs a window of 2 or more tokens, found {len(ids)} for a window of {length}.")
     losses = _losses(model, [ids[start * length : (start + 1) * length] for start in range(windows)])
     predicted = windows * (length - 1)
-    return TokenPerplexity(_perplexity(sum(losses), predicted), length, windows, predicted)
+    return TokenPerplexity(_perplexity(sum(losses), predicted), length, windows, predicted, tuple(losses))
 
 
 def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:

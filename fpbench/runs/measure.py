@@ -150,14 +150,17 @@ def _utility(
         "max_length": measured.max_length,
         "token_perplexity": None,
     }
-    if "wikitext" in sources:
-        text = read_text(sources["wikitext"])
-        result["token_perplexity"] = asdict(token_perplexity(model, bench.tokenizer, text, sizes.perplexity_window))
     queries: list[dict[str, Any]] = [
         {"task": name, "index": index, "correct": correct}
         for name, task in measured.tasks.items()
         for index, correct in enumerate(task.correct)
     ]
+    if "wikitext" in sources:
+        text = read_text(sources["wikitext"])
+        figures = asdict(token_perplexity(model, bench.tokenizer, text, sizes.perplexity_window))
+        losses = figures.pop("losses")
+        queries += [{"task": "windows", "index": index, "loss": loss} for index, loss in enumerate(losses)]
+        result["token_perplexity"] = figures
     if measured.wikitext is not None:
         queries += [
             {"task": "wikitext", "index": index, "log_likelihood": score, "words": words}

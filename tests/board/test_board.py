@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 
 import pytest
 
@@ -30,6 +31,9 @@ def fsr(store, method, condition, p, **more):
 
 def utility(store, method, right, perplexity):
     queries = [{"task": task, "index": i, "correct": each} for task in ("boolq", "rte") for i, each in enumerate(right)]
+    # Four windows of 511 predicted tokens, whose losses lie around the mean.
+    losses = [511 * (math.log(perplexity) + away) for away in (-0.1, 0.1, -0.2, 0.2)]
+    queries += [{"task": "windows", "index": i, "loss": loss} for i, loss in enumerate(losses)]
     result = {
         "accuracy": sum(right) / len(right),
         "tasks": {},
@@ -66,6 +70,8 @@ def test_a_row_holds_the_protocol_s_figures(store):
     assert origin["interval"] == pytest.approx([0.6915, 1.0], abs=1e-4)
     assert (origin["greedy"], origin["n"], origin["retention"]) == (10, 10, None)
     assert rows["strong"]["avg"] == 1.0
+    assert rows["strong"]["avg_interval"] == pytest.approx([0.6915, 1.0], abs=1e-4)
+    assert rows["weak"]["avg_interval"] is None
     assert rows["strong"]["conditions"]["int8"]["retention"] == 1.0
     assert rows["weak"]["conditions"]["int8"]["retention"] == pytest.approx(0.25)
     # Retention is not shown where the origin is below 0.1.
@@ -80,6 +86,8 @@ def test_utility_is_the_paired_difference_from_the_base(store):
     assert found["accuracy"] == pytest.approx(-0.2)
     assert found["interval"][0] < -0.2 < found["interval"][1] <= 0.0
     assert found["token_perplexity"] == pytest.approx(0.2)
+    # Every window has the same ratio, so resampling them in pairs changes nothing.
+    assert found["token_perplexity_interval"] == pytest.approx([0.2, 0.2]) and found["windows"] == 4
     # Two examples of each task changed, both for the worse: 2 · (1/2)^2.
     assert found["tasks"]["rte"]["p_value"] == pytest.approx(0.5)
 
@@ -149,7 +157,7 @@ def test_formats_hold_every_row(store):
     with pytest.raises(InputError, match="format 'xls'"):
         render(rows, "xls")
     text = summary(list(rows_of(store).values()))
-    assert "100.0 [69, 100]" in text and "Failed cells" in text
+    assert text.count("100.0 [69, 100]") == 8 and "+20.0 % [20, 20]" in text and "Failed cells" in text
 
 
 def test_the_paper_s_figures_are_carried_over_as_reported():
