@@ -9,12 +9,18 @@ from fpbench.fingerprints.instructional import instructional_set
 from fpbench.fingerprints.sets import FingerprintSet, load_fingerprints
 
 NLF_FILE = Path(__file__).parent / "nlf.jsonl"
+ADJECTIVES = Path(__file__).parent / "adjectives.txt"
 BUILT_IN = ("if", "nlf")
 
 
 def natural_set() -> FingerprintSet:
     """The set ``nlf``."""
     return load_fingerprints(NLF_FILE)
+
+
+def adjectives() -> list[str]:
+    """The adjectives of the shipped lexicon; its other words are nouns."""
+    return ADJECTIVES.read_text(encoding="utf-8").split()
 
 
 def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42) -> FingerprintSet:
