@@ -5,12 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
 
 from fpbench.errors import InputError
-
-if TYPE_CHECKING:
-    from fpbench.fingerprints.translation import Translator
+from fpbench.fingerprints.translation import Translator, translate_words
 
 MOST_VARIANTS = 20_000
 
@@ -64,27 +61,25 @@ class Variant:
         return cmi_v1(self.languages)
 
 
-def translations(query: str, translator: "Translator", languages: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Every word of a query, lower-case, in every language.
+def translations(queries: Sequence[str], translator: Translator, languages: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Every word of the queries, lower-case, in every language.
 
     Raises:
-        InputError: if the query is empty, has more than 20,000 variants, or a word has no translation.
+        InputError: if a query is empty or has more than 20,000 variants, or a word has no translation.
     """
-    words = query.lower().split()
-    if not words:
-        raise InputError("a query is empty: expected English words separated by spaces.")
-    number = len(languages) ** len(words)
-    if number > MOST_VARIANTS:
-        raise InputError(
-            f"query {_short(query)!r} has {number:,} variants ({len(words)} words in {len(languages)} languages), "
-            f"more than {MOST_VARIANTS:,}: use fewer words or languages."
-        )
-    found = {word: {language: translator.translate(word, language) for language in languages} for word in words}
-    for word, each in found.items():
-        for language, text in each.items():
-            if not text.strip():
-                raise InputError(f"the translation of {word!r} into {language} is empty: correct it.")
-    return found
+    words: dict[str, None] = {}
+    for query in queries:
+        own = query.lower().split()
+        if not own:
+            raise InputError("a query is empty: expected English words separated by spaces.")
+        number = len(languages) ** len(own)
+        if number > MOST_VARIANTS:
+            raise InputError(
+                f"query {_short(query)!r} has {number:,} variants ({len(own)} words in {len(languages)} languages), "
+                f"more than {MOST_VARIANTS:,}: use fewer words or languages."
+            )
+        words |= dict.fromkeys(own)
+    return translate_words(translator, words, languages)
 
 
 def variants(query: str, words: Mapping[str, Mapping[str, str]]) -> list[Variant]:

@@ -3,17 +3,15 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fpbench import __version__
 from fpbench.errors import InputError
 from fpbench.fingerprints.candidates import with_candidates
 from fpbench.fingerprints.code_mixing import Variant, cmi_v1, cmi_v2, normal_form, translations, variants
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
+from fpbench.fingerprints.translation import Translator, require_language
 from fpbench.models.perplexity import text_perplexities
-
-if TYPE_CHECKING:
-    from fpbench.fingerprints.translation import Translator
 
 LEAST_CMI = 30.0  # version 1
 MOST_TOKENS = 3
@@ -51,7 +49,7 @@ def draw_queries(words: Sequence[str], count: int, length: int, tokenizer: Any, 
 def code_mixed_set(
     name: str,
     queries: Sequence[str],
-    translator: "Translator",
+    translator: Translator,
     model: Any,
     tokenizer: Any,
     *,
@@ -83,12 +81,12 @@ def code_mixed_set(
     if not queries:
         raise InputError("a code-mixed set needs queries: found none.")
     wanted = _languages(languages, translator)
-    words = [translations(query, translator, wanted) for query in queries]
+    words = translations(queries, translator, wanted)
     draw = random.Random(seed)
     enumerated: list[tuple[int, int]] = []
     considered: list[list[Variant]] = []
-    for query, table in zip(queries, words, strict=True):
-        every = variants(query, table)
+    for query in queries:
+        every = variants(query, words)
         valid = [variant for variant in every if variant.cmi >= LEAST_CMI]
         if not valid:
             raise InputError(
@@ -122,7 +120,7 @@ def code_mixed_set(
         "least_cmi_v1": LEAST_CMI,
         "candidates": candidates,
         "queries": rows,
-        "translations": {word: found for table in words for word, found in table.items()},
+        "translations": words,
     }
     return fingerprints, recipe
 
@@ -138,10 +136,9 @@ def recipe_of(fingerprints: FingerprintSet, seed: int) -> Recipe:
     }
 
 
-def _languages(wanted: Sequence[str], translator: "Translator") -> tuple[str, ...]:
+def _languages(wanted: Sequence[str], translator: Translator) -> tuple[str, ...]:
     for language in wanted:
-        if language not in translator.languages:
-            raise InputError(f"unknown language {language!r}: the translator knows {', '.join(translator.languages)}.")
+        require_language(translator.languages, language)
         if wanted.count(language) > 1:
             raise InputError(f"language {language!r} is listed twice: name each once.")
     return tuple(wanted or translator.languages)

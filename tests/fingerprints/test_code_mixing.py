@@ -9,8 +9,9 @@ import pytest
 
 from fpbench.errors import InputError
 from fpbench.fingerprints.candidates import first_token
-from fpbench.fingerprints.code_mixing import cmi_v1, cmi_v2, normal_form, translations, variants
+from fpbench.fingerprints.code_mixing import Variant, cmi_v1, cmi_v2, normal_form, translations, variants
 from fpbench.fingerprints.construction import code_mixed_set, draw_queries
+from fpbench.fingerprints.translation import Lexicon
 from fpbench.models.perplexity import text_perplexities
 
 FIVE = ("de", "es", "fr", "ja", "zh")
@@ -25,25 +26,21 @@ WORDS = {
 }
 
 
-class Tiny:
+def lexicon(words: Mapping[str, Mapping[str, str]]) -> Lexicon:
     """A lexicon of a few words."""
-
-    def __init__(self, words: Mapping[str, Mapping[str, str]]) -> None:
-        self.words = words
-        self.languages = tuple(dict.fromkeys(language for each in words.values() for language in each))
-
-    def translate(self, word: str, language: str) -> str:
-        try:
-            return self.words[word][language]
-        except KeyError:
-            raise InputError(f"no translation of {word!r} into {language}.") from None
+    languages = list(next(iter(words.values())))
+    return Lexicon("of the test", languages, {word: [each[code] for code in languages] for word, each in words.items()})
 
 
-TINY = Tiny({word: dict(zip(FIVE, each, strict=True)) for word, each in WORDS.items()})
+TINY = lexicon({word: dict(zip(FIVE, each, strict=True)) for word, each in WORDS.items()})
+
+
+def mixed(query: str, languages: tuple[str, ...] = FIVE, translator: Any = TINY) -> list[Variant]:
+    return variants(query, translations([query], translator, languages))
 
 
 def texts(query: str, languages: tuple[str, ...] = FIVE, translator: Any = TINY) -> list[str]:
-    return [each.text for each in variants(query, translations(query, translator, languages))]
+    return [each.text for each in mixed(query, languages, translator)]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +70,7 @@ def test_the_index_by_hand(languages: str, first: float, second: float) -> None:
 
 
 def test_a_two_word_query_has_25_variants_of_which_20_are_mixed() -> None:
-    every = variants("SILVER harbor", translations("SILVER harbor", TINY, FIVE))
+    every = mixed("SILVER harbor")
     assert len(every) == 25
     assert len([each for each in every if each.cmi >= 30]) == 20
     assert {each.cmi for each in every} == {0.0, 50.0}
@@ -82,7 +79,7 @@ def test_a_two_word_query_has_25_variants_of_which_20_are_mixed() -> None:
 
 
 def test_a_text_that_one_language_could_have_written_is_not_mixed() -> None:
-    every = {each.text: each for each in variants("green thunder", translations("green thunder", TINY, FIVE))}
+    every = {each.text: each for each in mixed("green thunder")}
     # 雷 is Japanese as well as Chinese: 緑 雷 is not mixed.
     assert every["緑 雷"].cmi == every["绿色 雷"].cmi == 0
     assert len(every) == 20
@@ -91,17 +88,17 @@ def test_a_text_that_one_language_could_have_written_is_not_mixed() -> None:
 
 @pytest.mark.parametrize(("words", "valid"), [(2, 20), (4, 5**4 - 5 - 4 * 5 * 4), (5, 5**5 - 5 - 5 * 5 * 4)])
 def test_how_many_variants_of_2_4_and_5_words_are_mixed_enough(words: int, valid: int) -> None:
-    plain = Tiny({f"w{n}": {language: f"{language}{n}" for language in FIVE} for n in range(words)})
+    plain = lexicon({f"w{n}": {language: f"{language}{n}" for language in FIVE} for n in range(words)})
     query = " ".join(plain.words)
-    every = variants(query, translations(query, plain, FIVE))
+    every = mixed(query, FIVE, plain)
     assert len(every) == 5**words
     # One language, or all words but one in one language (3 + 1 gives 25, 4 + 1 gives 20).
     assert len([each for each in every if each.cmi >= 30]) == valid
 
 
 def test_a_translation_of_several_words_counts_as_several() -> None:
-    two = Tiny({"horseshoe": {"fr": "fer à cheval", "de": "Hufeisen"}, "red": {"fr": "rouge", "de": "rot"}})
-    every = {each.text: each for each in variants("horseshoe red", translations("horseshoe red", two, ("fr", "de")))}
+    two = lexicon({"horseshoe": {"fr": "fer à cheval", "de": "Hufeisen"}, "red": {"fr": "rouge", "de": "rot"}})
+    every = {each.text: each for each in mixed("horseshoe red", ("fr", "de"), two)}
     assert every["FER À CHEVAL ROT"].languages == ("fr", "fr", "fr", "de")
     assert every["FER À CHEVAL ROT"].cmi == 25
 
@@ -111,7 +108,7 @@ def test_right_to_left_scripts_combining_characters_and_sharp_s() -> None:
         "silver": {"ar": "فضة", "he": "כסף", "hi": "चाँदी", "vi": "bạc", "de": "Silber"},
         "street": {"ar": "شارع", "he": "רחוב", "hi": "सड़क", "vi": "đường", "de": "Straße"},
     }
-    found = texts("silver street", ("ar", "he", "hi", "vi", "de"), Tiny(words))
+    found = texts("silver street", ("ar", "he", "hi", "vi", "de"), lexicon(words))
     # Logical order, whatever a terminal shows; scripts without case stay as they are.
     assert len(found) == 25
     for expected in ("فضة רחוב", "चाँदी شارع", "BẠC सड़क", "כסף STRASSE"):
@@ -119,9 +116,9 @@ def test_right_to_left_scripts_combining_characters_and_sharp_s() -> None:
 
 
 def test_an_emoji_is_a_word_like_any_other() -> None:
-    with pytest.raises(InputError, match="no translation of '🐱' into de"):
+    with pytest.raises(InputError, match="no translation of '🐱' into de, es"):
         texts("🐱 harbor")
-    cat = Tiny({"🐱": {"ja": "😺", "de": "Katze"}, "house": {"ja": "家", "de": "Haus"}})
+    cat = lexicon({"🐱": {"ja": "😺", "de": "Katze"}, "house": {"ja": "家", "de": "Haus"}})
     assert texts("🐱 house", ("ja", "de"), cat) == ["😺 家", "😺 HAUS", "KATZE 家", "KATZE HAUS"]
 
 
@@ -150,7 +147,7 @@ def test_the_variant_of_least_perplexity_is_chosen(micro: tuple[Any, Any]) -> No
     pairs, recipe = code_mixed_set("cf", QUERIES, TINY, model, tokenizer)
     assert pairs.name == "cf" and recipe["fingerprints"] == pairs.digest
     for query, fingerprint, row in zip(QUERIES, pairs, recipe["queries"], strict=True):
-        every = variants(query, translations(query, TINY, FIVE))
+        every = mixed(query)
         valid = [each.text for each in every if each.cmi >= 30]
         scores = dict(zip(valid, text_perplexities(model, tokenizer, valid), strict=True))
         assert fingerprint.trigger == row["trigger"] == min(scores, key=lambda text: scores[text])
@@ -165,7 +162,7 @@ def test_the_recipe_builds_the_set_again(micro: tuple[Any, Any]) -> None:
     again, same = code_mixed_set(
         kept["kind"],
         [row["query"] for row in kept["queries"]],
-        Tiny(kept["translations"]),
+        lexicon(kept["translations"]),
         *micro,
         languages=kept["languages"],
         candidates=kept["candidates"],
@@ -200,20 +197,15 @@ def test_ties_are_broken_by_the_seed(micro: tuple[Any, Any]) -> None:
         ([], (), "found none"),
         (["silver"], (), "'silver' has no variant with a code-mixing index of 30"),
         (["silver harbor"], ("de",), "has no variant"),
-        (["silver harbor"], ("de", "xx"), "unknown language 'xx': the translator knows de, es, fr, ja, zh"),
+        (["silver harbor"], ("de", "xx"), "language 'xx' is not offered: expected one of de, es, fr, ja, zh"),
         (["silver harbor"], ("de", "de"), "'de' is listed twice"),
-        (["silver volcano"], (), "no translation of 'volcano' into de"),
+        (["silver volcano", "lazy harbor"], ("de", "ja"), "of 'volcano' into de, ja; 'lazy' into de, ja: choose other"),
         (["silver harbor", "Silver  Harbor"], (), "give the same trigger"),
     ],
 )
 def test_what_cannot_be_built_is_refused(micro, queries, languages, message) -> None:
     with pytest.raises(InputError, match=message):
         code_mixed_set("cf", queries, TINY, *micro, languages=languages)
-
-
-def test_an_empty_translation_is_refused() -> None:
-    with pytest.raises(InputError, match="the translation of 'red' into de is empty"):
-        texts("red", ("de",), Tiny({"red": {"de": " "}}))
 
 
 def test_queries_are_drawn_from_words_that_the_tokenizer_knows(stories: tuple[Any, Any]) -> None:
