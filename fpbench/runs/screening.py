@@ -1,25 +1,37 @@
 """Screening: is a set fit to be injected into a model? What the board shows afterwards, looked at before."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from fpbench.errors import InputError
-from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
 from fpbench.fingerprints.candidates import first_token
 from fpbench.fingerprints.code_mixing import cmi_v1, cmi_v2, normal_form
 from fpbench.fingerprints.construction import LEAST_CMI
 from fpbench.metrics.fsr import fsr
-from fpbench.metrics.perplexity import bands
+from fpbench.metrics.perplexity import BANDS, Bands, bands
+from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+from fpbench.models.progress import no_progress
 from fpbench.models.prompts import encode
-from fpbench.models.scoring import Decoding
+from fpbench.models.scoring import Decoding, limited_to
 from fpbench.models.spellings import Spellings
 from fpbench.ownership.claims import FLOOR
+from fpbench.runs.materials import Materials
+from fpbench.runs.measure import DRAW_SEED
+from fpbench.runs.profile import Profile
+from fpbench.runs.sets import recipe_path
+from fpbench.runs.store import Store
+
+if TYPE_CHECKING:
+    from fpbench.runs.bench import Loading
 
 Languages = Mapping[str, Sequence[str]]  # of every word, by trigger
 HEADERS = ("trigger", "perplexity", "band", "CMI 1/2", "tokens", "base FSR", "target paths", "collisions", "verdict")
@@ -75,9 +87,23 @@ class Screened:
             f"{self.band} perplexity": self.band == "abnormal",
             f"CMI below {LEAST_CMI:g}": unmixed,
             "targets share a first token": not self.distinct,
-            "in ordinary text": bool(self.collisions),
+            "trigger in ordinary text": self.fingerprint.trigger.strip() in self.collisions,
+            "target in ordinary text": not self.collisions.keys().isdisjoint(self.fingerprint.targets),
         }
         return ", ".join(remark for remark, holds in remarks.items() if holds) or "good"
+
+
+@dataclass(frozen=True)
+class Screening:
+    """A whole set under the unfingerprinted model.
+
+    Attributes:
+        each: its fingerprints, in order.
+        bands: what the perplexity filter says of them.
+    """
+
+    each: tuple[Screened, ...]
+    bands: Bands
 
 
 def check_triggers(fingerprints: FingerprintSet) -> None:
@@ -105,7 +131,7 @@ def screen(
     decoding: Decoding,
     prompt: str = "raw",
     languages: Languages | None = None,
-) -> list[Screened]:
+) -> Screening:
     """Screen every fingerprint of a set.
 
     Args:
@@ -134,7 +160,7 @@ def screen(
             )
     filtered = bands(model, tokenizer, fingerprints, ordinary.instructions)
     spellings = Spellings(tokenizer)
-    return [
+    each = tuple(
         Screened(
             fingerprint=fingerprint,
             perplexity=perplexity,
@@ -150,7 +176,8 @@ def screen(
         for fingerprint, perplexity, band, probability in zip(
             fingerprints, filtered.perplexities, filtered.bands, base.per_fingerprint, strict=True
         )
-    ]
+    )
+    return Screening(each, filtered)
 
 
 def collisions(fingerprint: Fingerprint, ordinary: OrdinaryText) -> dict[str, int]:
@@ -172,23 +199,23 @@ def languages_of(path: Path, fingerprints: FingerprintSet) -> Languages | None:
     Raises:
         InputError: if the recipe is unreadable or of another set.
     """
-    recipe_path = path.with_name(f"{path.stem}.recipe.json")
-    if not recipe_path.is_file():
+    beside = recipe_path(path)
+    if not beside.is_file():
         return None
     try:
-        recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
+        recipe = json.loads(beside.read_text(encoding="utf-8"))
         if recipe["fingerprints"] != fingerprints.digest:
-            raise InputError(f"recipe {recipe_path} is of another set than {path}: build the set again, or remove it.")
+            raise InputError(f"recipe {beside} is of another set than {path}: build the set again, or remove it.")
         if not recipe["kind"].startswith("cf"):
             return None
         found = {row["trigger"]: row["languages"] for row in recipe["queries"]}
         return {fingerprint.trigger: found[fingerprint.trigger] for fingerprint in fingerprints}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"recipe {recipe_path} is damaged: build the set again, or remove it.") from None
+        raise InputError(f"recipe {beside} is damaged: build the set again, or remove it.") from None
 
 
-def table(screened: Sequence[Screened]) -> str:
-    """The screening as text: one row a trigger, and a line that sums it up."""
+def table(screening: Screening) -> str:
+    """The screening as text: one row a trigger, and what sums it up."""
     rows = [
         (
             _shown(each.fingerprint.trigger),
@@ -201,18 +228,48 @@ def table(screened: Sequence[Screened]) -> str:
             ", ".join(f"{_shown(text)} ×{number}" for text, number in each.collisions.items()) or "–",
             each.verdict,
         )
-        for each in screened
+        for each in screening.each
     ]
-    good = sum(each.verdict == "good" for each in screened)
-    counts = "/".join(str(sum(each.band == band for each in screened)) for band in ("normal", "marginal", "abnormal"))
+    filtered, good = screening.bands, sum(each.verdict == "good" for each in screening.each)
+    normal, marginal = (filtered.mean + times * filtered.deviation for times in (1, 3))
+    counts = ", ".join(f"{filtered.counts[band]} {band}" for band in BANDS)
     return "\n".join([
         tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True),
         "",
         "target paths: for every target, token sequences that spell it : tokens that these begin with.",
-        f"{good} of {len(screened)} good; normal/marginal/abnormal {counts}; every trigger can be verified.",
+        f"perplexity: {counts} (normal up to {normal:.1f}, marginal up to {marginal:.1f}); mean "
+        f"{fmean(filtered.perplexities):.1f}; ROC-AUC of the filter {filtered.auc:.2f}.",
+        f"verdict: {good} of {len(rows)} good; every fingerprint can be verified.",
     ])  # fmt: skip
 
 
 def _shown(text: str) -> str:
     line = "".join(character if character.isprintable() else "·" for character in text)
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+
+
+def screen_profile(profile: Profile, loading: "Loading") -> Screening:
+    """Screen a profile's one set under its one model, with its data, decoding and prompt.
+
+    Raises:
+        InputError: as :func:`screen`, or for an unknown set, model or data source.
+    """
+    from fpbench.models.loading import resolve
+    from fpbench.runs.bench import Bench
+
+    (settings,), (name,), seed = profile.models, profile.fingerprints, profile.seeds[0]
+    fingerprints = find_set(name, profile.sets, seed)
+    check_triggers(fingerprints)
+    languages = languages_of(Path(profile.sets.get(name, name)), fingerprints)
+    materials = Materials(profile)
+    rows, sizes = materials.alpaca, profile.sizes
+    ordinary = OrdinaryText(
+        instructions=[row["instruction"] for row in rows[: sizes.band_texts]],
+        contexts=contexts_from_rows(rows, sizes.context_rows),
+        words=words_from_rows(rows, DRAW_SEED, sizes.substitute_words),
+    )
+    folder = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
+    bench = Bench(profile, settings, folder, loading, materials, Store(Path()), no_progress)
+    with limited_to(loading.token_budget) if loading.token_budget else contextlib.nullcontext():
+        decoding = Decoding(**bench.decoding)
+        return screen(fingerprints, bench.model, bench.tokenizer, ordinary, decoding, profile.prompt, languages)
