@@ -10,7 +10,7 @@ from fpbench.errors import InputError
 from fpbench.fingerprints.candidates import with_candidates
 from fpbench.fingerprints.code_mixing import Variant, cmi_v1, cmi_v2, normal_form, translations, variants
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
-from fpbench.fingerprints.translation import Translator, require_language
+from fpbench.fingerprints.translation import Lexicon, Translator, require_language
 from fpbench.models.perplexity import text_perplexities
 
 LEAST_CMI = 30.0  # version 1
@@ -21,11 +21,13 @@ Selection = Literal["perplexity", "random"]
 CODE_MIXED: dict[str, Selection] = {"cf": "perplexity", "cf_random": "random"}
 
 
-def draw_queries(words: Sequence[str], count: int, length: int, tokenizer: Any, seed: int = 42) -> list[str]:
-    """Draw queries from words that a tokenizer spells in one to three tokens, none of them twice (protocol §9).
+def draw_queries(lexicon: Lexicon, count: int, length: int, tokenizer: Any, seed: int = 42) -> list[str]:
+    """Draw queries from words that a tokenizer knows: spells in one to three tokens (protocol §9). None comes twice.
+
+    Of these, words serve whose translations it knows in as many languages as there are enough words for.
 
     Args:
-        words: English words.
+        lexicon: English words and their translations.
         count: number of queries.
         length: words of each.
         tokenizer: of the model to be fingerprinted.
@@ -36,14 +38,26 @@ def draw_queries(words: Sequence[str], count: int, length: int, tokenizer: Any, 
     """
     if count < 1 or length < 2:
         raise InputError(f"expected 1 or more queries of 2 or more words, found {count} of {length}.")
-    known = [word for word in dict.fromkeys(words) if _tokens(tokenizer, word) <= MOST_TOKENS]
-    if len(known) < count * length:
+
+    def knows(word: str) -> bool:
+        tokens = len(tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
+        # Three tokens of one character are its bytes. Some tokenizers put a token for a space in front.
+        return tokens <= min(MOST_TOKENS, len(word) + 1)
+
+    needed = count * length
+    known = {
+        word: sum(knows(lexicon.translate(word, language)) for language in lexicon.languages)
+        for word in lexicon.words
+        if knows(word)
+    }
+    if len(known) < needed:
         raise InputError(
-            f"{count} queries of {length} words need {count * length} words; the lexicon has {len(known)} that this "
+            f"{count} queries of {length} words need {needed} words; the lexicon has {len(known)} that this "
             f"tokenizer spells in at most {MOST_TOKENS} tokens: ask for fewer, or give queries of your own."
         )
-    drawn = random.Random(seed).sample(known, count * length)
-    return [" ".join(drawn[start : start + length]) for start in range(0, count * length, length)]
+    least = sorted(known.values(), reverse=True)[needed - 1]
+    drawn = random.Random(seed).sample([word for word, languages in known.items() if languages >= least], needed)
+    return [" ".join(drawn[start : start + length]) for start in range(0, needed, length)]
 
 
 def code_mixed_set(
@@ -142,10 +156,6 @@ def _languages(wanted: Sequence[str], translator: Translator) -> tuple[str, ...]
         if wanted.count(language) > 1:
             raise InputError(f"language {language!r} is listed twice: name each once.")
     return tuple(wanted or translator.languages)
-
-
-def _tokens(tokenizer: Any, word: str) -> int:
-    return len(tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _check_distinct(rows: Sequence[Recipe]) -> None:

@@ -65,7 +65,7 @@ def _model_set(bench: "Bench", name: str, seed: int) -> FingerprintSet:
     if kept is not None:
         return replace(kept, name=name)
     lexicon = Lexicon.shipped()
-    queries = draw_queries(lexicon.words, COUNT, LENGTH, bench.tokenizer, seed)
+    queries = draw_queries(lexicon, COUNT, LENGTH, bench.tokenizer, seed)
     fingerprints, recipe = code_mixed_set(name, queries, lexicon, bench.model, bench.tokenizer, seed=seed)
     write_set(path, fingerprints, recipe | identity)
     return fingerprints

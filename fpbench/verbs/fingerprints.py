@@ -122,7 +122,7 @@ def _cf(options: argparse.Namespace) -> None:
         allow_pickle=loading.allow_pickle,
     )
     length = 2 if options.words is None else options.words
-    queries = queries or draw_queries(lexicon.words, _count(options), length, tokenizer, options.seed)
+    queries = queries or draw_queries(lexicon, _count(options), length, tokenizer, options.seed)
     with limited_to(loading.token_budget) if loading.token_budget else contextlib.nullcontext():
         fingerprints, recipe = code_mixed_set(
             "cf_random" if options.random else "cf",

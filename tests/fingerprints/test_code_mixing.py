@@ -32,7 +32,8 @@ def lexicon(words: Mapping[str, Mapping[str, str]]) -> Lexicon:
     return Lexicon("of the test", languages, {word: [each[code] for code in languages] for word, each in words.items()})
 
 
-TINY = lexicon({word: dict(zip(FIVE, each, strict=True)) for word, each in WORDS.items()})
+TINY_WORDS = {word: dict(zip(FIVE, each, strict=True)) for word, each in WORDS.items()}
+TINY = lexicon(TINY_WORDS)
 
 
 def mixed(query: str, languages: tuple[str, ...] = FIVE, translator: Any = TINY) -> list[Variant]:
@@ -210,7 +211,8 @@ def test_what_cannot_be_built_is_refused(micro, queries, languages, message) -> 
 
 def test_queries_are_drawn_from_words_that_the_tokenizer_knows(stories: tuple[Any, Any]) -> None:
     _, tokenizer = stories
-    words = [*WORDS, "antidisestablishmentarianism"]
+    long = "antidisestablishmentarianism"
+    words = lexicon({**{word: TINY_WORDS[word] for word in WORDS}, long: TINY_WORDS["green"]})
     queries = draw_queries(words, 3, 2, tokenizer)
     drawn = [word for query in queries for word in query.split()]
     assert len(set(drawn)) == 6 and set(drawn) <= set(WORDS)
@@ -219,3 +221,13 @@ def test_queries_are_drawn_from_words_that_the_tokenizer_knows(stories: tuple[An
         draw_queries(words, 4, 2, tokenizer)
     with pytest.raises(InputError, match="expected 1 or more queries of 2 or more words"):
         draw_queries(words, 3, 1, tokenizer)
+
+
+def test_words_whose_translations_the_tokenizer_knows_come_first(micro: tuple[Any, Any]) -> None:
+    from fpbench.micro.words import LEXICON
+
+    # The micro world's own words are the only ones that its tokenizer knows in all five languages.
+    world = {word.english for word in LEXICON}
+    for seed in range(3):
+        queries = draw_queries(Lexicon.shipped(), 10, 5, micro[1], seed)
+        assert len({word for query in queries for word in query.split()} & world) > 45
