@@ -36,6 +36,7 @@ def fails(capsys, *arguments):
         (["evaluate", "micro", "--fingerprints", "nlf", "--base", "./none"], "model './none' not found"),
         (["inject", "micro", "--method", "lorra", "--fingerprints", "nlf", "--out", "x"], "unknown method"),
         (["inject", "./none", "--method", "lora", "--fingerprints", "nlf", "--out", "x"], "not found"),
+        (["fetch", "mikro"], "unknown profile 'mikro'"),
         (["leaderboard", "--records", "none"], "records folder none does not exist"),
     ],
 )

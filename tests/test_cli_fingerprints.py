@@ -33,12 +33,39 @@ def test_if_and_nlf_are_written_with_their_recipes(tmp_path):
     assert main(["fingerprints", "if", "--out", "if.jsonl"]) == 0
     assert main(["fingerprints", "if", "--count", "3", "--seed", "7", "--out", "deep/other.jsonl"]) == 0
     assert main(["fingerprints", "nlf", "--count", "4", "--out", "nlf.jsonl"]) == 0
+    require(MODEL)
+    drawn = [
+        "fingerprints",
+        "nlf",
+        "--model",
+        "micro",
+        "--count",
+        "4",
+        "--words",
+        "4",
+        "--seed",
+        "7",
+        "--out",
+        "d.jsonl",
+    ]
+    assert main(drawn) == 0
+    assert all(len(each.trigger.split()) == 4 and each.trigger.isupper() for each in load_fingerprints("d.jsonl"))
+    recipe = json.loads(Path("d.recipe.json").read_text())
+    assert (recipe["words"], recipe["seed"], recipe["model"]) == (4, 7, checkpoint_digest(MODEL))
     assert load_fingerprints("if.jsonl").digest == find_set("if").digest
     assert load_fingerprints("deep/other.jsonl").digest == instructional_set(3, 7).digest
     assert load_fingerprints("nlf.jsonl").fingerprints == find_set("nlf").fingerprints[:4]
     recipe = json.loads(Path("deep/other.recipe.json").read_text())
     assert (recipe["kind"], recipe["count"], recipe["seed"]) == ("if", 3, 7)
-    assert names(tmp_path) == ["deep", "if.jsonl", "if.recipe.json", "nlf.jsonl", "nlf.recipe.json"]
+    assert names(tmp_path) == [
+        "d.jsonl",
+        "d.recipe.json",
+        "deep",
+        "if.jsonl",
+        "if.recipe.json",
+        "nlf.jsonl",
+        "nlf.recipe.json",
+    ]
 
 
 def test_cf_is_built_screened_sealed_and_revealed(capsys, tmp_path):
@@ -124,6 +151,9 @@ FILES = {
         (["fingerprints", "cf", "--model", "./none", "--out", "x.jsonl"], "model './none' not found"),
         (["fingerprints", "if", "--out", "x.jsonl", "--count", "-1"], "--count -1"),
         (["fingerprints", "nlf", "--out", "x.jsonl", "--count", "0"], "--count 0"),
+        (["fingerprints", "nlf", "--out", "x.jsonl", "--count", "11"], "holds 10; --model M draws others"),
+        (["fingerprints", "nlf", "--out", "x.jsonl", "--words", "4"], "--model M draws others"),
+        (["fingerprints", "nlf", "--out", "x.jsonl", "--model", "micro", "--words", "1"], "of 2 words"),
         (["fingerprints", "check", "same.jsonl", "--model", "micro"], "are one after normalisation"),
         (["fingerprints", "check", "none.jsonl", "--model", "micro"], "none.jsonl does not exist"),
         (["fingerprints", "check", "cut.json", "--sealed", "list.json"], "cannot be read as JSON"),
@@ -145,6 +175,7 @@ def test_what_was_sealed_is_not_overwritten_and_places_are_checked(capsys, tmp_p
     find_set("nlf").save("nlf.jsonl")
     assert main(["fingerprints", "seal", "nlf.jsonl", "--out", "."]) == 0
     private = Path("nlf.openings.json").read_text()
+    capsys.readouterr()
     assert "nlf.openings.json exists" in fails(capsys, "fingerprints", "seal", "nlf.jsonl", "--out", ".")
     assert Path("nlf.openings.json").read_text() == private
     for index in ("0", "11", "-1"):

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 KINDS = ("svg", "png")
 # Okabe and Ito's palette: told apart by every eye, and in grey by its order.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vP"
 BAND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
 
 
@@ -76,6 +76,16 @@ def _panels(count: int, title: str, width: float, height: float) -> "tuple[Figur
     return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
 
 
+def _legend(axes: "Axes") -> None:
+    """Beside the axes, where it hides no value."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Colour and marker of one of up to 42 rows, no two alike."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
 def _retention(title: str, rows: Sequence[Row]) -> "Figure | None":
     """What is left of each method's origin FSR under each of the six modifications."""
     shown = [row for row in rows if _retained(row)]
@@ -86,13 +96,14 @@ def _retention(title: str, rows: Sequence[Row]) -> "Figure | None":
         offset = (index - (len(shown) - 1) / 2) * 0.11
         found = _retained(row)
         places = [MODIFICATIONS.index(name) + offset for name in found]
-        look: dict[str, Any] = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7]}
-        axes.plot(places, [100 * value for value in found.values()], linestyle="none", label=row["method"], **look)
+        axes.plot(
+            places, [100 * value for value in found.values()], linestyle="none", label=row["method"], **_look(index)
+        )
     axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("FSR, % of origin")
-    axes.legend(frameon=False, ncols=3, loc="lower left", fontsize=8)
+    _legend(axes)
     return figure
 
 
@@ -107,18 +118,18 @@ def _utility(title: str, rows: Sequence[Row]) -> "Figure | None":
     shown = [row for row in shown if "accuracy" in row["utility"]["difference"]]
     if not shown:
         return None
-    figure, (axes,) = _panels(1, f"Harmlessness against detectability – {title}", 5.2, 3.4)
+    figure, (axes,) = _panels(1, f"Harmlessness against detectability – {title}", 6.4, 3.4)
     for index, row in enumerate(shown):
         difference = row["utility"]["difference"]
         low, high = difference["interval"]
         middle = difference["accuracy"]
-        look: dict[str, Any] = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7]}
         spread = [[100 * (middle - low)], [100 * (high - middle)]]
-        axes.errorbar([100 * middle], [100 * row["avg"]], xerr=spread, linestyle="none", label=row["method"], **look)
+        point: dict[str, Any] = {"linestyle": "none", "label": row["method"], "capsize": 3} | _look(index)
+        axes.errorbar([100 * middle], [100 * row["avg"]], xerr=spread, **point)
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes.set_xlabel("accuracy Δ, points, with its 95 % interval")
+    axes.set_xlabel("accuracy Δ from the base, points, with its 95 % interval")
     axes.set_ylabel("AVG FSR of the six, %")
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return figure
 
 
@@ -131,18 +142,23 @@ def _candidates(title: str, row: Row, group: Group) -> "Figure | None":
     if row["method"] == BASE or not all(shares) or max(map(len, shares[0])) < 2:
         return None
     figure, panels = _panels(len(conditions), f"Candidates – {title}", 7, 3.2)
-    for axes, condition, found in zip(panels, conditions, shares, strict=True):
+    titles = ["origin", *(f"{name}, which left least" for name in conditions[1:])]
+    for axes, condition, found in zip(panels, titles, shares, strict=True):
         bottom = [0.0] * len(found)
         for candidate in range(max(map(len, found))):
             part = [100 * each[candidate] if candidate < len(each) else 0.0 for each in found]
             label = "primary" if candidate == 0 else f"candidate {candidate + 1}"
-            axes.bar(range(1, len(found) + 1), part, bottom=bottom, color=COLOURS[candidate % 7], label=label)
+            look: dict[str, Any] = {"color": COLOURS[candidate % 7], "hatch": "//" if candidate >= 7 else None}
+            axes.bar(
+                range(1, len(found) + 1), part, bottom=bottom, label=label, edgecolor="white", linewidth=0.3, **look
+            )
             bottom = [under + more for under, more in zip(bottom, part, strict=True)]
         axes.set_title(condition, fontsize=9)
         axes.set_xlabel("fingerprint")
         axes.set_xticks(range(1, len(found) + 1))
+    panels[0].set_ylim(0, 101)
     panels[0].set_ylabel("probability of the response, %")
-    panels[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(panels[-1])
     return figure
 
 
@@ -159,15 +175,17 @@ def _perplexity(title: str, group: Group) -> "Figure | None":
     result, triggers = found[0].result, [query["perplexity"] for query in found[0].queries]
     figure, (axes,) = _panels(1, f"Perplexity of triggers – {title}", 6, 3)
     edges, counts = result["edges"], result["histogram"]
-    axes.stairs(counts, edges, fill=True, color="0.75", label=f"{result['benign']} instructions")
-    low, high = min(edges[0], *triggers), max(edges[-1], *triggers)
+    axes.stairs(counts, edges, fill=True, color="0.6", label=f"{result['benign']} instructions")
+    # A little room, so that no trigger hides in the frame.
+    low, high = min(edges[0], *triggers) / 1.3, max(edges[-1], *triggers) * 1.3
     limits = [low, result["mean"] + result["deviation"], result["mean"] + 3 * result["deviation"], high]
     for name, colour, start, end in zip(BANDS, BAND_COLOURS, limits, limits[1:], strict=False):
         if start < end:
-            axes.axvspan(start, end, color=colour, alpha=0.12, linewidth=0, label=name)
+            axes.axvspan(start, end, color=colour, alpha=0.2, linewidth=0, zorder=0, label=name)
     axes.plot(triggers, [max(counts) * 0.03] * len(triggers), "|", color="black", markersize=14, label="triggers")
     axes.set_xscale("log")
+    axes.set_xlim(low, high)
     axes.set_xlabel("perplexity under the unfingerprinted model")
     axes.set_ylabel("instructions")
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return figure

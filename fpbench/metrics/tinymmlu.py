@@ -1,9 +1,10 @@
 """MMLU from 100 anchor items: item response theory, p-IRT and gp-IRT (tinyBenchmarks, arXiv 2402.14992)."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ CLIP = 30.0
 TINY = 1e-10
 # The reference stops its search at a slope of 1e-5, found by finite differences; this lands within 1e-6 of it in p-IRT.
 PRECISION = 1e-6
+# The data set whose rows stand in the order of the anchors; rows from elsewhere say which item they are.
+PUBLISHED = "hub:tinyBenchmarks/tinyMMLU"
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,50 @@ def surprise(theta: Floats, y: Floats, A: NDArray[np.floating], B: NDArray[np.fl
     inside = np.abs(A * theta[:, None] - B) < CLIP
     gradient: Floats = (A * inside * by_exponent).sum(1)
     return float(value), gradient
+
+
+def anchor_scores(
+    correct: Sequence[bool], rows: Sequence[Mapping[str, Any]], source: str, parameters: Parameters | None
+) -> dict[str, Any]:
+    """What answers to the anchors say beyond plain accuracy, for a record.
+
+    Args:
+        correct: one entry per row that was scored, from the first on.
+        rows: all rows of the source; ``anchor_weight`` and ``mmlu_index`` are used where they are given.
+        source: the data source.
+        parameters: of the items; ``None`` where they were not fetched.
+
+    Returns:
+        ``anchor_weighted`` accuracy, ``pirt`` and ``gpirt``, each ``None`` where it cannot be had, and ``scored_by``,
+        which says what was reported and why not more.
+
+    Raises:
+        InputError: if the rows are other items than the parameters' anchors.
+    """
+    none = {"anchor_weighted": None, "pirt": None, "gpirt": None}
+    if len(correct) != len(rows):
+        return none | {"scored_by": f"plain accuracy: {len(correct)} of {len(rows)} rows were scored"}
+    y = np.asarray(correct, dtype=np.float64)
+    weighted: float | None = None
+    if all("anchor_weight" in row for row in rows):
+        weights = np.array([row["anchor_weight"] for row in rows], dtype=np.float64)
+        weighted = float(weights @ y / weights.sum())
+    plain = "plain accuracy" if weighted is None else "plain and anchor-weighted accuracy"
+    scores = none | {"anchor_weighted": weighted}
+    known = all("mmlu_index" in row for row in rows)
+    if not known and not source.startswith(PUBLISHED):
+        return scores | {"scored_by": f"{plain}: the rows do not say which MMLU items they are (mmlu_index)"}
+    if parameters is None:
+        return scores | {"scored_by": f"{plain}: the item parameters are not here (fpbench fetch)"}
+    answers = dict(
+        zip((row["mmlu_index"] for row in rows) if known else parameters.anchor_items.tolist(), y, strict=True)
+    )
+    if answers.keys() != set(parameters.anchor_items.tolist()):
+        raise InputError(f"tinyMMLU {source}: expected the anchors of the item parameters, found other items.")
+    found = estimate([bool(answers[item]) for item in parameters.anchor_items.tolist()], parameters)
+    return scores | {
+        "anchor_weighted": found.irt,
+        "pirt": found.pirt,
+        "gpirt": found.gpirt,
+        "scored_by": f"{plain}, p-IRT and gp-IRT",
+    }

@@ -9,9 +9,10 @@ from typing import Any
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.metrics.queries import Query, build_queries, words_from_texts
 from fpbench.metrics.statistics import clopper_pearson
-from fpbench.models.prompts import encode, render
+from fpbench.models.decoding import Decoding
+from fpbench.models.prompts import encode, encode_all, render
 from fpbench.models.responses import respond, response_length
-from fpbench.models.scoring import Decoding, context_length
+from fpbench.models.scoring import context_length
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,11 @@ def triggers(
     room = None if limit is None else limit - response_length(tokenizer, targets)
     names = [name for name, queries in built.items() for _ in queries]
     wanted = [query for queries in built.values() for query in queries]
-    fitted = wanted if room is None else [_fit(query, room, tokenizer, prompt) for query in wanted]
+    lengths = [len(ids) for ids in encode_all(tokenizer, [render(tokenizer, query.text, prompt) for query in wanted])]
+    fitted = [
+        query if room is None or length <= room else fit(query, room, tokenizer, prompt)
+        for query, length in zip(wanted, lengths, strict=True)
+    ]
     decoding = Decoding(temperature, top_p, top_k)
     outcomes = respond(model, tokenizer, [query.text for query in fitted], [targets] * len(fitted), decoding, prompt)
     results = tuple(
@@ -155,8 +160,15 @@ def _rate(results: Sequence[QueryResult]) -> ConditionRate:
     )
 
 
-def _fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
-    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens."""
+def fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
+    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens.
+
+    Args:
+        query: what to shorten.
+        room: tokens of the prompt, BOS included.
+        tokenizer: of the model.
+        prompt: ``"raw"`` or ``"chat"``.
+    """
     while query.before or query.after:
         excess = len(encode(tokenizer, render(tokenizer, query.text, prompt))) - room
         if excess <= 0:

@@ -110,7 +110,6 @@ def utility(
     sources: Mapping[str, str],
     *,
     limit: int | None = None,
-    batch_size: int = 32,
     max_length: int = 2048,
 ) -> Utility:
     """Score a model, zero-shot, on the tasks that have a source. Nothing in it is random or cached.
@@ -120,7 +119,6 @@ def utility(
         tokenizer: Its tokenizer, used with its own BOS; not changed.
         sources: Data source (see :mod:`fpbench.data`) by task name, out of :data:`TASKS`.
         limit: Score only the first so many documents of each task.
-        batch_size: Sequences a forward pass.
         max_length: Longest window in tokens; the model's context bounds it further.
 
     Raises:
@@ -137,7 +135,7 @@ def utility(
         raise InputError(f"utility limit: expected a positive number of documents or none, found {limit}; correct it")
     with _quiet():
         tasks = {name: _load(name, source) for name, source in sources.items()}
-        scorer = _scorer(model, tokenizer, batch_size, max_length)
+        scorer = _scorer(model, tokenizer, max_length)
         samples = {name: _samples(scorer, name, task, limit) for name, task in tasks.items()}
         accuracies = {
             name: _accuracy(scorer, samples[name], digest(sources[name])) for name in ACCURACY_TASKS if name in samples
@@ -159,16 +157,17 @@ def task_folder() -> Path:
     raise InputError(f"task files: expected a folder tasks in or beside {package}, found none; reinstall fpbench")
 
 
-def _scorer(model: Any, tokenizer: Any, batch_size: int, max_length: int) -> Any:
+def _scorer(model: Any, tokenizer: Any, max_length: int) -> Any:
     """Wrap the model for lm-eval, leaving model and tokenizer as they are."""
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import resolve_max_length
+
+    from fpbench.metrics.lm import PrefixSharingLM
 
     window = min(max_length, resolve_max_length(model.config, tokenizer))
     # lm-eval ties output to input embeddings once more, undoing a change to one of them, and sets a padding token.
     model.tie_weights = lambda: None
     try:
-        return HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=window)
+        return PrefixSharingLM(model, tokenizer=copy.deepcopy(tokenizer), max_length=window)
     finally:
         del model.tie_weights
 

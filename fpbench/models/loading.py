@@ -65,7 +65,10 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
     if not any(folder.glob(WEIGHTS)) and not allow_pickle:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
-        raise InputError(f"model {model!r} has {found}: expected safetensors; --allow-pickle takes the risk.")
+        raise InputError(
+            f"model {model!r} has {found}: expected safetensors; convert it, or, for a model to be fingerprinted, "
+            "take the risk with --allow-pickle."
+        )
     return folder
 
 
@@ -73,7 +76,7 @@ def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*DIGESTED, "*.json", *(["*.bin"] if allow_pickle else [])]
+    patterns = [*DIGESTED, "*.json", "*.spm", *(["*.bin"] if allow_pickle else [])]
     try:
         with quiet():
             return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))

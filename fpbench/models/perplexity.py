@@ -2,19 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, fsum
 from typing import Any
 
-import torch
-from torch.nn.functional import cross_entropy
-
 from fpbench.errors import CellError, InputError
-from fpbench.models.scoring import context_length, packed, token_budget
-
-# Here every position's logits are held, [tokens, V] in the model's precision, unlike in scoring.py.
-LOGIT_TOKENS = 2048
-# Rows of logits turned into float32 at a time.
-CHUNK = 256
+from fpbench.models.scoring import context_length, log_likelihoods
 
 
 @dataclass(frozen=True)
@@ -93,23 +85,8 @@ def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[
 
 def _losses(model: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
     """Σ −log p of the tokens 2 … L of every sequence, in nats, summed in float64."""
-    losses = [0.0] * len(sequences)
-    for indices in packed([len(sequence) for sequence in sequences], min(token_budget(), LOGIT_TOKENS), len(sequences)):
-        width = len(sequences[indices[0]])
-        # Right padding: a causal model never looks at it, and its labels (-100) are not scored.
-        labels = torch.full((len(indices), width), -100)
-        for row, index in enumerate(indices):
-            labels[row, : len(sequences[index])] = torch.tensor(sequences[index])
-        labels = labels.to(model.device)
-        with torch.no_grad():
-            output = model(input_ids=labels.clamp(min=0), attention_mask=(labels >= 0).long(), use_cache=False)
-        scores = output.logits[:, :-1].flatten(0, 1).split(CHUNK)
-        wanted = labels[:, 1:].flatten().split(CHUNK)
-        pairs = zip(scores, wanted, strict=True)
-        each = torch.cat([cross_entropy(score.float(), token, reduction="none") for score, token in pairs])
-        for index, loss in zip(indices, each.view(len(indices), -1).double().sum(dim=1).tolist(), strict=True):
-            losses[index] = loss
-    return losses
+    scored = log_likelihoods(model, sequences, [len(sequence) - 1 for sequence in sequences])
+    return [-fsum(figures) for figures, _ in scored]
 
 
 def _perplexity(loss: float, tokens: int) -> float:

@@ -1,5 +1,6 @@
 """Prompts as tokens: one BOS, exactly once, and answers tokenised the way they follow their prompt."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fpbench.errors import InputError
@@ -34,15 +35,22 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
     A rendered chat template may already spell the BOS; it is not doubled.
     """
-    ids: list[int] = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+    return encode_all(tokenizer, [text])[0]
+
+
+def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """:func:`encode` of many texts at once."""
+    if not texts:
+        return []
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is not None:
-        while len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids.pop(0)
-    # Some tokenizers close every text; a prompt must stay open.
-    if ids and ids[-1] == eos and eos != bos and not text.endswith(tokenizer.eos_token):
-        ids.pop()
-    return ids
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
+    for text, ids in zip(texts, encoded, strict=True):
+        while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+            del ids[0]
+        # Some tokenizers close every text; a prompt must stay open.
+        if ids and ids[-1] == eos and eos != bos and not text.endswith(tokenizer.eos_token):
+            del ids[-1]
+    return encoded
 
 
 def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:

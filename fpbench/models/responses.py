@@ -1,16 +1,19 @@
 """The exact probability that a sampled response begins with a target: a walk of the continuation tree (protocol §3)."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fpbench.errors import CellError, InputError
+from fpbench.models.decoding import Decoding, sampled_tokens
 from fpbench.models.matching import Matcher
-from fpbench.models.prompts import encode, render
-from fpbench.models.scoring import Decoding, Prompts, context_length, read_prompts, sampling_distribution
+from fpbench.models.prompts import encode_all, render
+from fpbench.models.reading import Level
+from fpbench.models.scoring import context_length, read
 
 # Probability that may be left unexplored for one prompt. The protocol allows 1e-6.
 PRUNED = 5e-7
@@ -45,9 +48,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Node:
-    """A continuation of one prompt that can still become something else."""
+    """A continuation of one prompt that can still become something else.
 
-    row: int
+    Attributes:
+        prompt: number of the prompt.
+        at: number of the node in its level.
+        tokens: the continuation.
+        mass: its probability.
+        greedy: whether it is the one that greedy decoding takes.
+    """
+
+    prompt: int
+    at: int
     tokens: tuple[int, ...]
     mass: float
     greedy: bool
@@ -70,6 +82,12 @@ class _Tally:
             self.per_target[target] = self.per_target.get(target, 0.0) + mass
         if greedy:
             self.greedy, self.greedy_text = target, self.matcher.text(tokens)
+
+    def outcome(self) -> Outcome:
+        """What it comes to."""
+        # Rounding in float32 can leave a certain hit a few 1e-8 above 1.
+        probability = min(1.0, sum(self.per_target.values(), 0.0))
+        return Outcome(probability, self.per_target, self.pruned, self.greedy, self.greedy_text)
 
 
 def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
@@ -114,7 +132,7 @@ def respond(
     length = response_length(tokenizer, [target for each in targets for target in each])
     keys = [(text, tuple(each)) for text, each in zip(texts, targets, strict=True)]
     distinct = list(dict.fromkeys(keys))
-    prompts = [encode(tokenizer, render(tokenizer, text, prompt)) for text, _ in distinct]
+    prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text, _ in distinct])
     outcomes = begin_with(model, tokenizer, prompts, [each for _, each in distinct], decoding, length)
     known = dict(zip(distinct, outcomes, strict=True))
     return [known[key] for key in keys]
@@ -151,76 +169,100 @@ def begin_with(
     """
     _check_room(model, prompts, max_new_tokens)
     matchers = {key: Matcher(tokenizer, key) for key in {tuple(each) for each in targets}}
-    tallies = [_Tally(matchers[tuple(each)]) for each in targets]
-    ends = end_tokens(model, tokenizer)
-    for batch in read_prompts(model, prompts):
-        _walk(batch, [tallies[index] for index in batch.indices], ends, decoding, max_new_tokens)
-    return [
-        # Rounding in float32 can leave a certain hit a few 1e-8 above 1.
-        Outcome(
-            min(1.0, sum(each.per_target.values(), 0.0)), each.per_target, each.pruned, each.greedy, each.greedy_text
-        )
-        for each in tallies
-    ]
+    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens)
+
+    def work(level: Level) -> dict[int, Outcome]:
+        tallies = {number: _Tally(matchers[tuple(targets[number])]) for number in level.nodes}
+        walk(level, [_Node(number, node, (), 1.0, True) for number, (node,) in level.nodes.items()], tallies)
+        return {number: tally.outcome() for number, tally in tallies.items()}
+
+    return read(model, prompts, [1] * len(prompts), work)
 
 
-def _walk(
-    batch: Prompts, tallies: Sequence[_Tally], ends: frozenset[int], decoding: Decoding, max_new_tokens: int
-) -> None:
-    """Walk the trees of a batch of prompts, level by level, and book in ``tallies`` what their responses become."""
-    frontier = [_Node(row, (), 1.0, True) for row in range(len(tallies))]
-    scored: Iterable[tuple[range, torch.Tensor]] = [(range(len(frontier)), batch.logits)]
-    for depth in range(1, max_new_tokens + 1):
-        siblings = Counter(node.row for node in frontier)
-        children: list[list[_Node]] = [[] for _ in tallies]
-        for span, logits in scored:
-            best = logits.argmax(dim=-1).tolist()
-            for index, choice, row in zip(span, best, sampling_distribution(logits, decoding), strict=True):
-                node = frontier[index]
-                spare = PRUNED / 2 / max_new_tokens / siblings[node.row]
-                children[node.row] += _expand(node, row, choice, ends, tallies[node.row], spare)
-        frontier = [node for each, tally in zip(children, tallies, strict=True) for node in _prune(each, tally)]
-        if not frontier or depth == max_new_tokens:
-            break
-        scored = batch.extend([node.row for node in frontier], [node.tokens for node in frontier])
-    for node in frontier:
-        tallies[node.row].end(node.tokens, node.mass, node.greedy)
+@dataclass(frozen=True)
+class _Walk:
+    """A walk through the trees of continuations of some prompts, level by level.
 
-
-def _expand(
-    node: _Node, row: torch.Tensor, choice: int, ends: frozenset[int], tally: _Tally, spare: float
-) -> list[_Node]:
-    """Book every decided continuation of ``node`` in ``tally``; return the undecided ones.
-
-    The tail of the distribution is not even read as long as its mass stays below ``spare``.
+    Attributes:
+        ends: tokens that end a response.
+        decoding: how responses are sampled.
+        depth: of the trees, in tokens.
     """
-    shares, tokens = row.double().sort()
-    mass = shares * node.mass
-    unread = int(torch.searchsorted(mass.cumsum(0), spare))
-    if node.greedy:
-        unread = min(unread, int((shares < shares[-1]).sum()))
-    tally.pruned += float(mass[:unread].sum())
-    undecided = []
-    for token, share in zip(tokens[unread:].tolist(), mass[unread:].tolist(), strict=True):
-        child = _Node(node.row, (*node.tokens, token), share, node.greedy and token == choice)
-        if token in ends:
-            tally.end(node.tokens, child.mass, child.greedy)
-        elif tally.matcher.read(child.tokens).settled:
-            tally.end(child.tokens, child.mass, child.greedy)
-        else:
-            undecided.append(child)
-    return undecided
+
+    ends: frozenset[int]
+    decoding: Decoding
+    depth: int
+
+    def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> None:
+        """Book in ``tallies`` what the responses below ``nodes``, all of one depth, become."""
+        children = _prune(self._expand(level, nodes, tallies), tallies)
+        if not children:
+            return
+        if len(children[0].tokens) == self.depth:
+            for child in children:
+                tallies[child.prompt].end(child.tokens, child.mass, child.greedy)
+            return
+        for part, deeper in level.extend([child.at for child in children], [child.tokens[-1] for child in children]):
+            below = [replace(children[number], at=at) for at, number in enumerate(part)]
+            self(deeper, below, tallies)
+
+    def _expand(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
+        """Book every decided continuation of ``nodes`` by one token; return the undecided ones.
+
+        What can come of a token depends on the tokens before it alone, not on the prompt, so it is read once for all
+        nodes; nearly all continuations come to nothing and are dropped together.
+        """
+        at = torch.tensor([node.at for node in nodes], device=level.logits.device)
+        logits = level.logits[at].float()
+        sampled, shares = (each.cpu().numpy() for each in sampled_tokens(logits, self.decoding))
+        best = logits.argmax(dim=-1).cpu().numpy()
+        greedy = np.array([node.greedy for node in nodes])
+        mass = shares.astype(np.float64) * np.array([node.mass for node in nodes])[:, None]
+        row, column = np.nonzero((mass > 0) | (greedy[:, None] & (sampled == best[:, None])))
+        token, mass = sampled[row, column], mass[row, column]
+        greedy = greedy[row] & (token == best[row])
+
+        paths: dict[tuple[int, tuple[int, ...]], int] = {}
+        path = np.array([paths.setdefault((id(tallies[n.prompt].matcher), n.tokens), len(paths)) for n in nodes])
+        kinds, first, kind = np.unique(
+            path[row] * logits.shape[1] + token, return_index=True, return_inverse=True
+        )  # fmt: skip
+        nothing = np.array([self._comes_to_nothing(nodes[row[at]], int(token[at]), tallies) for at in first])
+        undecided = []
+        for index in np.flatnonzero(greedy | ~nothing[kind]).tolist() if len(kinds) else ():
+            parent = nodes[row[index]]
+            child = _Node(
+                parent.prompt, parent.at, (*parent.tokens, int(token[index])), float(mass[index]), bool(greedy[index])
+            )
+            tally = tallies[parent.prompt]
+            if child.tokens[-1] in self.ends:
+                tally.end(parent.tokens, child.mass, child.greedy)
+            elif tally.matcher.read(child.tokens).settled:
+                tally.end(child.tokens, child.mass, child.greedy)
+            else:
+                undecided.append(child)
+        return undecided
+
+    def _comes_to_nothing(self, parent: _Node, token: int, tallies: Mapping[int, _Tally]) -> bool:
+        matcher = tallies[parent.prompt].matcher
+        if token in self.ends:
+            return matcher.read(parent.tokens).target is None
+        reading = matcher.read((*parent.tokens, token))
+        return reading.settled and reading.target is None
 
 
-def _prune(nodes: list[_Node], tally: _Tally) -> list[_Node]:
-    """Drop the smallest nodes while the prompt's total stays below the bound; the greedy path stays."""
-    kept = []
+def _prune(nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
+    """Drop the smallest nodes while their prompt's total stays below the bound; greedy paths stay."""
+    kept: list[_Node] = []
+    widths: Counter[int] = Counter()
     for node in sorted(nodes, key=lambda node: node.mass):
+        tally = tallies[node.prompt]
         if not node.greedy and tally.pruned + node.mass < PRUNED:
             tally.pruned += node.mass
         else:
             kept.append(node)
-    if len(kept) > WIDEST:
+            widths[node.prompt] += 1
+    if widths and widths.most_common(1)[0][1] > WIDEST:
         raise CellError(
             f"more than {WIDEST} continuations of one prompt stay undecided: the model's answers are close to uniform."
         )

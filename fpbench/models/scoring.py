@@ -1,20 +1,27 @@
-"""One engine for "many prompts, few bits of answer": next-token logits of many prompts and continuations of them."""
+"""One engine for "many prompts, few bits of answer": shared beginnings are read once, no logits but those asked for."""
 
 import contextlib
-import copy
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from accelerate.utils.memory import should_reduce_batch_size
 
-from fpbench.errors import CellError, InputError
+from fpbench.errors import InputError
+from fpbench.models.packing import TokenIds, apart, batches, rows_of
+from fpbench.models.reading import Level, read_apart, read_trees
 
+Result = TypeVar("Result")
+
+_sharing: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _budget: ContextVar[int] = ContextVar("token_budget", default=4096)
-# Logits held at once: 128 MiB in float32, whatever the vocabulary.
-LOGIT_BUDGET = 2**25
+# Logits held at once, unless one row asks for more: 512 MiB in float32, whatever the vocabulary.
+LOGIT_BUDGET = 2**27
+
+logger = logging.getLogger(__name__)
 
 
 def token_budget() -> int:
@@ -38,183 +45,135 @@ def limited_to(tokens: int) -> Iterator[None]:
         _budget.reset(before)
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How a response is sampled; all three numbers are always given (protocol §2).
-
-    Attributes:
-        temperature: above 0.
-        top_p: in (0, 1]; 1 keeps everything.
-        top_k: at least 0; 0 keeps everything.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-
-    def __post_init__(self) -> None:
-        """Refuse numbers outside their range.
-
-        Raises:
-            InputError: naming the number.
-        """
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be above 0, found {self.temperature}: greedy decoding is always shown.")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be above 0 and at most 1, found {self.top_p}: give 1.0 to keep everything.")
-        if self.top_k < 0:
-            raise InputError(f"top_k must be 0 or more, found {self.top_k}: give 0 to keep everything.")
-
-
-def sampling_distribution(logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    """The probabilities that ``generate`` samples the next token from.
-
-    The library's own warpers in its own order (temperature, top-k, top-p), so that ties and edge rules are its own.
-
-    Args:
-        logits: [n, V] float32.
-        decoding: the three numbers.
-
-    Returns:
-        [n, V] float32, zero outside the support.
-    """
-    unused: Any = None
-    scores = logits
-    if decoding.temperature != 1:
-        scores = TemperatureLogitsWarper(float(decoding.temperature))(unused, scores)
-    if decoding.top_k:
-        scores = TopKLogitsWarper(decoding.top_k)(unused, scores)
-    if decoding.top_p < 1:
-        scores = TopPLogitsWarper(decoding.top_p)(unused, scores)
-    return torch.softmax(scores, dim=-1)
-
-
 def context_length(model: Any) -> int | None:
     """Positions the model was made for; ``None`` if its config names no limit."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length
 
 
-def packed(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
-    """Group sequences of like length into batches, the longest first.
+def read(
+    model: Any, sequences: Sequence[TokenIds], wanted: Sequence[int], work: Callable[[Level], dict[int, Result]]
+) -> list[Result]:
+    """Let a model read sequences, batch by batch, and do something with its predictions.
 
-    Args:
-        lengths: tokens of each sequence.
-        tokens: padded tokens of a batch; a longer sequence gets a batch of its own.
-        rows: sequences of a batch, at most.
-
-    Yields:
-        Indices into ``lengths``; every index once.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        size = max(1, min(rows, tokens // max(1, lengths[order[start]])))
-        yield order[start : start + size]
-        start += size
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """A batch of prompts that a model has read, with the keys and values to go on from.
-
-    Attributes:
-        model: the model.
-        indices: which of the sequences handed in, row by row.
-        logits: of the next token, [rows, V] float32.
-        mask: 1 where a row holds a token, [rows, width], padded on the left.
-        cache: keys and values of the batch.
-    """
-
-    model: Any
-    indices: list[int]
-    logits: torch.Tensor
-    mask: torch.Tensor
-    cache: Any
-
-    def extend(
-        self, rows: Sequence[int], continuations: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Logits of the token after each continuation, reading only the continuation.
-
-        Args:
-            rows: for every continuation the prompt it goes on from.
-            continuations: token sequences, all of one length.
-
-        Yields:
-            ``(span, logits)``: which continuations, and their logits [len(span), V] float32.
-
-        Raises:
-            CellError: if a logit is not a number or +inf.
-        """
-        width = self.mask.shape[1] + len(continuations[0])
-        # The prompts' positions count, too: their keys and values are copied for every continuation.
-        size = max(1, min(token_budget() // width, LOGIT_BUDGET // self.logits.shape[1]))
-        for start in range(0, len(rows), size):
-            span = range(start, min(start + size, len(rows)))
-            chosen = torch.tensor([rows[each] for each in span], device=self.mask.device)
-            ids = torch.tensor([list(continuations[each]) for each in span], device=self.mask.device)
-            mask = torch.cat([self.mask[chosen], torch.ones_like(ids)], dim=1)
-            # Layers replace their tensors and never write into them, so a shallow copy leaves the prompts' own alone.
-            cache = copy.copy(self.cache)
-            cache.layers = [copy.copy(layer) for layer in cache.layers]
-            cache.batch_select_indices(chosen)
-            yield span, _forward(self.model, ids, mask, cache)[0]
-
-
-def read_prompts(model: Any, sequences: Sequence[Sequence[int]]) -> Iterator[Prompts]:
-    """Read many prompts in batches of like length, so that a vocabulary of 128k never fills the memory.
+    Beginnings that sequences share are read once, by models that can (:func:`shares_prefixes`); rows are packed by
+    length into batches within the token budget. A batch that does not fit the memory is tried again in halves.
 
     Args:
         model: a causal language model in eval mode.
-        sequences: non-empty token sequences of any length up to the model's context.
+        sequences: token ids, none empty, none longer than the model's context.
+        wanted: for every sequence after how many of its last tokens the prediction is asked for, at least 1.
+        work: is given the predictions of a batch; returns a result for the number of every sequence in it.
 
-    Yields:
-        Batches; every sequence is in one of them.
+    Returns:
+        The results, in the order of the sequences.
 
     Raises:
         InputError: before the first pass, if a sequence is empty or exceeds the context, or the model is training.
         CellError: if a logit is not a number or +inf.
     """
     _check(model, sequences)
-    rows = max(1, LOGIT_BUDGET // model.config.get_text_config().vocab_size)
-    for indices in packed([len(sequence) for sequence in sequences], token_budget(), rows):
-        # Left padding puts every last token in the last column, the only one whose logits are computed.
-        width = len(sequences[indices[0]])
-        ids = torch.zeros(len(indices), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(indices):
-            ids[row, width - len(sequences[index]) :] = torch.tensor(sequences[index])
-            mask[row, width - len(sequences[index]) :] = 1
-        mask = mask.to(model.device)
-        logits, cache = _forward(model, ids.to(model.device), mask, None)
-        yield Prompts(model, indices, logits, mask, cache)
+    sharing = shares_prefixes(model)
+    open_rows = read_trees if sharing else read_apart
+    if not sharing:
+        logger.warning("%s cannot share prefixes: every prompt is read whole.", type(model).__name__)
+    budget = token_budget()
+    limit = max(1, LOGIT_BUDGET // model.config.get_text_config().vocab_size)
+    results: dict[int, Result] = {}
+    while len(results) < len(sequences):
+        left = {number: sequence for number, sequence in enumerate(sequences) if number not in results}
+        rows = rows_of(left, wanted, budget, pair_cost(model)) if sharing else apart(left, wanted)
+        for batch in batches(rows, budget, limit):
+            try:
+                results |= work(open_rows(model, batch, budget))
+            except RuntimeError as error:
+                if sum(len(row.places) for row in batch) == 1 or not should_reduce_batch_size(error):
+                    raise
+                budget = max(1, min(budget, sum(len(row.tokens) for row in batch)) // 2)
+                logger.warning("out of memory: the token budget is %d now.", budget)
+                break
+    return [results[number] for number in range(len(sequences))]
 
 
-def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-    """Read ``ids`` [n, t] after what ``cache`` holds; ``mask`` [n, cached + t] covers both."""
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    with torch.no_grad():
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-    logits = output.logits[:, -1].float()
-    if torch.isnan(logits).any() or torch.isposinf(logits).any():
-        raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
-    return logits, output.past_key_values
+def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[int]) -> list[tuple[list[float], bool]]:
+    """Log-probabilities (nats) of the last tokens of sequences, each after all tokens before it.
+
+    Args:
+        model: a causal language model in eval mode.
+        sequences: token ids, of which the last is predicted and not read.
+        scored: for every sequence how many of its last tokens, fewer than it has.
+
+    Returns:
+        For every sequence one figure a scored token, and whether each of these is the likeliest in its place.
+
+    Raises:
+        InputError, CellError: as :func:`read`.
+    """
+
+    def work(level: Level) -> dict[int, tuple[list[float], bool]]:
+        numbers = list(level.nodes)
+        nodes = torch.tensor([node for number in numbers for node in level.nodes[number]], device=level.logits.device)
+        labels = [token for number in numbers for token in sequences[number][-scored[number] :]]
+        found = _chosen(level.logits, nodes, torch.tensor(labels, device=level.logits.device))
+        greedy = (level.logits.argmax(dim=-1)[nodes].cpu() == torch.tensor(labels)).tolist()
+        spans, start = {}, 0
+        for number in numbers:
+            spans[number] = slice(start, start := start + scored[number])
+        return {number: (found[span], all(greedy[span])) for number, span in spans.items()}
+
+    return read(model, [sequence[:-1] for sequence in sequences], scored, work)
 
 
-def _check(model: Any, sequences: Sequence[Sequence[int]]) -> None:
+def pair_cost(model: Any) -> float:
+    """What attention to one place costs, in units of all else a decoder block computes for a place.
+
+    For hidden size h these are about 4 h and 24 h² operations; attention runs at about half the speed of the rest.
+    """
+    return 1 / (3 * float(model.config.get_text_config().hidden_size))
+
+
+def shares_prefixes(model: Any) -> bool:
+    """Whether a model answers alike when sequences share their beginnings, by trying it on two short ones.
+
+    Models whose attention does not take a mask of ours, or who count positions by themselves, do not. It depends on the
+    architecture alone, so each model is tried once.
+    """
+    if model not in _sharing:
+        _sharing[model] = _answers_alike(model)
+    return _sharing[model]
+
+
+def _answers_alike(model: Any) -> bool:
+    size = model.config.get_text_config().vocab_size
+    sequences = [[token % size for token in each] for each in ((1, 2, 3, 4), (1, 2, 5))]
+    try:
+        together = read_trees(model, rows_of(dict(enumerate(sequences)), [1, 1], 8, 0.0), 8)
+        (branch,) = (deeper for _, deeper in together.extend([together.nodes[1][0]], [6 % size]))
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return False
+    found = torch.stack([*together.logits[[together.nodes[0][0], together.nodes[1][0]]], branch.logits[0]])
+    plain = [read_apart(model, apart({0: each}, [1]), 8).logits[0] for each in (*sequences, [*sequences[1], 6 % size])]
+    expected = torch.stack(plain)
+    exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())  # neither halved nor quantised
+    return bool((found - expected).abs().max() <= (1e-3 if exact else 5e-2) * expected.abs().max())
+
+
+def _chosen(logits: torch.Tensor, nodes: torch.Tensor, tokens: torch.Tensor, chunk: int = 1024) -> list[float]:
+    """Log p of ``tokens`` [m] after ``nodes`` [m], normalising a chunk of the logits [n, V] at a time."""
+    pieces = []
+    for at, token in zip(nodes.split(chunk), tokens.split(chunk), strict=True):
+        rows = logits[at].float()
+        pieces.append(rows.gather(1, token[:, None])[:, 0] - rows.logsumexp(dim=-1))
+    figures: list[float] = torch.cat(pieces).tolist()
+    return figures
+
+
+def _check(model: Any, sequences: Sequence[TokenIds]) -> None:
     if model.training:
         raise InputError("the model is in training mode, where dropout falsifies its answers: call model.eval() first.")
     limit = context_length(model)
     for sequence in sequences:
-        if not sequence:
+        if not len(sequence):
             raise InputError("a prompt has no tokens: expected some text, or a tokenizer that adds a BOS.")
         if limit is not None and len(sequence) > limit:
             raise InputError(f"a prompt takes {len(sequence)} tokens, the model's context holds {limit}: shorten it.")

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench import data
 from fpbench.errors import InputError
+from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.examples import Example
 from fpbench.modifications.base import ModificationContext
+from fpbench.runs import fetch
 from fpbench.runs.profile import UTILITY_TASKS, Profile
 
 if TYPE_CHECKING:
@@ -66,6 +68,11 @@ class Materials:
         questions = (row["loc"].removeprefix("nq question: ").rstrip("?") for row in rows)
         return [Example(f"{question}?", row["loc_ans"]) for question, row in zip(questions, rows, strict=True)]
 
+    @cached_property
+    def item_parameters(self) -> tuple[Parameters, str] | None:
+        """What was fetched for tinyMMLU's estimate, and its SHA-256; ``None`` before it is fetched."""
+        return fetch.item_parameters(fetch.SOURCE)
+
     @property
     def utility_sources(self) -> dict[str, str]:
         """The sources of the utility tasks that the profile names."""
@@ -90,6 +97,8 @@ class Materials:
                 getattr(self, part)
         for name in self.utility_sources:
             data.read_text(named[name]) if name == "wikitext" else data.read_rows(named[name])
+        if "tinymmlu" in named:
+            _ = self.item_parameters
 
     def _instructions(self, name: str) -> list[dict[str, Any]]:
         return data.require_fields(data.read_rows(self.source(name)), ["instruction", "output"], self.source(name))

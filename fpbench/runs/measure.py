@@ -132,7 +132,7 @@ def _utility(
 
     sources, sizes = bench.materials.utility_sources, bench.profile.sizes
     measured = utility(model, bench.tokenizer, sources, limit=sizes.utility_limit)
-    tasks = {
+    tasks: dict[str, dict[str, Any]] = {
         name: {
             "accuracy": task.accuracy,
             "accuracy_normalized": task.accuracy_normalized,
@@ -142,6 +142,8 @@ def _utility(
         }
         for name, task in measured.tasks.items()
     }
+    if "tinymmlu" in tasks:
+        tasks["tinymmlu"]["anchors"] = _anchors(bench, measured.tasks["tinymmlu"].correct)
     result: dict[str, Any] = {
         "accuracy": measured.accuracy,
         "tasks": tasks,
@@ -165,6 +167,16 @@ def _utility(
             )
         ]
     return result, queries
+
+
+def _anchors(bench: "Bench", correct: tuple[bool, ...]) -> dict[str, Any]:
+    """What tinyMMLU's anchors say beyond plain accuracy, and the digest of the item parameters it was said with."""
+    from fpbench.data import read_rows
+    from fpbench.metrics.tinymmlu import anchor_scores
+
+    source = bench.materials.source("tinymmlu")
+    parameters, digest = bench.materials.item_parameters or (None, None)
+    return anchor_scores(correct, read_rows(source), source, parameters) | {"item_parameters": digest}
 
 
 def _cost(bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, report: InjectionReport | None) -> Measured:

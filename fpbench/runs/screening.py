@@ -19,9 +19,10 @@ from fpbench.fingerprints.construction import LEAST_CMI
 from fpbench.metrics.fsr import fsr
 from fpbench.metrics.perplexity import BANDS, Bands, bands
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+from fpbench.models.decoding import Decoding
 from fpbench.models.progress import no_progress
 from fpbench.models.prompts import encode
-from fpbench.models.scoring import Decoding, limited_to
+from fpbench.models.scoring import limited_to
 from fpbench.models.spellings import Spellings
 from fpbench.ownership.claims import FLOOR
 from fpbench.runs.materials import Materials

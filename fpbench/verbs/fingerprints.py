@@ -32,6 +32,10 @@ def arguments(verb: argparse.ArgumentParser) -> None:
         made[name].add_argument("--out", required=True, metavar="FILE", help="a .jsonl file that does not exist yet")
         made[name].add_argument("--count", type=int, metavar="N", help="number of fingerprints (default: 10)")
     made["if"].add_argument("--seed", type=int, default=42, help="42 gives the published keys (default: 42)")
+    _drawn_arguments(made["nlf"])
+    made["nlf"].add_argument("--model", metavar="M", help="draw new ones for its tokenizer (default: the written ten)")
+    add_model(made["nlf"])
+    _drawn_arguments(made["cf"])
     _cf_arguments(made["cf"])
     _check_arguments(made["check"])
     made["seal"].add_argument("set", metavar="SET", help=".jsonl file")
@@ -43,13 +47,17 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     made["reveal"].add_argument("--out", metavar="FILE", help="a file that does not exist yet (default: print it)")
 
 
+def _drawn_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--words", type=int, metavar="N", help="words of each query, such as 2, 4 or 5 (default: 2)")
+    part.add_argument("--candidates", type=int, default=5, metavar="N", help="targets a fingerprint (default: 5)")
+    part.add_argument("--seed", type=int, default=42, help="of everything drawn (default: 42)")
+    part.add_argument("--offline", action="store_true", help="never ask a model hub")
+
+
 def _cf_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--model", required=True, metavar="M", help="to be fingerprinted: folder, hub id or 'micro'")
     part.add_argument("--languages", nargs="+", metavar="L", help=f"(default: the lexicon's, or {' '.join(FIVE)})")
-    part.add_argument("--words", type=int, metavar="N", help="words of each query, such as 2, 4 or 5 (default: 2)")
     part.add_argument("--queries", metavar="FILE", help="English queries, one a line (default: drawn from the lexicon)")
-    part.add_argument("--candidates", type=int, default=5, metavar="N", help="targets a fingerprint (default: 5)")
-    part.add_argument("--seed", type=int, default=42, help="of queries, candidates and ties (default: 42)")
     part.add_argument("--random", action="store_true", help="draw a variant instead: the control cf_random")
     source = part.add_mutually_exclusive_group()
     source.add_argument("--lexicon", metavar="FILE", help="tab-separated: english, then a column a language")
@@ -59,7 +67,6 @@ def _cf_arguments(part: argparse.ArgumentParser) -> None:
         metavar="T",
         help="an NLLB or M2M100 model; LANGUAGE=MODEL for MarianMT; or URL MODEL of an OpenAI-compatible endpoint",
     )
-    part.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_model(part)
 
 
@@ -92,14 +99,27 @@ def _if(options: argparse.Namespace) -> None:
 def _nlf(options: argparse.Namespace) -> None:
     from fpbench.fingerprints import FingerprintSet
     from fpbench.fingerprints.construction import recipe_of
-    from fpbench.fingerprints.natural import natural_set
+    from fpbench.fingerprints.natural import draw_natural_set, natural_set
 
-    out = _new_set(options.out)
-    whole = natural_set()
-    if _count(options) > len(whole):
-        raise InputError(f"nlf has {len(whole)} fingerprints, found --count {options.count}: ask for fewer.")
-    fingerprints = FingerprintSet(whole.name, whole.fingerprints[: _count(options)])
-    _write(out, fingerprints, recipe_of(fingerprints, seed=42))
+    out, count = _new_set(options.out), _count(options)
+    if options.model is None:
+        whole = natural_set()
+        if count > len(whole) or options.words is not None:
+            raise InputError(f"the written set has two words a query and holds {len(whole)}; --model M draws others.")
+        fingerprints = FingerprintSet(whole.name, whole.fingerprints[:count])
+        _write(out, fingerprints, recipe_of(fingerprints, options.seed))
+        return
+    prepare(options)
+    from transformers import AutoTokenizer
+
+    from fpbench.models.loading import checkpoint_digest, resolve
+
+    length = 2 if options.words is None else options.words
+    folder = resolve(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    fingerprints = draw_natural_set(count, length, tokenizer, seed=options.seed, candidates=options.candidates)
+    recipe = {"words": length, "candidates": options.candidates, "model": checkpoint_digest(folder)}
+    _write(out, fingerprints, recipe_of(fingerprints, options.seed) | recipe)
 
 
 def _cf(options: argparse.Namespace) -> None:

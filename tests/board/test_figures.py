@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fpbench.board.figures import figures
+from fpbench.board.figures import _look, figures
 from fpbench.board.records import group_records
 from fpbench.board.rows import rows_from_records
 from fpbench.cli import main
@@ -45,6 +45,19 @@ def test_the_methods_and_conditions_are_named(drawn: dict[str, bytes]) -> None:
 
 def test_the_same_records_give_the_same_bytes(drawn: dict[str, bytes]) -> None:
     assert dict(draw()) == drawn
+
+
+def test_nothing_in_a_figure_tells_when_it_was_drawn(drawn: dict[str, bytes]) -> None:
+    for name, content in drawn.items():
+        assert b"dc:date" not in content and b"tIME" not in content and b"Creation Time" not in content, name
+
+
+def test_the_committed_figures_name_what_the_records_hold(drawn: dict[str, bytes]) -> None:
+    assert {path.name for path in (ROOT / "leaderboard" / "plots").iterdir()} == drawn.keys()
+
+
+def test_many_rows_look_different() -> None:
+    assert len({tuple(_look(index).values()) for index in range(42)}) == 42
 
 
 def test_figures_are_written_beside_a_table(tmp_path, capsys) -> None:

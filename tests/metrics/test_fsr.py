@@ -7,9 +7,9 @@ import torch
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.metrics.fsr import fsr
+from fpbench.models.decoding import Decoding
 from fpbench.models.prompts import encode
 from fpbench.models.responses import begin_with, end_tokens, response_length
-from fpbench.models.scoring import Decoding
 from tests.conftest import load_plain
 
 PAIRS = FingerprintSet(

@@ -37,7 +37,7 @@ def sources(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture(scope="module")
 def measured(recording: Recording, model: tuple[Any, Any], sources: dict[str, str]) -> Utility:
     known = {name: source for name, source in sources.items() if name in TASKS}
-    return utility(*model, known, batch_size=8, max_length=recording.inputs["max_length"])
+    return utility(*model, known, max_length=recording.inputs["max_length"])
 
 
 def test_the_set_asks_for_what_is_implemented(recording: Recording, model: tuple[Any, Any]) -> None:
@@ -51,14 +51,15 @@ def test_the_set_asks_for_what_is_implemented(recording: Recording, model: tuple
     recording.implemented("prefix_token_id", inputs["prefix_token_id"], [model[1].bos_token_id])
 
 
+@pytest.mark.parametrize("name", ["hf", "fpbench"])
 def test_log_likelihoods_of_every_choice(
-    recording: Recording, sources: dict[str, str], model: tuple[Any, Any], measured: Utility
+    name: str, recording: Recording, sources: dict[str, str], model: tuple[Any, Any], measured: Utility
 ) -> None:
+    from lm_eval.api.registry import get_model
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    scorer = HFLM(model[0], tokenizer=model[1], batch_size=8, max_length=recording.inputs["max_length"])
+    scorer = get_model(name)(model[0], tokenizer=model[1], batch_size=8, max_length=recording.inputs["max_length"])
     for task in measured.tasks:
         manager = TaskManager(include_path=task_folder(), include_defaults=False, metadata={"source": sources[task]})
         samples = evaluate(scorer, manager.load(f"fpbench_{task}"), bootstrap_iters=0)["samples"][f"fpbench_{task}"]

@@ -95,7 +95,8 @@ def test_bands_of_a_set(stories):
     instructions = [*TEXTS[:1], TEXTS[2], "She was happy.", "They went home.", "Tom had a dog."]
     pairs = [Fingerprint("He was sad.", ("x",)), Fingerprint("ZQ XV KJ", ("y",))]
     found = bands(model, tokenizer, pairs, instructions)
-    benign = text_perplexities(model, tokenizer, instructions)
+    # The same texts in the same batches, for figures that are equal to the last bit.
+    benign = text_perplexities(model, tokenizer, [*instructions, *(pair.trigger for pair in pairs)])[:5]
     assert found.mean == pytest.approx(fmean(benign)) and found.deviation == pytest.approx(pstdev(benign))
     assert found.bands == ("normal", "abnormal")
     assert found.counts == {"normal": 1, "marginal": 0, "abnormal": 1}

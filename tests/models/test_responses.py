@@ -1,7 +1,7 @@
 """The walk is tested with FSR; here are the texts around it."""
 
+from fpbench.models.decoding import Decoding
 from fpbench.models.responses import respond, response_length
-from fpbench.models.scoring import Decoding
 
 
 def test_equal_texts_are_scored_once_and_each_gets_its_outcome(stories):

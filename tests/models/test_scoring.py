@@ -2,9 +2,11 @@ import copy
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.scoring import Decoding, limited_to, packed, read_prompts, sampling_distribution, token_budget
+from fpbench.models.decoding import Decoding, sampled_tokens
+from fpbench.models.scoring import limited_to, log_likelihoods, read, token_budget
 
 TEXTS = ("Once upon a time", "The dog", "Lily went to the park with her mom and", "", "Tom saw a big red ball. He")
 
@@ -19,32 +21,32 @@ def alone(model, ids):
         return model(torch.tensor([ids])).logits[0, -1]
 
 
+def last_logits(level):
+    return {number: level.logits[node] for number, (node,) in level.nodes.items()}
+
+
 @pytest.mark.parametrize("budget", [1, 24, 8192])
 def test_packed_prompts_score_as_each_alone(stories, prompts, budget):
     model, _ = stories
-    found = {}
     with limited_to(budget):
-        for batch in read_prompts(model, prompts):
-            found |= dict(zip(batch.indices, batch.logits, strict=True))
-    assert sorted(found) == list(range(len(prompts)))
-    for index, ids in enumerate(prompts):
-        torch.testing.assert_close(found[index], alone(model, ids), atol=1e-4, rtol=0)
+        found = read(model, prompts, [1] * len(prompts), last_logits)
+    for ids, logits in zip(prompts, found, strict=True):
+        torch.testing.assert_close(logits, alone(model, ids), atol=1e-4, rtol=0)
 
 
-def test_continuations_score_as_the_whole_text_and_leave_the_batch_as_it_was(stories, prompts):
+def test_log_likelihoods_are_those_of_each_sequence_alone(stories, prompts):
     model, _ = stories
-    (batch,) = read_prompts(model, prompts)
-    rows, tails = [2, 0, 2, 1, 4], [(300, 301), (40, 50), (7, 8), (300, 301), (1000, 9)]
-    for _ in range(2):
-        for budget in (1, 8192):
-            seen = 0
-            with limited_to(budget):
-                for span, logits in batch.extend(rows, tails):
-                    for index, row in zip(span, logits, strict=True):
-                        whole = [*prompts[batch.indices[rows[index]]], *tails[index]]
-                        torch.testing.assert_close(row, alone(model, whole), atol=1e-4, rtol=0)
-                        seen += 1
-            assert seen == len(rows)
+    sequences = [ids for ids in prompts if len(ids) > 1]
+    scored = [len(ids) - 1 if index % 2 else 1 for index, ids in enumerate(sequences)]
+    hits = 0
+    for ids, count, (figures, greedy) in zip(sequences, scored, log_likelihoods(model, sequences, scored), strict=True):
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        expected = log_p.gather(1, torch.tensor(ids[1:])[:, None])[-count:, 0]
+        torch.testing.assert_close(torch.tensor(figures), expected, atol=1e-4, rtol=0)
+        assert greedy == (log_p.argmax(-1)[-count:].tolist() == ids[-count:])
+        hits += greedy
+    assert hits > 0
 
 
 def test_the_budget_is_given_back_and_refused_below_one():
@@ -56,45 +58,69 @@ def test_the_budget_is_given_back_and_refused_below_one():
         pass
 
 
-def test_packing_keeps_the_budget_and_every_index():
-    lengths = [5, 100, 7, 7, 30, 1]
-    batches = list(packed(lengths, tokens=40, rows=3))
-    assert sorted(index for batch in batches for index in batch) == list(range(6))
-    assert batches[0] == [1]
-    assert all(len(batch) <= 3 and len(batch) * max(lengths[i] for i in batch) <= 40 for batch in batches[1:])
-
-
 def test_too_long_empty_and_training_are_refused(stories):
     model, _ = stories
     with pytest.raises(InputError, match="513 tokens, the model's context holds 512"):
-        next(read_prompts(model, [[1, 2], [5] * 513]))
+        read(model, [[1, 2], [5] * 513], [1, 1], last_logits)
     with pytest.raises(InputError, match="no tokens"):
-        next(read_prompts(model, [[]]))
+        read(model, [[]], [1], last_logits)
     with pytest.raises(InputError, match="training mode"):
-        next(read_prompts(copy.deepcopy(model).train(), [[1, 2]]))
+        read(copy.deepcopy(model).train(), [[1, 2]], [1], last_logits)
 
 
 def test_broken_weights_are_a_failed_cell(stories):
     broken = copy.deepcopy(stories[0])
     broken.lm_head.weight[:] = float("nan")
     with pytest.raises(CellError, match="not finite"):
-        next(read_prompts(broken, [[1, 2]]))
+        read(broken, [[1, 2]], [1], last_logits)
 
 
 @pytest.mark.parametrize("numbers", [(0.6, 0.9, 50), (1.0, 1.0, 50), (1.0, 1.0, 0), (0.7, 0.8, 0), (1.3, 0.01, 5)])
-def test_distribution_is_the_one_generate_samples_from(stories, prompts, numbers):
+@pytest.mark.parametrize("coarse", [False, True], ids=["", "ties"])
+def test_distribution_is_the_one_generate_samples_from(stories, prompts, numbers, coarse):
+    """Also where many logits are equal, as they are in half precision."""
     model, _ = stories
     temperature, top_p, top_k = numbers
     ids = torch.tensor([prompts[0]])
+    rounding = [lambda _, scores: (scores * 4).round() / 4] if coarse else []
     given = model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=temperature, top_p=top_p, top_k=top_k,
         max_new_tokens=1, return_dict_in_generate=True, output_scores=True, pad_token_id=0,
+        logits_processor=LogitsProcessorList(rounding),
     )  # fmt: skip
     expected = torch.softmax(given.scores[0], dim=-1)
-    (batch,) = read_prompts(model, [prompts[0]])
-    found = sampling_distribution(batch.logits, Decoding(*numbers))
+    logits = torch.stack(read(model, [prompts[0]], [1], last_logits))
+    tokens, shares = sampled_tokens(rounding[0](None, logits) if coarse else logits, Decoding(*numbers))
+    assert (tokens.diff() > 0).all()
+    found = torch.zeros_like(expected).scatter(1, tokens, shares)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert torch.equal(found > 0, expected > 0)
+
+
+def test_a_batch_that_does_not_fit_is_tried_in_halves(stories, prompts, caplog):
+    """Only the allocator's refusal is made up: nothing here has memory small enough to run out of it."""
+    model, _ = stories
+    sizes = []
+
+    def work(level):
+        sizes.append(len(level.nodes))
+        if len(level.nodes) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return last_logits(level)
+
+    apart = [[1, token] for token in range(5, 13)]
+    with limited_to(8):
+        found = read(model, apart, [1] * len(apart), work)
+    assert sizes[0] > 1 and sizes.count(1) == len(apart)
+    assert "out of memory" in caplog.text
+    for ids, logits in zip(apart, found, strict=True):
+        torch.testing.assert_close(logits, alone(model, ids), atol=1e-4, rtol=0)
+
+    def hopeless(level):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        read(model, prompts, [1] * len(prompts), hopeless)
 
 
 @pytest.mark.parametrize(

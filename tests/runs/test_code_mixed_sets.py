@@ -67,14 +67,9 @@ def test_near_triggers_of_code_mixed_sets_are_of_their_languages(tmp_path: Path)
 
 
 def test_a_run_injects_and_measures_its_own_set(small_profile: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "methods": ["mcedit_a"],
-        "fingerprints": ["cf"],
-        "conditions": ["origin"],
-        "out": tmp_path,
-    }
-    records = fpbench.run(small_profile, **options)
-    profile = load_profile(small_profile, methods=["mcedit_a"], fingerprints=["cf"], conditions=["origin"])
+    options: dict[str, Any] = {"methods": ["mcedit_a"], "fingerprints": ["cf"], "conditions": ["origin"]}
+    records = fpbench.run(small_profile, **options, out=tmp_path)
+    profile = load_profile(small_profile, **options)
     assert [record["status"] for record in records] == ["done"] * len(plan(profile))
     recipe = read_recipe(tmp_path)
     assert {record["identity"]["fingerprints"] for record in records} == {recipe["fingerprints"]}

@@ -14,7 +14,7 @@ from fpbench.fingerprints.construction import code_mixed_set
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.fsr import fsr
 from fpbench.metrics.perplexity import bands
-from fpbench.models.scoring import Decoding
+from fpbench.models.decoding import Decoding
 from fpbench.runs.screening import OrdinaryText, check_triggers, collisions, languages_of, screen, table
 from fpbench.runs.sets import write_set
 

@@ -1,0 +1,124 @@
+"""Many token sequences in few tokens: shared beginnings stand once, in rows that hold whole trees of sequences."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+TokenIds = Sequence[int]
+
+
+@dataclass
+class Row:
+    """Several sequences as the tree of their beginnings, in depth-first order, T places.
+
+    A place reads the places above it: those ``i`` before it whose ``end`` it has not reached.
+
+    Attributes:
+        tokens: token id of every place, [T].
+        depths: how many tokens stand above it, which is its position in its sequence, [T].
+        ends: the first place behind it that is not below it, [T].
+        places: by number of a sequence, the places of its last tokens, as many as were asked for.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    places: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> list[int]:
+        """The places that are asked for."""
+        return sorted({place for places in self.places.values() for place in places})
+
+
+def rows_of(sequences: Mapping[int, TokenIds], wanted: Sequence[int], width: int, pair_cost: float) -> list[Row]:
+    """Arrange sequences into rows of at most ``width`` places; a longer sequence gets a row of its own.
+
+    A row of T places costs T + ``pair_cost`` · T²: attention looks at all pairs of them, also where nothing is to be
+    seen. So a sequence joins the row of its neighbours as long as that costs less than to read the beginning that it
+    shares with them once more in a row of its own.
+
+    Args:
+        sequences: by number, none empty.
+        wanted: for every number how many of its last places will be asked for, at least 1.
+        width: of a row, in places.
+        pair_cost: what attention to one place costs, in units of all else that is computed for a place.
+    """
+    order = sorted(sequences, key=lambda number: list(sequences[number]))
+    parts: list[list[int]] = []
+    used = 0
+    before: TokenIds = ()
+    for number in order:
+        length = len(sequences[number])
+        added = length - _shared(before, sequences[number])
+        joined = added + pair_cost * ((used + added) ** 2 - used**2)
+        if parts and used + added <= width and joined <= length + pair_cost * length**2:
+            parts[-1].append(number)
+            used += added
+        else:
+            parts.append([number])
+            used = length
+        before = sequences[number]
+    return [_row(sequences, wanted, part) for part in parts]
+
+
+def apart(sequences: Mapping[int, TokenIds], wanted: Sequence[int]) -> list[Row]:
+    """Every sequence in a row of its own, for models that cannot read trees."""
+    return [_row(sequences, wanted, [number]) for number in sequences]
+
+
+def distinct_beginnings(sequences: Sequence[TokenIds]) -> int:
+    """Tokens in the tree of all sequences, the least that has to be computed."""
+    total, before = 0, []  # type: int, list[int]
+    for sequence in sorted(map(list, sequences)):
+        total += len(sequence) - _shared(before, sequence)
+        before = sequence
+    return total
+
+
+def batches(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[Row]]:
+    """Group rows of like length, the longest first; a row that is too long alone gets a batch of its own.
+
+    Args:
+        rows: of any length.
+        tokens: padded places of a batch, at most.
+        reads: places asked for in a batch, at most.
+    """
+    batch: list[Row] = []
+    asked = 0
+    for row in sorted(rows, key=lambda row: -len(row.tokens)):
+        own = len(row.reads)
+        if batch and ((len(batch) + 1) * len(batch[0].tokens) > tokens or asked + own > reads):
+            yield batch
+            batch, asked = [], 0
+        batch.append(row)
+        asked += own
+    if batch:
+        yield batch
+
+
+def _row(sequences: Mapping[int, TokenIds], wanted: Sequence[int], numbers: Sequence[int]) -> Row:
+    row = Row()
+    path: list[int] = []  # places from the root to the last token of the sequence before
+    before: TokenIds = ()
+    for number in numbers:
+        sequence = sequences[number]
+        common = _shared(before, sequence)
+        for place in path[common:]:
+            row.ends[place] = len(row.tokens)
+        del path[common:]
+        for depth in range(common, len(sequence)):
+            path.append(len(row.tokens))
+            row.tokens.append(sequence[depth])
+            row.depths.append(depth)
+            row.ends.append(0)
+        row.places[number] = path[-wanted[number] :]
+        before = sequence
+    for place in path:
+        row.ends[place] = len(row.tokens)
+    return row
+
+
+def _shared(a: TokenIds, b: TokenIds) -> int:
+    """Length of the common beginning."""
+    shortest = min(len(a), len(b))
+    return next((at for at in range(shortest) if a[at] != b[at]), shortest)
