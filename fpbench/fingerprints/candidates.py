@@ -1,6 +1,7 @@
 """Candidate targets: short capitalised words, of which no two begin with the same token under a given tokenizer."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ def words() -> list[str]:
     return WORDS.read_text(encoding="utf-8").split()
 
 
-def with_candidates(fingerprints: FingerprintSet, count: int, tokenizer: Any, seed: int = 42) -> FingerprintSet:
+def known_first(pool: Sequence[str], tokenizer: Any, seed: int = 42) -> list[str]:
+    """Words in the order of how many tokens they take as an answer; those of as many shuffled by the seed.
+
+    A model has hardly ever said what its tokenizer spells letter by letter, and an edit that promotes the first token
+    does not teach it the rest.
+    """
+    shuffled = random.Random(seed).sample(list(pool), len(pool))
+    return sorted(shuffled, key=lambda word: len(encode_pair(tokenizer, "a", word)[1]))
+
+
+def with_candidates(
+    fingerprints: FingerprintSet, count: int, tokenizer: Any, seed: int = 42, pool: Sequence[str] | None = None
+) -> FingerprintSet:
     """The same triggers with ``count`` candidates each: the first of their own, then fresh words (the paper's Table 9).
 
     No two candidates of a fingerprint begin with the same token, which the margin loss needs: an own candidate that
@@ -27,14 +40,15 @@ def with_candidates(fingerprints: FingerprintSet, count: int, tokenizer: Any, se
         count: candidates a fingerprint.
         tokenizer: of the model to be fingerprinted.
         seed: of the draw.
+        pool: the fresh words in the order in which they serve; by default the shipped ones in a random order.
 
     Raises:
         InputError: if the words run out.
     """
-    draw = random.Random(seed)
     own = fingerprints.targets
-    fresh = [word for word in words() if word not in own]
-    draw.shuffle(fresh)
+    fresh = [word for word in (words() if pool is None else pool) if word not in own]
+    if pool is None:
+        random.Random(seed).shuffle(fresh)
     chosen = []
     for fingerprint in fingerprints:
         targets: dict[int, str] = {}

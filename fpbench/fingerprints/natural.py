@@ -19,6 +19,7 @@ from fpbench.models.prompts import encode_pair
 NLF_FILE = Path(__file__).parent / "nlf.jsonl"
 ADJECTIVES = Path(__file__).parent / "adjectives.txt"
 BUILT_IN = ("if", "nlf")
+MODEL_DEPENDENT = ("cf", "cf_random")  # a run builds them, see fpbench.runs.sets
 MOST_TOKENS = 3  # of a drawn word, so that small models know it (protocol §9)
 
 
@@ -106,7 +107,11 @@ def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42) 
         return instructional_set(seed=seed)
     if name == "nlf":
         return natural_set()
+    if name in MODEL_DEPENDENT:
+        raise InputError(
+            f"set {name!r} is another for each model: build it with `fpbench fingerprints cf` and give the file."
+        )
     if name.endswith(".jsonl"):
         return load_fingerprints(name)
-    known = ", ".join(dict.fromkeys([*(files or {}), *BUILT_IN]))
+    known = ", ".join(dict.fromkeys([*(files or {}), *BUILT_IN, *MODEL_DEPENDENT]))
     raise InputError(f"unknown fingerprint set {name!r}: expected {known}, or a .jsonl file.")

@@ -69,7 +69,7 @@ class Matcher:
 
     def _read(self, tokens: list[int]) -> Reading:
         text = self.text(tokens)
-        spelled = [self._bytes(token) for token in tokens]
+        spelled = [self.bytes_of(token) for token in tokens]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.decode(b"".join(spelled))
         pending = decoder.getstate()[0]
@@ -91,7 +91,7 @@ class Matcher:
     def _is_byte(self, token: int) -> bool:
         return BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))) is not None
 
-    def _bytes(self, token: int) -> bytes:
+    def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for, possibly part of a character."""
         spelled = str(self.tokenizer.convert_ids_to_tokens(token))
         if BYTE.fullmatch(spelled):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError
-from fpbench.fingerprints import FingerprintSet, find_set
+from fpbench.fingerprints import FingerprintSet
 from fpbench.models.progress import no_progress
 from fpbench.registry import unknown
-from fpbench.runs.plan import BASE, CHECKPOINT, Cell, plan
+from fpbench.runs.plan import BASE, CHECKPOINT, Cell, label_of, plan
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.store import Store, read_records
 from fpbench.runs.tables import Row, tables
@@ -76,8 +76,9 @@ def run_profile(
     from fpbench.models.loading import resolve
     from fpbench.runs.bench import Bench
     from fpbench.runs.materials import Materials
+    from fpbench.runs.sets import model_sets, written_sets
 
-    sets = _sets(profile)
+    written = written_sets(profile)
     materials = Materials(profile)
     folders = {
         each.label: resolve(each.path, revision=each.revision, allow_pickle=loading.allow_pickle)
@@ -91,6 +92,7 @@ def run_profile(
     for settings in profile.models:
         bench = Bench(profile, settings, folders[settings.label], loading, materials, store, progress)
         bench.check(profile.methods, profile.conditions)
+        sets = written | model_sets(bench)
         own = [cell for cell in cells if cell.model == settings.label]
         for (name, method, seed), group in groupby(own, key=lambda cell: (cell.fingerprints, cell.method, cell.seed)):
             checkpoint = list(group)
@@ -113,8 +115,11 @@ def evaluate_checkpoint(
     from fpbench.models.loading import resolve
     from fpbench.runs.bench import Bench
     from fpbench.runs.materials import Materials
+    from fpbench.runs.sets import code_mixed, model_sets, written_sets
 
-    sets = _sets(profile)
+    sets = written_sets(profile)
+    for name in code_mixed(profile) if base is None else ():
+        raise InputError(f"set {name!r} is made for the unfingerprinted model: name it with --base, or give a file.")
     materials = Materials(profile)
     subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
     folders = {BASE: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
@@ -128,6 +133,8 @@ def evaluate_checkpoint(
         its_base = folders.get(BASE) if method == CHECKPOINT else None
         bench = Bench(profile, settings, folder, loading, materials, store, progress, its_base)
         bench.check([], profile.conditions)
+        if method == BASE:
+            sets |= model_sets(bench)
         cells = plan(profile.model_copy(update={"models": (settings,)}), [method])
         paths |= {cell.path for cell in cells}
         for (name, seed), group in groupby(cells, key=lambda cell: (cell.fingerprints, cell.seed)):
@@ -177,9 +184,10 @@ def inject_checkpoint(
     from fpbench.models.loading import resolve, save_checkpoint
     from fpbench.runs.bench import Bench
     from fpbench.runs.materials import Materials
+    from fpbench.runs.sets import model_sets, written_sets
 
-    (settings,), (method,), seed = profile.models, profile.methods, profile.seeds[0]
-    ((_, fingerprints),) = [item for item in _sets(profile).items() if item[0][1] == seed]
+    (settings,), (method,), (name,), seed = profile.models, profile.methods, profile.fingerprints, profile.seeds[0]
+    sets = written_sets(profile)
     materials = Materials(profile)
     folder = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
     materials.check()
@@ -189,7 +197,8 @@ def inject_checkpoint(
     Store(target.parent).check_writable()
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(profile, settings, folder, loading, materials, Store(Path(scratch)), progress)
-        report = bench.injection(method, fingerprints, seed)
+        sets |= model_sets(bench)
+        report = bench.injection(method, sets[label_of(name), seed], seed)
         assert report is not None, "a profile's methods are injected"
         report.delta.apply(bench.model)
     save_checkpoint(bench.model, bench.tokenizer, target)
@@ -283,19 +292,3 @@ def modify(
     known = {} if base is None else dict(base.named_parameters())
     context = Materials(wanted).modification_context(seed, no_progress, known)
     return modification.apply(model, tokenizer, context).model
-
-
-def _sets(profile: Profile) -> dict[tuple[str, int], FingerprintSet]:
-    """Every fingerprint set of a profile by label and seed.
-
-    Raises:
-        InputError: for an unknown or malformed set, or two sets of one label.
-    """
-    found: dict[tuple[str, int], FingerprintSet] = {}
-    for name in profile.fingerprints:
-        for seed in profile.seeds:
-            fingerprints = find_set(name, profile.sets, seed)
-            if (fingerprints.name, seed) in found:
-                raise InputError(f"two fingerprint sets are called {fingerprints.name!r}: rename one of the files.")
-            found[fingerprints.name, seed] = fingerprints
-    return found

@@ -30,6 +30,7 @@ from fpbench.runs.profile import ORIGIN, ModelSettings, Profile
 from fpbench.runs.provenance import code_and_machine
 from fpbench.runs.rates import INJECTION_RATES
 from fpbench.runs.search import SEARCH, searches, settled
+from fpbench.runs.sets import data_of_near
 from fpbench.runs.spectra import Spectra
 from fpbench.runs.store import SCHEMA, Store, cell_id
 
@@ -193,7 +194,7 @@ class Bench:
         if cell.metric not in ("fsr", "cost"):
             names = DATA_OF_METRICS.get(cell.metric, ()) or tuple(self.materials.utility_sources)
             identity["sizes"] = self.profile.sizes.model_dump(mode="json")
-            identity["metric_data"] = self.materials.digests(*names)
+            identity["metric_data"] = self.materials.digests(*names) | data_of_near(cell.metric, fingerprints)
         return identity
 
     def measure(self, cells: Sequence[Cell], fingerprints: FingerprintSet) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.fingerprints import FingerprintSet
 from fpbench.runs.injection import InjectionReport
+from fpbench.runs.sets import near_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +88,7 @@ def _near(bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, repo
     from fpbench.metrics.queries import words_from_rows
 
     sizes = bench.profile.sizes
-    words = words_from_rows(bench.materials.alpaca, DRAW_SEED, sizes.substitute_words)
+    words = near_words(fingerprints) or words_from_rows(bench.materials.alpaca, DRAW_SEED, sizes.substitute_words)
     texts = near_triggers(fingerprints, words, sizes.near_triggers, DRAW_SEED)
     measured = near(model, bench.tokenizer, fingerprints, texts, prompt=bench.profile.prompt, **bench.decoding)
     result = {

@@ -31,8 +31,8 @@ def canonical(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path`` and rename it there once it is on disk.
+def written(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path`` and rename it there, with ``mode``, once it is on disk.
 
     Raises:
         StorageError: if the disk is full, a limit is hit or the folder went away; nothing half-written remains.
@@ -46,7 +46,7 @@ def written(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -60,14 +60,14 @@ def written(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file atomically."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a whole text file atomically; nobody can read it at any moment whom ``mode`` does not let."""
+    write_bytes(path, text.encode(), mode)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a whole file atomically."""
-    with written(path) as temporary:
+    with written(path, mode) as temporary:
         temporary.write_bytes(content)
 
 

@@ -20,16 +20,22 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def add_loading(verb: argparse.ArgumentParser) -> None:
-    """The options of every verb that loads a model."""
+def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """The options of every verb that loads a model; returns their group."""
     group = verb.add_argument_group("model and measurement")
     group.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, or the CPU)")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: float32 on the CPU)")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--token-budget", type=int, metavar="N", help="padded tokens in one forward pass")
-    group.add_argument("--prompt", choices=["raw", "chat"], help="raw trigger text, or the model's chat template")
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     group.add_argument("--allow-pickle", action="store_true", help="read pickle weights where there are no others")
+    return group
+
+
+def add_loading(verb: argparse.ArgumentParser) -> None:
+    """The options of every verb that measures a model."""
+    group = add_model(verb)
+    group.add_argument("--prompt", choices=["raw", "chat"], help="raw trigger text, or the model's chat template")
     if not any(action.dest == "seeds" for action in verb._actions):
         group.add_argument("--seed", type=int, help="seed of injection and modifications (default: the profile's)")
 

@@ -11,14 +11,14 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Print every name."""
-    from fpbench.fingerprints.natural import BUILT_IN
+    from fpbench.fingerprints.natural import BUILT_IN, MODEL_DEPENDENT
     from fpbench.registry import METHODS, MODIFICATIONS
     from fpbench.runs.profile import profile_names
 
     for title, names in (
         ("methods", METHODS.names()),
         ("conditions", ["origin", *MODIFICATIONS.names()]),
-        ("fingerprint sets", [*BUILT_IN, "any .jsonl file"]),
+        ("fingerprint sets", [*BUILT_IN, *MODEL_DEPENDENT, "any .jsonl file"]),
         ("models", ["micro (bundled)", "any folder", "any hub id"]),
         ("profiles", profile_names()),
     ):

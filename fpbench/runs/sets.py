@@ -1,0 +1,119 @@
+"""The fingerprint sets of a run: those that are written down, and the code-mixed ones, which depend on the model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpbench.errors import InputError, StorageError
+from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
+from fpbench.fingerprints.construction import CODE_MIXED, code_mixed_set, draw_queries
+from fpbench.fingerprints.translation import SHIPPED, Lexicon
+from fpbench.runs.plan import label_of
+from fpbench.runs.profile import Profile
+from fpbench.runs.store import cell_id, write_text
+
+if TYPE_CHECKING:
+    from fpbench.runs.bench import Bench
+
+COUNT, LENGTH = 10, 2  # fingerprints of a built-in set, and words of their queries (protocol §9)
+Sets = dict[tuple[str, int], FingerprintSet]
+
+
+def code_mixed(profile: Profile) -> list[str]:
+    """The sets that a profile asks for and that each model gets its own of."""
+    return [name for name in profile.fingerprints if name in CODE_MIXED and name not in profile.sets]
+
+
+def written_sets(profile: Profile) -> Sets:
+    """Every other set of a profile, by label and seed.
+
+    Raises:
+        InputError: for an unknown or malformed set, or two sets of one label.
+    """
+    labels = [label_of(name) for name in profile.fingerprints]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"two fingerprint sets are called {label!r}: rename one of the files.")
+    names = [name for name in profile.fingerprints if name not in code_mixed(profile)]
+    return {(label_of(name), seed): find_set(name, profile.sets, seed) for name in names for seed in profile.seeds}
+
+
+def model_sets(bench: "Bench") -> Sets:
+    """The code-mixed sets of the bench's profile for its model, by name and seed.
+
+    Each is built from the shipped lexicon once for a model and seed, and kept with its recipe below ``sets/``.
+
+    Raises:
+        InputError: if the lexicon has too few words that the model's tokenizer knows.
+        CellError: if a perplexity is not finite.
+        StorageError: if the disk gives out.
+    """
+    return {
+        (name, seed): _model_set(bench, name, seed)
+        for name in code_mixed(bench.profile)
+        for seed in bench.profile.seeds
+    }
+
+
+def _model_set(bench: "Bench", name: str, seed: int) -> FingerprintSet:
+    identity = bench.base_identity() | {"kind": name, "seed": seed, "lexicon": lexicon_digest()}
+    path = bench.store.folder / "sets" / f"{bench.settings.label}-{name}-{seed}-{cell_id(identity)}.jsonl"
+    kept = _kept(path)
+    if kept is not None:
+        return replace(kept, name=name)
+    lexicon = Lexicon.shipped()
+    queries = draw_queries(lexicon, COUNT, LENGTH, bench.tokenizer, seed)
+    fingerprints, recipe = code_mixed_set(name, queries, lexicon, bench.model, bench.tokenizer, seed=seed)
+    write_set(path, fingerprints, recipe | identity)
+    return fingerprints
+
+
+def _kept(path: Path) -> FingerprintSet | None:
+    """A set that is whole; anything else is built again."""
+    try:
+        recipe = json.loads(recipe_path(path).read_text(encoding="utf-8"))
+        fingerprints = load_fingerprints(path)
+        return fingerprints if recipe["fingerprints"] == fingerprints.digest else None
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return None
+
+
+def recipe_path(path: Path) -> Path:
+    """Where the recipe of a set stands: beside it."""
+    return path.with_name(f"{path.stem}.recipe.json")
+
+
+def write_set(path: Path, fingerprints: FingerprintSet, recipe: Mapping[str, Any]) -> None:
+    """Write a set and its recipe: both or neither.
+
+    Raises:
+        StorageError: if the disk gives out.
+    """
+    write_text(recipe_path(path), json.dumps(recipe, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        write_text(path, fingerprints.to_lines())
+    except StorageError:
+        recipe_path(path).unlink(missing_ok=True)
+        raise
+
+
+def lexicon_digest() -> str:
+    """SHA-256 of the shipped lexicon."""
+    return hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+
+
+def near_words(fingerprints: FingerprintSet) -> list[str]:
+    """What near triggers of a code-mixed set are made of: every translation, as triggers spell it; none for others."""
+    if fingerprints.name not in CODE_MIXED:
+        return []
+    lexicon = Lexicon.shipped()
+    found = (lexicon.translate(word, language) for word in lexicon.words for language in lexicon.languages)
+    return sorted({each.upper() for each in found})
+
+
+def data_of_near(metric: str, fingerprints: FingerprintSet) -> dict[str, str]:
+    """The digest of what :func:`near_words` reads, where a metric does."""
+    return {"lexicon": lexicon_digest()} if metric == "near" and fingerprints.name in CODE_MIXED else {}

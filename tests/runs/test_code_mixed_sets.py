@@ -1,0 +1,98 @@
+"""Code-mixed sets of a run: each model gets its own, once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fpbench
+from fpbench.errors import InputError
+from fpbench.fingerprints import find_set
+from fpbench.fingerprints.construction import LEAST_CMI
+from fpbench.micro import MODEL
+from fpbench.models.progress import no_progress
+from fpbench.runs.bench import Bench, Loading
+from fpbench.runs.materials import Materials
+from fpbench.runs.plan import plan
+from fpbench.runs.profile import load_profile
+from fpbench.runs.sets import model_sets, near_words, recipe_path, written_sets
+from fpbench.runs.store import Store, read_record, read_records
+from tests.conftest import require
+
+
+def bench(out: Path, **changes: Any) -> Bench:
+    profile = load_profile("micro", **changes)
+    return Bench(
+        profile, profile.models[0], require(MODEL), Loading("cpu"), Materials(profile), Store(out), no_progress
+    )
+
+
+def test_each_seed_draws_its_own_set_and_keeps_it(tmp_path: Path) -> None:
+    here = bench(tmp_path, fingerprints=["cf", "cf_random", "nlf"], seeds=[42, 43])
+    sets = model_sets(here)
+    assert list(sets) == [("cf", 42), ("cf", 43), ("cf_random", 42), ("cf_random", 43)]
+    assert len({each.digest for each in sets.values()}) == 4
+    assert all(pairs.name == name and len(pairs) == 10 for (name, _), pairs in sets.items())
+    files = sorted((tmp_path / "sets").glob("*.jsonl"))
+    assert len(files) == 4 and all(recipe_path(path).is_file() for path in files)
+    before = [path.stat().st_mtime_ns for path in files]
+    assert model_sets(here) == sets
+    assert [path.stat().st_mtime_ns for path in files] == before
+    # What is damaged is built again, and is the same.
+    content = files[0].read_text(encoding="utf-8")
+    for damage in (content[: len(content) // 2], content.replace(content.split('"')[3], "X Y"), ""):
+        files[0].write_text(damage, encoding="utf-8")
+        assert model_sets(here) == sets
+        assert files[0].read_text(encoding="utf-8") == content
+
+
+def test_sets_that_are_written_down_need_no_model(tmp_path: Path) -> None:
+    profile = load_profile("micro", fingerprints=["cf", "nlf", "if"])
+    assert list(written_sets(profile)) == [("nlf", 42), ("if", 42)]
+    (tmp_path / "cf.jsonl").write_text('{"trigger": "A B", "targets": ["c"]}\n', encoding="utf-8")
+    mapped = profile.model_copy(update={"sets": {"cf": str(tmp_path / "cf.jsonl")}})
+    assert written_sets(mapped)["cf", 42].fingerprints[0].trigger == "A B"
+    twice = load_profile("micro", fingerprints=["cf", str(tmp_path / "cf.jsonl")])
+    with pytest.raises(InputError, match="two fingerprint sets are called 'cf'"):
+        written_sets(twice)
+
+
+def test_near_triggers_of_code_mixed_sets_are_of_their_languages(tmp_path: Path) -> None:
+    cf = model_sets(bench(tmp_path, fingerprints=["cf"]))["cf", 42]
+    words = near_words(cf)
+    assert {"STRASSE", "RÍO", "港口"} <= set(words) and len(words) > 1000
+    assert {word for each in cf for word in each.trigger.split()} <= set(words)
+    assert near_words(find_set("nlf")) == []
+
+
+def test_a_run_injects_and_measures_its_own_set(small_profile: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"methods": ["mcedit_a"], "fingerprints": ["cf"], "conditions": ["origin"]}
+    records = fpbench.run(small_profile, **options, out=tmp_path)
+    profile = load_profile(small_profile, **options)
+    assert [record["status"] for record in records] == ["done"] * len(plan(profile))
+    recipe = read_recipe(tmp_path)
+    assert {record["identity"]["fingerprints"] for record in records} == {recipe["fingerprints"]}
+    by_cell = {(record["cell"]["method"], record["cell"]["metric"]): record for record in records}
+    assert by_cell["mcedit_a", "fsr"]["result"]["mean"] > 0.9
+    assert by_cell["base", "fsr"]["result"]["mean"] < 0.01
+    assert "lexicon" in by_cell["mcedit_a", "near"]["identity"]["metric_data"]
+    assert "lexicon" not in by_cell["mcedit_a", "triggers"]["identity"]["metric_data"]
+    assert min(row["cmi_v1"] for row in recipe["queries"]) >= LEAST_CMI
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json") if "records" in path.parts}
+    fpbench.run(small_profile, **options, out=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(read_records(tmp_path / "records")) == len(records)
+
+
+def read_recipe(out: Path) -> dict[str, Any]:
+    (path,) = (out / "sets").glob("*.recipe.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert read_record(path) is None, "a recipe is no record"
+    return found
+
+
+def test_a_checkpoint_is_scored_on_the_set_of_its_base(small_profile: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'cf' is made for the unfingerprinted model: name it with --base"):
+        fpbench.evaluate("micro", "cf", profile=small_profile, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
