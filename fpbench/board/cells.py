@@ -87,6 +87,12 @@ def bands(row: Row) -> str:
     return NONE if found is None else "/".join(str(found["counts"][band]) for band in BANDS)
 
 
+def trigger_perplexity(row: Row) -> str:
+    """Mean perplexity of the set's triggers under the base."""
+    found = row["bands"]
+    return NONE if found is None else f"{found['trigger_mean']:.0f}"
+
+
 def claim(row: Row) -> str:
     """Matches needed, and the power to get them."""
     found = row["claim"]

@@ -22,6 +22,14 @@ MARKERS = "osD^vP"
 BAND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
 
 
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "fpbench",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
 def figures(rows: Sequence[Row], groups: dict[RowKey, Group]) -> Iterator[tuple[str, bytes]]:
     """Every figure that the records allow, as (file name, content).
 
@@ -38,13 +46,7 @@ def figures(rows: Sequence[Row], groups: dict[RowKey, Group]) -> Iterator[tuple[
         raise InputError("figures need matplotlib, which is not installed: pip install 'fpbench[plots]'.") from None
     matplotlib.use("agg")
     measured = [row for row in rows if row["trust"] != "reported"]
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "fpbench",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         for model, fingerprints in dict.fromkeys((row["model"], row["fingerprints"]) for row in measured):
             own = [row for row in measured if (row["model"], row["fingerprints"]) == (model, fingerprints)]
             injected = [row for row in own if row["method"] != BASE]
@@ -56,6 +58,57 @@ def figures(rows: Sequence[Row], groups: dict[RowKey, Group]) -> Iterator[tuple[
                 title = f"{model} · {fingerprints} · {row['method']}"
                 yield from _saved(f"candidates-{name}-{row['method']}", _candidates(title, row, group))
                 yield from _saved(f"perplexity-{name}", _perplexity(f"{model} · {fingerprints}", group))
+
+
+def study_figure(title: str, rows: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, bytes]]:
+    """What a study's variants keep under each condition, and how often ordinary text sets them off.
+
+    Args:
+        title: of the figure.
+        rows: the name of each variant in the study, with its row of the leaderboard.
+
+    Yields:
+        (``svg`` or ``png``, content).
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    with matplotlib.rc_context(STYLE):
+        for name, content in _saved("study", _study(title, rows)):
+            yield name.rpartition(".")[2], content
+
+
+def _study(title: str, rows: Sequence[tuple[str, Row]]) -> "Figure":
+    figure, (left, right) = _panels(2, title, 9, 1.4 + 0.32 * len(rows))
+    for index, condition in enumerate(("origin", "ria40", "AVG")):
+        found = [(place, each) for place, (_, row) in enumerate(rows) if (each := _point(row, condition))]
+        if found:
+            places = [place + 0.22 * (index - 1) for place, _ in found]
+            spread = [[100 * each[side] for _, each in found] for side in (1, 2)]
+            look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "label": condition} | _look(index)
+            left.errorbar([100 * each[0] for _, each in found], places, xerr=spread, **look)
+    rates = [(place, row["triggers"]["average"]) for place, (_, row) in enumerate(rows) if row["triggers"]]
+    right.barh([place for place, _ in rates], [100 * rate for _, rate in rates], color="0.6", height=0.6)
+    models = {row["model"] for _, row in rows}
+    names = [label if len(models) == 1 else f"{row['model']} · {label}" for label, row in rows]
+    left.set_yticks(range(len(rows)), names)
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_xlim(0, 102)
+    left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
+    right.set_xlabel("accidental triggers, mean rate, %")
+    right.set_xlim(left=0)
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
+    """FSR and how far its interval reaches down and up."""
+    if condition == "AVG":
+        value, bounds = row["avg"], row["avg_interval"]
+    else:
+        found = row["conditions"].get(condition, {})
+        value, bounds = found.get("fsr"), found.get("interval")
+    return None if value is None or bounds is None else (value, value - bounds[0], bounds[1] - value)
 
 
 def _saved(name: str, figure: "Figure | None") -> Iterator[tuple[str, bytes]]:

@@ -53,7 +53,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         "triggers": _triggers(group, rescore),
         "near": _near(group, rescore),
         # Bands belong to the set and the base; they are shown on every row that uses both.
-        "bands": _first(base or group, "bands"),
+        "bands": _bands(base or group),
         "claim": _claim(group, base),
         "cost": _cost(group),
         "rank": None,
@@ -193,6 +193,15 @@ def _near(group: Group, rescore: bool) -> Row | None:
         return found
     queries = group.finished("near")[0].queries
     return found | {"rate": fmean(query["probability"] for query in queries), "n": len(queries)}
+
+
+def _bands(group: Group) -> Row | None:
+    """Perplexity bands of the set's triggers, with their mean perplexity."""
+    found = _first(group, "bands")
+    if found is None:
+        return None
+    queries = group.finished("bands")[0].queries
+    return found | {"trigger_mean": fmean(query["perplexity"] for query in queries)}
 
 
 def _first(group: Group, metric: str) -> Row | None:

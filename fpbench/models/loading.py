@@ -114,6 +114,29 @@ def pick_device(device: str | None) -> str:
     return device
 
 
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer of a checkpoint folder.
+
+    Raises:
+        InputError: if transformers cannot load it; the first line of its reason is kept.
+    """
+    from transformers import AutoTokenizer
+
+    with _loading(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Whatever transformers says against a folder as one clear line."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"model folder {os.fspath(folder)!r} cannot be loaded: {reason}") from None
+
+
 def load_model(
     folder: Path,
     *,
@@ -135,23 +158,19 @@ def load_model(
         InputError: if transformers cannot load it; the first line of its reason is kept.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, dtype),
-                use_safetensors=None if allow_pickle else True,
-                trust_remote_code=trust_remote_code,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"model folder {os.fspath(folder)!r} cannot be loaded: {reason}") from None
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    with _loading(folder):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+        )
     loaded: nn.Module = model
     return loaded.to(device).eval().requires_grad_(False), tokenizer
 

@@ -1,27 +1,38 @@
-"""The paper's analyses as ordinary grids: variants of one method, or variants of one set, in one table."""
+"""The paper's analyses as ordinary grids: variants of one method, or of one set, in one table and one figure."""
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpbench.board.figures import study_figure
 from fpbench.board.reported import figures
 from fpbench.board.studies import study_table
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
 from fpbench.fingerprints.candidates import with_candidates
+from fpbench.fingerprints.construction import code_mixed_set, draw_queries
+from fpbench.fingerprints.translation import Lexicon
 from fpbench.models.progress import no_progress
 from fpbench.registry import unknown
 from fpbench.runs.api import Progress, run_profile
 from fpbench.runs.plan import BASE
 from fpbench.runs.profile import Profile, Variant
-from fpbench.runs.store import write_text
+from fpbench.runs.sets import write_set
+from fpbench.runs.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from fpbench.runs.bench import Loading
 
-METHOD = "mcedit_a"  # what the paper's ablation, number of targets and query length are measured with
+METHOD = "mcedit_a"  # what all of the paper's analyses but that of the kinds are measured with
+KINDS = ("if", "nlf", "cf", "cf_random")
+CANDIDATES = (1, 3, 5, 10)
+LENGTHS = (2, 4, 5)
+
+Row = dict[str, Any]
+Sets = Callable[[Profile, Path, "Loading"], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -30,18 +41,96 @@ class Study:
 
     Attributes:
         question: what it asks, in one sentence.
-        variants: names of rows and how the method's hyper-parameters differ in each.
-        candidates: how many candidates the set's fingerprints have, one set a number.
+        variants: rows by name, and how the method's hyper-parameters differ in each; without them, the profile's own
+            methods are the rows.
+        sets: makes the sets that it compares, files by name; where it is missing, the profile's own are taken.
+        kinds: built-in sets that it compares.
         reported: the paper's table, by the name of the row.
     """
 
     question: str
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {METHOD: {}})
-    candidates: tuple[int, ...] = ()
-    reported: str = ""
+    variants: Mapping[str, Mapping[str, Any]] | None = None
+    sets: Sets | None = None
+    kinds: tuple[str, ...] = ()
+    reported: str | None = None
+
+    def label(self, row: Row) -> str:
+        """What a row of the leaderboard is called in this study."""
+        if self.kinds:
+            return f"{row['fingerprints']} · {row['method']}"
+        return str(row["fingerprints"] if self.sets else row["method"])
+
+
+def _numbers_of_candidates(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
+    """The profile's one set with more and fewer candidates, words that suit the tokenizer of its one model."""
+    from fpbench.models.loading import load_tokenizer, resolve
+
+    settings, name = _single(profile)
+    tokenizer = load_tokenizer(
+        resolve(settings.path, revision=settings.revision), trust_remote_code=loading.trust_remote_code
+    )
+    files = {}
+    for count in CANDIDATES:
+        made = with_candidates(find_set(name, profile.sets, profile.seeds[0]), count, tokenizer)
+        files[made.name] = folder / f"{made.name}.jsonl"
+        write_text(files[made.name], made.to_lines())
+    return {label: str(path) for label, path in files.items()}
+
+
+def _lengths(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
+    """Code-mixed sets of longer and shorter queries, variants drawn and not selected, as in the paper's appendix E."""
+    from fpbench.models.loading import load_model, resolve
+
+    settings, _ = _single(profile)
+    model, tokenizer = load_model(
+        resolve(settings.path, revision=settings.revision),
+        device=loading.device,
+        dtype=loading.dtype,
+        trust_remote_code=loading.trust_remote_code,
+    )
+    files, lexicon, seed = {}, Lexicon.shipped(), profile.seeds[0]
+    for length in LENGTHS:
+        queries = draw_queries(lexicon, 10, length, tokenizer, seed)
+        made, recipe = code_mixed_set("cf_random", queries, lexicon, model, tokenizer, seed=seed)
+        path = folder / f"{length}-words.jsonl"
+        write_set(path, made, recipe)
+        files[path.stem] = str(path)
+    return files
+
+
+def _single(profile: Profile) -> tuple[Any, str]:
+    """The profile's one model and its one set.
+
+    Raises:
+        InputError: if it has more.
+    """
+    for what, names in (
+        ("--model", [model.label for model in profile.models]),
+        ("--fingerprints", [*profile.fingerprints]),
+    ):
+        if len(names) > 1:
+            raise InputError(
+                f"this study makes sets for one model of one, found {', '.join(names)}: choose with {what}."
+            )
+    return profile.models[0], profile.fingerprints[0]
 
 
 STUDIES = {
+    "kind": Study(
+        "Which part of a result is construction, which is injection (the paper's Tables 2, 3 and 8)?", kinds=KINDS
+    ),
+    "targets": Study(
+        "How many candidate targets should a fingerprint have (the paper's Table 9)?",
+        variants={METHOD: {}},
+        sets=_numbers_of_candidates,
+        reported="number_of_targets_llama",
+    ),
+    "length": Study(
+        "How long should a query be (the paper's Table 10)?",
+        variants={METHOD: {}},
+        sets=_lengths,
+        reported="query_length_llama",
+    ),
     "ablation": Study(
         "Which part of MCEdit carries its detectability (the paper's Table 3)?",
         variants={
@@ -55,10 +144,10 @@ STUDIES = {
         },
         reported="ablation_llama_mcedit_a",
     ),
-    "targets": Study(
-        "How many candidate targets should a fingerprint have (the paper's Table 9)?",
-        candidates=(1, 3, 5, 10),
-        reported="number_of_targets_llama",
+    "margin": Study(
+        "How do the margin γ and its weight λ matter (the paper's Figure 6)?",
+        variants={f"margin_{margin:g}": {"margin": margin} for margin in (0.25, 0.5, 1.0, 2.0, 4.0)}
+        | {f"weight_{weight:g}": {"margin_weight": weight} for weight in (0.0, 0.25, 0.5, 2.0, 4.0)},
     ),
 }
 
@@ -71,11 +160,11 @@ def study(
     progress: Progress = no_progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, int]:
-    """Run one of :data:`STUDIES` on a profile's models and sets and write ``study.md`` beside the leaderboard.
+    """Run one of :data:`STUDIES` on a profile's models and write ``study.md`` and its figure beside the leaderboard.
 
     Args:
         name: which study.
-        profile: models, data, sizes, conditions; its methods are replaced.
+        profile: models, data, sizes, conditions; what the study varies is replaced.
         out: folder of records and tables; a killed study resumes there.
         loading: device, dtype and so on.
         progress: wraps an iterable in a labelled progress bar.
@@ -89,49 +178,50 @@ def study(
     """
     if name not in STUDIES:
         raise unknown("study", name, list(STUDIES))
-    wanted = STUDIES[name]
-    folder = Path(out)
-    changes: dict[str, Any] = {
-        "methods": tuple(wanted.variants),
-        "variants": {
-            label: Variant(method=METHOD, config=dict(config)) for label, config in wanted.variants.items() if config
-        },
-    }
-    if wanted.candidates:
-        changes |= _sets(wanted.candidates, profile, folder)
+    wanted, folder = STUDIES[name], Path(out)
+    changes: dict[str, Any] = {}
+    if wanted.variants is not None:
+        changes["methods"] = tuple(wanted.variants)
+        changes["variants"] = {
+            label: Variant(method=METHOD, config=dict(config))
+            for label, config in wanted.variants.items()
+            if label != METHOD
+        }
+    if wanted.kinds:
+        changes["fingerprints"] = wanted.kinds
+    if wanted.sets:
+        files = wanted.sets(profile, folder / "sets", loading)
+        changes |= {"fingerprints": tuple(files), "sets": dict(profile.sets) | files}
     rows = run_profile(profile.model_copy(update=changes), folder, loading, progress, say)
-    variants = [
-        (str(label), row)
-        for model in profile.models
-        for label in wanted.candidates or wanted.variants
-        for row in rows
-        if row["model"] == model.label and row["method"] != BASE
-        if str(label) == (row["fingerprints"].rpartition("-")[2] if wanted.candidates else row["method"])
-    ]
-    published = figures()[wanted.reported]
-    # The paper calls the method as it is "origin".
-    table = study_table(wanted.question, variants, {METHOD: published.get("origin", {})} | published)
+    shown = _in_order(wanted, profile.model_copy(update=changes), rows)
+    table = study_table(wanted.question, shown, _reported(wanted))
     write_text(folder / "study.md", table)
+    if find_spec("matplotlib"):
+        for kind, content in study_figure(wanted.question, shown):
+            write_bytes(folder / f"study.{kind}", content)
+    else:
+        say("no figure was drawn: that needs matplotlib (pip install 'fpbench[plots]')")
     return table, sum(len(row["failed"]) for row in rows)
 
 
-def _sets(candidates: tuple[int, ...], profile: Profile, folder: Path) -> dict[str, Any]:
-    """Write one set for each number of candidates; the words suit the tokenizer of the profile's one model."""
-    from transformers import AutoTokenizer
+def _in_order(wanted: Study, profile: Profile, rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """The injected rows with what the study calls them, in the order in which it names them."""
+    places = [
+        (model.label, fingerprints, method)
+        for model in profile.models
+        for fingerprints in profile.fingerprints
+        for method in profile.methods
+    ]
+    found = {(row["model"], row["fingerprints"], row["method"]): row for row in rows if row["method"] != BASE}
+    return [(wanted.label(found[place]), found[place]) for place in places if place in found]
 
-    from fpbench.models.loading import resolve
 
-    if len(profile.models) > 1:
-        raise InputError(
-            f"this study draws candidates for one tokenizer, found {len(profile.models)} models: choose one of "
-            f"{', '.join(model.label for model in profile.models)} with --model."
-        )
-    (settings,) = profile.models
-    tokenizer = AutoTokenizer.from_pretrained(resolve(settings.path, revision=settings.revision))
-    files = {}
-    for name in profile.fingerprints:
-        for count in candidates:
-            made = with_candidates(find_set(name, profile.sets, profile.seeds[0]), count, tokenizer)
-            files[made.name] = str(folder / "sets" / f"{made.name}.jsonl")
-            write_text(Path(files[made.name]), made.to_lines())
-    return {"fingerprints": tuple(files), "sets": dict(profile.sets) | files}
+def _reported(wanted: Study) -> Mapping[str, Any]:
+    """The paper's figures by the names of this study's rows."""
+    if wanted.reported is None:
+        return {}
+    published: dict[str, Any] = figures()[wanted.reported]
+    if wanted.sets is not None:
+        return {label: found for number, found in published.items() for label in (f"{number}-words", f"nlf-{number}")}
+    # The paper calls the method as it is "origin".
+    return {METHOD: published["origin"]} | published

@@ -5,12 +5,12 @@ import sys
 
 from fpbench.verbs.common import add_loading, prepare, progress_bar, tell
 
-HELP = "one of the paper's analyses on a profile, as a table"
+HELP = "one of the paper's analyses on a profile, as a table and a figure"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
     """What the verb takes."""
-    verb.add_argument("name", choices=["ablation", "targets"], help="what is varied")
+    verb.add_argument("name", choices=["kind", "targets", "length", "ablation", "margin"], help="what is varied")
     verb.add_argument("--profile", default="micro", help="model, data, sizes and conditions (default: micro)")
     verb.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
     verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")

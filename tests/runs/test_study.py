@@ -35,7 +35,7 @@ def test_every_switch_of_the_ablation_is_a_row_and_another_checkpoint(ablation: 
 def test_the_table_has_the_order_of_the_study_and_the_paper_s_figures(ablation: Path) -> None:
     lines = [line.split("|") for line in (ablation / "study.md").read_text().splitlines() if line.startswith("| micro")]
     assert [line[2].strip() for line in lines] == list(STUDIES["ablation"].variants)
-    figures = {line[2].strip(): line[9].strip() for line in lines}
+    figures = {line[2].strip(): line[11].strip() for line in lines}
     assert figures["mcedit_a"] == "90.0" and figures["single_candidate"] == "81.4"
     assert figures["literal_competitors"] == "–"
 
@@ -45,7 +45,7 @@ def test_candidates_are_sets_of_their_own(small_profile: str, tmp_path: Path) ->
     arguments = ["study", "targets", "--profile", small_profile, "--condition", "origin", "--out", str(tmp_path)]
     assert main(arguments) == 0
     lines = [line.split("|") for line in (tmp_path / "study.md").read_text().splitlines() if line.startswith("| micro")]
-    assert [line[2].strip() for line in lines] == ["1", "3", "5", "10"]
+    assert [line[2].strip() for line in lines] == ["nlf-1", "nlf-3", "nlf-5", "nlf-10"]
     assert sorted(path.stem for path in (tmp_path / "sets").iterdir()) == ["nlf-1", "nlf-10", "nlf-3", "nlf-5"]
 
 
