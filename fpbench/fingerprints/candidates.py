@@ -10,6 +10,7 @@ from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
 from fpbench.models.prompts import encode_pair
 
 WORDS = Path(__file__).parent / "candidates.txt"
+NAMES = Path(__file__).parent / "names.txt"
 
 
 def words() -> list[str]:
@@ -17,14 +18,23 @@ def words() -> list[str]:
     return WORDS.read_text(encoding="utf-8").split()
 
 
+def names() -> list[str]:
+    """First names, which models of children's stories know where they know few other capitalised words."""
+    return NAMES.read_text(encoding="utf-8").split()
+
+
 def known_first(pool: Sequence[str], tokenizer: Any, seed: int = 42) -> list[str]:
-    """Words in the order of how many tokens they take as an answer; those of as many shuffled by the seed.
+    """Words in the order of how many tokens they take as an answer; those of as many in an order of the seed's.
 
     A model has hardly ever said what its tokenizer spells letter by letter, and an edit that promotes the first token
     does not teach it the rest.
     """
-    shuffled = random.Random(seed).sample(list(pool), len(pool))
-    return sorted(shuffled, key=lambda word: len(encode_pair(tokenizer, "a", word)[1]))
+
+    def place(word: str) -> tuple[int, float]:
+        # Of each word by itself, so that a longer pool leaves the order of the others alone.
+        return len(encode_pair(tokenizer, "a", word)[1]), random.Random(f"{seed} {word}").random()
+
+    return sorted(pool, key=place)
 
 
 def with_candidates(

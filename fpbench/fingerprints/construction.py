@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fpbench import __version__
 from fpbench.errors import InputError
-from fpbench.fingerprints.candidates import known_first, with_candidates
+from fpbench.fingerprints.candidates import known_first, names, with_candidates
 from fpbench.fingerprints.candidates import words as answers
 from fpbench.fingerprints.code_mixing import Variant, cmi_v1, cmi_v2, normal_form, translations, variants
 from fpbench.fingerprints.natural import natural_set
@@ -129,7 +129,7 @@ def code_mixed_set(
         })  # fmt: skip
     _check_distinct(rows)
     bare = FingerprintSet(name, tuple(Fingerprint(row["trigger"], ()) for row in rows))
-    pool = known_first([*answers(), *natural_set().targets], tokenizer, seed)
+    pool = known_first([*answers(), *names(), *natural_set().targets], tokenizer, seed)
     fingerprints = replace(with_candidates(bare, candidates, tokenizer, seed, pool), name=name)
     recipe: Recipe = recipe_of(fingerprints, seed) | {
         "languages": list(wanted),
