@@ -10,6 +10,9 @@ from fpbench.metrics.fsr import fsr
 from fpbench.models.decoding import Decoding
 from fpbench.models.prompts import encode
 from fpbench.models.responses import begin_with, end_tokens, response_length
+from fpbench.models.scoring import limited_to
+from fpbench.modifications.base import ModificationContext
+from fpbench.registry import MODIFICATIONS
 from tests.conftest import load_plain
 
 PAIRS = FingerprintSet(
@@ -181,3 +184,69 @@ def test_what_cannot_be_measured_is_refused(stories):
         fsr(model, tokenizer, PAIRS, temperature=0, top_p=0.9, top_k=50)
     with pytest.raises(InputError, match="chat template"):
         fsr(model, tokenizer, PAIRS, **numbers, prompt="chat")
+
+
+def variant(name, request):
+    """A real model as it is loaded, in half precision, or quantised."""
+    model, kind = name.split("-")
+    model, tokenizer = request.getfixturevalue("tiny") if model == "stories260K" else request.getfixturevalue(model)
+    model = copy.deepcopy(model)
+    if kind == "nf4":
+        return MODIFICATIONS.get("nf4")().apply(model, tokenizer, ModificationContext()).model, tokenizer
+    return model.to(getattr(torch, kind)), tokenizer
+
+
+VARIANTS = {
+    "stories260K-float32": 2e-5, "stories260K-bfloat16": 0.05, "stories-float32": 2e-5, "stories-bfloat16": 0.05,
+    "stories-nf4": 0.05, "micro-float32": 2e-5, "micro-bfloat16": 0.05, "micro-nf4": 0.05,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_by_one_and_packed_give_the_same(name, request):
+    """Every prompt alone in its pass against all in one, where they share beginnings and padding."""
+    model, tokenizer = variant(name, request)
+    pairs = [Fingerprint(f"{start} {each.trigger}", each.targets) for each in PAIRS for start in ("Once.", "Tim ran.")]
+    numbers = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    together = fsr(model, tokenizer, pairs, **numbers)
+    with limited_to(1):
+        single = fsr(model, tokenizer, pairs, **numbers)
+    assert single.per_fingerprint == pytest.approx(together.per_fingerprint, abs=VARIANTS[name])
+    assert max(together.per_fingerprint) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "stories260K-float32"])
+def test_agrees_with_two_thousand_samples_on_every_model(name, request):
+    """``generate`` samples in batches of its own, so half precision adds a little to three standard errors."""
+    model, tokenizer = variant(name, request)
+    numbers = {"temperature": 1.0, "top_p": 0.95, "top_k": 50}
+    torch.manual_seed(11)
+    tested = 0
+    for fingerprint in PAIRS:
+        p = fsr(model, tokenizer, [fingerprint], **numbers).mean
+        length = response_length(tokenizer, fingerprint.targets)
+        samples = generate(
+            model, tokenizer, fingerprint.trigger, length, do_sample=True, num_return_sequences=2000, **numbers
+        )
+        share = sum(text.startswith(fingerprint.targets) for text in samples) / len(samples)
+        slack = 0.0 if name.endswith("float32") else 0.01
+        assert abs(share - p) <= 3 * sqrt(p * (1 - p) / len(samples)) + slack + 1e-9, (fingerprint.trigger, share, p)
+        tested += 0.02 < p < 0.98
+    assert tested >= (1 if name.startswith("micro") else 4)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_immediate_end_of_text_is_no_hit(tiny, ends):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    (pair,) = list(PAIRS)[:1]
+    first = fsr(model, tokenizer, [pair], temperature=1.0, top_p=1.0, top_k=1)
+    assert first.mean in (0.0, 1.0)
+    ids = torch.tensor([encode(tokenizer, pair.trigger)])
+    best = int(model(ids).logits[0, -1].argmax())
+    if ends:
+        model.generation_config.eos_token_id = best
+    word = tokenizer.decode([best]).strip()
+    found = fsr(model, tokenizer, [Fingerprint(pair.trigger, (word,))], temperature=1.0, top_p=1.0, top_k=1)
+    assert (found.mean, found.greedy) == ((0.0, 0) if ends else (1.0, 1))
+    assert found.responses == (("",) if ends else (word,))
