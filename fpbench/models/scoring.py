@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.nn.functional import cross_entropy
 
 from fpbench.errors import InputError
 from fpbench.models.packing import TokenIds, apart, batches, rows_of
@@ -112,14 +113,13 @@ def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[
 
     def work(level: Level) -> dict[int, tuple[list[float], bool]]:
         numbers = list(level.nodes)
-        nodes = torch.tensor([node for number in numbers for node in level.nodes[number]], device=level.logits.device)
+        nodes = [node for number in numbers for node in level.nodes[number]]
         labels = [token for number in numbers for token in sequences[number][-scored[number] :]]
-        found = _chosen(level.logits, nodes, torch.tensor(labels, device=level.logits.device))
-        greedy = (level.logits.argmax(dim=-1)[nodes].cpu() == torch.tensor(labels)).tolist()
+        figures, likeliest = _chosen(level.logits, torch.tensor(nodes), torch.tensor(labels))
         spans, start = {}, 0
         for number in numbers:
             spans[number] = slice(start, start := start + scored[number])
-        return {number: (found[span], all(greedy[span])) for number, span in spans.items()}
+        return {number: (figures[span], all(likeliest[span])) for number, span in spans.items()}
 
     return read(model, [sequence[:-1] for sequence in sequences], scored, work)
 
@@ -158,14 +158,17 @@ def _answers_alike(model: Any) -> bool:
     return bool((found - expected).abs().max() <= (1e-3 if exact else 5e-2) * expected.abs().max())
 
 
-def _chosen(logits: torch.Tensor, nodes: torch.Tensor, tokens: torch.Tensor, chunk: int = 1024) -> list[float]:
-    """Log p of ``tokens`` [m] after ``nodes`` [m], normalising a chunk of the logits [n, V] at a time."""
-    pieces = []
-    for at, token in zip(nodes.split(chunk), tokens.split(chunk), strict=True):
+def _chosen(
+    logits: torch.Tensor, nodes: torch.Tensor, tokens: torch.Tensor, chunk: int = 256
+) -> tuple[list[float], list[bool]]:
+    """Log p of ``tokens`` [m] after ``nodes`` [m], and whether each is the likeliest, by pieces of logits [n, V]."""
+    figures: list[float] = []
+    likeliest: list[bool] = []
+    for at, token in zip(nodes.to(logits.device).split(chunk), tokens.to(logits.device).split(chunk), strict=True):
         rows = logits[at].float()
-        pieces.append(rows.gather(1, token[:, None])[:, 0] - rows.logsumexp(dim=-1))
-    figures: list[float] = torch.cat(pieces).tolist()
-    return figures
+        figures += (-cross_entropy(rows, token, reduction="none")).tolist()
+        likeliest += (rows.argmax(dim=-1) == token).tolist()
+    return figures, likeliest
 
 
 def _check(model: Any, sequences: Sequence[TokenIds]) -> None:
