@@ -11,7 +11,7 @@ from fpbench.metrics.queries import Query, build_queries, words_from_texts
 from fpbench.metrics.statistics import clopper_pearson
 from fpbench.models.decoding import Decoding
 from fpbench.models.prompts import encode, encode_all, render
-from fpbench.models.responses import respond, response_length
+from fpbench.models.responses import begin_with, response_length
 from fpbench.models.scoring import context_length
 
 
@@ -114,28 +114,30 @@ def triggers(
         words = words_from_texts(contexts, seed)
     built = build_queries(contexts, [each.trigger for each in fingerprints], words, seed, substitutions)
     targets = list(dict.fromkeys(target for fingerprint in fingerprints for target in fingerprint.targets))
-    limit = context_length(model)
-    room = None if limit is None else limit - response_length(tokenizer, targets)
+    limit, length = context_length(model), response_length(tokenizer, targets)
+    room = None if limit is None else limit - length
     names = [name for name, queries in built.items() for _ in queries]
     wanted = [query for queries in built.values() for query in queries]
-    lengths = [len(ids) for ids in encode_all(tokenizer, [render(tokenizer, query.text, prompt) for query in wanted])]
-    fitted = [
-        query if room is None or length <= room else fit(query, room, tokenizer, prompt)
-        for query, length in zip(wanted, lengths, strict=True)
-    ]
+    texts = [render(tokenizer, query.text, prompt) for query in wanted]
+    prompts, cut = encode_all(tokenizer, texts), 0
+    for number, ids in enumerate(prompts):
+        if room is not None and len(ids) > room:
+            texts[number] = render(tokenizer, fit(wanted[number], room, tokenizer, prompt).text, prompt)
+            prompts[number] = encode(tokenizer, texts[number])
+            cut += 1
     decoding = Decoding(temperature, top_p, top_k)
-    outcomes = respond(model, tokenizer, [query.text for query in fitted], [targets] * len(fitted), decoding, prompt)
+    outcomes = begin_with(model, tokenizer, prompts, [targets] * len(prompts), decoding, length)
     results = tuple(
         QueryResult(
             condition=name,
             trigger_index=query.trigger_index,
             source=query.source,
-            digest=hashlib.sha256(render(tokenizer, query.text, prompt).encode()).hexdigest()[:16],
+            digest=hashlib.sha256(text.encode()).hexdigest()[:16],
             probability=outcome.probability,
             own=outcome.begins_with(fingerprints[query.trigger_index].targets),
             greedy=outcome.greedy is not None,
         )
-        for name, query, outcome in zip(names, fitted, outcomes, strict=True)
+        for name, query, text, outcome in zip(names, wanted, texts, outcomes, strict=True)
     )
     conditions = {name: _rate([result for result in results if result.condition == name]) for name in built}
     activated = len({result.trigger_index for result in results if result.greedy})
@@ -146,7 +148,7 @@ def triggers(
         n=len(fingerprints),
         interval=clopper_pearson(activated, len(fingerprints)),
         error_bound=max(outcome.error_bound for outcome in outcomes),
-        cut=sum(short != query for short, query in zip(fitted, wanted, strict=True)),
+        cut=cut,
         queries=results,
     )
 

@@ -120,5 +120,12 @@ def _row(sequences: Mapping[int, TokenIds], wanted: Sequence[int], numbers: Sequ
 
 def _shared(a: TokenIds, b: TokenIds) -> int:
     """Length of the common beginning."""
-    shortest = min(len(a), len(b))
-    return next((at for at in range(shortest) if a[at] != b[at]), shortest)
+    low, high = 0, min(len(a), len(b))
+    # Halving compares whole slices, which is faster than token by token.
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

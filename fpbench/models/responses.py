@@ -119,7 +119,7 @@ def respond(
     decoding: Decoding,
     prompt: str = "raw",
 ) -> list[Outcome]:
-    """What responses to texts begin with; :func:`begin_with` for texts, equal ones scored once.
+    """What responses to texts begin with: :func:`begin_with` for texts.
 
     Args:
         model: a causal language model in eval mode.
@@ -130,12 +130,8 @@ def respond(
         prompt: ``"raw"`` or ``"chat"``.
     """
     length = response_length(tokenizer, [target for each in targets for target in each])
-    keys = [(text, tuple(each)) for text, each in zip(texts, targets, strict=True)]
-    distinct = list(dict.fromkeys(keys))
-    prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text, _ in distinct])
-    outcomes = begin_with(model, tokenizer, prompts, [each for _, each in distinct], decoding, length)
-    known = dict(zip(distinct, outcomes, strict=True))
-    return [known[key] for key in keys]
+    prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text in texts])
+    return begin_with(model, tokenizer, prompts, targets, decoding, length)
 
 
 def begin_with(
@@ -150,7 +146,7 @@ def begin_with(
 
     Walks, breadth first, the continuations that can still become a target, in the model's sampling distribution. The
     greedy path is walked along as far as it is undecided. Prompts are read once and in batches; one all of whose first
-    tokens are decided needs nothing more.
+    tokens are decided needs nothing more. Equal prompts with equal targets are one.
 
     Args:
         model: a causal language model in eval mode.
@@ -168,15 +164,19 @@ def begin_with(
         CellError: if logits are not finite, or the tree is too wide to be walked to the error bound.
     """
     _check_room(model, prompts, max_new_tokens)
-    matchers = {key: Matcher(tokenizer, key) for key in {tuple(each) for each in targets}}
+    keys = [(tuple(prompt), tuple(each)) for prompt, each in zip(prompts, targets, strict=True)]
+    distinct = list(dict.fromkeys(keys))
+    matchers = {each: Matcher(tokenizer, each) for each in {each for _, each in distinct}}
     walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens)
 
     def work(level: Level) -> dict[int, Outcome]:
-        tallies = {number: _Tally(matchers[tuple(targets[number])]) for number in level.nodes}
+        tallies = {number: _Tally(matchers[distinct[number][1]]) for number in level.nodes}
         walk(level, [_Node(number, node, (), 1.0, True) for number, (node,) in level.nodes.items()], tallies)
         return {number: tally.outcome() for number, tally in tallies.items()}
 
-    return read(model, prompts, [1] * len(prompts), work)
+    outcomes = read(model, [prompt for prompt, _ in distinct], [1] * len(distinct), work)
+    known = dict(zip(distinct, outcomes, strict=True))
+    return [known[key] for key in keys]
 
 
 @dataclass(frozen=True)
