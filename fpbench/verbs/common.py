@@ -40,6 +40,14 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
         group.add_argument("--seed", type=int, help="seed of injection and modifications (default: the profile's)")
 
 
+def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
+    """The profile that the options name, with their prompt and seeds, and what else a verb changes in it."""
+    from fpbench.runs.profile import load_profile
+
+    seeds = options.seeds if "seeds" in options else None if options.seed is None else [options.seed]
+    return load_profile(options.profile, prompt=options.prompt, seeds=seeds, **changes)
+
+
 def prepare(options: argparse.Namespace) -> Any:
     """Offline switch, token budget and loading options, before torch or transformers are imported."""
     if options.offline:

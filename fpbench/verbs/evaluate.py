@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from fpbench.verbs.common import add_loading, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
 
 HELP = "score any Hugging Face checkpoint that somebody hands in"
 
@@ -25,15 +25,12 @@ def do(options: argparse.Namespace) -> int:
     loading = prepare(options)
     from fpbench.board.tables import summary
     from fpbench.runs.api import evaluate_checkpoint
-    from fpbench.runs.profile import load_profile
 
-    profile = load_profile(
-        options.profile,
+    profile = chosen_profile(
+        options,
         methods=[],
         fingerprints=[options.fingerprints],
         conditions=options.condition or ["origin"],
-        prompt=options.prompt,
-        seeds=None if options.seed is None else [options.seed],
     )
     rows = evaluate_checkpoint(
         profile,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.verbs.common import add_loading, add_model, prepare
+from fpbench.verbs.common import add_loading, add_model, chosen_profile, prepare
 
 HELP = "build, screen and seal sets of fingerprints"
 PARTS = {
@@ -199,16 +199,13 @@ def _check(options: argparse.Namespace) -> None:
         print(f"sealed: {json.dumps(found.as_json(), ensure_ascii=False)}")
         return
     loading = prepare(options)
-    from fpbench.runs.profile import load_profile
     from fpbench.runs.screening import screen_profile, table
 
-    profile = load_profile(
-        options.profile,
+    profile = chosen_profile(
+        options,
         models=[options.model],
         methods=[],
         fingerprints=[options.set],
-        prompt=options.prompt,
-        seeds=None if options.seed is None else [options.seed],
     )
     print(table(screen_profile(profile, loading)))
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fpbench.verbs.common import add_loading, prepare, progress_bar
+from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar
 
 HELP = "write a fingerprinted checkpoint that plain transformers loads"
 
@@ -22,15 +22,12 @@ def do(options: argparse.Namespace) -> int:
     """Inject, save, and say what moved."""
     loading = prepare(options)
     from fpbench.runs.api import inject_checkpoint
-    from fpbench.runs.profile import load_profile
 
-    profile = load_profile(
-        options.profile,
+    profile = chosen_profile(
+        options,
         models=[options.model],
         methods=[options.method],
         fingerprints=[options.fingerprints],
-        prompt=options.prompt,
-        seeds=None if options.seed is None else [options.seed],
     )
     report = inject_checkpoint(profile, options.out, loading, progress_bar)
     changed = report.changed

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from fpbench.verbs.common import add_loading, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
 
 HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
 
@@ -28,16 +28,13 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 def do(options: argparse.Namespace) -> int:
     """Run what has no record yet and print the leaderboard."""
     from fpbench.runs.plan import plan
-    from fpbench.runs.profile import load_profile
 
-    profile = load_profile(
-        options.profile,
+    profile = chosen_profile(
+        options,
         models=options.model,
         methods=options.method,
         fingerprints=options.fingerprints,
         conditions=options.condition,
-        seeds=options.seeds,
-        prompt=options.prompt,
     )
     if options.dry_run:
         cells = plan(profile)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from fpbench.verbs.common import add_loading, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
 
 HELP = "one of the paper's analyses on a profile, as a table and a figure"
 
@@ -23,16 +23,13 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 def do(options: argparse.Namespace) -> int:
     """Run the study and print its table."""
     loading = prepare(options)
-    from fpbench.runs.profile import load_profile
     from fpbench.runs.study import study
 
-    profile = load_profile(
-        options.profile,
+    profile = chosen_profile(
+        options,
         models=options.model,
         fingerprints=options.fingerprints,
         conditions=options.condition,
-        prompt=options.prompt,
-        seeds=None if options.seed is None else [options.seed],
     )
     out = options.out or f"fpbench-study-{options.name}"
     table, failed = study(options.name, profile, out, loading, progress_bar, tell)
