@@ -1,6 +1,5 @@
 """Forward passes over rows: what a model predicts after the places asked for, and how to go on from there."""
 
-import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from fpbench.errors import CellError
+from fpbench.models.last_block import only_read
 from fpbench.models.packing import Row
 
 # What it costs to copy a row of the cache, in places computed.
@@ -203,7 +203,7 @@ def _forward(
         mask = {"full_attention": _additive(seen, dtype), "sliding_attention": _additive(near, dtype)}
     else:
         mask = _additive(near, dtype)
-    with torch.no_grad(), _only(model.get_output_embeddings(), at):
+    with torch.no_grad(), only_read(model, at):
         output = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
@@ -220,16 +220,6 @@ def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Ten
     with torch.no_grad():
         output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
     return _finite(output.logits[at])
-
-
-@contextlib.contextmanager
-def _only(head: Any, at: tuple[Tensor, ...]) -> Iterator[None]:
-    """Let the head see the hidden states that are asked for and no others; what follows it sees [n, V]."""
-    handle = head.register_forward_pre_hook(lambda _, arguments: (arguments[0][at],))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

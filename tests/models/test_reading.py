@@ -91,6 +91,20 @@ def test_shared_packed_and_continued_is_as_alone(name, budget):
     assert worst(model, sequences, found) < 2e-5
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma3"])
+def test_the_last_block_goes_on_from_what_is_read_alone(name):
+    model = random_model(SHARING[name])
+    seen = []
+    for block in model.model.layers[-2:]:
+        block.mlp.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[1]))
+    sequences = {0: list(range(3, 43)), 1: list(range(3, 33)), 2: [5, 6, 7]}
+    level = read_trees(model, rows_of(sequences, [1, 1, 1], 100, 0.0), 100)
+    assert seen == [43, 3] and len(level.logits) == 3
+    # Where every place is read there is nothing to leave out.
+    read_trees(model, rows_of(sequences, [40, 30, 3], 100, 0.0), 100)
+    assert seen[2:] == [43, 43]
+
+
 @pytest.mark.parametrize("name", NOT_SHARING)
 def test_models_that_cannot_share_read_every_prompt_whole_and_say_so(name, caplog):
     model = random_model(NOT_SHARING[name])
