@@ -114,8 +114,8 @@ def watched(model: Any) -> Iterator[Passes]:
     forward = model.forward
 
     def timed(**keywords: Any) -> Any:
-        cache = keywords["past_key_values"]
-        going_on = cache.get_seq_length() > 0
+        cache = keywords.get("past_key_values")
+        going_on = cache is not None and cache.get_seq_length() > 0
         start = perf_counter()
         output = forward(**keywords)
         passes.seconds += perf_counter() - start
