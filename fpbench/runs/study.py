@@ -109,9 +109,7 @@ def _single(profile: Profile) -> tuple[Any, str]:
         ("--fingerprints", [*profile.fingerprints]),
     ):
         if len(names) > 1:
-            raise InputError(
-                f"this study makes sets for one model of one, found {', '.join(names)}: choose with {what}."
-            )
+            raise InputError(f"this study varies one set for one model, found {', '.join(names)}: choose with {what}.")
     return profile.models[0], profile.fingerprints[0]
 
 

@@ -6,10 +6,12 @@ import pytest
 
 from fpbench.cli import main
 from fpbench.errors import InputError
+from fpbench.fingerprints import load_fingerprints
+from fpbench.runs.bench import Loading
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.store import read_records
-from fpbench.runs.study import STUDIES
+from fpbench.runs.study import STUDIES, _lengths, _numbers_of_candidates
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +42,49 @@ def test_the_table_has_the_order_of_the_study_and_the_paper_s_figures(ablation: 
     assert figures["literal_competitors"] == "–"
 
 
+def test_a_study_draws_its_figure(ablation: Path) -> None:
+    svg = (ablation / "study.svg").read_text()
+    assert all(name in svg for name in STUDIES["ablation"].variants) and "accidental triggers" in svg
+    assert (ablation / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_sets_of_a_study_differ_in_what_it_varies(small_profile: str, tmp_path: Path) -> None:
+    profile = load_profile(small_profile)
+    lengths = {name: load_fingerprints(path) for name, path in _lengths(profile, tmp_path, Loading("cpu")).items()}
+    assert {name: {len(pair.trigger.split()) for pair in pairs} for name, pairs in lengths.items()} == {
+        "2-words": {2}, "4-words": {4}, "5-words": {5}
+    }  # fmt: skip
+    made = _numbers_of_candidates(profile, tmp_path, Loading("cpu"))
+    candidates = {name: load_fingerprints(path) for name, path in made.items()}
+    assert {name: {len(pair.targets) for pair in pairs} for name, pairs in candidates.items()} == {
+        "nlf-1": {1}, "nlf-3": {3}, "nlf-5": {5}, "nlf-10": {10}
+    }  # fmt: skip
+    # A sweep varies the number of candidates and nothing else.
+    assert len({tuple(pair.trigger for pair in pairs) for pairs in candidates.values()}) == 1
+    two = profile.model_copy(update={"fingerprints": ("nlf", "if")})
+    with pytest.raises(InputError, match="varies one set for one model, found nlf, if: choose with --fingerprints"):
+        _numbers_of_candidates(two, tmp_path, Loading("cpu"))
+
+
+def test_margins_and_weights_are_methods_of_their_own() -> None:
+    variants = STUDIES["margin"].variants
+    assert variants is not None and len(variants) == 10
+    assert len({str(sorted(config.items())) for config in variants.values()}) == 10
+
+
 @pytest.mark.slow
-def test_candidates_are_sets_of_their_own(small_profile: str, tmp_path: Path) -> None:
-    arguments = ["study", "targets", "--profile", small_profile, "--condition", "origin", "--out", str(tmp_path)]
-    assert main(arguments) == 0
+@pytest.mark.parametrize("name", ["kind", "targets", "length", "margin"])
+def test_every_study_runs(name: str, small_profile: str, tmp_path: Path) -> None:
+    assert main(["study", name, "--profile", small_profile, "--condition", "origin", "--out", str(tmp_path)]) == 0
     lines = [line.split("|") for line in (tmp_path / "study.md").read_text().splitlines() if line.startswith("| micro")]
-    assert [line[2].strip() for line in lines] == ["nlf-1", "nlf-3", "nlf-5", "nlf-10"]
-    assert sorted(path.stem for path in (tmp_path / "sets").iterdir()) == ["nlf-1", "nlf-10", "nlf-3", "nlf-5"]
+    labels = [line[2].strip() for line in lines]
+    expected = {
+        "kind": [f"{kind} · mcedit_a" for kind in ("if", "nlf", "cf", "cf_random")],
+        "targets": ["nlf-1", "nlf-3", "nlf-5", "nlf-10"],
+        "length": ["2-words", "4-words", "5-words"],
+        "margin": list(STUDIES["margin"].variants or ()),
+    }
+    assert labels == expected[name]
 
 
 def test_a_variant_in_a_profile_is_one_more_row(small_profile: str, tmp_path: Path) -> None:
