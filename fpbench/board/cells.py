@@ -43,11 +43,16 @@ def failed(row: Row, metric: str) -> bool:
     return any(failure["metric"] == metric for failure in row["failed"])
 
 
+def missing(row: Row, metric: str) -> str:
+    """What stands where there is no figure: that its measurement failed, or a dash."""
+    return FAILED if failed(row, metric) else NONE
+
+
 def accuracy(row: Row) -> str:
     """Accuracy as a difference from the base with its interval, or (itself)."""
     found = row["utility"]
     if found is None or found["accuracy"] is None:
-        return FAILED if failed(row, "utility") else NONE
+        return missing(row, "utility")
     difference = found.get("difference", {})
     if "accuracy" not in difference:
         return f"({percent(found['accuracy'])})"
@@ -58,7 +63,7 @@ def perplexity(row: Row) -> str:
     """Token perplexity likewise."""
     found = row["utility"]
     if found is None or not found["token_perplexity"]:
-        return FAILED if failed(row, "utility") else NONE
+        return missing(row, "utility")
     difference = found.get("difference", {})
     if "token_perplexity" not in difference:
         return f"({found['token_perplexity']['perplexity']:.2f})"
@@ -69,7 +74,7 @@ def triggers(row: Row) -> str:
     """Mean rate of accidental triggers, and how many of the set's triggers any query activates, with the interval."""
     found = row["triggers"]
     if found is None:
-        return FAILED if failed(row, "triggers") else NONE
+        return missing(row, "triggers")
     return f"{percent(found['average'], 2)} ({found['activated']}/{found['n']}{interval(found['interval'])})"
 
 
@@ -77,7 +82,7 @@ def near(row: Row) -> str:
     """Mean rate of near triggers, and how many of them are activated, with the interval."""
     found = row["near"]
     if found is None:
-        return FAILED if failed(row, "near") else NONE
+        return missing(row, "near")
     return f"{percent(found['rate'], 2)} ({found['greedy']}/{found['n']}{interval(found['interval'])})"
 
 
@@ -107,7 +112,7 @@ def cost(row: Row) -> str:
     """Seconds and peak memory of the injection."""
     found = row["cost"]
     if found is None:
-        return FAILED if failed(row, "cost") else NONE
+        return missing(row, "cost")
     return f"{found['seconds']:.1f} s, {found['peak_memory'] / 2**20:.0f} MiB"
 
 

@@ -66,15 +66,6 @@ def apart(sequences: Mapping[int, TokenIds], wanted: Sequence[int]) -> list[Row]
     return [_row(sequences, wanted, [number]) for number in sequences]
 
 
-def distinct_beginnings(sequences: Sequence[TokenIds]) -> int:
-    """Tokens in the tree of all sequences, the least that has to be computed."""
-    total, before = 0, []  # type: int, list[int]
-    for sequence in sorted(map(list, sequences)):
-        total += len(sequence) - _shared(before, sequence)
-        before = sequence
-    return total
-
-
 def batches(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[Row]]:
     """Group rows of like length, the longest first; a row that is too long alone gets a batch of its own.
 

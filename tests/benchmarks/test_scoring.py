@@ -25,7 +25,6 @@ from fpbench.metrics.triggers import triggers
 from fpbench.metrics.utility import task_folder
 from fpbench.micro import MODEL
 from fpbench.models.meter import Meter
-from fpbench.models.packing import distinct_beginnings
 from fpbench.models.prompts import encode_all
 from fpbench.models.responses import response_length
 from fpbench.models.scoring import limited_to
@@ -33,6 +32,7 @@ from fpbench.runs.injection import create_method, inject_with
 from fpbench.runs.materials import Materials
 from fpbench.runs.profile import load_profile
 from tests.conftest import ROOT, SHARED, load_plain, require
+from tests.prefix_tree import distinct_beginnings
 
 pytestmark = pytest.mark.benchmark
 EXACT = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}

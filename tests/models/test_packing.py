@@ -2,7 +2,8 @@ import random
 
 import pytest
 
-from fpbench.models.packing import apart, batches, distinct_beginnings, rows_of
+from fpbench.models.packing import apart, batches, rows_of
+from tests.prefix_tree import distinct_beginnings
 
 
 def path(row, place):
