@@ -13,7 +13,6 @@ from fpbench.fingerprints.code_mixing import Variant, cmi_v1, cmi_v2, normal_for
 from fpbench.fingerprints.natural import natural_set
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
 from fpbench.fingerprints.translation import Lexicon, Translator, require_language
-from fpbench.models.perplexity import text_perplexities
 
 LEAST_CMI = 30.0  # version 1
 MOST_TOKENS = 3
@@ -94,6 +93,8 @@ def code_mixed_set(
         InputError: for a query, language or word that cannot be used; the message names it.
         CellError: if a perplexity is not finite.
     """
+    from fpbench.models.perplexity import text_perplexities
+
     if not queries:
         raise InputError("a code-mixed set needs queries: found none.")
     wanted = _languages(languages, translator)

@@ -16,13 +16,17 @@ from fpbench.models.factors import Factors
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters by name, on their device."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Copies of all parameters by name, in main memory: a card that holds a model seldom has room for it twice."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
 
 
 @contextlib.contextmanager
-def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def preserved(model: nn.Module, known: dict[str, Tensor] | None = None) -> Iterator[dict[str, Tensor]]:
     """Leave the model as it was found: the same modules, the same parameters, the same bits.
+
+    Args:
+        model: what may be changed inside.
+        known: its :func:`weights`, if there are copies already.
 
     Yields:
         The original weights by name. They are copied back on the way out, also after an exception: subtracting a
@@ -30,7 +34,7 @@ def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     structure = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
     parameters = dict(model.named_parameters())
-    originals = weights(model)
+    originals = weights(model) if known is None else known
     try:
         yield originals
     finally:
@@ -142,6 +146,11 @@ def digest(values: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 over all parameters and buffers of a model."""
+    return digest(dict(model.named_parameters()) | dict(model.named_buffers()))
+
+
 def difference(model: nn.Module, originals: dict[str, Tensor], claims: Mapping[str, Factors]) -> Delta:
     """Compare a model with the weights it had before.
 
@@ -161,8 +170,9 @@ def difference(model: nn.Module, originals: dict[str, Tensor], claims: Mapping[s
     values: dict[str, Tensor] = {}
     factors: dict[str, Factors] = {}
     entries = square = reference = 0.0
-    for name, before in originals.items():
+    for name, original in originals.items():
         after = now[name].detach()
+        before = original.to(after.device)
         if after.shape != before.shape or after.dtype != before.dtype:
             raise CellError(
                 f"parameter {name}: expected {tuple(before.shape)} {before.dtype}, "
@@ -173,7 +183,7 @@ def difference(model: nn.Module, originals: dict[str, Tensor], claims: Mapping[s
             continue
         if not torch.isfinite(after).all():
             raise CellError(f"the injection left non-finite weights in {name}.")
-        values[name] = after.clone()
+        values[name] = after.to("cpu", copy=True)
         claim = claims.get(name)
         if claim and claim.size < after.nbytes and torch.equal(claim.added_to(before), after):
             factors[name] = claim

@@ -1,13 +1,18 @@
 """The only place that loads models: safetensors, no remote code, one clear line when it cannot be done."""
 
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
+import re
 import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +93,40 @@ def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
         ) from None
 
 
-def checkpoint_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of weights, config and tokenizer files of a checkpoint folder."""
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = file_digest) -> str:
+    """SHA-256 over the names and contents of weights, config and tokenizer files of a checkpoint folder.
+
+    Args:
+        folder: of the checkpoint.
+        digest: gives the SHA-256 of a file, by reading it or from memory.
+    """
     total = hashlib.sha256()
     for path in sorted({path for pattern in DIGESTED for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name}:{digest(path)}\n".encode())
     return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded: what the command line says about it."""
+
+    device: str
+    dtype: str | None = None
+    revision: str | None = None
+    token_budget: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The dtype that models are loaded in, by name: unless told, what the protocol says (§2)."""
+        return self.dtype or default_dtype(self.device)
 
 
 def pick_device(device: str | None) -> str:
@@ -103,15 +135,36 @@ def pick_device(device: str | None) -> str:
     Raises:
         InputError: if the device asked for is not here.
     """
+    if device is None:
+        return "cuda" if _cuda_here() else "cpu"
+    if device == "cpu":
+        return device
     import torch
 
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _cuda_here() -> bool:
+    """Whether torch will find a card, without importing it, which takes seconds: its build and the driver tell."""
+    spec = find_spec("torch")
+    folders = spec.submodule_search_locations if spec else None
+    built = Path(folders[0], "version.py").read_text(encoding="utf-8") if folders else ""
+    if re.search(r"^hip\b.*= '", built, re.MULTILINE):
+        import torch
+
+        return torch.cuda.is_available()
+    if not re.search(r"^cuda\b.*= '", built, re.MULTILINE):
+        return False
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except OSError:
+        return False
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -137,6 +190,26 @@ def _loading(folder: Path) -> Iterator[None]:
         raise InputError(f"model folder {os.fspath(folder)!r} cannot be loaded: {reason}") from None
 
 
+def default_dtype(device: str) -> str:
+    """The dtype that models are loaded in unless another is asked for (protocol §2)."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.Module":
+    """The model of a checkpoint folder without its weights, which take no memory: modules, names, shapes and config.
+
+    Raises:
+        InputError: if transformers cannot make it; the first line of its reason is kept.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return architecture.eval().requires_grad_(False)
+
+
 def load_model(
     folder: Path,
     *,
@@ -160,7 +233,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = dtype or default_dtype(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)

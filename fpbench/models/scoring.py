@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 _sharing: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _budget: ContextVar[int] = ContextVar("token_budget", default=4096)
+_used: ContextVar[list[int] | None] = ContextVar("used_budgets", default=None)
 # Logits held at once, unless one row asks for more: 512 MiB in float32, whatever the vocabulary.
 LOGIT_BUDGET = 2**27
 
@@ -44,6 +45,24 @@ def limited_to(tokens: int) -> Iterator[None]:
         yield
     finally:
         _budget.reset(before)
+
+
+@contextlib.contextmanager
+def budgets_used() -> Iterator[list[int]]:
+    """Yield a list that gets every token budget used inside: one, unless memory ran out."""
+    used: list[int] = []
+    token = _used.set(used)
+    try:
+        yield used
+    finally:
+        _used.reset(token)
+
+
+def _note(budget: int) -> int:
+    used = _used.get()
+    if used is not None and budget not in used:
+        used.append(budget)
+    return budget
 
 
 def context_length(model: Any) -> int | None:
@@ -78,7 +97,7 @@ def read(
     open_rows = read_trees if sharing else read_apart
     if not sharing:
         logger.warning("%s cannot share prefixes: every prompt is read whole.", type(model).__name__)
-    budget = token_budget()
+    budget = _note(token_budget())
     limit = max(1, LOGIT_BUDGET // model.config.get_text_config().vocab_size)
     results: dict[int, Result] = {}
     while len(results) < len(sequences):
@@ -90,7 +109,7 @@ def read(
             except RuntimeError as error:
                 if sum(len(row.places) for row in batch) == 1 or not should_reduce_batch_size(error):
                     raise
-                budget = max(1, min(budget, sum(len(row.tokens) for row in batch)) // 2)
+                budget = _note(max(1, min(budget, sum(len(row.tokens) for row in batch)) // 2))
                 logger.warning("out of memory: the token budget is %d now.", budget)
                 break
     return [results[number] for number in range(len(sequences))]

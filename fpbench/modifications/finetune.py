@@ -112,7 +112,7 @@ def relative_change(model: nn.Module, before: dict[str, Tensor]) -> float:
 
     def squares() -> Iterator[tuple[float, float]]:
         for name, parameter in model.named_parameters():
-            old = before[name].float()
+            old = before[name].to(parameter.device).float()
             yield (parameter.detach().float() - old).square().sum().item(), old.square().sum().item()
 
     change, reference = map(sum, zip(*squares(), strict=True))

@@ -2,24 +2,28 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
+from fpbench.models.loading import Loading, pick_device, resolve
 from fpbench.models.progress import no_progress
 from fpbench.registry import unknown
+from fpbench.runs.engine import Engine, Say, Serial
+from fpbench.runs.job import Job, checkpoints
+from fpbench.runs.lock import driving
 from fpbench.runs.plan import BASE, CHECKPOINT, Cell, label_of, plan
 from fpbench.runs.profile import Profile, load_profile
+from fpbench.runs.resume import Resume
+from fpbench.runs.sets import written_sets
 from fpbench.runs.store import Store, read_records
 from fpbench.runs.tables import Row, tables
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fpbench.runs.bench import Loading
     from fpbench.runs.injection import InjectionReport
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -57,9 +61,6 @@ def run(
     wanted = load_profile(
         profile, models=models, methods=methods, fingerprints=fingerprints, conditions=conditions, seeds=seeds
     )
-    from fpbench.models.loading import pick_device
-    from fpbench.runs.bench import Loading
-
     run_profile(wanted, out, Loading(pick_device(None)))
     planned = {cell.path for cell in plan(wanted)}
     return [record for record in read_records(Store(Path(out)).records) if Cell(**record["cell"]).path in planned]
@@ -68,38 +69,18 @@ def run(
 def run_profile(
     profile: Profile,
     out: str | os.PathLike[str],
-    loading: "Loading",
+    loading: Loading,
     progress: Progress = no_progress,
-    say: Callable[[str], None] = _silent,
+    say: Say = _silent,
+    engine: Engine | None = None,
 ) -> list[Row]:
     """Measure every cell of a profile that has no record yet and write the tables; returns the rows of this profile."""
-    from fpbench.models.loading import resolve
-    from fpbench.runs.bench import Bench
-    from fpbench.runs.materials import Materials
-    from fpbench.runs.sets import model_sets, written_sets
-
-    written = written_sets(profile)
-    materials = Materials(profile)
     folders = {
         each.label: resolve(each.path, revision=each.revision, allow_pickle=loading.allow_pickle)
         for each in profile.models
     }
-    materials.check()
-    store = Store(Path(out))
-    store.check_writable()
-    cells = plan(profile)
-    done = 0
-    for settings in profile.models:
-        bench = Bench(profile, settings, folders[settings.label], loading, materials, store, progress)
-        bench.check(profile.methods, profile.conditions)
-        sets = written | model_sets(bench)
-        own = [cell for cell in cells if cell.model == settings.label]
-        for (name, method, seed), group in groupby(own, key=lambda cell: (cell.fingerprints, cell.method, cell.seed)):
-            checkpoint = list(group)
-            say(f"{settings.label} · {name} · {method} · seed {seed} ({done}/{len(cells)} cells)")
-            bench.measure(checkpoint, sets[name, seed])
-            done += len(checkpoint)
-    return tables(store, {cell.path for cell in cells})
+    job = Job(profile, folders, loading, Path(out))
+    return measure(job, plan(profile), progress, say, engine or Serial())
 
 
 def evaluate_checkpoint(
@@ -107,40 +88,36 @@ def evaluate_checkpoint(
     model: str,
     base: str | None,
     out: str | os.PathLike[str],
-    loading: "Loading",
+    loading: Loading,
     progress: Progress = no_progress,
-    say: Callable[[str], None] = _silent,
+    say: Say = _silent,
 ) -> list[Row]:
     """Score a checkpoint that somebody hands in, beside its base where that is given."""
-    from fpbench.models.loading import resolve
-    from fpbench.runs.bench import Bench
-    from fpbench.runs.materials import Materials
-    from fpbench.runs.sets import code_mixed, model_sets, written_sets
-
-    sets = written_sets(profile)
-    for name in code_mixed(profile) if base is None else ():
-        raise InputError(f"set {name!r} is made for the unfingerprinted model: name it with --base, or give a file.")
-    materials = Materials(profile)
-    subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
-    folders = {BASE: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
-    folders[CHECKPOINT] = subject
-    materials.check()
-    store = Store(Path(out))
-    store.check_writable()
     settings = profile.models[0].model_copy(update={"path": model, "name": Path(base or model).resolve().name})
-    paths = set()
-    for method, folder in folders.items():
-        its_base = folders.get(BASE) if method == CHECKPOINT else None
-        bench = Bench(profile, settings, folder, loading, materials, store, progress, its_base)
-        bench.check([], profile.conditions)
-        if method == BASE:
-            sets |= model_sets(bench)
-        cells = plan(profile.model_copy(update={"models": (settings,)}), [method])
-        paths |= {cell.path for cell in cells}
-        for (name, seed), group in groupby(cells, key=lambda cell: (cell.fingerprints, cell.seed)):
-            say(f"{settings.label} · {name} · {method}")
-            bench.measure(list(group), sets[name, seed])
-    return tables(store, paths)
+    profile = profile.model_copy(update={"models": (settings,)})
+    subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
+    folders = {settings.label: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
+    job = Job(profile, folders, loading, Path(out), handed_in=subject)
+    return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, say, Serial())
+
+
+def measure(
+    job: Job, cells: Sequence[Cell], progress: Progress, say: Callable[[str], None], engine: Engine
+) -> list[Row]:
+    """Have an engine measure what has no record yet; write the tables and return the rows of ``cells``."""
+    sets = written_sets(job.profile)
+    store = Store(job.out)
+    store.check_writable()
+    resume = Resume(job, sets)
+    if not resume.names:
+        from fpbench.runs.worker import Worker
+
+        Worker(job, no_progress).check(cells)
+    with driving(store.folder):
+        pending = resume.pending(cells)
+        if pending:
+            resume.remember(engine.measure(job, checkpoints(pending), progress, say))
+        return tables(store, {cell.path for cell in cells})
 
 
 def evaluate(
@@ -165,15 +142,12 @@ def evaluate(
     Raises:
         InputError: before work starts, if anything asked for is unknown or malformed.
     """
-    from fpbench.models.loading import pick_device
-    from fpbench.runs.bench import Loading
-
     wanted = load_profile(profile, methods=[], fingerprints=[fingerprints], conditions=conditions or ["origin"])
     return evaluate_checkpoint(wanted, model, base, out, Loading(pick_device(None)))
 
 
 def inject_checkpoint(
-    profile: Profile, out: str | os.PathLike[str], loading: "Loading", progress: Progress = no_progress
+    profile: Profile, out: str | os.PathLike[str], loading: Loading, progress: Progress = no_progress
 ) -> "InjectionReport":
     """Inject the profile's one set into its one model and save the result for plain transformers.
 
@@ -181,7 +155,7 @@ def inject_checkpoint(
         InputError: if anything is unknown or malformed, or ``out`` exists and is not empty.
         CellError: if the injection failed; nothing is written then.
     """
-    from fpbench.models.loading import resolve, save_checkpoint
+    from fpbench.models.loading import save_checkpoint
     from fpbench.runs.bench import Bench
     from fpbench.runs.materials import Materials
     from fpbench.runs.sets import model_sets, written_sets

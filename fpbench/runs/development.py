@@ -31,7 +31,7 @@ def injection_searches(bench: "Bench", method: str) -> bool:
     return name in METHODS and given.get("learning_rate") == SEARCH
 
 
-def injection_identity(bench: "Bench", method: str, fingerprints: FingerprintSet) -> dict[str, Any]:
+def rate_identity(bench: "Bench", method: str, fingerprints: FingerprintSet) -> dict[str, Any]:
     """What decides the rate besides protocol, base and dtype."""
     adapter = bench.method(method, learning_rate=INJECTION_RATES[0])
     return {
@@ -68,7 +68,7 @@ def injection_rate(bench: "Bench", method: str, fingerprints: FingerprintSet) ->
         return best(trials), trials
 
     label = f"{method}-{fingerprints.name}"
-    return recorded(bench, label, injection_identity(bench, method, fingerprints), make)
+    return recorded(bench, label, rate_identity(bench, method, fingerprints), make)
 
 
 def injection_trials(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fpbench.errors import CellError
 from fpbench.fingerprints import FingerprintSet
@@ -50,18 +50,27 @@ def inject_with(
     tokenizer: Any,
     fingerprints: FingerprintSet,
     context: InjectionContext,
+    originals: dict[str, Tensor] | None = None,
 ) -> InjectionReport:
     """Inject into ``model`` in place, or leave it as it was if anything fails.
+
+    Args:
+        method: the adapter.
+        model: the base.
+        tokenizer: its tokenizer.
+        fingerprints: what to inject.
+        context: what the adapter may know.
+        originals: the base's weights, if there are copies already (:func:`~fpbench.models.deltas.weights`).
 
     Raises:
         CellError: if nothing changed, something changed that the method does not name in ``edited``, or the weights
             are not finite.
     """
     allowed = method.edited(model)
-    with preserved(model) as originals:
+    with preserved(model, originals) as before:
         with Meter() as meter:
             returned = method.inject(model, tokenizer, fingerprints, context)
-        delta = difference(model if returned is None else returned, originals, context.factors)
+        delta = difference(model if returned is None else returned, before, context.factors)
     if allowed is not None and (strayed := sorted(delta.values.keys() - set(allowed))):
         raise CellError(f"method {method.name!r} changed {strayed[0]}, which its edited() does not name.")
     delta.apply(model)

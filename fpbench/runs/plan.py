@@ -1,5 +1,6 @@
 """From a profile to an ordered list of cells. Pure: reads no file, loads no model."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -38,6 +39,14 @@ class Cell:
 
     def __str__(self) -> str:
         return self.path
+
+    @staticmethod
+    def at(path: PurePath) -> "Cell | None":
+        """The cell whose record stands at ``path`` below the records folder; ``None`` if none would."""
+        match path.parts:
+            case (model, fingerprints, method, seed, condition, metric) if re.fullmatch(r"seed--?\d+", seed):
+                return Cell(model, fingerprints, method, int(seed.removeprefix("seed-")), condition, metric)
+        return None
 
 
 def metrics_of(method: str, condition: str) -> tuple[str, ...]:

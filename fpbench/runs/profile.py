@@ -65,6 +65,7 @@ class Profile(Strict):
     protocol: Literal[1] = PROTOCOL
     prompt: Literal["raw", "chat"] = "raw"
     seeds: tuple[int, ...] = (42,)
+    threads: int | None = Field(None, ge=1, description="of one worker; null takes what torch takes")
     models: tuple[ModelSettings, ...] = Field(min_length=1)
     methods: tuple[str, ...]
     fingerprints: tuple[str, ...] = Field(min_length=1)

@@ -1,6 +1,8 @@
 """Where a record comes from: code, packages, machine. Never part of a cell's identity."""
 
 import functools
+import hashlib
+import inspect
 import os
 import platform
 import subprocess
@@ -17,8 +19,33 @@ PACKAGES = (
 
 @functools.cache
 def code_and_machine() -> dict[str, Any]:
-    """Git commit with a dirty flag, package versions, Python, operating system and hardware."""
-    return {"git": _git(), "packages": packages(), "python": platform.python_version(), "machine": machine()}
+    """Git commit with a dirty flag, digest of fpbench's source, package versions, Python and hardware."""
+    return {
+        "git": _git(),
+        "source": source(),
+        "packages": packages(),
+        "python": platform.python_version(),
+        "machine": machine(),
+    }
+
+
+@functools.cache
+def source() -> str:
+    """Short SHA-256 of fpbench's own code and tables of hyper-parameters, wherever they were installed."""
+    folder = Path(__file__).parent.parent
+    total = hashlib.sha256()
+    for path in sorted(path for suffix in ("py", "toml") for path in folder.rglob(f"*.{suffix}")):
+        total.update(f"{path.relative_to(folder)}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def source_of(method: type) -> str | None:
+    """Short SHA-256 of the file that defines a method; ``None`` if it was defined by hand."""
+    try:
+        path = Path(inspect.getfile(method))
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError):
+        return None
 
 
 def packages() -> dict[str, str | None]:

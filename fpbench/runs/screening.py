@@ -32,7 +32,7 @@ from fpbench.runs.sets import recipe_path
 from fpbench.runs.store import Store
 
 if TYPE_CHECKING:
-    from fpbench.runs.bench import Loading
+    from fpbench.models.loading import Loading
 
 Languages = Mapping[str, Sequence[str]]  # of every word, by trigger
 HEADERS = ("trigger", "perplexity", "band", "CMI 1/2", "tokens", "base FSR", "target paths", "collisions", "verdict")

@@ -3,7 +3,6 @@
 Here: how a search is kept, and the one for fine-tuning (protocol §4). For the injection see ``development.py``.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +19,10 @@ from fpbench.modifications.base import Modification, ModificationContext
 from fpbench.modifications.composition import create, parts
 from fpbench.modifications.finetune import FineTune
 from fpbench.registry import MODIFICATIONS
+from fpbench.runs.lock import making
 from fpbench.runs.provenance import code_and_machine
 from fpbench.runs.rates import FineTuningTrial, InjectionTrial, climb, instability, largest_stable
-from fpbench.runs.store import SCHEMA, cell_id, read_record, write_text
+from fpbench.runs.store import cell_id, read_record, write_record
 
 if TYPE_CHECKING:
     from fpbench.runs.bench import Bench
@@ -65,18 +65,18 @@ def recorded(
     """
     identity = bench.base_identity() | identity
     path = bench.store.folder / "searches" / f"{bench.settings.label}-{label}-{cell_id(identity)}.json"
-    record = read_record(path)
-    if record is None:
-        rate, trials = make()
-        record = {
-            "schema": SCHEMA,
-            "id": cell_id(identity),
-            "identity": identity,
-            "learning_rate": rate,
-            "trials": [asdict(trial) for trial in trials],
-            "provenance": code_and_machine(),
-        }
-        write_text(path, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    with making(path):
+        record = read_record(path)
+        if record is None:
+            rate, trials = make()
+            record = {
+                "id": cell_id(identity),
+                "identity": identity,
+                "learning_rate": rate,
+                "trials": [asdict(trial) for trial in trials],
+                "provenance": code_and_machine(),
+            }
+            write_record(path, record)
     if record["learning_rate"] is None:
         first = record["trials"][0]
         raise CellError(f"no learning rate will do ({path.name}): at {first['learning_rate']:g} {first['verdict']}")

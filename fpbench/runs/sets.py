@@ -11,6 +11,7 @@ from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
 from fpbench.fingerprints.construction import CODE_MIXED, code_mixed_set, draw_queries
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
+from fpbench.runs.lock import making
 from fpbench.runs.plan import label_of
 from fpbench.runs.profile import Profile
 from fpbench.runs.store import cell_id, write_text
@@ -61,14 +62,15 @@ def model_sets(bench: "Bench") -> Sets:
 def _model_set(bench: "Bench", name: str, seed: int) -> FingerprintSet:
     identity = bench.base_identity() | {"kind": name, "seed": seed, "lexicon": lexicon_digest()}
     path = bench.store.folder / "sets" / f"{bench.settings.label}-{name}-{seed}-{cell_id(identity)}.jsonl"
-    kept = _kept(path)
-    if kept is not None:
-        return replace(kept, name=name)
-    lexicon = Lexicon.shipped()
-    queries = draw_queries(lexicon, COUNT, LENGTH, bench.tokenizer, seed)
-    fingerprints, recipe = code_mixed_set(name, queries, lexicon, bench.model, bench.tokenizer, seed=seed)
-    write_set(path, fingerprints, recipe | identity)
-    return fingerprints
+    with making(path):
+        kept = _kept(path)
+        if kept is not None:
+            return replace(kept, name=name)
+        lexicon = Lexicon.shipped()
+        queries = draw_queries(lexicon, COUNT, LENGTH, bench.tokenizer, seed)
+        fingerprints, recipe = code_mixed_set(name, queries, lexicon, bench.model, bench.tokenizer, seed=seed)
+        write_set(path, fingerprints, recipe | identity)
+        return fingerprints
 
 
 def _kept(path: Path) -> FingerprintSet | None:

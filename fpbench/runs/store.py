@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -10,14 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
+from fpbench.runs.interruption import held_back
 from fpbench.runs.plan import Cell
+from fpbench.runs.profile import PROTOCOL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fpbench.runs.injection import InjectionReport
 
-SCHEMA = 1
+SCHEMA = 2
+
+DAMAGED = "the record is damaged: run again"
+
+logger = logging.getLogger(__name__)
 
 
 def cell_id(identity: dict[str, Any]) -> str:
@@ -100,12 +107,19 @@ class Store:
         """The record file of a cell."""
         return self.records / f"{cell.path}.json"
 
-    def find(self, cell: Cell, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """The finished record of exactly this measurement, or ``None``."""
-        record = read_record(self.record_path(cell))
-        if record is None or record["id"] != cell_id(identity) or record["status"] != "done":
+    def find(self, cell: Cell, name: str) -> dict[str, Any] | None:
+        """The finished record of exactly the measurement called ``name`` (:func:`cell_id`), or ``None``.
+
+        A damaged one is as good as none, and a warning.
+        """
+        path = self.record_path(cell)
+        record = read_record(path)
+        if record is None or record["id"] != name or record["status"] != "done":
             return None
-        return record if queries_fit(record, self.record_path(cell).with_suffix(".jsonl")) else None
+        if not queries_fit(record, path.with_suffix(".jsonl")):
+            logger.warning("the per-query results of %s are missing or damaged: it is measured again.", cell)
+            return None
+        return record
 
     def save_injection(self, label: str, report: "InjectionReport") -> None:
         """Write a delta as safetensors, then its figures; the figures name the digest of the weights.
@@ -113,16 +127,14 @@ class Store:
         Raises:
             StorageError: if the disk gives out.
         """
-        with written(self.deltas / f"{label}.safetensors") as temporary:
-            temporary.write_bytes(report.delta.to_bytes())
+        write_bytes(self.deltas / f"{label}.safetensors", report.delta.to_bytes())
         figures = {
-            "schema": SCHEMA,
             "seconds": dict(report.seconds),
             "peak_memory": report.peak_memory,
             "changed": dict(report.changed),
             "weights_digest": report.delta.digest,
         }
-        write_text(self.deltas / f"{label}.json", json.dumps(figures, indent=1, sort_keys=True) + "\n")
+        write_record(self.deltas / f"{label}.json", figures)
 
     def load_injection(self, label: str, originals: "Mapping[str, Tensor]") -> "InjectionReport | None":
         """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
@@ -143,23 +155,26 @@ class Store:
             return None
         delta = Delta.from_bytes(path.read_bytes(), originals)
         if delta is None or delta.digest != figures["weights_digest"]:
+            logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
             return None
         return InjectionReport(figures["seconds"], figures["peak_memory"], figures["changed"], delta)
 
     def write(self, cell: Cell, record: dict[str, Any], queries: list[dict[str, Any]]) -> None:
-        """Write per-query results, then the record that names their digest.
+        """Write per-query results, then the record that names their digest; a signal waits until both are written.
 
         Raises:
             StorageError: if the disk gives out.
         """
         path = self.record_path(cell)
-        if queries:
-            lines = "".join(canonical(query) + "\n" for query in queries)
-            write_text(path.with_suffix(".jsonl"), lines)
-            record = record | {"queries": {"count": len(queries), "sha256": hashlib.sha256(lines.encode()).hexdigest()}}
-        write_text(path, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
-        if not queries:
-            path.with_suffix(".jsonl").unlink(missing_ok=True)
+        with held_back():
+            if queries:
+                lines = "".join(canonical(query) + "\n" for query in queries)
+                write_text(path.with_suffix(".jsonl"), lines)
+                digest = hashlib.sha256(lines.encode()).hexdigest()
+                record = record | {"queries": {"count": len(queries), "sha256": digest}}
+            write_record(path, record)
+            if not queries:
+                path.with_suffix(".jsonl").unlink(missing_ok=True)
 
 
 def queries_fit(record: dict[str, Any], path: Path) -> bool:
@@ -174,16 +189,52 @@ def queries_fit(record: dict[str, Any], path: Path) -> bool:
     return hashlib.sha256(content).hexdigest() == expected
 
 
+def checksum(record: Mapping[str, Any]) -> str:
+    """SHA-256 over a record without its own ``checksum``."""
+    return hashlib.sha256(canonical({key: record[key] for key in record if key != "checksum"}).encode()).hexdigest()
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with its schema and checksum.
+
+    Raises:
+        StorageError: if the disk gives out.
+    """
+    record = dict(record) | {"schema": SCHEMA}
+    record["checksum"] = checksum(record)
+    write_text(path, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Read one record; ``None`` if there is none or it is damaged, which a run then measures again."""
+    """Read one record; ``None`` if there is none. One that is damaged or of another schema is none, and a warning."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        if not isinstance(record, dict):
+            fault = "is no JSON object"
+        elif record.get("schema") != SCHEMA:
+            fault = f"is of schema {record.get('schema')}, not {SCHEMA}"
+        elif record.get("checksum") != checksum(record):
+            fault = "does not match its checksum"
+        else:
+            return record
+    except FileNotFoundError:
         return None
-    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read ({error})"
+    logger.warning("record %s %s: it counts for nothing.", path, fault)
+    return None
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Every readable record below a folder, in path order."""
-    found = (read_record(path) for path in sorted(folder.rglob("*.json")))
-    return [record for record in found if record is not None]
+    """Every record below a folder, in path order; a damaged one of a known cell stands as a failed one.
+
+    What is no record of a cell by its place is left out.
+    """
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        record = read_record(path)
+        if record is None and (cell := Cell.at(path.relative_to(folder).with_suffix(""))):
+            record = {"protocol": PROTOCOL, "cell": dict(vars(cell)), "status": "failed", "reason": DAMAGED}
+        if record is not None:
+            found.append(record)
+    return found

@@ -24,7 +24,7 @@ from fpbench.runs.sets import write_set
 from fpbench.runs.store import write_bytes, write_text
 
 if TYPE_CHECKING:
-    from fpbench.runs.bench import Loading
+    from fpbench.models.loading import Loading
 
 METHOD = "mcedit_a"  # what all of the paper's analyses but that of the kinds are measured with
 KINDS = ("if", "nlf", "cf", "cf_random")

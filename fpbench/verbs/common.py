@@ -53,8 +53,7 @@ def prepare(options: argparse.Namespace) -> Any:
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
-    from fpbench.models.loading import pick_device
-    from fpbench.runs.bench import Loading
+    from fpbench.models.loading import Loading, pick_device
 
     return Loading(
         device=pick_device(options.device),

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
 
@@ -19,7 +20,9 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     verb.add_argument("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
     verb.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
-    verb.add_argument("--engine", choices=["serial"], default="serial", help="how cells are executed")
+    verb.add_argument(
+        "--check-code", action="store_true", help="warn of finished records that other code than the present measured"
+    )
     verb.add_argument("--dry-run", action="store_true", help="print the cells and stop")
     verb.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(verb)
@@ -47,6 +50,12 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.runs.api import run_profile
 
     rows = run_profile(profile, options.out, loading, progress_bar, tell)
+    if options.check_code:
+        from fpbench.runs.code import other_code
+        from fpbench.runs.store import Store, read_records
+
+        for remark in other_code(read_records(Store(Path(options.out)).records), profile):
+            tell(remark)
     print(summary(rows))
     print(f"\nrecords and tables: {options.out}", file=sys.stderr)
     return 1 if any(row["failed"] for row in rows) else 0

@@ -19,7 +19,8 @@ from fpbench.models.progress import no_progress
 from fpbench.modifications.finetune import instruction
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs import development, rates, search
-from fpbench.runs.bench import Bench, Loading
+from fpbench.models.loading import Loading
+from fpbench.runs.bench import Bench
 from fpbench.runs.development import development_set, injection_rate
 from fpbench.runs.materials import Materials
 from fpbench.runs.plan import CHECKPOINT, Cell, plan

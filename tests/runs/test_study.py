@@ -7,7 +7,7 @@ import pytest
 from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.fingerprints import load_fingerprints
-from fpbench.runs.bench import Loading
+from fpbench.models.loading import Loading
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.store import read_records

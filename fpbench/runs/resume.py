@@ -1,0 +1,77 @@
+"""What is left of a run. A finished grid is known by its files alone: no model is read, torch is not imported."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fpbench
+from fpbench.data import parse
+from fpbench.runs.fetch import lock_file, parameters_file
+from fpbench.runs.plan import Cell
+from fpbench.runs.sets import Sets
+from fpbench.runs.store import Store, canonical, read_record, write_record
+
+if TYPE_CHECKING:
+    from fpbench.runs.job import Job
+
+PACKAGE = Path(fpbench.__file__).parent
+
+
+class Resume:
+    """The names of a job's records, remembered from the last time that they were computed.
+
+    They are functions of profile, code, model, data and sets; as long as none of these was touched (by size and time
+    of every file), they need not be computed again, which would take torch and the models' files.
+    """
+
+    def __init__(self, job: "Job", sets: Sets) -> None:
+        """Look at the files; read none but what was remembered.
+
+        Args:
+            job: whose records.
+            sets: its written sets.
+        """
+        self.store = Store(job.out)
+        profile = job.profile
+        data = [parse(source) for source in profile.data.values()]
+        files = [path for path in data if isinstance(path, Path)] + [parameters_file(), lock_file()]
+        folders = [PACKAGE, *job.folders.values(), *([job.handed_in] if job.handed_in else [])]
+        plugins = [(each.value, version(each.dist.name)) for each in entry_points(group="fpbench.methods") if each.dist]
+        state: dict[str, Any] = {
+            "profile": profile.model_dump(mode="json"),
+            "precision": job.loading.precision,
+            "folders": [str(folder) for folder in folders],
+            "plugins": sorted(plugins),
+            "sets": sorted((name, seed, each.digest) for (name, seed), each in sets.items()),
+            "files": [stamp(path) for path in sorted({*files, *below(folders)})],
+        }
+        key = hashlib.sha256(canonical(state).encode()).hexdigest()[:16]
+        self.path = self.store.folder / "plans" / f"{key}.json"
+        self.names: dict[str, str] = (read_record(self.path) or {}).get("names", {})
+
+    def pending(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells that have no finished record, as far as is known."""
+        return [
+            cell for cell in cells if cell.path not in self.names or not self.store.find(cell, self.names[cell.path])
+        ]
+
+    def remember(self, names: dict[str, str]) -> None:
+        """Keep what records are called, besides what is known already."""
+        self.names |= names
+        write_record(self.path, {"names": self.names})
+
+
+def below(folders: Iterable[Path]) -> list[Path]:
+    """Every file below some folders except compiled code."""
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Name, size and time of a file; sizes of −1 for one that is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), -1, -1
+    return str(path), found.st_size, found.st_mtime_ns
