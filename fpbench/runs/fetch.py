@@ -5,10 +5,7 @@ and downloads only what is missing. A pin is written after its thing is here, so
 it was. A data set's pin alone comes a moment before its rows: rows without one could not be told from anybody's.
 """
 
-import hashlib
-import http.client
 import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +13,8 @@ from typing import TYPE_CHECKING
 from fpbench.errors import InputError
 from fpbench.hub import datasets, lock
 from fpbench.hub.lock import Pin
-from fpbench.metrics.plain_pickle import LARGEST
-from fpbench.metrics.tinybenchmarks import convert
-from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.loading import HUB_FILES, check_checkpoint, quiet
-from fpbench.runs.store import canonical, write_bytes, write_text, written
+from fpbench.runs.store import canonical, write_text, written
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,88 +124,3 @@ def check_cache() -> None:
         raise InputError(
             f"cache folder {folder} cannot be written ({error.strerror or error}): name another in FPBENCH_CACHE."
         ) from None
-
-
-# The authors' file (MIT), at one commit of their repository: a branch would move.
-COMMIT = "e9a8b1031b0340571beb6c9ca3a27891be09a8fd"
-DOWNLOADED = "tinyBenchmarks.pkl"
-SOURCE = f"https://raw.githubusercontent.com/felipemaiapolo/tinyBenchmarks/{COMMIT}/tinyBenchmarks/{DOWNLOADED}"
-SECONDS = 60
-
-
-def parameters_file() -> Path:
-    """Where the converted item parameters are, or would be."""
-    return lock.cache() / "tinymmlu.npz"
-
-
-def item_parameters(url: str) -> tuple[Parameters, str] | None:
-    """The fetched item parameters of tinyMMLU and the SHA-256 of their file; ``None`` before they are fetched.
-
-    Args:
-        url: what they were fetched from, as a rule :data:`SOURCE`.
-
-    Raises:
-        InputError: if the file is not the one that was fetched, or damaged.
-    """
-    path = parameters_file()
-    if not path.exists():
-        return None
-    digest = lock.sha256(path)
-    pin = lock.pins().get(url)
-    fetched = pin.files[path.name] if pin else None
-    if digest != fetched:
-        raise InputError(
-            f"{path}: expected the file that was fetched (SHA-256 {fetched}), found {digest}; delete it and run "
-            "`fpbench fetch` again."
-        )
-    return Parameters.load(path), digest
-
-
-def fetch_item_parameters(url: str) -> Path:
-    """Download, check and convert the item parameters of tinyMMLU, unless they are here.
-
-    Args:
-        url: of ``tinyBenchmarks.pkl``, as a rule :data:`SOURCE`.
-
-    Returns:
-        The converted file.
-
-    Raises:
-        InputError: if the download fails, differs from the locked digest or is not what it should be, or the cache
-            cannot be written. What was there stays as it was.
-    """
-    path = parameters_file()
-    if item_parameters(url) is not None:
-        return path
-    check_cache()
-    content = _download(url)
-    pin, digest = lock.pins().get(url), hashlib.sha256(content).hexdigest()
-    known = pin.files[DOWNLOADED] if pin else digest
-    if digest != known:
-        raise InputError(
-            f"{url}: expected the file of the first fetch (SHA-256 {known}), found {digest}; do not use it, or delete "
-            f"its entry in {lock.lock_file()} if you know why it changed."
-        )
-    converted = convert(content, url)
-    # The digest first: a file without one would be refused, a digest without its file is fetched again.
-    files = {DOWNLOADED: digest, path.name: hashlib.sha256(converted).hexdigest()}
-    record(url, Pin(commit=COMMIT, files=files))
-    write_bytes(path, converted)
-    return path
-
-
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
-            content: bytes = response.read(LARGEST + 1)
-            declared = response.headers.get("Content-Length")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{url}: expected a file that can be downloaded, found: {error}; check the connection and fetch again."
-        ) from None
-    if len(content) > LARGEST or (declared is not None and declared.isdigit() and int(declared) != len(content)):
-        raise InputError(
-            f"{url}: expected a whole file of at most {LARGEST} bytes, found {declared or 'more'} declared and "
-            f"{len(content)} read; fetch again."
-        )
-    return content

@@ -24,7 +24,7 @@ def do(options: argparse.Namespace) -> int:
     from fpbench import data
     from fpbench.hub.datasets import HubSource
     from fpbench.models.loading import local_folder, resolve
-    from fpbench.runs import fetch
+    from fpbench.runs import fetch, item_parameters
     from fpbench.runs.materials import Materials
     from fpbench.runs.profile import load_profile
     from fpbench.verbs.common import tell
@@ -45,6 +45,6 @@ def do(options: argparse.Namespace) -> int:
     if profile.data.get("tinymmlu", "bundled:").startswith("bundled:"):
         tell("tinyMMLU's item parameters are not needed by this profile")
     else:
-        print(f"tinyMMLU's item parameters: {fetch.fetch_item_parameters(fetch.SOURCE)}", flush=True)
+        print(f"tinyMMLU's item parameters: {item_parameters.fetch(item_parameters.SOURCE)}", flush=True)
     Materials(profile).check()
     return 0
