@@ -208,8 +208,9 @@ def environment(hub: Hub, folder: Path) -> dict[str, str]:
 def use(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process, whose libraries have read their variables already, do the same."""
     import datasets.config
-    from huggingface_hub import constants
+    from huggingface_hub import HfFileSystem, constants
 
+    HfFileSystem.clear_instance_cache()  # it remembers answers by address, and addresses come round again
     for name in ("FPBENCH_CACHE", "HF_TOKEN"):
         monkeypatch.setenv(name, environment(hub, folder)[name])
     kept = folder / "huggingface"
