@@ -118,6 +118,7 @@ def measure(
     with driving(store.folder):
         records = read_records(store.records)
         if pending := resume.pending(cells, records):
+            store.sweep()
             resume.remember(engine.measure(job, checkpoints(pending), progress, say))
             records = read_records(store.records)
         rows = rows_from_records(records, store.records, rescore=False)

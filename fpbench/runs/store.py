@@ -107,6 +107,12 @@ class Store:
                 f"output folder {self.folder} cannot be written ({error.strerror or error}): choose another with --out."
             ) from None
 
+    def sweep(self) -> None:
+        """Remove what killed writers left half-written. For whoever drives the store alone."""
+        for path in self.folder.rglob(".*"):
+            if path.is_file():
+                path.unlink()
+
     def record_path(self, cell: Cell) -> Path:
         """The record file of a cell."""
         return self.records / f"{cell.path}.json"
