@@ -26,23 +26,23 @@ def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess[
 
 def test_a_full_disk_costs_the_running_cell_alone(small_run, small_profile, tmp_path):
     """A disk with room for what was finished and a little more."""
-    shutil.copytree(small_run / "records" / "micro" / "nlf" / "base", tmp_path / "base")
-    script = """
-        mount -t tmpfs -o size=400k tmpfs "$1" && mkdir -p "$1/out/records/micro/nlf"
-        cp -r "$2" "$1/out/records/micro/nlf/base"
-        shift 2; "$@"; code=$?
-        cp -r /mnt/out "$OUT" 2>/dev/null || cp -r "$DISK/out" "$OUT"; exit $code
-    """
-    disk, out = tmp_path / "disk", tmp_path / "kept"
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
-    os.environ |= {"OUT": str(out), "DISK": str(disk)}
+    script = """
+        disk=$1 finished=$2 kept=$3; shift 3
+        mount -t tmpfs -o size=400k tmpfs "$disk" && mkdir -p "$disk/out/records/micro/nlf"
+        cp -r "$finished" "$disk/out/records/micro/nlf/base"
+        "$@"; code=$?
+        cp -r "$disk/out" "$kept"; exit $code
+    """
     command = [*RUN, "--profile", small_profile, "--out", str(disk / "out")]
-    done = in_a_namespace(script, str(disk), str(tmp_path / "base"), *command)
+    finished = small_run / "records" / "micro" / "nlf" / "base"
+    done = in_a_namespace(script, str(disk), str(finished), str(kept), *command)
     assert done.returncode == 1, done.stderr
     assert "cannot be written (No space left on device): finished records stay" in done.stderr.splitlines()[-1]
-    kept = read_records(out / "records")
-    assert kept and all(record["status"] == "done" for record in kept)
-    assert not list(out.rglob(".*"))
+    records = read_records(kept / "records")
+    assert records and all(record["status"] == "done" for record in records)
+    assert not list(kept.rglob(".*"))
 
 
 def test_a_read_only_folder_is_refused_before_work(small_profile, tmp_path):

@@ -1,0 +1,68 @@
+"""One load per model: what an adapter leaves behind does not reach the next checkpoint."""
+
+import pytest
+import torch
+
+import fpbench
+from fpbench.micro import MODEL
+from fpbench.models.loading import Loading
+from fpbench.models.progress import no_progress
+from fpbench.registry import METHODS
+from fpbench.runs.identity import cell_identity
+from fpbench.runs.job import Job, checkpoints
+from fpbench.runs.plan import Cell, plan
+from fpbench.runs.profile import load_profile
+from fpbench.runs.store import cell_id, read_records
+from fpbench.runs.worker import Worker
+
+
+@pytest.fixture
+def careless():
+    """A method that turns a buffer, which is no parameter, and so is not put back."""
+
+    @fpbench.register("careless")
+    class Careless(fpbench.FingerprintMethod):
+        version = "1"
+
+        def inject(self, model, tokenizer, fingerprints, context):
+            model.model.layers[0].mlp.down_proj.weight[0, 0] += 1e-3
+            model.model.rotary_emb.inv_freq.mul_(2)
+
+    yield Careless
+    del METHODS._classes["careless"]
+
+
+def worker_of(small_profile, out, methods):
+    profile = load_profile(small_profile, methods=methods, conditions=["origin"])
+    return Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), out), no_progress), checkpoints(plan(profile))
+
+
+def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile, tmp_path, caplog, careless):
+    worker, (base, injected) = worker_of(small_profile, tmp_path, ["careless"])
+    worker.measure(base)
+    model = worker.bench("micro").model
+    worker.measure(injected[:1])
+    assert "not restored bit for bit" in caplog.text
+    again = worker.bench("micro").model
+    assert again is not model
+    assert not torch.equal(model.model.rotary_emb.inv_freq, again.model.rotary_emb.inv_freq)
+
+
+def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_path, caplog):
+    worker, (base, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+    worker.measure(base[:1])
+    model = worker.bench("micro").model
+    worker.measure(injected[:2])
+    assert worker.bench("micro").model is model
+    assert "restored" not in caplog.text
+
+
+def test_what_a_measurement_is_called_needs_no_weights(small_run, small_profile, tmp_path):
+    """The names are those of the finished run, though nothing here was loaded."""
+    profile = load_profile(small_profile)
+    worker = Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path), no_progress)
+    bench, sets = worker.bench("micro"), worker._written
+    names = {cell.path: cell_id(cell_identity(bench, cell, sets["nlf", 42])) for cell in plan(profile)}
+    assert "_resident" not in vars(bench)
+    found = {Cell(**record["cell"]).path: record["id"] for record in read_records(small_run / "records")}
+    assert names == found
