@@ -48,6 +48,42 @@ def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile,
     assert not torch.equal(model.model.rotary_emb.inv_freq, again.model.rotary_emb.inv_freq)
 
 
+@pytest.fixture
+def raising():
+    @fpbench.register("raising")
+    class Raising(fpbench.FingerprintMethod):
+        version = "1"
+
+        def inject(self, model, tokenizer, fingerprints, context):
+            model.model.layers[0].mlp.down_proj.weight.zero_()
+            raise ZeroDivisionError("a mistake of the adapter's")
+
+    yield
+    del METHODS._classes["raising"]
+
+
+def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_path, caplog, raising):
+    worker, (_, injected) = worker_of(small_profile, tmp_path, ["raising"])
+    worker.measure(injected)
+    records = read_records(tmp_path / "records")
+    assert len(records) == len(injected)
+    for record in records:
+        assert record["status"] == "failed" and record["reason"] == "ZeroDivisionError: a mistake of the adapter's"
+        assert "in inject" in record["traceback"]
+    assert "restored" not in caplog.text, "the weights it had zeroed were put back"
+
+
+def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path, caplog):
+    worker, (_, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+    worker.measure(injected[:1])
+    (delta,) = (tmp_path / "deltas").glob("*.safetensors")
+    content = delta.read_bytes()
+    delta.write_bytes(content[:-8] + bytes(8))
+    worker.measure(injected[1:2])
+    assert f"the stored delta {delta.name} is damaged: it is injected again" in caplog.text
+    assert delta.read_bytes() == content, "the same weights, bit for bit"
+
+
 def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_path, caplog):
     worker, (base, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
     worker.measure(base[:1])
