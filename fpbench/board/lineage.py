@@ -21,7 +21,7 @@ def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses]) -> Iterator[t
     matplotlib.use("agg")
     from fpbench.board.figures import COLOURS, MARKERS, STYLE, _panels, _saved
 
-    kinds = sorted(a[1].keys() & b[1].keys())
+    kinds = [kind for kind in ("qkv", "q", "k", "v", "o") if kind in a[1] and kind in b[1]]
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(len(kinds), f"{a[0]} and {b[0]}", 2.4 * len(kinds) + 1, 2.8)
         for kind, panel in zip(kinds, panels, strict=True):

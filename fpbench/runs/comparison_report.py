@@ -28,21 +28,15 @@ def report(found: Comparison, a: str, b: str) -> str:
     rows = []
     for number, (name, weights, signature) in enumerate(lines):
         row = [f"{name} (unrelated)" if number else name]
-        row += (
-            ["0", "–", "–", "–"]
-            if weights is None
-            else [
-                str(weights.matrices),
-                f"{weights.correlation:.3f}",
-                f"{weights.lowest:.3f}",
-                f"{weights.highest:.3f}",
-            ]
-        )
-        row += (
-            ["–", "–", "–"]
-            if signature is None
-            else [f"{signature.correlation:.3f}", _span(signature.interval), _span(signature.chance)]
-        )
+        if weights is None:
+            row += ["0", "–", "–", "–"]
+        else:
+            figures = weights.correlation, weights.lowest, weights.highest
+            row += [str(weights.matrices), *(f"{figure:.3f}" for figure in figures)]
+        if signature is None:
+            row += ["–", "–", "–"]
+        else:
+            row += [f"{signature.correlation:.3f}", _span(signature.interval), _span(signature.chance)]
         rows.append(row)
     return "\n".join(
         [
