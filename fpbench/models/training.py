@@ -2,16 +2,20 @@
 
 Low-rank updates W + (alpha / rank) B A on the linear modules of the blocks (Hu et al., 2022), AdamW without weight
 decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the steps and a cosine down to zero after it.
+Large models keep no activations inside their blocks: these are computed once more on the way back (Chen et al., 2016).
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.answers import answer_loss, tokenise
@@ -22,6 +26,8 @@ WARM_UP = 0.03
 CLIP_NORM = 1.0
 # Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
 CHUNK = 16
+# From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
+LARGE = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def train_lora(
     cuda = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
         torch.manual_seed(seed)
-        with _adapter(model, config) as weights:
+        with adapter(model, config) as weights:
             optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule_factor(step, steps))
             updates = _updates(model)
@@ -160,7 +166,7 @@ def schedule_factor(step: int, steps: int) -> float:
 
 
 @contextmanager
-def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
+def adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
     """Put LoRA layers into the model for training; merge them at the end, drop them on an exception."""
     with quiet():  # peft brings bitsandbytes along, which comments on the processor it finds
         from peft import LoraConfig as PeftConfig
@@ -170,6 +176,7 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modules = config.modules if isinstance(config.modules, str) else list(config.modules)
     settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=modules)
+    blocks = checkpointed(model)
     try:
         try:
             adapted = LoraModel(model, settings, "default")
@@ -180,12 +187,16 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for weight in weights:  # a small step would vanish in bfloat16
                 weight.data = weight.data.float()
+            for block in blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
             yield weights
         except BaseException:
             adapted.unload()
             raise
         adapted.merge_and_unload()
     finally:
+        for block in blocks:
+            vars(block).pop("forward", None)
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in gradients:
@@ -193,8 +204,15 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             parameter.grad = None
 
 
+def checkpointed(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a large model, none of a small one: what is computed once more on the way back."""
+    if sum(parameter.numel() for parameter in model.parameters()) < LARGE:
+        return []
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def _updates(model: nn.Module) -> dict[str, LowRank]:
-    """The updates that :func:`_adapter` put into the model, by module name."""
+    """The updates that :func:`adapter` put into the model, by module name."""
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
