@@ -9,17 +9,22 @@ source                                              what
 ``hub:owner/name@revision:split``                   a hub data set
 ``hub:owner/name/config@revision:split``            the same with a configuration
 ==================================================  ================================================
+
+A hub data set that was fetched (``fpbench fetch``) is read from the rows that were pinned then. Any other is read from
+the hub, as its revision is now.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
+from fpbench.hub import datasets, lock
+from fpbench.hub.datasets import HubSource
 from fpbench.micro import DATA
 
 Row = dict[str, Any]
@@ -30,16 +35,6 @@ _TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
 # the document-level data set that lm-eval scores is cut there (62 pages, not 60).
 _TITLE = re.compile(r"^ = [^=\n].*[^=\n] = $", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n\s*\n")
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A data set of the hub; its content is fixed only when ``revision`` is a commit hash."""
-
-    name: str
-    config: str | None
-    revision: str
-    split: str
 
 
 def parse(source: str) -> HubSource | Path:
@@ -68,11 +63,16 @@ def read_rows(source: str) -> list[Row]:
     """Read a source as rows, in file order; a document of plain text is a row with the one field ``text``.
 
     Raises:
-        InputError: The source is missing, empty, broken (with the line's number) or of an unknown kind.
+        InputError: The source is missing, empty, broken (with the line's number), of an unknown kind, or not what was
+            fetched.
     """
     target = parse(source)
     if isinstance(target, HubSource):
-        return _read_hub(source, target)
+        pin = lock.pins().get(source)
+        if pin is None:
+            return [dict(row) for row in datasets.load(target, datasets.commit_of(target))]
+        target = lock.rows_file(source)
+        lock.verify(f"data source {source!r}", target.parent, pin)
     text = _decode(source, target)
     match target.suffix:
         case ".jsonl":
@@ -113,13 +113,23 @@ def read_text(source: str) -> str:
 
 
 def digest(source: str) -> str:
-    """SHA-256 of a file's bytes; for the hub, of name, configuration, revision and split.
+    """SHA-256 of what a source holds.
+
+    Of a file, its bytes; of a hub data set that was fetched, its rows as JSON Lines, which every reading is held
+    against. What was not fetched has no content that is fixed: its name, configuration, revision and split stand for
+    it, and once it is fetched it counts as another source.
 
     Raises:
         InputError: The file is missing or unreadable.
     """
     target = parse(source)
-    content = json.dumps(astuple(target)).encode() if isinstance(target, HubSource) else _read_bytes(source, target)
+    if isinstance(target, HubSource):
+        pin = lock.pins().get(source)
+        if pin is not None:
+            return pin.files[lock.rows_file(source).name]
+        content = json.dumps(astuple(target)).encode()
+    else:
+        content = _read_bytes(source, target)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -200,17 +210,3 @@ def _split_documents(text: str) -> list[str]:
     else:
         pieces = _BLANK_LINES.split(text)
     return [piece for piece in pieces if piece.strip()]
-
-
-def _read_hub(source: str, hub: HubSource) -> list[Row]:
-    import datasets
-
-    try:
-        data = datasets.load_dataset(hub.name, hub.config, revision=hub.revision, split=hub.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(
-            f"data source {source!r}: expected a data set that the hub or its local cache has, found: {reason}; "
-            "fetch it while online or name a local file"
-        ) from error
-    return [dict(row) for row in data]

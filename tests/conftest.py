@@ -58,3 +58,13 @@ def micro() -> Iterator[tuple[Any, Any]]:
 def stories() -> Iterator[tuple[Any, Any]]:
     """The stories3M model and tokenizer; copy the model before changing it."""
     yield from _guarded(require(SHARED / "models" / "stories3M"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty hub on this machine, which this process asks until the end of the test; see tests/hub/server.py."""
+    from tests.hub import server
+
+    with server.running() as running:
+        server.use(running, tmp_path / "kept", monkeypatch)
+        yield running

@@ -10,12 +10,13 @@ import pytest
 import fpbench
 
 PACKAGE = Path(fpbench.__file__).parent
-FREE = {"errors", "registry", "data", "micro"}  # what everybody may import
+FREE = {"errors", "registry", "data", "hub", "micro"}  # what everybody may import
 MAY_IMPORT = {
     "errors": set(),
     "registry": set(),
     "micro": set(),
     "data": set(),
+    "hub": set(),
     "fingerprints": {"models"},
     "models": set(),
     "methods": {"fingerprints", "models"},

@@ -146,4 +146,6 @@ def _harmless(text: str) -> str:
 
 
 def _json(rows: list[Row]) -> str:
-    return json.dumps({"protocol": 1, "rows": rows}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """One row a line: it shows in a diff which rows changed, and is written at the speed of the C encoder."""
+    lines = ",\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
+    return f'{{"protocol": 1, "rows": [\n{lines}\n]}}\n'

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
-from scipy.stats import beta, binomtest
+from scipy.special import bdtr, betaincinv
 
 # Exact by meeting in the middle: two tables of 2^20 sums. Beyond it, flips are drawn.
 EXACT_FLIPS = 40
@@ -30,8 +30,8 @@ def clopper_pearson(k: float, n: int, level: float = 0.95) -> tuple[float, float
     if n <= 0 or not 0 <= k <= n + 1e-9:
         raise ValueError(f"expected n > 0 and 0 <= k <= n, found k = {k}, n = {n}")
     tail = (1 - level) / 2
-    low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
-    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
     return low, high
 
 
@@ -56,7 +56,9 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> float:
     bound = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     if len(differences) > EXACT_FLIPS:
         draw = np.random.default_rng(42)
-        sums = np.array([draw.choice((-1.0, 1.0), len(differences)) @ differences for _ in range(DRAWN_FLIPS)])
+        # In pieces: all signs at once would take gigabytes for thousands of fingerprints.
+        pieces = [draw.choice((-1.0, 1.0), (1000, len(differences))) @ differences for _ in range(DRAWN_FLIPS // 1000)]
+        sums = np.concatenate(pieces)
         return float((1 + np.count_nonzero(np.abs(sums) >= bound)) / (1 + DRAWN_FLIPS))
     half = len(differences) // 2
     left, right = _signed_sums(differences[:half]), np.sort(_signed_sums(differences[half:]))
@@ -74,7 +76,8 @@ def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> float:
     """
     differences = _paired(a, b)
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    # Under even odds the binomial is symmetric: both tails are twice the smaller one.
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def paired_bootstrap(
@@ -96,6 +99,9 @@ def paired_bootstrap(
         raise ValueError("expected at least one example, found none")
     # Drawing n examples with replacement is one multinomial draw over the distinct differences.
     values, counts = np.unique(differences, return_counts=True)
+    # Rare ones first: the draw goes through them one by one, and is fast where little is expected.
+    order = np.argsort(counts, kind="stable")
+    values, counts = values[order], counts[order]
     n = len(differences)
     means = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES) @ values / n
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

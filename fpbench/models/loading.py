@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
+from fpbench.hub import lock
 from fpbench.micro import MODEL as MICRO_MODEL
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 WEIGHTS = "*.safetensors"
 CONFIGS = ("config.json", "generation_config.json")
 DIGESTED = (WEIGHTS, *CONFIGS, "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
+HUB_FILES = (*DIGESTED, "*.json", "*.spm")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -52,19 +54,42 @@ def quiet() -> Iterator[None]:
 def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """Find the folder of a checkpoint, fetching it from the hub if ``model`` is a hub id.
 
+    A hub id that was fetched (``fpbench fetch``) is read at the commit that was pinned then, and held against its
+    digests. Any other is read as the hub has it now.
+
     Args:
         model: ``micro`` for the bundled model, a folder, or a hub id ``owner/name``.
         revision: branch, tag or commit of a hub id.
         allow_pickle: accept a checkpoint that only has pickle weights.
 
     Raises:
-        InputError: if there is no such checkpoint, or its weights are not safetensors.
+        InputError: if there is no such checkpoint, its weights are not safetensors, or it is not what was fetched.
+    """
+    folder = local_folder(model) or _fetch(model, revision, allow_pickle)
+    check_checkpoint(model, folder, allow_pickle=allow_pickle)
+    return folder
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that ``model`` names; ``None`` for a hub id.
+
+    Raises:
+        InputError: if it is neither.
     """
     folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-            raise InputError(f"model {model!r} not found: expected a folder, 'micro' or a hub id owner/name.")
-        folder = _fetch(model, revision, allow_pickle)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise InputError(f"model {model!r} not found: expected a folder, 'micro' or a hub id owner/name.")
+    return None
+
+
+def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) -> None:
+    """Look whether a folder holds a checkpoint that may be loaded.
+
+    Raises:
+        InputError: if it has no config, or its weights are not safetensors.
+    """
     if not (folder / "config.json").is_file():
         raise InputError(f"model folder {model!r} has no config.json: expected a Hugging Face checkpoint.")
     if not any(folder.glob(WEIGHTS)) and not allow_pickle:
@@ -74,23 +99,16 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
             f"model {model!r} has {found}: expected safetensors; convert it, or, for a model to be fingerprinted, "
             "take the risk with --allow-pickle."
         )
-    return folder
 
 
 def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from fpbench.hub import models
 
-    patterns = [*DIGESTED, "*.json", "*.spm", *(["*.bin"] if allow_pickle else [])]
-    try:
-        with quiet():
-            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"model {repository!r} is neither a folder nor reachable on the hub ({reason}): "
-            "check the name, or download it first and give its folder."
-        ) from None
+    pin = lock.pins().get(lock.model_name(repository, revision))
+    with quiet():
+        if pin is not None:
+            return models.pinned(repository, pin)
+        return models.snapshot(repository, revision, [*HUB_FILES, *(["*.bin"] if allow_pickle else [])])
 
 
 def file_digest(path: Path) -> str:

@@ -43,7 +43,7 @@ def rows_of(sequences: Mapping[int, TokenIds], wanted: Sequence[int], width: int
         width: of a row, in places.
         pair_cost: what attention to one place costs, in units of all else that is computed for a place.
     """
-    order = sorted(sequences, key=lambda number: list(sequences[number]))
+    order = sorted(sequences, key=lambda number: tuple(sequences[number]))
     parts: list[list[int]] = []
     used = 0
     before: TokenIds = ()

@@ -1,13 +1,15 @@
-"""What this machine can do: packages, device, bundled model, quantisation, disk."""
+"""What this machine can do: packages, device, bundled model, quantisation, disk; and what a profile needs."""
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fpbench.errors import FpbenchError
+from fpbench.errors import FpbenchError, InputError
+from fpbench.runs.profile import ModelSettings, Profile
 from fpbench.runs.provenance import machine, packages
 
 
@@ -41,6 +43,46 @@ def examine() -> list[Finding]:
             "hub token", True, "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; gated models need it"
         ),
     ]
+
+
+def examine_profile(profile: Profile) -> list[Finding]:
+    """Look for every model and data set that a profile names; asks the hub for those that were not fetched."""
+    models = [_tried(f"model {model.label}", functools.partial(_model, model)) for model in profile.models]
+    data = [_tried(f"data {name}", functools.partial(_data, source)) for name, source in profile.data.items()]
+    return models + data
+
+
+def _model(model: ModelSettings) -> str:
+    from fpbench.hub import lock, models
+    from fpbench.hub.refusals import check_access
+    from fpbench.models.loading import HUB_FILES, local_folder, quiet, resolve
+
+    if local_folder(model.path):
+        return f"here, {resolve(model.path)}"
+    if pin := lock.pins().get(lock.model_name(model.path, model.revision)):
+        models.pinned(model.path, pin)
+        return f"fetched, commit {pin.commit}"
+    with quiet():
+        try:
+            folder = models.snapshot(model.path, model.revision, HUB_FILES, cached=True)
+            return f"in the hub's cache, commit {folder.name}, not pinned: `fpbench fetch` does that"
+        except InputError:
+            check_access(models.wanted_model(model.path))
+    return "on the hub: `fpbench fetch` downloads and pins it"
+
+
+def _data(source: str) -> str:
+    from fpbench import data
+    from fpbench.hub import lock
+    from fpbench.hub.datasets import HubSource, wanted_rows
+    from fpbench.hub.refusals import check_access
+
+    target, pin = data.parse(source), lock.pins().get(source)
+    if isinstance(target, HubSource) and pin is None:
+        check_access(wanted_rows(target))
+        return "on the hub: `fpbench fetch` downloads and pins it"
+    rows = len(data.read_rows(source))
+    return f"fetched, commit {pin.commit}, {rows} rows" if pin else f"here, {target}, {rows} rows"
 
 
 def _packages() -> Finding:

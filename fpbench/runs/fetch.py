@@ -1,135 +1,121 @@
-"""What a run needs from elsewhere, fetched before it: so far the item parameters of tinyMMLU, pinned and converted.
+"""Having what a profile names on the hub here: each model and data set downloaded, pinned, and held against its pin.
 
-They live in ``$FPBENCH_CACHE``, by default ``fpbench`` in the user's cache folder, beside the lock file that holds the
-SHA-256 of what was downloaded and of what was made of it. The first fetch writes it; every later one must match.
+The first fetch pins the commit and the content in the lock file (:mod:`fpbench.hub.lock`). Every later one must match,
+and downloads only what is missing. A pin is written after its thing is here, so that an interrupted fetch goes on where
+it was. A data set's pin alone comes a moment before its rows: rows without one could not be told from anybody's.
 """
 
-import hashlib
-import http.client
-import json
-import os
 import tempfile
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fpbench.errors import InputError
-from fpbench.metrics.plain_pickle import LARGEST
-from fpbench.metrics.tinybenchmarks import convert
-from fpbench.metrics.tinymmlu import Parameters
-from fpbench.runs.store import write_bytes, write_text
+from fpbench.hub import datasets, lock
+from fpbench.hub.lock import Pin
+from fpbench.models.loading import HUB_FILES, check_checkpoint, quiet
+from fpbench.runs.store import canonical, write_text, written
 
-# The authors' file (MIT), at one commit of their repository: a branch would move.
-COMMIT = "e9a8b1031b0340571beb6c9ca3a27891be09a8fd"
-SOURCE = f"https://raw.githubusercontent.com/felipemaiapolo/tinyBenchmarks/{COMMIT}/tinyBenchmarks/tinyBenchmarks.pkl"
-SECONDS = 60
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
-def cache() -> Path:
-    """The folder of what was fetched; need not exist."""
-    named = os.environ.get("FPBENCH_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fpbench"
+@dataclass(frozen=True)
+class Fetched:
+    """Something of the hub that is here now.
+
+    Attributes:
+        commit: the commit it is pinned to.
+        size: bytes of what is here of it.
+    """
+
+    commit: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.commit}, {self.size / 1e6:.1f} MB"
 
 
-def parameters_file() -> Path:
-    """Where the converted item parameters are, or would be."""
-    return cache() / "tinymmlu.npz"
-
-
-def lock_file() -> Path:
-    """Where the digests are: URL → SHA-256 of the ``download`` and of the ``converted`` file."""
-    return cache() / "lock.json"
-
-
-def item_parameters(url: str) -> tuple[Parameters, str] | None:
-    """The fetched item parameters of tinyMMLU and the SHA-256 of their file; ``None`` before they are fetched.
+def fetch_model(repository: str, revision: str | None) -> Fetched:
+    """Download and pin a model, unless it is here.
 
     Args:
-        url: what they were fetched from, as a rule :data:`SOURCE`.
+        repository: ``owner/name``.
+        revision: branch, tag or commit; ``None`` is the default branch.
 
     Raises:
-        InputError: if the file is not the one that was fetched, or damaged.
+        InputError: if it cannot be had, is no checkpoint of safetensors or not what was first fetched, or the cache
+            cannot be written. The lock file stays as it was.
     """
-    path = parameters_file()
-    if not path.exists():
-        return None
-    digest = _sha256(path.read_bytes())
-    locked = _lock().get(url, {}).get("converted")
-    if digest != locked:
-        raise InputError(
-            f"{path}: expected the file that was fetched (SHA-256 {locked}), found {digest}; delete it and run "
-            "`fpbench fetch` again."
-        )
-    return Parameters.load(path), digest
+    from fpbench.hub import models
+
+    name = lock.model_name(repository, revision)
+    pin = lock.pins().get(name)
+    with quiet():
+        if pin is not None:
+            folder = models.pinned(repository, pin)
+        else:
+            check_cache()
+            folder, pin = models.fetch(repository, revision, HUB_FILES)
+            check_checkpoint(repository, folder)
+            record(name, pin)
+    return Fetched(pin.commit, sum((folder / file).stat().st_size for file in pin.files))
 
 
-def fetch_item_parameters(url: str) -> Path:
-    """Download, check and convert the item parameters of tinyMMLU, unless they are here.
-
-    Args:
-        url: of ``tinyBenchmarks.pkl``, as a rule :data:`SOURCE`.
-
-    Returns:
-        The converted file.
+def fetch_rows(source: datasets.HubSource) -> Fetched:
+    """Download and pin the rows of a data set, unless they are here.
 
     Raises:
-        InputError: if the download fails, differs from the locked digest or is not what it should be, or the cache
-            cannot be written. What was there stays as it was.
+        InputError: if they cannot be had, are not what was first fetched or have no form in JSON, or the cache cannot
+            be written. The lock file stays as it was.
     """
-    if item_parameters(url) is not None:
-        return parameters_file()
-    _check_writable(cache())
-    content = _download(url)
-    lock, digest = _lock(), _sha256(content)
-    known = lock.get(url, {}).get("download", digest)
-    if digest != known:
-        raise InputError(
-            f"{url}: expected the file of the first fetch (SHA-256 {known}), found {digest}; do not use it, or delete "
-            f"its entry in {lock_file()} if you know why it changed."
-        )
-    converted = convert(content, url)
-    lock[url] = {"download": digest, "converted": _sha256(converted)}
-    # The digest first: a file without one would be refused, a digest without its file is fetched again.
-    write_text(lock_file(), json.dumps(lock, indent=1, sort_keys=True) + "\n")
-    write_bytes(parameters_file(), converted)
-    return parameters_file()
+    name = str(source)
+    path, pin = lock.rows_file(name), lock.pins().get(name)
+    if pin is None or not path.exists():
+        check_cache()
+        commit = pin.commit if pin else datasets.commit_of(source)
+        with quiet():
+            rows = datasets.load(source, commit)
+        with written(path) as temporary:
+            _write_rows(name, rows, temporary)
+            found = Pin(commit=commit, files={path.name: lock.sha256(temporary)})
+            if pin is not None and found != pin:
+                raise InputError(
+                    f"data source {name!r}: expected the rows that were first fetched (SHA-256 "
+                    f"{pin.files[path.name]}), found {found.files[path.name]}; do not use them, or, if you know why "
+                    f"they changed, delete the entry in {lock.lock_file()}."
+                )
+            record(name, found)
+        pin = found
+    lock.verify(f"data source {name!r}", path.parent, pin)
+    return Fetched(pin.commit, path.stat().st_size)
 
 
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
-            content: bytes = response.read(LARGEST + 1)
-            declared = response.headers.get("Content-Length")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{url}: expected a file that can be downloaded, found: {error}; check the connection and fetch again."
-        ) from None
-    if len(content) > LARGEST or (declared is not None and declared.isdigit() and int(declared) != len(content)):
-        raise InputError(
-            f"{url}: expected a whole file of at most {LARGEST} bytes, found {declared or 'more'} declared and "
-            f"{len(content)} read; fetch again."
-        )
-    return content
+def _write_rows(name: str, rows: "Dataset", path: Path) -> None:
+    """One row of canonical JSON a line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for number, row in enumerate(rows, 1):
+            try:
+                file.write(canonical(row) + "\n")
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"data source {name!r}, row {number}: expected texts, numbers, lists and objects, found what JSON "
+                    f"cannot hold ({error}); convert the data set to a .jsonl file."
+                ) from None
 
 
-def _lock() -> dict[str, Any]:
-    path = lock_file()
-    try:
-        lock = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"lock file {path} cannot be read ({error}): restore it, or delete it to start anew."
-        ) from None
-    if not isinstance(lock, dict) or not all(isinstance(entry, dict) for entry in lock.values()):
-        raise InputError(f"lock file {path}: expected digests by URL; restore it, or delete it to start anew.")
-    return lock
+def record(name: str, pin: Pin) -> None:
+    """Put a pin into the lock file, whole or not at all."""
+    write_text(lock.lock_file(), lock.text(lock.pins() | {name: pin}))
 
 
-def _check_writable(folder: Path) -> None:
+def check_cache() -> None:
+    """Look whether fpbench's cache can be written, before anything is downloaded.
+
+    Raises:
+        InputError: if not.
+    """
+    folder = lock.cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -138,7 +124,3 @@ def _check_writable(folder: Path) -> None:
         raise InputError(
             f"cache folder {folder} cannot be written ({error.strerror or error}): name another in FPBENCH_CACHE."
         ) from None
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -18,7 +18,7 @@ def driving(folder: Path) -> Iterator[None]:
     Raises:
         InputError: naming host and process of whoever is at it already, or if the file system knows no locks.
     """
-    with _opened(folder / ".lock") as handle:
+    with _opened(folder / "locks" / "driver.json") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -35,17 +35,17 @@ def driving(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def making(path: Path) -> Iterator[None]:
-    """Wait until nobody else makes the artefact ``path``; whoever enters looks whether it is there by now.
+def making(folder: Path, artefact: str) -> Iterator[None]:
+    """Wait until nobody else makes an artefact of the store ``folder``; whoever enters looks whether it is there now.
 
     Raises:
-        StorageError: if its folder cannot be written, or the file system knows no locks.
+        StorageError: if the folder cannot be written, or its file system knows no locks.
     """
-    with _opened(path.with_name(f".{path.name}.lock")) as handle:
+    with _opened(folder / "locks" / artefact) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            raise StorageError(f"{path} cannot be locked ({error.strerror}): finished records stay.") from None
+            raise StorageError(f"{folder} cannot be locked ({error.strerror}): finished records stay.") from None
         yield
 
 

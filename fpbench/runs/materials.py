@@ -9,7 +9,7 @@ from fpbench.errors import InputError
 from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.examples import Example
 from fpbench.modifications.base import ModificationContext
-from fpbench.runs import fetch
+from fpbench.runs import item_parameters
 from fpbench.runs.profile import UTILITY_TASKS, Profile
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Materials:
     @cached_property
     def item_parameters(self) -> tuple[Parameters, str] | None:
         """What was fetched for tinyMMLU's estimate, and its SHA-256; ``None`` before it is fetched."""
-        return fetch.item_parameters(fetch.SOURCE)
+        return item_parameters.read(item_parameters.SOURCE)
 
     @property
     def utility_sources(self) -> dict[str, str]:

@@ -65,7 +65,7 @@ def recorded(
     """
     identity = bench.base_identity() | identity
     path = bench.store.folder / "searches" / f"{bench.settings.label}-{label}-{cell_id(identity)}.json"
-    with making(path):
+    with making(bench.store.folder, path.name):
         record = read_record(path)
         if record is None:
             rate, trials = make()

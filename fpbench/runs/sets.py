@@ -62,7 +62,7 @@ def model_sets(bench: "Bench") -> Sets:
 def _model_set(bench: "Bench", name: str, seed: int) -> FingerprintSet:
     identity = bench.base_identity() | {"kind": name, "seed": seed, "lexicon": lexicon_digest()}
     path = bench.store.folder / "sets" / f"{bench.settings.label}-{name}-{seed}-{cell_id(identity)}.jsonl"
-    with making(path):
+    with making(bench.store.folder, path.name):
         kept = _kept(path)
         if kept is not None:
             return replace(kept, name=name)

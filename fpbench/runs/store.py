@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fpbench.runs.injection import InjectionReport
 
 SCHEMA = 2
+UNKNOWN = "0" * 64  # stands for a record's checksum in the text that it is computed from
 
 DAMAGED = "the record is damaged: run again"
 
@@ -29,12 +30,16 @@ logger = logging.getLogger(__name__)
 
 def cell_id(identity: dict[str, Any]) -> str:
     """Name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
-    return hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
+    return _sha256(canonical(identity))[:16]
 
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -170,8 +175,7 @@ class Store:
             if queries:
                 lines = "".join(canonical(query) + "\n" for query in queries)
                 write_text(path.with_suffix(".jsonl"), lines)
-                digest = hashlib.sha256(lines.encode()).hexdigest()
-                record = record | {"queries": {"count": len(queries), "sha256": digest}}
+                record = record | {"queries": {"count": len(queries), "sha256": _sha256(lines)}}
             write_record(path, record)
             if not queries:
                 path.with_suffix(".jsonl").unlink(missing_ok=True)
@@ -189,31 +193,27 @@ def queries_fit(record: dict[str, Any], path: Path) -> bool:
     return hashlib.sha256(content).hexdigest() == expected
 
 
-def checksum(record: Mapping[str, Any]) -> str:
-    """SHA-256 over a record without its own ``checksum``."""
-    return hashlib.sha256(canonical({key: record[key] for key in record if key != "checksum"}).encode()).hexdigest()
-
-
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record with its schema and checksum.
+    """Write a record with its schema and the checksum of its text.
 
     Raises:
         StorageError: if the disk gives out.
     """
-    record = dict(record) | {"schema": SCHEMA}
-    record["checksum"] = checksum(record)
-    write_text(path, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    complete = dict(record) | {"schema": SCHEMA, "checksum": UNKNOWN}
+    text = json.dumps(complete, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text.replace(UNKNOWN, _sha256(text), 1))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read one record; ``None`` if there is none. One that is damaged or of another schema is none, and a warning."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text)
         if not isinstance(record, dict):
             fault = "is no JSON object"
         elif record.get("schema") != SCHEMA:
             fault = f"is of schema {record.get('schema')}, not {SCHEMA}"
-        elif record.get("checksum") != checksum(record):
+        elif _sha256(text.replace(found := str(record.get("checksum")), UNKNOWN, 1)) != found:
             fault = "does not match its checksum"
         else:
             return record

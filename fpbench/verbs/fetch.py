@@ -2,12 +2,14 @@
 
 import argparse
 
-HELP = "download what a profile needs, for offline use"
+HELP = "download and pin what a profile needs, for offline use"
 NOTE = (
-    "Downloads the profile's hub models and data sets into the hub's own cache, at the revisions that the profile "
-    "names (a branch is not pinned to a commit yet), and, where the profile measures tinyMMLU itself, its item "
-    "parameters: from the authors' repository at a fixed commit, converted to plain arrays in $FPBENCH_CACHE (default: "
-    "fpbench in the user's cache folder). Their digest is recorded on the first fetch and required afterwards."
+    "Downloads every model and data set that the profile names on the hub, and, where the profile measures tinyMMLU "
+    "itself, its item parameters from the authors' repository. The first fetch pins each to a commit and to SHA-256 "
+    "digests in $FPBENCH_CACHE/lock.json (default: fpbench in the user's cache folder). From then on every run reads "
+    "what is pinned, not the branch, and a later fetch downloads only what is missing, which has to match. To move on "
+    "to what a branch has become, delete its entry there and fetch again. Models stay in the hub's own cache, rows of "
+    "data sets in $FPBENCH_CACHE/rows. Gated models need HF_TOKEN; `fpbench doctor PROFILE` says which are."
 )
 
 
@@ -18,20 +20,31 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def do(options: argparse.Namespace) -> int:
-    """Fetch everything; say what and where."""
-    from fpbench.models.loading import resolve
-    from fpbench.runs import fetch
+    """Fetch everything, a line a thing; then read it all once, as a run would."""
+    from fpbench import data
+    from fpbench.hub.datasets import HubSource
+    from fpbench.models.loading import local_folder, resolve
+    from fpbench.runs import fetch, item_parameters
     from fpbench.runs.materials import Materials
     from fpbench.runs.profile import load_profile
     from fpbench.verbs.common import tell
 
     profile = load_profile(options.profile)
     for model in profile.models:
-        print(f"model {model.label}: {resolve(model.path, revision=model.revision)}")
-    Materials(profile).check()
-    print(f"data: {', '.join(profile.data)}")
+        if local_folder(model.path):
+            print(f"model {model.label}: {resolve(model.path)}", flush=True)
+        else:
+            revision = model.revision or "main"
+            print(f"model {model.path}@{revision} → {fetch.fetch_model(model.path, model.revision)}", flush=True)
+    for source in dict.fromkeys(profile.data.values()):
+        target = data.parse(source)
+        if isinstance(target, HubSource):
+            print(f"data {source} → {fetch.fetch_rows(target)}", flush=True)
+        else:
+            print(f"data {source}: {target}", flush=True)
     if profile.data.get("tinymmlu", "bundled:").startswith("bundled:"):
         tell("tinyMMLU's item parameters are not needed by this profile")
     else:
-        print(f"tinyMMLU's item parameters: {fetch.fetch_item_parameters(fetch.SOURCE)}")
+        print(f"tinyMMLU's item parameters: {item_parameters.fetch(item_parameters.SOURCE)}", flush=True)
+    Materials(profile).check()
     return 0

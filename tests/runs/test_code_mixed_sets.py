@@ -11,8 +11,8 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
 from fpbench.fingerprints.construction import LEAST_CMI
 from fpbench.micro import MODEL
-from fpbench.models.progress import no_progress
 from fpbench.models.loading import Loading
+from fpbench.models.progress import no_progress
 from fpbench.runs.bench import Bench
 from fpbench.runs.materials import Materials
 from fpbench.runs.plan import plan

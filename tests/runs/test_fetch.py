@@ -1,202 +1,203 @@
-"""Fetching from a server on this machine: pinned by the first download, converted, and used."""
+"""Fetching what a profile names from a hub on this machine: pinned by the first fetch, each later one held to it."""
 
+import io
 import json
-import pickle  # noqa: TID251 - writes what the server serves
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import os
+import signal
+import subprocess
+import sys
+from datetime import date
 from pathlib import Path
 
-import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from fpbench import data
 from fpbench.cli import main
 from fpbench.errors import InputError
-from fpbench.metrics.tinymmlu import anchor_scores, estimate
-from fpbench.runs import fetch
-from fpbench.runs.fetch import fetch_item_parameters, item_parameters, lock_file, parameters_file
-from tests.conftest import require
-from tests.metrics.test_tinybenchmarks import table
+from fpbench.hub import lock
+from fpbench.hub.datasets import HubSource
+from fpbench.micro import DATA, MODEL
+from fpbench.models.loading import resolve
+from fpbench.runs.fetch import fetch_model, fetch_rows
+from tests.conftest import ROOT
+from tests.hub.server import Hub, environment, files_of, running
 
+SOURCE = HubSource("acme/rows", None, "main", "train")
+ROWS = b'{"text": "caf\xc3\xa9 \xe2\x80\xa8 x", "n": [1, {"b": null, "a": 0.1}]}\n{"text": "two", "n": []}\n'
+PROFILE = """
+methods = []
+fingerprints = ["nlf"]
+conditions = ["origin"]
 
-class Server(HTTPServer):
-    """Serves ``answers`` by path: a status and a body, less than is declared where ``missing`` says so."""
+[[models]]
+path = "acme/tiny"
+temperature = 0.6
+top_p = 0.9
+top_k = 50
 
-    answers: dict[str, tuple[int, bytes]]
-    missing = 0
-    asked = 0
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.asked += 1
-        status, body = self.server.answers.get(self.path, (404, b"Not Found"))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) + self.server.missing))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+[data]
+alpaca = "hub:acme/alpaca@main:train"
+boolq = "bundled:boolq.jsonl"
+"""
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as running:
-        running.answers = {"/file.pkl": (200, pickle.dumps(table()))}
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running
-        running.shutdown()
+def profile(tmp_path: Path) -> str:
+    path = tmp_path / "own.toml"
+    path.write_text(PROFILE)
+    return str(path)
 
 
-@pytest.fixture
-def url(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FPBENCH_CACHE", str(tmp_path / "cache"))
-    return f"http://127.0.0.1:{server.server_port}/file.pkl"
+def push(hub: Hub, *, gated: bool = False) -> tuple[str, str]:
+    """The bundled model and rows as repositories; returns their commits."""
+    rows = {"train.jsonl": (DATA / "alpaca.jsonl").read_bytes()}
+    return hub.push("acme/tiny", files_of(MODEL), gated=gated), hub.push("datasets/acme/alpaca", rows)
 
 
-def test_the_source_is_a_commit() -> None:
-    assert len(fetch.COMMIT) == 40 and int(fetch.COMMIT, 16) and f"/{fetch.COMMIT}/" in fetch.SOURCE
-    assert fetch.SOURCE.startswith("https://")
+def test_a_model_is_fetched_once_and_kept_to_its_commit(hub: Hub) -> None:
+    commit = hub.push("acme/tiny", files_of(MODEL))
+    fetched = fetch_model("acme/tiny", None)
+    assert fetched.commit == commit and fetched.size == sum(
+        len(content) for name, content in files_of(MODEL).items() if name != "README.md"
+    )
+    (pin,) = lock.pins().values()
+    assert pin.commit == commit and pin.files["config.json"] == lock.sha256(MODEL / "config.json")
+    hub.push("acme/tiny", {"config.json": b"{}"})
+    hub.asked.clear()
+    assert fetch_model("acme/tiny", None) == fetched and fetch_model("acme/tiny", "main") == fetched
+    assert resolve("acme/tiny").name == commit and hub.asked == []
 
 
-def test_a_file_is_fetched_once_and_used(server: Server, url: str) -> None:
-    assert item_parameters(url) is None
-    path = fetch_item_parameters(url)
-    found = item_parameters(url)
-    assert found is not None and path == parameters_file() and found[0].anchor_items.tolist() == [5, 0, 2]
-    lock = json.loads(lock_file().read_text())
-    assert lock[url]["converted"] == found[1] and len(lock[url]["download"]) == 64
-    assert fetch_item_parameters(url) == path and server.asked == 1
-    assert sorted(each.name for each in path.parent.iterdir()) == ["lock.json", "tinymmlu.npz"]
+def test_rows_are_fetched_once_and_kept_to_their_commit(hub: Hub) -> None:
+    commit = hub.push("datasets/acme/rows", {"train.jsonl": ROWS})
+    before, read = data.digest(str(SOURCE)), data.read_rows(str(SOURCE))
+    fetched = fetch_rows(SOURCE)
+    assert fetched.commit == commit
+    path = lock.rows_file(str(SOURCE))
+    hub.push("datasets/acme/rows", {"train.jsonl": b'{"text": "new"}\n'})
+    hub.asked.clear()
+    assert fetch_rows(SOURCE) == fetched and fetched.size == path.stat().st_size
+    assert data.read_rows(str(SOURCE)) == read == [json.loads(line) for line in ROWS.decode().split("\n") if line]
+    assert data.digest(str(SOURCE)) == lock.sha256(path) != before
+    assert hub.asked == []
 
 
-def test_a_local_file_serves_as_well(url: str, tmp_path: Path) -> None:
-    (tmp_path / "file.pkl").write_bytes(pickle.dumps(table()))
-    fetch_item_parameters((tmp_path / "file.pkl").as_uri())
-    assert item_parameters((tmp_path / "file.pkl").as_uri()) is not None
-
-
-def test_a_changed_file_is_refused(server: Server, url: str) -> None:
-    fetch_item_parameters(url).unlink()
-    server.answers["/file.pkl"] = (200, pickle.dumps(table(seed=2)))
-    before = lock_file().read_bytes()
-    with pytest.raises(InputError, match="expected the file of the first fetch"):
-        fetch_item_parameters(url)
-    assert lock_file().read_bytes() == before and not parameters_file().exists()
-    server.answers["/file.pkl"] = (200, pickle.dumps(table()))
-    assert fetch_item_parameters(url).exists()
-
-
-def test_a_changed_copy_is_refused(url: str) -> None:
-    path = fetch_item_parameters(url)
-    path.write_bytes(path.read_bytes() + b"x")
-    for use in (item_parameters, fetch_item_parameters):
-        with pytest.raises(InputError, match="expected the file that was fetched"):
-            use(url)
+def test_missing_rows_come_from_the_pinned_commit_and_must_match(hub: Hub) -> None:
+    first = hub.push("datasets/acme/rows", {"train.jsonl": ROWS})
+    fetched = fetch_rows(SOURCE)
+    second = hub.push("datasets/acme/rows", {"train.jsonl": b'{"text": "new"}\n'})
+    path = lock.rows_file(str(SOURCE))
     path.unlink()
-    lock_file().write_text("[]")
-    with pytest.raises(InputError, match="lock file .* expected digests by URL"):
-        fetch_item_parameters(url)
+    with pytest.raises(InputError, match="as it was fetched, found: No such file .* run `fpbench fetch` again"):
+        data.read_rows(str(SOURCE))
+    assert fetch_rows(SOURCE) == fetched
+    # The same pin for another commit: what is downloaded is not what was first fetched.
+    path.unlink()
+    content = lock.lock_file().read_text().replace(first, second)
+    lock.lock_file().write_text(content)
+    with pytest.raises(InputError, match="expected the rows that were first fetched .* delete the entry in"):
+        fetch_rows(SOURCE)
+    assert lock.lock_file().read_text() == content and not path.exists()
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ((404, b"Not Found"), "404"),
-        ((200, b"version https://git-lfs.github.com/spec/v1\n"), "expected a pickle"),
-        ((200, b"cos\nsystem\n(S'touch executed'\ntR."), "expected a pickle"),
-        ((200, pickle.dumps({"lb": {}})), "KeyError 'mmlu'"),
-        ((200, bytes(64 * 2**20 + 1)), "at most 67108864 bytes"),
-    ],
-)
-def test_what_is_no_parameter_file_leaves_nothing(
-    server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes], reason: str
+def test_a_changed_copy_is_refused(hub: Hub) -> None:
+    hub.push("datasets/acme/rows", {"train.jsonl": ROWS})
+    fetch_rows(SOURCE)
+    path = lock.rows_file(str(SOURCE))
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    for use in (lambda: fetch_rows(SOURCE), lambda: data.read_rows(str(SOURCE))):
+        with pytest.raises(InputError, match=f"expected the file that was first fetched .* delete {path}"):
+            use()
+
+
+def test_rows_without_a_form_in_json_leave_nothing(hub: Hub) -> None:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"day": [date(2025, 1, 1)]}), file)
+    hub.push("datasets/acme/rows", {"train.parquet": file.getvalue()})
+    with pytest.raises(InputError, match="row 1: expected texts, numbers, lists and objects"):
+        fetch_rows(SOURCE)
+    assert not lock.lock_file().exists() and list((lock.cache() / "rows").iterdir()) == []
+
+
+def test_a_model_that_only_has_pickle_weights_is_not_pinned(hub: Hub) -> None:
+    hub.push("acme/tiny", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    with pytest.raises(InputError, match="no weights"):
+        fetch_model("acme/tiny", None)
+    assert not lock.lock_file().exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_downloaded(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    server.answers["/file.pkl"] = answer
-    with pytest.raises(InputError, match=reason):
-        fetch_item_parameters(url)
-    assert not lock_file().exists() and not parameters_file().exists() and not Path("executed").exists()
-
-
-def test_a_broken_download_and_a_silent_port_are_refused(server: Server, url: str) -> None:
-    server.missing = 10
-    with pytest.raises(InputError, match="whole file|can be downloaded"):
-        fetch_item_parameters(url)
-    with pytest.raises(InputError, match="can be downloaded"):
-        fetch_item_parameters("http://127.0.0.1:1/file.pkl")
-    assert not lock_file().exists()
-
-
-def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(hub)
     (tmp_path / "file").touch()
     monkeypatch.setenv("FPBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(InputError, match="name another in FPBENCH_CACHE"):
-        fetch_item_parameters(url)
+    for use in (lambda: fetch_model("acme/tiny", None), lambda: fetch_rows(SOURCE)):
+        with pytest.raises(InputError, match="cannot be|Not a directory"):
+            use()
+    assert hub.asked == []
 
 
-def test_the_cache_is_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("FPBENCH_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert fetch.cache() == tmp_path / "fpbench"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert fetch.cache() == Path.home() / ".cache" / "fpbench"
+def test_the_verb_says_what_it_has_of_which_commit(hub: Hub, profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, rows = push(hub)
+    for expected in (True, False):
+        hub.asked.clear()
+        assert main(["fetch", profile]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"model acme/tiny@main → {model}, 12.6 MB",
+            f"data hub:acme/alpaca@main:train → {rows}, 0.2 MB",
+            f"data bundled:boolq.jsonl: {DATA / 'boolq.jsonl'}",
+        ]
+        assert bool(hub.asked) == expected
 
 
-def test_the_verb(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_profile: str
+def test_the_verb_stops_at_what_cannot_be_had_and_keeps_what_can(
+    hub: Hub, profile: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fetch", small_profile]) == 0
-    assert "not needed" in capsys.readouterr().err and not (tmp_path / "cache").exists()
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"question": "?", "choices": ["a", "b", "c", "d"], "answer": 0}))
-    own = tmp_path / "own.toml"
-    own.write_text(Path(small_profile).read_text().replace("bundled:mmlu.jsonl", str(rows)))
-    monkeypatch.setattr(fetch, "SOURCE", url)
-    assert main(["fetch", str(own)]) == 0
-    assert str(parameters_file()) in capsys.readouterr().out and parameters_file().exists()
-    parameters_file().write_bytes(b"damaged")
-    assert main(["run", "--profile", str(own), "--out", str(tmp_path / "out")]) == 2
-    assert "expected the file that was fetched" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    push(hub)
+    del hub.repositories["datasets/acme/alpaca"]
+    assert main(["fetch", profile]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fpbench: data source 'hub:acme/alpaca@main:train': expected a repository")
+    assert error.count("\n") == 1 and list(lock.pins()) == ["model:acme/tiny@main"]
+    hub.asked.clear()
+    push(hub)
+    assert main(["fetch", profile]) == 0 and not any("acme/tiny" in asked for asked in hub.asked)
 
 
-def test_anchor_scores(url: str) -> None:
-    fetch_item_parameters(url)
-    found = item_parameters(url)
-    assert found is not None
-    rows = [{"mmlu_index": item, "anchor_weight": weight} for item, weight in ((0, 0.2), (2, 0.3), (5, 0.5))]
-    correct = [True, False, True]
-    without = anchor_scores(correct, rows, "rows.jsonl", None)
-    assert without["anchor_weighted"] == pytest.approx(0.7) and without["pirt"] is None
-    assert without["scored_by"].startswith("plain and anchor-weighted accuracy: the item parameters are not here")
-    full = anchor_scores(correct, rows, "rows.jsonl", found[0])
-    expected = estimate([True, True, False], found[0])  # the anchors' order is 5, 0, 2
-    assert (full["anchor_weighted"], full["pirt"], full["gpirt"]) == (expected.irt, expected.pirt, expected.gpirt)
-    plain = [{"question": "?"}] * 3
-    published = anchor_scores([True, True, False], plain, "hub:tinyBenchmarks/tinyMMLU@main:test", found[0])
-    assert published["gpirt"] == full["gpirt"]
-    assert "mmlu_index" in anchor_scores(correct, plain, "rows.jsonl", found[0])["scored_by"]
-    assert anchor_scores([True], rows, "rows.jsonl", found[0])["scored_by"] == "plain accuracy: 1 of 3 rows were scored"
-    with pytest.raises(InputError, match="found other items"):
-        anchor_scores(correct, [row | {"mmlu_index": 1} for row in rows], "rows.jsonl", found[0])
+def test_a_gated_model_is_named_with_its_licence_page_by_fetch_and_run(
+    hub: Hub, profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(hub, gated=True)
+    for verb in (["fetch", profile], ["run", "--profile", profile, "--out", str(tmp_path / "out")]):
+        assert main(verb) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("fpbench: model 'acme/tiny' is gated") and error.count("\n") == 1
+        assert f"{hub.url}/acme/tiny and set HF_TOKEN" in error
+    assert not (tmp_path / "out").exists() and not lock.lock_file().exists()
 
 
-def test_a_record_says_what_tinymmlu_was_scored_by(small_run: Path) -> None:
-    records = [json.loads(path.read_text()) for path in (small_run / "records").rglob("utility.json")]
-    assert records, "no utility was measured"
-    for record in records:
-        anchors = record["result"]["tasks"]["tinymmlu"]["anchors"]
-        assert anchors["scored_by"].startswith("plain accuracy: 8 of ") and anchors["gpirt"] is None
-
-
-def test_the_real_anchors_carry_their_weights(shared: Path) -> None:
-    lines = require(shared / "data" / "tiny_mmlu_anchors" / "test.jsonl").read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines if line]
-    correct = np.random.default_rng(1).random(len(rows)) < 0.5
-    scores = anchor_scores(correct.tolist(), rows, "anchors.jsonl", None)
-    weights = np.array([row["anchor_weight"] for row in rows])
-    assert len(rows) == 100 and weights.sum() == pytest.approx(1)
-    assert scores["anchor_weighted"] == pytest.approx(weights[correct].sum())
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_fetch_goes_on_where_it_was(profile: str, tmp_path: Path, stop: signal.Signals) -> None:
+    with running() as hub:
+        push(hub)
+        hub.stalled = "model.safetensors"
+        variables = os.environ | environment(hub, tmp_path) | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "fpbench", "fetch", profile]
+        child = subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+        assert hub.reached.wait(60)
+        child.send_signal(stop)
+        # The rest of the file is never sent: a fetch that waited for it would not end.
+        _, error = child.communicate(timeout=60)
+        assert child.returncode == 128 + stop and "run the same command again to resume" in error
+        assert not (tmp_path / "fpbench" / "lock.json").exists()
+        had = {file.rsplit("/", 1)[1] for file in hub.downloads()} - {"model.safetensors"}
+        assert "config.json" in had
+        hub.asked.clear()
+        hub.stalled = None
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not had & {file.rsplit("/", 1)[1] for file in hub.downloads()}
+        assert len(json.loads((tmp_path / "fpbench" / "lock.json").read_text())) == 2

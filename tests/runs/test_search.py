@@ -14,12 +14,11 @@ from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
 from fpbench.models.answers import score_answers
 from fpbench.models.deltas import weights
-from fpbench.models.loading import resolve, save_checkpoint
+from fpbench.models.loading import Loading, resolve, save_checkpoint
 from fpbench.models.progress import no_progress
 from fpbench.modifications.finetune import instruction
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs import development, rates, search
-from fpbench.models.loading import Loading
 from fpbench.runs.bench import Bench
 from fpbench.runs.development import development_set, injection_rate
 from fpbench.runs.materials import Materials

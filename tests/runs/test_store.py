@@ -2,6 +2,7 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,33 +11,89 @@ from fpbench.runs.plan import Cell
 from fpbench.runs.store import SCHEMA, Store, canonical, cell_id, read_records, write_text
 
 CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
-IDENTITY = {"model": "abc", "seed": 42}
+NAME = cell_id({"model": "abc", "seed": 42})
 
 
 def record(**changes):
-    base = {"schema": SCHEMA, "protocol": 1, "id": cell_id(IDENTITY), "cell": dict(vars(CELL)), "status": "done"}
-    return base | changes
+    return {"protocol": 1, "id": NAME, "cell": dict(vars(CELL)), "status": "done"} | changes
 
 
 def test_a_record_is_found_again_only_for_the_same_measurement(tmp_path):
     store = Store(tmp_path)
-    assert store.find(CELL, IDENTITY) is None
+    assert store.find(CELL, NAME) is None
     store.write(CELL, record(result={"mean": 0.5}), [{"p": 1.0}, {"p": 0.0}])
-    found = store.find(CELL, IDENTITY)
+    found = store.find(CELL, NAME)
     assert found["result"] == {"mean": 0.5}
     assert found["queries"]["count"] == 2
-    assert store.find(CELL, IDENTITY | {"seed": 43}) is None
+    assert store.find(CELL, cell_id({"model": "abc", "seed": 43})) is None
 
 
-def test_failed_and_damaged_records_are_measured_again(tmp_path):
+def test_a_failed_record_is_measured_again(tmp_path):
     store = Store(tmp_path)
     store.write(CELL, record(status="failed", reason="out of memory"), [])
-    assert store.find(CELL, IDENTITY) is None
-    assert len(read_records(store.records)) == 1
+    assert store.find(CELL, NAME) is None
+    assert read_records(store.records)[0]["reason"] == "out of memory"
+
+
+def cut_short(text):
+    return text[:-20]
+
+
+def other_figure(text):
+    return text.replace("0.5", "0.6")
+
+
+def not_json(text):
+    return "[" + text
+
+
+def other_schema(text):
+    return text.replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}')
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, other_figure, not_json, other_schema, lambda text: "", lambda text: "[]"]
+)
+def test_a_damaged_record_is_reported_measured_again_and_never_shown(tmp_path, caplog, damage):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={"mean": 0.5}), [])
     path = store.record_path(CELL)
-    path.write_text(path.read_text()[:-20])
-    assert store.find(CELL, IDENTITY) is None
-    assert read_records(store.records) == []
+    assert damage(path.read_text()) != path.read_text()
+    path.write_text(damage(path.read_text()))
+    assert store.find(CELL, NAME) is None
+    assert path.name in caplog.text and "counts for nothing" in caplog.text
+    (shown,) = read_records(store.records)
+    assert shown["status"] == "failed" and "damaged" in shown["reason"] and "result" not in shown
+    assert shown["cell"] == dict(vars(CELL))
+
+
+def test_bytes_that_are_no_text_are_damage(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={}), [])
+    store.record_path(CELL).write_bytes(b"\xff\xfe")
+    assert store.find(CELL, NAME) is None
+    assert "cannot be read" in caplog.text
+
+
+def test_damaged_queries_are_reported_and_measured_again(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={}), [{"p": 1.0}, {"p": 0.0}])
+    lines = store.record_path(CELL).with_suffix(".jsonl")
+    lines.write_text(lines.read_text().replace("1.0", "0.9"))
+    assert store.find(CELL, NAME) is None
+    assert str(CELL) in caplog.text
+
+
+def test_what_is_no_record_by_its_place_is_left_out(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "notes.json").write_text("{}")
+    assert read_records(tmp_path / "records") == []
+
+
+def test_a_cell_is_known_by_the_place_of_its_record():
+    assert Cell.at(Path(CELL.path)) == CELL
+    for odd in ("a/b/c", "a/b/c/seed-x/e/f", "a/b/c/42/e/f", "a/b/c/seed-1/e/f/g"):
+        assert Cell.at(Path(odd)) is None
 
 
 def test_identity_does_not_depend_on_key_order_and_refuses_nan():
