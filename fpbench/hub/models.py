@@ -98,5 +98,10 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
         )
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit of a checkpoint folder in the hub's cache; ``None`` for a folder of the user's."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, each) for each in patterns) and not any(fnmatch(name, each) for each in UNWANTED)

@@ -6,9 +6,10 @@ from statistics import fmean
 import numpy as np
 from scipy.special import bdtr, betaincinv
 
-# Exact by meeting in the middle: two tables of 2^20 sums. Beyond it, flips are drawn.
-EXACT_FLIPS = 40
+# Exact by meeting in the middle: two tables of 2^15 sums. Beyond it, flips are drawn.
+EXACT_FLIPS = 30
 DRAWN_FLIPS = 100_000
+PIECE = 1000  # patterns drawn at once: all signs of thousands of fingerprints would take gigabytes
 RESAMPLES = 10_000
 
 
@@ -39,7 +40,7 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p-value of the exact paired sign-flip test of equal means.
 
     The share of all 2^n sign patterns of the differences whose |sum| is at least the one observed. Zero differences
-    drop out. With more than 40 others, 100,000 seeded patterns are drawn and p = (1 + extreme) / (1 + drawn).
+    drop out. With more than 30 others, 100,000 seeded patterns are drawn and p = (1 + extreme) / (1 + drawn).
 
     Args:
         a: one value a fingerprint.
@@ -56,9 +57,7 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> float:
     bound = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     if len(differences) > EXACT_FLIPS:
         draw = np.random.default_rng(42)
-        # In pieces: all signs at once would take gigabytes for thousands of fingerprints.
-        pieces = [draw.choice((-1.0, 1.0), (1000, len(differences))) @ differences for _ in range(DRAWN_FLIPS // 1000)]
-        sums = np.concatenate(pieces)
+        sums = np.concatenate([_drawn_sums(differences, draw) for _ in range(DRAWN_FLIPS // PIECE)])
         return float((1 + np.count_nonzero(np.abs(sums) >= bound)) / (1 + DRAWN_FLIPS))
     half = len(differences) // 2
     left, right = _signed_sums(differences[:half]), np.sort(_signed_sums(differences[half:]))
@@ -162,4 +161,13 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate([sums + value, sums - value])
+    return sums
+
+
+def _drawn_sums(values: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Sums of ±values for random signs, [PIECE]."""
+    width = -(-len(values) // 8)
+    drawn = np.frombuffer(draw.bytes(PIECE * width), np.uint8).reshape(PIECE, width)
+    flipped = np.unpackbits(drawn, axis=1, count=len(values))
+    sums: np.ndarray = values.sum() - 2 * (flipped @ values)
     return sums

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fpbench.errors import FpbenchError, StorageError
 from fpbench.fingerprints import FingerprintSet
+from fpbench.hub.models import commit_of
 from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.models.deltas import digest, preserved, state_digest, weights
 from fpbench.models.loading import Loading, checkpoint_digest, load_architecture, load_model
@@ -295,6 +296,7 @@ class Bench:
     def _provenance(self, method: str) -> dict[str, Any]:
         """Where a record comes from, with the source of its method if it has one."""
         found = code_and_machine() | {"profile": self.profile.name, "revision": self.settings.revision}
+        found["commit"] = commit_of(self.folder)
         if method in self.profile.methods:
             found["method_source"] = source_of(METHODS.get(self.profile.method_of(method)[0]))
         return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import fpbench
 from fpbench.data import parse
-from fpbench.runs.fetch import lock_file, parameters_file
+from fpbench.hub.lock import cache
 from fpbench.runs.plan import Cell
 from fpbench.runs.sets import Sets
 from fpbench.runs.store import Store, canonical, read_record, write_record
@@ -36,8 +36,8 @@ class Resume:
         self.store = Store(job.out)
         profile = job.profile
         data = [parse(source) for source in profile.data.values()]
-        files = [path for path in data if isinstance(path, Path)] + [parameters_file(), lock_file()]
-        folders = [PACKAGE, *job.folders.values(), *([job.handed_in] if job.handed_in else [])]
+        files = [path for path in data if isinstance(path, Path)]
+        folders = [PACKAGE, cache(), *job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         plugins = [(each.value, version(each.dist.name)) for each in entry_points(group="fpbench.methods") if each.dist]
         state: dict[str, Any] = {
             "profile": profile.model_dump(mode="json"),

@@ -41,11 +41,15 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
 
 
 def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
-    """The profile that the options name, with their prompt and seeds, and what else a verb changes in it."""
+    """The profile that the options name, with their prompt, seeds and revision, and what else a verb changes in it."""
     from fpbench.runs.profile import load_profile
 
     seeds = options.seeds if "seeds" in options else None if options.seed is None else [options.seed]
-    return load_profile(options.profile, prompt=options.prompt, seeds=seeds, **changes)
+    profile = load_profile(options.profile, prompt=options.prompt, seeds=seeds, **changes)
+    if options.revision is None:
+        return profile
+    models = tuple(each.model_copy(update={"revision": options.revision}) for each in profile.models)
+    return profile.model_copy(update={"models": models})
 
 
 def prepare(options: argparse.Namespace) -> Any:

@@ -7,6 +7,7 @@ import pytest
 
 from fpbench.errors import InputError
 from fpbench.hub import lock, models
+from fpbench.micro import MODEL
 from fpbench.models.loading import HUB_FILES, resolve
 from fpbench.runs.fetch import record
 from tests.hub.server import Hub
@@ -35,7 +36,8 @@ def test_a_checkpoint_is_the_top_of_a_repository_without_other_formats_of_its_we
 def test_a_branch_is_pinned_and_a_later_commit_on_it_not_read(hub: Hub, revision: str | None) -> None:
     first = hub.push("acme/tiny", FILES, revision or "main")
     folder, pin = models.fetch("acme/tiny", revision, HUB_FILES)
-    assert pin.commit == first == folder.name
+    assert pin.commit == first == models.commit_of(folder)
+    assert models.commit_of(MODEL) is None
     record(lock.model_name("acme/tiny", revision), pin)
     second = hub.push("acme/tiny", FILES | {"model.safetensors": b"other"}, revision or "main")
     hub.asked.clear()

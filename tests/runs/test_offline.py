@@ -116,6 +116,10 @@ def test_a_fetched_profile_runs_without_sockets(fetched: Fetched) -> None:
     assert records and all(record["status"] == "done" for record in records)
     pins = json.loads((fetched.folder / "fpbench" / "lock.json").read_text())
     digests = {next(iter(pin["files"].values())) for name, pin in pins.items() if name.startswith("hub:")}
+    commit = pins["model:acme/tiny@v1"]["commit"]
+    assert {(record["provenance"]["revision"], record["provenance"]["commit"]) for record in records} == {
+        ("v1", commit)
+    }
     (utility,) = (record for record in records if record["cell"]["metric"] == "utility")
     named = utility["identity"]["metric_data"]
     assert {digest for name, digest in named.items() if name != "tinymmlu"} <= digests
