@@ -2,8 +2,8 @@
 
 Every linear module but the output head is replaced by the quantised layer that is built from its weight in memory:
 the same layers, bit for bit, that ``from_pretrained`` makes with a ``BitsAndBytesConfig``. Embeddings, normalisations
-and the head, tied or not, stay as they are. A layer that was replaced gives its weight back at once, whoever still holds
-it: a card has no room for both (:func:`fpbench.models.deltas.preserved` brings it back).
+and the head, tied or not, stay as they are. A layer that was replaced gives its weight back at once, whoever still
+holds it: a card has no room for both (:func:`fpbench.models.deltas.preserved` brings it back).
 """
 
 import logging

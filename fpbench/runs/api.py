@@ -113,6 +113,10 @@ def measure(
         from fpbench.runs.worker import Worker
 
         Worker(job, no_progress).check(cells)
+    if isinstance(engine, Serial) and (left := resume.pending(cells)):
+        from fpbench.runs.needs import require_room
+
+        require_room(job, left)
     with driving(store.folder):
         pending = resume.pending(cells)
         if pending:

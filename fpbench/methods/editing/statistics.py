@@ -96,9 +96,8 @@ def key_statistics(
 ) -> dict[str, KeyStatistics]:
     """Spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
 
-    Every document starts with its BOS and is cut to the model's context; every token counts. On the model's device stand
-    the second moments of all modules, [d, d] float32 each, and one decomposition at a time; the spectra are in main
-    memory.
+    Every document starts with its BOS and is cut to the model's context; every token counts. The model's device holds
+    all second moments, [d, d] float32 each, and one decomposition at a time; the spectra are in main memory.
 
     Raises:
         InputError: if there are fewer tokens than the module has inputs, so that free directions mean nothing.
