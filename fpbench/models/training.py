@@ -2,7 +2,8 @@
 
 Low-rank updates W + (alpha / rank) B A on the linear modules of the blocks (Hu et al., 2022), AdamW without weight
 decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the steps and a cosine down to zero after it.
-Large models keep no activations inside their blocks: these are computed once more on the way back (Chen et al., 2016).
+Large models keep no activations inside their blocks: these are computed once more on the way back (Chen et al., 2016);
+and their batches are read in pieces, whose gradients add up to that of the batch.
 """
 
 import math
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.answers import answer_loss, tokenise
+from fpbench.models.answers import Tokenised, answer_loss, tokenise
 from fpbench.models.examples import Example
 from fpbench.models.loading import quiet
 
@@ -28,6 +29,8 @@ CLIP_NORM = 1.0
 CHUNK = 16
 # From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
 LARGE = 1_000_000_000
+# Padded tokens that a large model reads at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
+PIECE = 1024
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def train_lora(
     sequences, truncated, dropped = tokenise(model, tokenizer, examples)
     steps_per_epoch = math.ceil(len(sequences) / config.batch_size)
     steps = steps_per_epoch * config.epochs
-    cuda = range(torch.cuda.device_count())
+    cuda, large = range(torch.cuda.device_count()), bool(checkpointed(model))
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
         torch.manual_seed(seed)
         with adapter(model, config) as weights:
@@ -138,16 +141,22 @@ def train_lora(
                 batches = _batches([len(ids) for ids, _ in sequences], config.batch_size)
                 total, answer_tokens = 0.0, 0
                 for batch in progress(batches, f"epoch {epoch} of {config.epochs}"):
-                    loss, tokens = answer_loss(model, [sequences[index] for index in batch])
-                    objective = loss if penalty is None else loss + penalty(updates)
-                    if not math.isfinite(objective.item()):
-                        raise _diverged(epoch, config)
                     optimiser.zero_grad()
-                    objective.backward()
+                    chosen = [sequences[index] for index in batch]
+                    tokens = sum(len(ids) - prompt for ids, prompt in chosen)
+                    loss = 0.0
+                    for number, piece in enumerate(_pieces(chosen, PIECE if large else None)):
+                        mean, own = answer_loss(model, piece)
+                        part = mean * (own / tokens)
+                        objective = part if number or penalty is None else part + penalty(updates)
+                        if not math.isfinite(objective.item()):
+                            raise _diverged(epoch, config)
+                        objective.backward()
+                        loss += part.item()
                     nn.utils.clip_grad_norm_(weights, CLIP_NORM)
                     optimiser.step()
                     schedule.step()
-                    total, answer_tokens = total + loss.item() * tokens, answer_tokens + tokens
+                    total, answer_tokens = total + loss * tokens, answer_tokens + tokens
                 losses.append(total / answer_tokens)
                 if after_epoch is not None:
                     after_epoch(losses[-1])
@@ -155,6 +164,13 @@ def train_lora(
                 raise _diverged(config.epochs, config)
     tokens_seen = config.epochs * sum(len(ids) for ids, _ in sequences)
     return TrainingCurve(tuple(losses), tokens_seen, steps, truncated, dropped)
+
+
+def _pieces(batch: Sequence[Tokenised], tokens: int | None) -> Iterator[Sequence[Tokenised]]:
+    """A batch in pieces of so many padded tokens at most, or of one row; whole, if there is no limit."""
+    rows = len(batch) if tokens is None else max(1, tokens // max(len(ids) for ids, _ in batch))
+    for start in range(0, len(batch), rows):
+        yield batch[start : start + rows]
 
 
 def schedule_factor(step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from fpbench.methods.rledit import RLEdit
 from fpbench.models.layout import layout
 from fpbench.models.loading import Loading
 from fpbench.models.scoring import LOGIT_BUDGET, context_length, token_budget
-from fpbench.models.training import checkpointed
+from fpbench.models.training import PIECE, checkpointed
 from fpbench.modifications.base import Modification
 from fpbench.modifications.finetune import FineTune
 from fpbench.modifications.prune import RIA
@@ -36,7 +36,9 @@ WALKED = 14
 # FFN: inputs of each adapted module in float32, and what attention, norms and the activation keep.
 KEPT_HIDDEN, KEPT_WIDE = 12, 6
 # Of a token in a forward pass that keeps nothing: what one block has in its hands.
-HELD_HIDDEN, HELD_WIDE = 8, 3
+HELD_HIDDEN, HELD_WIDE = 4, 2
+# Width of a packed batch, whose mask has as many places for each of its tokens; logits that are in float32 at once.
+MASKED, SCORED_AT_ONCE = 512, 256
 ADAM = 16  # bytes of a trained float32 number: itself, its gradient, two moments
 
 
@@ -98,31 +100,39 @@ class Residency:
         return Phase("model", Room(self.weights), Room(self.weights))
 
     def scoring(self, walking: bool) -> Phase:
-        """A full batch: what one block holds, all keys and values, the mask, and the logits that are asked for.
+        """A full batch: what is read, and the logits that are asked for.
 
         Args:
             walking: whether answers of many queries are walked, with copies of their keys and values.
         """
         tokens = self.loading.token_budget or token_budget()
+        copies = WALKED * tokens * self.blocks * self.cached * self.bytes if walking else 0
+        # Logits, and what of them is in float32 at the moment.
+        logits = min(tokens * self.vocabulary, LOGIT_BUDGET) * self.bytes + SCORED_AT_ONCE * self.vocabulary * 12
+        return Phase("scoring", Room(passing=self.reading(tokens) + max(logits, copies)))
+
+    def reading(self, tokens: int) -> float:
+        """Bytes that a batch takes without logits: what one block holds, all keys and values, the mask."""
         held = tokens * (HELD_HIDDEN * self.hidden + HELD_WIDE * self.wide) * self.bytes
         cache = tokens * self.blocks * self.cached * self.bytes
-        mask = tokens * min(tokens, context_length(self.model) or tokens) * (self.bytes + 2)
-        logits = 2 * min(tokens * self.vocabulary, LOGIT_BUDGET) * self.bytes
-        copies = WALKED * cache if walking else 0
-        return Phase("scoring", Room(passing=held + cache + mask + max(logits, copies)))
+        return float(held + cache + tokens * MASKED * (self.bytes + 3))
 
     def training(self, rank: int, batch_size: int) -> Room:
         """Adapters with their optimiser, activations of a batch, and its logits with their gradients."""
         adapters = sum(rank * (each.in_features + each.out_features) for each in self.linears)
-        tokens = batch_size * min(self.training_length, context_length(self.model) or self.training_length)
+        length = min(self.training_length, context_length(self.model) or self.training_length)
+        twice = bool(checkpointed(self.model))
+        tokens = min(batch_size * length, max(PIECE, length)) if twice else batch_size * length
+        return Room(ADAM * adapters, self.activations(tokens, twice) + self.answers(tokens))
+
+    def activations(self, tokens: int, twice: bool) -> float:
+        """Bytes kept for the way back: of all blocks, or of one and what enters each where they are computed twice."""
         block = tokens * (KEPT_HIDDEN * self.hidden + KEPT_WIDE * self.wide) * 4
-        if checkpointed(self.model):
-            kept = block + tokens * self.blocks * self.hidden * self.bytes
-        else:
-            kept = block * self.blocks
-        # All logits and their gradient in the model's precision, those of the answers (a half) in float32 besides.
-        logits = tokens * self.vocabulary * (2 * self.bytes + 6)
-        return Room(ADAM * adapters, kept + logits)
+        return block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks
+
+    def answers(self, tokens: int) -> float:
+        """Bytes of all logits with their gradient, and of those of the answers, about a half, in float32."""
+        return float(tokens * self.vocabulary * (2 * self.bytes + 6))
 
     def injection(self, method: FingerprintMethod) -> Phase:
         """What a method of this package takes; of another one only that a delta may hold all weights is known."""
@@ -167,8 +177,8 @@ class Residency:
                     scores = 4 * 4 * max(each.weight.numel() for each in self.linears)
                     phases.append(Phase(each.name, Room(states + scores)))
                 case Quantization():
-                    # Codes beside the layer they replace, which gives its weight back at once.
-                    phases.append(Phase(each.name, Room(6 * max(each.weight.numel() for each in self.linears))))
+                    # Codes beside the layer they replace, which gives its weight back at once, and float32 of both.
+                    phases.append(Phase(each.name, Room(20 * max(each.weight.numel() for each in self.linears))))
                 case _:
                     largest = max(parameter.numel() for parameter in self.model.parameters())
                     phases.append(Phase(each.name, Room(4 * 8 * largest)))

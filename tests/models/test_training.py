@@ -114,9 +114,10 @@ def test_an_exception_leaves_everything_as_it_was(stories):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_large_models_learn_the_same_from_activations_computed_twice(micro, monkeypatch):
+@pytest.mark.parametrize(("piece", "pieces"), [(1024, 1), (1, 2)])
+def test_large_models_learn_the_same_from_activations_computed_twice(micro, monkeypatch, piece, pieces):
     kept, again = copy.deepcopy(micro[0]), copy.deepcopy(micro[0])
-    config = LoRAConfig(learning_rate=2e-3, epochs=4, batch_size=2, dropout=0.1)
+    config = LoRAConfig(learning_rate=2e-3, epochs=4, batch_size=2, dropout=0.1 if pieces == 1 else 0.0)
     curve = fit(kept, micro[1], config)
     passes = 0
 
@@ -126,9 +127,10 @@ def test_large_models_learn_the_same_from_activations_computed_twice(micro, monk
 
     handle = again.model.layers[0].self_attn.register_forward_hook(count)
     monkeypatch.setattr(training, "LARGE", 1)
+    monkeypatch.setattr(training, "PIECE", piece)
     twice = fit(again, micro[1], config)
     handle.remove()
-    assert passes == 2 * twice.steps
+    assert passes == 2 * twice.steps * pieces
     assert twice.epoch_losses == pytest.approx(curve.epoch_losses, rel=1e-4)
     for name, value in kept.state_dict().items():
         assert torch.allclose(value, again.state_dict()[name], rtol=1e-3, atol=1e-5), name
