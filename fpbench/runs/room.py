@@ -29,17 +29,20 @@ MIB, GIB = 2**20, 2**30
 LIBRARIES = 640 * MIB
 # Tokens of the longest rows of a training batch, where nobody has counted them.
 TRAINING_LENGTH = 512
-# While answers are walked, rows of the cache are copied for what continues them; in units of the cache of a full batch,
-# measured where every query activates.
-WALKED = 14
-# Values that a block keeps for a token until its gradient is there, in units of hidden size and of the width of its
-# FFN: inputs of each adapted module in float32, and what attention, norms and the activation keep.
-KEPT_HIDDEN, KEPT_WIDE = 12, 6
-# Of a token in a forward pass that keeps nothing: what one block has in its hands.
+# Of a token, in units of hidden size and of the width of its FFN: what one block has in its hands, and what every block
+# keeps for the way back. These and the next are measured by tests/benchmarks/test_memory.py on the shape of a 3B model.
 HELD_HIDDEN, HELD_WIDE = 4, 2
-# Width of a packed batch, whose mask has as many places for each of its tokens; logits that are in float32 at once.
-MASKED, SCORED_AT_ONCE = 512, 256
+KEPT_HIDDEN, KEPT_WIDE = 6, 3
+CACHED = 2  # keys and values of a batch take so often their size
+SCORED_AT_ONCE = 256  # logits that are in float32 at once, twice
+QUANTISED = 12  # bytes of each weight of the layer that is being quantised
+# While answers are walked, rows of the cache are copied for what continues them: so often that of a full batch, as
+# measured on the micro model where every query activates.
+WALKED = 8
+MASKED = 512  # width of a packed batch, whose mask has as many places for each of its tokens
 ADAM = 16  # bytes of a trained float32 number: itself, its gradient, two moments
+# Without a card, the C library's heap keeps gaps between what is in use; measured likewise, without and with it.
+GAPS = 1.5
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,13 @@ class Residency:
         tokens = self.loading.token_budget or token_budget()
         copies = WALKED * tokens * self.blocks * self.cached * self.bytes if walking else 0
         # Logits, and what of them is in float32 at the moment.
-        logits = min(tokens * self.vocabulary, LOGIT_BUDGET) * self.bytes + SCORED_AT_ONCE * self.vocabulary * 12
+        logits = min(tokens * self.vocabulary, LOGIT_BUDGET) * self.bytes + SCORED_AT_ONCE * self.vocabulary * 8
         return Phase("scoring", Room(passing=self.reading(tokens) + max(logits, copies)))
 
     def reading(self, tokens: int) -> float:
         """Bytes that a batch takes without logits: what one block holds, all keys and values, the mask."""
         held = tokens * (HELD_HIDDEN * self.hidden + HELD_WIDE * self.wide) * self.bytes
-        cache = tokens * self.blocks * self.cached * self.bytes
+        cache = CACHED * tokens * self.blocks * self.cached * self.bytes
         return float(held + cache + tokens * MASKED * (self.bytes + 3))
 
     def training(self, rank: int, batch_size: int) -> Room:
@@ -127,18 +130,16 @@ class Residency:
 
     def activations(self, tokens: int, twice: bool) -> float:
         """Bytes kept for the way back: of all blocks, or of one and what enters each where they are computed twice."""
-        block = tokens * (KEPT_HIDDEN * self.hidden + KEPT_WIDE * self.wide) * 4
-        return block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks
+        block = tokens * (KEPT_HIDDEN * self.hidden + KEPT_WIDE * self.wide) * self.bytes
+        return float(block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks)
 
     def answers(self, tokens: int) -> float:
         """Bytes of all logits with their gradient, and of those of the answers, about a half, in float32."""
-        return float(tokens * self.vocabulary * (2 * self.bytes + 6))
+        return float(tokens * self.vocabulary * (2 * self.bytes + 4))
 
     def injection(self, method: FingerprintMethod) -> Phase:
         """What a method of this package takes; of another one only that a delta may hold all weights is known."""
-        edited = method.edited(self.model)
-        named = dict(self.model.named_parameters())
-        changed = self.bytes * float(sum(named[name].numel() for name in named if edited is None or name in edited))
+        changed = self.changed(method)
         # A delta as it was made, as the bytes of its file, and as it was read back.
         delta = Room(3 * changed)
         match method:
@@ -146,13 +147,13 @@ class Residency:
                 return Phase(method.name, self.training(method.config.rank, method.config.batch_size), delta)
             case NullSpaceEditor():
                 count, width = len(method.blocks(self.model)), layout(self.model).down_proj(0).in_features
-                # All second moments at once, then one decomposition after another, which takes three times its matrix.
-                moments = (count + WORKSPACE - 1) * 4 * width**2
-                batch = BATCH_TOKENS * ((HELD_HIDDEN * self.hidden + HELD_WIDE * self.wide) * self.bytes + 8 * width)
-                taken = Room(moments, batch)
+                # All second moments stand while text is read, and while one after another is decomposed.
+                batch = BATCH_TOKENS * (2 * self.hidden * self.bytes + 8 * width)
+                # Where the card has no room for a decomposition, it is made in main memory.
+                taken = Room(count * 4 * width**2, max(batch, WORKSPACE * 4 * width**2))
                 return Phase(method.name, taken, Room(2 * changed + count * 4 * width**2))
             case RLEdit():
-                modules = method.modules(self.model)
+                modules, named = method.modules(self.model), dict(self.model.named_parameters())
                 shapes = {tuple(named[f"{name}.weight"].shape) for name in modules}
                 width = sum(map(sum, shapes))
                 policy = ADAM * 2 * width * method.config.rank * method.config.hypernetwork_blocks
@@ -178,7 +179,7 @@ class Residency:
                     phases.append(Phase(each.name, Room(states + scores)))
                 case Quantization():
                     # Codes beside the layer they replace, which gives its weight back at once, and float32 of both.
-                    phases.append(Phase(each.name, Room(20 * max(each.weight.numel() for each in self.linears))))
+                    phases.append(Phase(each.name, Room(QUANTISED * max(each.weight.numel() for each in self.linears))))
                 case _:
                     largest = max(parameter.numel() for parameter in self.model.parameters())
                     phases.append(Phase(each.name, Room(4 * 8 * largest)))
@@ -192,14 +193,17 @@ class Residency:
 
     def delta(self, method: FingerprintMethod, fingerprints: int) -> float:
         """Bytes of one stored injection: factors of an editor, else every weight that may change."""
-        named = dict(self.model.named_parameters())
-        edited = method.edited(self.model)
-        touched = [named[name] for name in (named if edited is None else edited)]
         if isinstance(method, NullSpaceEditor):
-            return float(sum(8 * fingerprints * sum(each.shape) for each in touched))
+            named = dict(self.model.named_parameters())
+            return float(sum(8 * fingerprints * sum(named[name].shape) for name in method.edited(self.model)))
+        return self.changed(method)
+
+    def changed(self, method: FingerprintMethod) -> float:
+        """Bytes of the weights that a method may change."""
         if isinstance(method, LoRA):
             return float(sum(each.weight.numel() for each in self.linears) * self.bytes)
-        return float(sum(each.numel() for each in touched) * self.bytes)
+        named, edited = dict(self.model.named_parameters()), method.edited(self.model)
+        return float(sum(named[name].numel() for name in (named if edited is None else edited)) * self.bytes)
 
 
 def peak(phases: Sequence[Phase], card: bool) -> tuple[Room, Room]:
@@ -212,7 +216,8 @@ def peak(phases: Sequence[Phase], card: bool) -> tuple[Room, Room]:
     stays, others = phases[0], phases[1:] or [Phase("", Room())]
     libraries = Room(LIBRARIES)
     if not card:
-        return libraries + stays.device + stays.main + _most(each.device + each.main for each in others), Room()
+        most = _most(each.device + each.main for each in others)
+        return libraries + stays.device + stays.main + Room(most.fixed, GAPS * most.passing), Room()
     main, device = _most(each.main for each in others), _most(each.device for each in others)
     return libraries + stays.main + main, stays.device + device
 
