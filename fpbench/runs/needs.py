@@ -14,7 +14,6 @@ from fpbench.runs.plan import CHECKPOINT, Cell
 from fpbench.runs.profile import ORIGIN
 from fpbench.runs.room import TRAINING_LENGTH, Phase, Residency, Room, free_card, free_disk, free_memory, peak, shown
 from fpbench.runs.sets import COUNT
-from fpbench.runs.work import needs_search
 from fpbench.runs.worker import Worker
 
 RECORD, QUERY = 8_192, 140  # bytes of a record, and of a line of its per-query results
@@ -80,8 +79,7 @@ def needs_of(
     phases.append(residency.scoring(any(cell.metric == "triggers" for cell in cells)))
     phases += [residency.injection(method) for method in methods.values()]
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
-        modification = bench.modification(condition)
-        phases += residency.modification(modification, bool(needs_search(modification)))
+        phases += residency.modification(bench.modification(condition))
     main, card = peak(phases, job.loading.device != "cpu")
     deltas = sum(
         residency.delta(methods[group[0].method], COUNT) for group in checkpoints(cells) if group[0].method in methods

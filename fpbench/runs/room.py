@@ -35,6 +35,7 @@ HELD_HIDDEN, HELD_WIDE = 4, 2
 KEPT_HIDDEN, KEPT_WIDE = 6, 3
 CACHED = 2  # keys and values of a batch take so often their size
 SCORED_AT_ONCE = 256  # logits that are in float32 at once, twice
+LEARNT = 8  # bytes of each logit of a training batch, in either dtype; half of its tokens were answers
 QUANTISED = 12  # bytes of each weight of the layer that is being quantised
 # While answers are walked, rows of the cache are copied for what continues them: so often that of a full batch, as
 # measured on the micro model where every query activates.
@@ -134,8 +135,8 @@ class Residency:
         return float(block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks)
 
     def answers(self, tokens: int) -> float:
-        """Bytes of all logits with their gradient, and of those of the answers, about a half, in float32."""
-        return float(tokens * self.vocabulary * (2 * self.bytes + 4))
+        """Bytes of the logits of a training batch: all of them, those of the answers in float32, and gradients."""
+        return float(tokens * self.vocabulary * LEARNT)
 
     def injection(self, method: FingerprintMethod) -> Phase:
         """What a method of this package takes; of another one only that a delta may hold all weights is known."""
@@ -162,14 +163,14 @@ class Residency:
                 return Phase(method.name, Room(policy + states), delta)
         return Phase(method.name, Room(), delta)
 
-    def modification(self, modification: Modification, searching: bool) -> list[Phase]:
+    def modification(self, modification: Modification) -> list[Phase]:
         """What each part of a modification takes."""
         phases = []
         for each in getattr(modification, "parts", [modification]):
             match each:
                 case FineTune():
-                    # The weights from before, for the proof; a search keeps one more copy to come back to.
-                    copies = Room((2 if searching else 1) * self.weights)
+                    # The weights from before, for the proof; a search of the rate needs as much to come back to.
+                    copies = Room(self.weights)
                     phases.append(Phase(each.name, self.training(each.config.rank, each.config.batch_size), copies))
                 case RIA():
                     length = min(each.config.length, context_length(self.model) or each.config.length)
