@@ -20,6 +20,7 @@ _WHERE = {
     "fsr": "fpbench.metrics.fsr",
     "triggers": "fpbench.metrics.triggers",
     "run": "fpbench.runs.api",
+    "compare": "fpbench.runs.compare",
     "evaluate": "fpbench.runs.api",
     "leaderboard": "fpbench.runs.tables",
 }
@@ -28,6 +29,7 @@ __all__ = [
     "FingerprintMethod",
     "FingerprintSet",
     "MethodConfig",
+    "compare",
     "evaluate",
     "fsr",
     "inject",

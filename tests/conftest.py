@@ -7,9 +7,18 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two workers on two cores: one thread each, also in the processes that they start. Set before torch is imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FPBENCH_SHARED", ROOT.parent / "shared"))
 PARITY = Path(os.environ.get("FPBENCH_PARITY", SHARED / "parity"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Benchmarks are timed, so they run in this process; anything else on every core (``-n auto``)."""
+    return 0 if "benchmark" in config.option.markexpr.split() and "not" not in config.option.markexpr.split() else None
 
 
 def require(path: Path) -> Path:

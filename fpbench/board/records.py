@@ -10,7 +10,6 @@ from typing import Any
 from fpbench.errors import InputError
 from fpbench.runs.plan import Cell
 from fpbench.runs.profile import PROTOCOL
-from fpbench.runs.store import queries_fit
 
 RowKey = tuple[str, str, str]  # model, fingerprint set, method
 
@@ -86,11 +85,7 @@ def group_records(records: list[dict[str, Any]], folder: Path) -> dict[RowKey, G
             raise InputError(
                 f"record {cell} is of protocol {record['protocol']}, this leaderboard of {PROTOCOL}: keep them apart."
             )
-        path, reason = folder / f"{cell.path}.jsonl", None
-        if not queries_fit(record, path):
-            reason = f"per-query results {path.name} are missing or not those that the record names: run again"
-        if record["status"] != "done":
-            reason = record["reason"]
+        path, reason = folder / f"{cell.path}.jsonl", record.get("reason")
         key = (cell.model, cell.fingerprints, cell.method)
         group = groups.setdefault(key, Group(key))
         group.cells[cell.condition, cell.metric].append(Measurement(cell, record, path, reason))

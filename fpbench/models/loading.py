@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import json
 import logging
 import os
 import re
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = "*.safetensors"
-CONFIGS = ("config.json", "generation_config.json")
+ADAPTER = "adapter_config.json"
+CONFIGS = ("config.json", "generation_config.json", ADAPTER)
 DIGESTED = (WEIGHTS, *CONFIGS, "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
 HUB_FILES = (*DIGESTED, "*.json", "*.spm")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -90,8 +92,10 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
     Raises:
         InputError: if it has no config, or its weights are not safetensors.
     """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model folder {model!r} has no config.json: expected a Hugging Face checkpoint.")
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
+        raise InputError(
+            f"model folder {model!r} has no config.json: expected a Hugging Face checkpoint or a PEFT adapter."
+        )
     if not any(folder.glob(WEIGHTS)) and not allow_pickle:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
@@ -99,6 +103,26 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
             f"model {model!r} has {found}: expected safetensors; convert it, or, for a model to be fingerprinted, "
             "take the risk with --allow-pickle."
         )
+
+
+def base_of_adapter(folder: Path) -> Path | None:
+    """The checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint of its own.
+
+    Raises:
+        InputError: if the adapter does not name its base, or that cannot be found.
+    """
+    if (folder / "config.json").is_file() or not (folder / ADAPTER).is_file():
+        return None
+    try:
+        name = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str) or not name:
+        raise InputError(f"adapter {folder} does not name its base: expected base_model_name_or_path in {ADAPTER}.")
+    try:
+        return resolve(name)
+    except InputError as error:
+        raise InputError(f"the base of adapter {folder} cannot be had: {error}") from None
 
 
 def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
@@ -120,11 +144,15 @@ def file_digest(path: Path) -> str:
 def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = file_digest) -> str:
     """SHA-256 over the names and contents of weights, config and tokenizer files of a checkpoint folder.
 
+    That of a PEFT adapter covers its base.
+
     Args:
         folder: of the checkpoint.
         digest: gives the SHA-256 of a file, by reading it or from memory.
     """
     total = hashlib.sha256()
+    if base := base_of_adapter(folder):
+        total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())
     for path in sorted({path for pattern in DIGESTED for path in folder.glob(pattern)}):
         total.update(f"{path.name}:{digest(path)}\n".encode())
     return total.hexdigest()
@@ -193,8 +221,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
+    # An adapter may bring a tokenizer, or leave that to its base.
+    own = any(folder.glob("tokenizer*")) or base_of_adapter(folder) is None
     with _loading(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            folder if own else base_of_adapter(folder), trust_remote_code=trust_remote_code
+        )
 
 
 @contextlib.contextmanager
@@ -223,9 +255,13 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(base_of_adapter(folder) or folder, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
+
+
+def _quantised(folder: Path) -> bool:
+    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def load_model(
@@ -237,6 +273,8 @@ def load_model(
     allow_pickle: bool = False,
 ) -> tuple["nn.Module", Any]:
     """Load model and tokenizer from a checkpoint folder, in eval mode with gradients off.
+
+    A PEFT adapter is merged into its base. What bitsandbytes quantised stays as it is.
 
     Args:
         folder: what :func:`resolve` returned.
@@ -255,15 +293,22 @@ def load_model(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    base = base_of_adapter(folder)
     with _loading(folder):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
+        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
+            base or folder,
             dtype=getattr(torch, dtype),
+            device_map={"": device} if _quantised(base or folder) else None,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
         )
-    loaded: nn.Module = model
-    return loaded.to(device).eval().requires_grad_(False), tokenizer
+        if base is not None:
+            from peft import PeftModel
+
+            loaded = PeftModel.from_pretrained(loaded, folder, use_safetensors=True).merge_and_unload()
+    # What is quantised was loaded to where it belongs, and cannot be moved.
+    placed = loaded if _quantised(base or folder) else loaded.to(device)
+    return placed.eval().requires_grad_(False), tokenizer
 
 
 def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:

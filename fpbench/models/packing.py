@@ -97,11 +97,11 @@ def _row(sequences: Mapping[int, TokenIds], wanted: Sequence[int], numbers: Sequ
         for place in path[common:]:
             row.ends[place] = len(row.tokens)
         del path[common:]
-        for depth in range(common, len(sequence)):
-            path.append(len(row.tokens))
-            row.tokens.append(sequence[depth])
-            row.depths.append(depth)
-            row.ends.append(0)
+        added = len(sequence) - common
+        path.extend(range(len(row.tokens), len(row.tokens) + added))
+        row.tokens.extend(sequence[common:])
+        row.depths.extend(range(common, len(sequence)))
+        row.ends.extend([0] * added)
         row.places[number] = path[-wanted[number] :]
         before = sequence
     for place in path:

@@ -19,7 +19,7 @@ from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import written_sets
 from fpbench.runs.store import Store, read_records
-from fpbench.runs.tables import Row, tables
+from fpbench.runs.tables import Row, table_files, write_tables
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +105,8 @@ def measure(
     job: Job, cells: Sequence[Cell], progress: Progress, say: Callable[[str], None], engine: Engine
 ) -> list[Row]:
     """Have an engine measure what has no record yet; write the tables and return the rows of ``cells``."""
+    from fpbench.board.rows import rows_from_records
+
     sets = written_sets(job.profile)
     store = Store(job.out)
     store.check_writable()
@@ -118,10 +120,16 @@ def measure(
 
         require_room(job, left)
     with driving(store.folder):
-        pending = resume.pending(cells)
-        if pending:
+        records = read_records(store.records)
+        if pending := resume.pending(cells, records):
+            store.sweep()
             resume.remember(engine.measure(job, checkpoints(pending), progress, say))
-        return tables(store, {cell.path for cell in cells})
+            records = read_records(store.records)
+        rows = rows_from_records(records, store.records, rescore=False)
+        if pending or not all(path.exists() for path in table_files(store.folder).values()):
+            write_tables(store.folder, rows)
+    paths = {cell.path for cell in cells}
+    return [row for row in rows if any(path in paths for path in row.get("cells", ()))]
 
 
 def evaluate(

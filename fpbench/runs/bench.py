@@ -2,8 +2,7 @@
 
 import contextlib
 import logging
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpbench.errors import FpbenchError, StorageError
+from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.models import commit_of
 from fpbench.methods.base import FingerprintMethod, InjectionContext
@@ -30,6 +29,7 @@ from fpbench.runs.identity import cell_identity, injection_identity
 from fpbench.runs.injection import InjectionReport, create_method, inject_with
 from fpbench.runs.materials import Materials
 from fpbench.runs.measure import METRICS
+from fpbench.runs.outcome import Failed, Outcome
 from fpbench.runs.plan import CHECKPOINT, Cell
 from fpbench.runs.profile import ORIGIN, ModelSettings, Profile
 from fpbench.runs.provenance import code_and_machine, source_of
@@ -161,9 +161,15 @@ class Bench:
         Raises:
             InputError: for a malformed hyper-parameter, setting, or a model that a method does not know.
         """
+        quantised = getattr(self._architecture.config, "quantization_config", None) is not None
         for name in methods:
             self.stand_in(name).edited(self._architecture)
         for name in conditions:
+            if name != ORIGIN and quantised:
+                raise InputError(
+                    f"{self.settings.path} is quantised already: it can be neither trained, pruned, merged nor "
+                    f"quantised again, found condition {name!r}; ask for {ORIGIN!r} alone."
+                )
             if name != ORIGIN:
                 self.modification(name)
 
@@ -188,12 +194,13 @@ class Bench:
             with limited_to(budget) if budget else contextlib.nullcontext():
                 for cell, outcome in self._measured(pending, fingerprints):
                     self._write(cell, identities[cell], outcome)
-            self._verify()
+            if cells[0].method in self.profile.methods or any(cell.condition != ORIGIN for cell in pending):
+                self._verify()
         return names
 
     def _measured(
         self, pending: Sequence[Cell], fingerprints: FingerprintSet
-    ) -> Iterable[tuple[Cell, "Outcome | Failed"]]:
+    ) -> Iterable[tuple[Cell, Outcome | Failed]]:
         """Inject, then measure condition by condition, each on the weights as they were injected."""
         try:
             report = self.injection(pending[0].method, fingerprints, pending[0].seed)
@@ -201,7 +208,9 @@ class Bench:
             yield from ((cell, Failed.of(error)) for cell in pending)
             return
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
-            with preserved(self.model, self._resident.weights):
+            # Nothing is to be put back where nothing changes, and bitsandbytes repacks its weights as it pleases.
+            changes = report is not None or condition != ORIGIN
+            with preserved(self.model, self._resident.weights) if changes else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(self.model)
                 yield from self._measure_condition(condition, list(group), fingerprints, report)
@@ -252,7 +261,7 @@ class Bench:
         cells: list[Cell],
         fingerprints: FingerprintSet,
         report: InjectionReport | None,
-    ) -> Iterable[tuple[Cell, "Outcome | Failed"]]:
+    ) -> Iterable[tuple[Cell, Outcome | Failed]]:
         """Modify the resident model and measure it; ``preserved`` around this brings it back."""
         model, method = self.model, cells[0].method
         proof: dict[str, Any] = {"weights_digest": self._touched_digest(report)}
@@ -301,7 +310,7 @@ class Bench:
             found["method_source"] = source_of(METHODS.get(self.profile.method_of(method)[0]))
         return found
 
-    def _write(self, cell: Cell, identity: dict[str, Any], outcome: "Outcome | Failed") -> None:
+    def _write(self, cell: Cell, identity: dict[str, Any], outcome: Outcome | Failed) -> None:
         record: dict[str, Any] = {
             "protocol": self.profile.protocol,
             "id": cell_id(identity),
@@ -315,31 +324,3 @@ class Bench:
         else:
             record |= {"status": "done", "result": outcome.result, "proof": outcome.proof, "cost": outcome.cost}
             self.store.write(cell, record, outcome.queries)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished measurement."""
-
-    result: Mapping[str, Any]
-    queries: list[dict[str, Any]]
-    cost: Mapping[str, Any]
-    proof: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A measurement that could not be made, and why."""
-
-    reason: str
-    traceback: str | None
-
-    @staticmethod
-    def of(error: Exception) -> "Failed":
-        """The reason in one line; a traceback only for errors that fpbench did not foresee."""
-        if isinstance(error, StorageError):
-            raise error
-        if isinstance(error, FpbenchError):
-            return Failed(str(error), None)
-        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        return Failed(reason, "".join(traceback.format_exception(error)))

@@ -14,11 +14,11 @@ def other_code(records: Iterable[dict[str, Any]], profile: Profile) -> list[str]
     """What was measured by other code, a sentence each: by fpbench as a whole, then by method.
 
     Args:
-        records: finished ones.
+        records: of which the finished ones count.
         profile: whose methods they used.
     """
     remarks = []
-    found = list(records)
+    found = [record for record in records if record["status"] == "done"]
     here = source()
     if others := sum(record["provenance"].get("source") != here for record in found):
         remarks.append(f"{others} of {len(found)} records were measured by other code of fpbench than this ({here}).")

@@ -11,7 +11,7 @@ from fpbench.data import parse
 from fpbench.hub.lock import cache
 from fpbench.runs.plan import Cell
 from fpbench.runs.sets import Sets
-from fpbench.runs.store import Store, canonical, read_record, write_record
+from fpbench.runs.store import canonical, read_record, write_record
 
 if TYPE_CHECKING:
     from fpbench.runs.job import Job
@@ -33,7 +33,6 @@ class Resume:
             job: whose records.
             sets: its written sets.
         """
-        self.store = Store(job.out)
         profile = job.profile
         data = [parse(source) for source in profile.data.values()]
         files = [path for path in data if isinstance(path, Path)]
@@ -48,14 +47,13 @@ class Resume:
             "files": [stamp(path) for path in sorted({*files, *below(folders)})],
         }
         key = hashlib.sha256(canonical(state).encode()).hexdigest()[:16]
-        self.path = self.store.folder / "plans" / f"{key}.json"
+        self.path = job.out / "plans" / f"{key}.json"
         self.names: dict[str, str] = (read_record(self.path) or {}).get("names", {})
 
-    def pending(self, cells: Sequence[Cell]) -> list[Cell]:
-        """The cells that have no finished record, as far as is known."""
-        return [
-            cell for cell in cells if cell.path not in self.names or not self.store.find(cell, self.names[cell.path])
-        ]
+    def pending(self, cells: Sequence[Cell], records: Iterable[dict[str, Any]]) -> list[Cell]:
+        """The cells of which no finished record is known among ``records``."""
+        finished = {(Cell(**record["cell"]), record["id"]) for record in records if record["status"] == "done"}
+        return [cell for cell in cells if (cell, self.names.get(cell.path)) not in finished]
 
     def remember(self, names: dict[str, str]) -> None:
         """Keep what records are called, besides what is known already."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 SCHEMA = 2
 UNKNOWN = "0" * 64  # stands for a record's checksum in the text that it is computed from
 
-DAMAGED = "the record is damaged: run again"
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +106,12 @@ class Store:
             raise InputError(
                 f"output folder {self.folder} cannot be written ({error.strerror or error}): choose another with --out."
             ) from None
+
+    def sweep(self) -> None:
+        """Remove what killed writers left half-written. For whoever drives the store alone."""
+        for path in self.folder.rglob(".*"):
+            if path.is_file():
+                path.unlink()
 
     def record_path(self, cell: Cell) -> Path:
         """The record file of a cell."""
@@ -226,15 +231,19 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Every record below a folder, in path order; a damaged one of a known cell stands as a failed one.
+    """Every record below a folder, in path order; what is damaged, per-query results included, stands as failed.
 
     What is no record of a cell by its place is left out.
     """
     found = []
-    for path in sorted(folder.rglob("*.json")):
-        record = read_record(path)
+    names = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    for path in map(Path, sorted(name for name in names if name.endswith(".json"))):
+        record, reason = read_record(path), "the record is damaged: run again"
+        if record is not None and not queries_fit(record, path.with_suffix(".jsonl")):
+            logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
+            record, reason = None, "its per-query results are missing or not those that the record names: run again"
         if record is None and (cell := Cell.at(path.relative_to(folder).with_suffix(""))):
-            record = {"protocol": PROTOCOL, "cell": dict(vars(cell)), "status": "failed", "reason": DAMAGED}
+            record = {"protocol": PROTOCOL, "id": None, "cell": dict(vars(cell)), "status": "failed", "reason": reason}
         if record is not None:
             found.append(record)
     return found

@@ -40,7 +40,7 @@ def leaderboard(
     rows = rows_from_records(found, folder, rescore=rescore)
     if out is not None:
         Store(Path(out)).check_writable()
-        _write_tables(Path(out), rows)
+        write_tables(Path(out), rows)
     if plots is not None:
         from fpbench.board.figures import figures
         from fpbench.board.records import group_records
@@ -52,17 +52,18 @@ def leaderboard(
     return rows
 
 
-def tables(store: Store, paths: set[str]) -> list[Row]:
-    """Write the tables of everything in the store; return the rows that hold one of the cells asked for."""
-    from fpbench.board.rows import rows_from_records
+def write_tables(folder: Path, rows: list[Row]) -> None:
+    """Write the leaderboard in every format.
 
-    rows = rows_from_records(read_records(store.records), store.records, rescore=False)
-    _write_tables(store.folder, rows)
-    return [row for row in rows if any(path in paths for path in row.get("cells", ()))]
-
-
-def _write_tables(folder: Path, rows: list[Row]) -> None:
+    Raises:
+        StorageError: if the disk gives out.
+    """
     from fpbench.board.tables import render
 
-    for kind in ("md", "csv", "json"):
-        write_text(folder / f"leaderboard.{kind}", render(rows, kind))
+    for kind, path in table_files(folder).items():
+        write_text(path, render(rows, kind))
+
+
+def table_files(folder: Path) -> dict[str, Path]:
+    """Where the leaderboard stands, by format."""
+    return {kind: folder / f"leaderboard.{kind}" for kind in ("md", "csv", "json")}

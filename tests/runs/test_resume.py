@@ -16,6 +16,7 @@ from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import written_sets
+from fpbench.runs.store import Store, read_records
 
 FINISHED = """
 import sys
@@ -48,10 +49,14 @@ def test_only_what_has_no_record_is_pending(small_run, small_profile, tmp_path):
     profile = load_profile(small_profile)
     cells = plan(profile)
     resume = resume_of(profile, fpbench.micro.MODEL, out)
-    assert resume.names.keys() == {cell.path for cell in cells} and resume.pending(cells) == []
-    resume.store.record_path(cells[3]).unlink()
-    resume.store.record_path(cells[5]).write_text("{")
-    assert resume.pending(cells) == [cells[3], cells[5]]
+    assert (
+        resume.names.keys() == {cell.path for cell in cells}
+        and resume.pending(cells, read_records(out / "records")) == []
+    )
+    store = Store(out)
+    store.record_path(cells[3]).unlink()
+    store.record_path(cells[5]).write_text("{")
+    assert resume.pending(cells, read_records(store.records)) == [cells[3], cells[5]]
 
 
 @pytest.fixture

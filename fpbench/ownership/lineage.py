@@ -1,0 +1,187 @@
+"""White-box lineage: do two checkpoints descend from the same weights?
+
+Two kinds of evidence. Matrices of the same shape are correlated entry by entry: independent trainings give nearly zero,
+whatever they have in common, and descendants nearly one. For models of other shapes there is the intrinsic signature
+of arXiv 2507.03014: how the spread of the attention projections changes from block to block. Since models of one kind
+resemble each other in that, too, it says something only against models that are known to be unrelated.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fpbench.models.stored import StoredMatrices
+
+Verdict = Literal["related", "unrelated", "undecided"]
+Spreads = Mapping[str, np.ndarray]
+
+# What the projections are called by different architectures; fused ones are kinds of their own.
+KINDS = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "out_proj": "o",
+    "attention.dense": "o",
+    "attn.c_proj": "o",
+    "qkv_proj": "qkv",
+    "query_key_value": "qkv",
+    "attn.c_attn": "qkv",
+}
+FEWEST_BLOCKS = 12
+# Far from both what independent trainings gave (0.01) and what pruning 40 % of the weights left (0.98).
+RELATED, UNRELATED = 0.5, 0.1
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class WeightEvidence:
+    """Correlations of the matrices that two models share in name and shape.
+
+    Attributes:
+        matrices: how many these are.
+        correlation: median of their Pearson correlations.
+        lowest: of them.
+        highest: of them.
+    """
+
+    matrices: int
+    correlation: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class SignatureEvidence:
+    """How alike the spreads of the attention projections change over the blocks.
+
+    Attributes:
+        correlation: Pearson, over all kinds of projections that both have.
+        interval: 95 %, blocks resampled.
+        chance: 95 % of what the same blocks in random order give.
+        p_value: share of random orders that give as much.
+        blocks: at which the two were compared: as many as the shallower has.
+    """
+
+    correlation: float
+    interval: tuple[float, float]
+    chance: tuple[float, float]
+    p_value: float
+    blocks: int
+
+
+def weight_evidence(a: StoredMatrices, b: StoredMatrices) -> WeightEvidence | None:
+    """Correlate the matrices that both have in the same shape; ``None`` if there are none."""
+    found = []
+    for key in a:
+        if key in b:
+            one, other = a[key], b[key]
+            if one.shape == other.shape:
+                found.append(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]))
+    if not found:
+        return None
+    return WeightEvidence(len(found), median(found), min(found), max(found))
+
+
+def spreads(matrices: StoredMatrices) -> dict[str, np.ndarray]:
+    """The signature: standard deviations of the attention projections, kind → one figure a block."""
+    found: dict[str, dict[int, float]] = {}
+    for block, name in matrices:
+        kind = next((kind for ending, kind in KINDS.items() if name == ending or name.endswith(f".{ending}")), None)
+        if kind is not None:
+            found.setdefault(kind, {})[block] = float(matrices[block, name].std())
+    return {kind: np.array([each[block] for block in sorted(each)]) for kind, each in found.items()}
+
+
+def signature_evidence(a: Spreads, b: Spreads, seed: int = 42) -> SignatureEvidence | None:
+    """Compare two signatures, of models of any depth; ``None`` if they have no kind of projection in common.
+
+    The deeper one is read at the relative depths of the shallower one's blocks. Each kind is normalised on its own
+    (mean 0, standard deviation 1 over the blocks), so only the course counts.
+
+    Args:
+        a: signature of one model.
+        b: of the other.
+        seed: of the random orders and resamples.
+    """
+    kinds = sorted(a.keys() & b.keys())
+    if not kinds:
+        return None
+    depth = min(len(each[kind]) for each in (a, b) for kind in kinds)
+    one, other = (np.stack([_at_depth(each[kind], depth) for kind in kinds]) for each in (a, b))
+    draw = np.random.default_rng(seed)
+    correlation = _correlation(one, other)
+    shuffled = np.array([_correlation(one, other[:, draw.permutation(depth)]) for _ in range(DRAWS)])
+    samples = (draw.integers(0, depth, depth) for _ in range(DRAWS))
+    resampled = np.array([_correlation(one[:, sample], other[:, sample]) for sample in samples])
+    return SignatureEvidence(
+        correlation=correlation,
+        interval=_middle(resampled),
+        chance=_middle(shuffled),
+        p_value=float((1 + np.count_nonzero(shuffled >= correlation)) / (1 + DRAWS)),
+        blocks=depth,
+    )
+
+
+def decide(
+    weights: WeightEvidence | None, signature: SignatureEvidence | None, unrelated: Sequence[float] = ()
+) -> tuple[Verdict, str]:
+    """The verdict, and why.
+
+    Args:
+        weights: decides where there is some.
+        signature: decides otherwise, where there are blocks enough and unrelated models to hold it against.
+        unrelated: correlations of signatures with models known to be unrelated.
+    """
+    if weights is not None:
+        said = (
+            f"{weights.matrices} matrices of the same shape correlate with {weights.correlation:.3f} "
+            f"({weights.lowest:.3f} to {weights.highest:.3f}); independent trainings stay near 0"
+        )
+        if weights.correlation >= RELATED:
+            return "related", f"{said}, descendants near 1."
+        if weights.correlation < UNRELATED:
+            return "unrelated", f"{said}. Weights whose rows were put into another order would look like this, too."
+        return "undecided", f"{said}, descendants near 1: this is neither."
+    if signature is None:
+        return "undecided", "the models share neither matrices of one shape nor a kind of attention projection."
+    if signature.blocks < FEWEST_BLOCKS:
+        return "undecided", (
+            f"too few layers: no matrix has the same shape in both, and a signature over {signature.blocks} blocks "
+            f"says nothing (at least {FEWEST_BLOCKS} are needed)."
+        )
+    low, high = signature.interval
+    said = f"the signatures correlate with {signature.correlation:.3f} [{low:.3f}, {high:.3f}]"
+    if not unrelated:
+        return "undecided", f"{said}; models of one kind resemble each other, too: give unrelated ones to compare with."
+    if low > max(unrelated) and signature.p_value <= 0.001:
+        return "related", f"{said}, above the largest of {len(unrelated)} unrelated models ({max(unrelated):.3f})."
+    if high < max(RELATED, *unrelated):
+        return "unrelated", f"{said}, no more than unrelated models reach (at most {max(unrelated):.3f})."
+    return "undecided", f"{said}; unrelated models reach {max(unrelated):.3f}."
+
+
+def _at_depth(course: np.ndarray, depth: int) -> np.ndarray:
+    """A course over blocks, read at the middles of ``depth`` equal parts and normalised."""
+    places = (np.arange(depth) + 0.5) / depth
+    read: np.ndarray = np.interp(places, (np.arange(len(course)) + 0.5) / len(course), course)
+    normal: np.ndarray = (read - read.mean()) / (read.std() or 1.0)
+    return normal
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean over kinds of the Pearson correlation over blocks; 0 for a kind that does not vary."""
+    found = []
+    for x, y in zip(one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True), strict=True):
+        scale = float(np.sqrt((x @ x) * (y @ y)))
+        found.append(float(x @ y) / scale if scale > 0 else 0.0)
+    return fmean(found)
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

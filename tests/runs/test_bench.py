@@ -1,0 +1,106 @@
+"""One load per model: what an adapter leaves behind does not reach the next checkpoint."""
+
+import pytest
+import torch
+from safetensors.torch import load
+
+import fpbench
+from fpbench.micro import MODEL
+from fpbench.models.loading import Loading
+from fpbench.models.progress import no_progress
+from fpbench.registry import METHODS
+from fpbench.runs.identity import cell_identity
+from fpbench.runs.job import Job, checkpoints
+from fpbench.runs.plan import Cell, plan
+from fpbench.runs.profile import load_profile
+from fpbench.runs.store import cell_id, read_records
+from fpbench.runs.worker import Worker
+
+
+@pytest.fixture
+def careless():
+    """A method that turns a buffer, which is no parameter, and so is not put back."""
+
+    @fpbench.register("careless")
+    class Careless(fpbench.FingerprintMethod):
+        version = "1"
+
+        def inject(self, model, tokenizer, fingerprints, context):
+            model.model.layers[0].mlp.down_proj.weight[0, 0] += 1e-3
+            model.model.rotary_emb.inv_freq.mul_(2)
+
+    yield Careless
+    del METHODS._classes["careless"]
+
+
+def worker_of(small_profile, out, methods):
+    profile = load_profile(small_profile, methods=methods, conditions=["origin"])
+    return Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), out), no_progress), checkpoints(plan(profile))
+
+
+def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile, tmp_path, caplog, careless):
+    worker, (base, injected) = worker_of(small_profile, tmp_path, ["careless"])
+    worker.measure(base)
+    model = worker.bench("micro").model
+    worker.measure(injected[:1])
+    assert "not restored bit for bit" in caplog.text
+    again = worker.bench("micro").model
+    assert again is not model
+    assert not torch.equal(model.model.rotary_emb.inv_freq, again.model.rotary_emb.inv_freq)
+
+
+@pytest.fixture
+def raising():
+    @fpbench.register("raising")
+    class Raising(fpbench.FingerprintMethod):
+        version = "1"
+
+        def inject(self, model, tokenizer, fingerprints, context):
+            model.model.layers[0].mlp.down_proj.weight.zero_()
+            raise ZeroDivisionError("a mistake of the adapter's")
+
+    yield
+    del METHODS._classes["raising"]
+
+
+def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_path, caplog, raising):
+    worker, (_, injected) = worker_of(small_profile, tmp_path, ["raising"])
+    worker.measure(injected)
+    records = read_records(tmp_path / "records")
+    assert len(records) == len(injected)
+    for record in records:
+        assert record["status"] == "failed" and record["reason"] == "ZeroDivisionError: a mistake of the adapter's"
+        assert "in inject" in record["traceback"]
+    assert "restored" not in caplog.text, "the weights it had zeroed were put back"
+
+
+def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path, caplog):
+    worker, (_, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+    worker.measure(injected[:1])
+    (delta,) = (tmp_path / "deltas").glob("*.safetensors")
+    content = delta.read_bytes()
+    delta.write_bytes(content[:-8] + bytes(8))
+    worker.measure(injected[1:2])
+    assert f"the stored delta {delta.name} is damaged: it is injected again" in caplog.text
+    before, after = load(content), load(delta.read_bytes())
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_path, caplog):
+    worker, (base, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+    worker.measure(base[:1])
+    model = worker.bench("micro").model
+    worker.measure(injected[:2])
+    assert worker.bench("micro").model is model
+    assert "restored" not in caplog.text
+
+
+def test_what_a_measurement_is_called_needs_no_weights(small_run, small_profile, tmp_path):
+    """The names are those of the finished run, though nothing here was loaded."""
+    profile = load_profile(small_profile)
+    worker = Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path), no_progress)
+    bench, sets = worker.bench("micro"), worker._written
+    names = {cell.path: cell_id(cell_identity(bench, cell, sets["nlf", 42])) for cell in plan(profile)}
+    assert "_resident" not in vars(bench)
+    found = {Cell(**record["cell"]).path: record["id"] for record in read_records(small_run / "records")}
+    assert names == found

@@ -1,0 +1,123 @@
+"""Checkpoints of every make: PEFT adapters, quantised ones, architectures without weights."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from fpbench.cli import main
+from fpbench.errors import InputError
+from fpbench.micro import MODEL
+from fpbench.models.loading import checkpoint_digest, load_architecture, load_model, pick_device, resolve
+from fpbench.runs.store import read_records
+
+PROMPT = torch.tensor([[1, 17, 300, 42, 5]])
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(PROMPT).logits
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA adapter on a copy of the bundled model, and the logits of the two together."""
+    folder = tmp_path_factory.mktemp("peft")
+    shutil.copytree(MODEL, folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(folder / "adapter")
+    return folder, logits(adapted.eval())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
+def test_an_adapter_is_merged_into_its_base(adapter):
+    folder, expected = adapter
+    model, tokenizer = load_model(resolve(str(folder / "adapter")))
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert torch.allclose(logits(model), expected, atol=1e-5)
+    assert not torch.allclose(logits(load_model(MODEL)[0]), expected, atol=1e-2)
+    assert tokenizer.encode("house") == load_model(MODEL)[1].encode("house")
+
+
+def test_the_digest_of_an_adapter_covers_its_base(adapter):
+    folder, _ = adapter
+    before = checkpoint_digest(folder / "adapter")
+    config = folder / "base" / "generation_config.json"
+    kept = config.read_text()
+    config.write_text(kept + "\n")
+    changed = checkpoint_digest(folder / "adapter")
+    config.write_text(kept)
+    assert changed != before == checkpoint_digest(folder / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [("/no/such/folder", "base of adapter .* cannot be had"), (None, "does not name its base"), ("", "does not name")],
+)
+def test_an_adapter_without_its_base_is_refused(adapter, tmp_path, base, message):
+    shutil.copytree(adapter[0] / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    with pytest.raises(InputError, match=message):
+        load_model(resolve(str(tmp_path / "adapter")))
+
+
+def test_an_adapter_in_pickle_is_refused(adapter, tmp_path):
+    shutil.copytree(adapter[0] / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(InputError, match="only pickle weights"):
+        resolve(str(tmp_path / "adapter"))
+
+
+@pytest.fixture(scope="module")
+def four_bit(tmp_path_factory):
+    """The bundled model saved in NF4 before its first forward pass, and its logits."""
+    folder = tmp_path_factory.mktemp("quantised") / "nf4"
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(MODEL, quantization_config=settings, dtype=torch.float32)
+    model.save_pretrained(folder)
+    load_model(MODEL)[1].save_pretrained(folder)
+    return folder, logits(model)
+
+
+def test_a_saved_four_bit_checkpoint_answers_as_it_did(four_bit):
+    folder, expected = four_bit
+    model, _ = load_model(resolve(str(folder)))
+    assert torch.allclose(logits(model), expected, atol=1e-5)
+    assert not torch.allclose(logits(load_model(MODEL)[0]), expected, atol=1e-2)
+
+
+def test_a_quantised_checkpoint_is_measured_at_origin_alone(four_bit, capsys, tmp_path, small_profile):
+    folder, _ = four_bit
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(folder), "--fingerprints", "nlf", "--profile", small_profile, "--out", str(out)]
+    assert main([*arguments, "--condition", "origin", "ria30"]) == 2
+    assert "is quantised already" in capsys.readouterr().err and not out.exists()
+    command = [sys.executable, "-m", "fpbench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {record["status"] for record in read_records(out / "records")} == {"done"}
+
+
+def test_an_architecture_takes_no_memory_and_has_every_name_and_shape():
+    architecture, (model, _) = load_architecture(MODEL), load_model(MODEL)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    assert {name: parameter.shape for name, parameter in architecture.named_parameters()} == shapes
+    assert {parameter.device.type for parameter in architecture.parameters()} == {"meta"}
+
+
+def test_the_device_is_picked_without_torch():
+    code = (
+        "import sys; from fpbench.models.loading import pick_device; print(pick_device(None), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert done.stdout.split() == [expected, "False"]
+    assert pick_device("cpu") == "cpu"

@@ -1,0 +1,121 @@
+"""Real faults of real machines: each costs the running cell at most, and is named (docs/faults.md)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fpbench
+from fpbench.runs.store import read_records
+
+RUN = [sys.executable, "-m", "fpbench", "run"]
+
+
+def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script that may mount, where nobody else sees it; skip where the system forbids that."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    probe = subprocess.run([*unshare, "mount -t tmpfs tmpfs /mnt"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"no mount namespaces here: {probe.stderr.strip()}")
+    return subprocess.run([*unshare, script, "sh", *arguments], capture_output=True, text=True)
+
+
+def test_a_full_disk_costs_the_running_cell_alone(small_run, small_profile, tmp_path):
+    """A disk with room for what was finished and a little more."""
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    script = """
+        disk=$1 finished=$2 kept=$3; shift 3
+        mount -t tmpfs -o size=400k tmpfs "$disk" && mkdir -p "$disk/out/records/micro/nlf"
+        cp -r "$finished" "$disk/out/records/micro/nlf/base"
+        "$@"; code=$?
+        cp -r "$disk/out" "$kept"; exit $code
+    """
+    command = [*RUN, "--profile", small_profile, "--out", str(disk / "out")]
+    finished = small_run / "records" / "micro" / "nlf" / "base"
+    done = in_a_namespace(script, str(disk), str(finished), str(kept), *command)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written (No space left on device): finished records stay" in done.stderr.splitlines()[-1]
+    records = read_records(kept / "records")
+    assert records and all(record["status"] == "done" for record in records)
+    assert not list(kept.rglob(".*"))
+
+
+def test_a_read_only_folder_is_refused_before_work(small_profile, tmp_path):
+    script = 'mount -t tmpfs tmpfs "$1" && mount -o remount,ro "$1" && shift && "$@"'
+    command = [*RUN, "--profile", small_profile, "--out", str(tmp_path / "out")]
+    done = in_a_namespace(script, str(tmp_path), *command)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written (Read-only file system)" in done.stderr
+
+
+@pytest.mark.parametrize("years", [-30, 10])
+def test_a_clock_that_jumped_costs_nothing(small_run, small_profile, tmp_path, years):
+    """Every file of the store comes from another time than its own, also from the future."""
+    out = tmp_path / "out"
+    shutil.copytree(small_run, out)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    for path in files:
+        time = path.stat().st_mtime_ns + years * 31_557_600 * 10**9
+        os.utime(path, ns=(time, time))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("records/**/*") if path.is_file()}
+    fpbench.run(small_profile, out=out)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+
+
+OUT_OF_MEMORY = """
+import json, resource, sys
+import psutil, torch
+from fpbench.fingerprints import find_set
+from fpbench.metrics.triggers import triggers
+from fpbench.micro import MODEL
+from fpbench.models.loading import load_model
+from fpbench.models.scoring import budgets_used, limited_to
+
+torch.set_num_threads(1)
+model, tokenizer = load_model(MODEL)
+pairs = find_set("nlf")
+contexts = [f"The {word} house stands by the river, and nobody knows why it was built {word}." for word in
+            ("old", "red", "last", "tall", "wide", "small", "grey", "lost")]
+decoding = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
+arguments = (model, tokenizer, pairs, contexts, ["stone", "water", "light"])
+with limited_to(512), budgets_used() as used:
+    small = triggers(*arguments, **decoding, substitutions=100)
+assert used == [512], used
+room = psutil.Process().memory_info().vms + int(sys.argv[1]) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+with limited_to(1_000_000), budgets_used() as used:
+    large = triggers(*arguments, **decoding, substitutions=100)
+print(json.dumps({"budgets": used, "apart": abs(small.average - large.average)}))
+"""
+
+
+def test_memory_that_runs_out_makes_the_token_budget_smaller_and_changes_no_figure():
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, "400"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["budgets"][0] == 1_000_000 and len(found["budgets"]) > 1
+    assert found["budgets"] == sorted(found["budgets"], reverse=True)
+    assert found["apart"] < 1e-6
+    assert "out of memory: the token budget is" in done.stderr
+
+
+def test_every_record_says_which_token_budget_it_was_measured_with(small_run):
+    for record in read_records(small_run / "records"):
+        scored = record["cell"]["metric"] != "cost"
+        assert record["cost"]["token_budgets"] == ([4096] if scored else []), record["cell"]
+
+
+def test_a_training_that_diverges_fails_its_cell_with_the_reason(small_profile, tmp_path):
+    profile = tmp_path / "wild.toml"
+    profile.write_text(Path(small_profile).read_text().replace("learning_rate = 2e-4", "learning_rate = 1e30"))
+    command = [*RUN, "--profile", str(profile), "--out", str(tmp_path / "out"), "--condition", "origin"]
+    done = subprocess.run([*command, "finetune_alpaca", "--method", "mcedit_a"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "training became non-finite in epoch 1" in done.stdout
+    failed = [record for record in read_records(tmp_path / "out" / "records") if record["status"] == "failed"]
+    assert {record["cell"]["condition"] for record in failed} == {"finetune_alpaca"} and len(failed) == 2
