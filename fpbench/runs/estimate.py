@@ -94,6 +94,7 @@ class _View:
         store: of the job.
         sets: the sets that are written down.
         past: what this machine measured.
+        records: everything that stands in the store.
         identities: of cells whose records may be there already, by path; none where there are no records.
     """
 
@@ -101,6 +102,7 @@ class _View:
     store: Store
     sets: Sets
     past: Past
+    records: Sequence[dict[str, Any]]
     identities: dict[str, Identity] = field(default_factory=dict)
 
 
@@ -147,13 +149,13 @@ def _looking(job: Job) -> Iterator[_View]:
             shutil.copy(digests, scratch)
         worker = Worker(replace(job, out=Path(scratch)), no_progress)
         records = read_records(store.records) if store.records.is_dir() else []
-        yield _View(worker, store, written_sets(job.profile), Past(records))
+        yield _View(worker, store, written_sets(job.profile), Past(records), records)
 
 
 def _pending(job: Job, cells: Sequence[Cell], view: _View) -> list[Cell]:
     """The cells without a finished record; their identities are computed where there are records at all."""
-    pending = Resume(job, view.sets).pending(cells)
-    if not view.store.records.is_dir():
+    pending = Resume(job, view.sets).pending(cells, view.records)
+    if not view.records:
         return pending
     left = []
     for cell in pending:
