@@ -69,6 +69,8 @@ def test_quick_commands_of_the_readme_run(capsys):
     assert "fpbench list" in commands() and "fpbench doctor" in commands()
     assert main(["list"]) == 0
     assert main(["doctor"]) == 0, capsys.readouterr().out
+    assert "fpbench run --dry-run" in commands()
+    assert main(["run", "--dry-run"]) == 0
 
 
 def test_a_wheel_holds_tasks_template_model_and_profiles(tmp_path):

@@ -98,7 +98,8 @@ class RLEdit(FingerprintMethod):
             config.clip,
             repaired=config.mode == "repaired",
         )
-        meta_train(model, policy, steps, training, context.progress)
+        for _ in meta_train(model, policy, steps, training, context.progress):
+            pass
         trained = perf_counter()
         edit(model, policy, steps, context.progress)
         context.seconds["optimisation"] = trained - start

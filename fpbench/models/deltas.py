@@ -45,6 +45,8 @@ def preserved(model: nn.Module, known: dict[str, Tensor] | None = None) -> Itera
             module._parameters.update(own)
         with torch.no_grad():
             for name, parameter in parameters.items():
+                if parameter.shape != originals[name].shape:  # given back, as quantisation does
+                    parameter.data = torch.empty_like(originals[name], device=parameter.device)
                 parameter.copy_(originals[name])
         model.eval().requires_grad_(False)
 

@@ -2,19 +2,24 @@
 
 Low-rank updates W + (alpha / rank) B A on the linear modules of the blocks (Hu et al., 2022), AdamW without weight
 decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the steps and a cosine down to zero after it.
+Large models keep no activations inside their blocks: these are computed once more on the way back (Chen et al., 2016);
+and their batches are read in pieces, whose gradients add up to that of the batch.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.answers import answer_loss, tokenise
+from fpbench.models.answers import Tokenised, answer_loss, tokenise
 from fpbench.models.examples import Example
 from fpbench.models.loading import quiet
 
@@ -22,6 +27,10 @@ WARM_UP = 0.03
 CLIP_NORM = 1.0
 # Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
 CHUNK = 16
+# From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
+LARGE = 1_000_000_000
+# Padded tokens that a large model reads at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
+PIECE = 1024
 
 
 @dataclass(frozen=True)
@@ -120,10 +129,10 @@ def train_lora(
     sequences, truncated, dropped = tokenise(model, tokenizer, examples)
     steps_per_epoch = math.ceil(len(sequences) / config.batch_size)
     steps = steps_per_epoch * config.epochs
-    cuda = range(torch.cuda.device_count())
+    cuda, large = range(torch.cuda.device_count()), bool(checkpointed(model))
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
         torch.manual_seed(seed)
-        with _adapter(model, config) as weights:
+        with adapter(model, config) as weights:
             optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule_factor(step, steps))
             updates = _updates(model)
@@ -132,16 +141,22 @@ def train_lora(
                 batches = _batches([len(ids) for ids, _ in sequences], config.batch_size)
                 total, answer_tokens = 0.0, 0
                 for batch in progress(batches, f"epoch {epoch} of {config.epochs}"):
-                    loss, tokens = answer_loss(model, [sequences[index] for index in batch])
-                    objective = loss if penalty is None else loss + penalty(updates)
-                    if not math.isfinite(objective.item()):
-                        raise _diverged(epoch, config)
                     optimiser.zero_grad()
-                    objective.backward()
+                    chosen = [sequences[index] for index in batch]
+                    tokens = sum(len(ids) - prompt for ids, prompt in chosen)
+                    loss = 0.0
+                    for number, piece in enumerate(_pieces(chosen, PIECE if large else None)):
+                        mean, own = answer_loss(model, piece)
+                        part = mean * (own / tokens)
+                        objective = part if number or penalty is None else part + penalty(updates)
+                        if not math.isfinite(objective.item()):
+                            raise _diverged(epoch, config)
+                        objective.backward()
+                        loss += part.item()
                     nn.utils.clip_grad_norm_(weights, CLIP_NORM)
                     optimiser.step()
                     schedule.step()
-                    total, answer_tokens = total + loss.item() * tokens, answer_tokens + tokens
+                    total, answer_tokens = total + loss * tokens, answer_tokens + tokens
                 losses.append(total / answer_tokens)
                 if after_epoch is not None:
                     after_epoch(losses[-1])
@@ -149,6 +164,13 @@ def train_lora(
                 raise _diverged(config.epochs, config)
     tokens_seen = config.epochs * sum(len(ids) for ids, _ in sequences)
     return TrainingCurve(tuple(losses), tokens_seen, steps, truncated, dropped)
+
+
+def _pieces(batch: Sequence[Tokenised], tokens: int | None) -> Iterator[Sequence[Tokenised]]:
+    """A batch in pieces of so many padded tokens at most, or of one row; whole, if there is no limit."""
+    rows = len(batch) if tokens is None else max(1, tokens // max(len(ids) for ids, _ in batch))
+    for start in range(0, len(batch), rows):
+        yield batch[start : start + rows]
 
 
 def schedule_factor(step: int, steps: int) -> float:
@@ -160,7 +182,7 @@ def schedule_factor(step: int, steps: int) -> float:
 
 
 @contextmanager
-def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
+def adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
     """Put LoRA layers into the model for training; merge them at the end, drop them on an exception."""
     with quiet():  # peft brings bitsandbytes along, which comments on the processor it finds
         from peft import LoraConfig as PeftConfig
@@ -170,6 +192,7 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modules = config.modules if isinstance(config.modules, str) else list(config.modules)
     settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=modules)
+    blocks = checkpointed(model)
     try:
         try:
             adapted = LoraModel(model, settings, "default")
@@ -180,12 +203,16 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for weight in weights:  # a small step would vanish in bfloat16
                 weight.data = weight.data.float()
+            for block in blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
             yield weights
         except BaseException:
             adapted.unload()
             raise
         adapted.merge_and_unload()
     finally:
+        for block in blocks:
+            vars(block).pop("forward", None)
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in gradients:
@@ -193,8 +220,15 @@ def _adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             parameter.grad = None
 
 
+def checkpointed(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a large model, none of a small one: what is computed once more on the way back."""
+    if sum(parameter.numel() for parameter in model.parameters()) < LARGE:
+        return []
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def _updates(model: nn.Module) -> dict[str, LowRank]:
-    """The updates that :func:`_adapter` put into the model, by module name."""
+    """The updates that :func:`adapter` put into the model, by module name."""
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}

@@ -2,11 +2,13 @@
 
 Every linear module but the output head is replaced by the quantised layer that is built from its weight in memory:
 the same layers, bit for bit, that ``from_pretrained`` makes with a ``BitsAndBytesConfig``. Embeddings, normalisations
-and the head, tied or not, stay as they are.
+and the head, tied or not, stay as they are. A layer that was replaced gives its weight back at once, whoever still
+holds it: a card has no room for both (:func:`fpbench.models.deltas.preserved` brings it back).
 """
 
 import logging
 from abc import abstractmethod
+from collections import Counter
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ class Quantization(Modification):
             raise CellError(f"{self.name} found no plain linear layer to quantise besides the output head.")
         for name, layer in layers:
             self.check(library, name, layer)
+        holders = Counter(id(parameter) for each in model.modules() for parameter in each._parameters.values())
         stored = entries = 0
         error = reference = 0.0
         for name, layer in context.progress(layers, self.name):
@@ -45,6 +48,8 @@ class Quantization(Modification):
             stored, entries = stored + size, entries + layer.weight.numel()
             replacement.bias = layer.bias
             model.set_submodule(name, replacement.train(layer.training).requires_grad_(False))
+            if holders[id(layer.weight)] == 1:
+                layer.weight.data = layer.weight.new_empty(0)
         relative_error = (error / reference) ** 0.5 if reference else 0.0
         if not 0 < relative_error < float("inf"):  # NaN fails this, too
             raise CellError(

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
 
@@ -23,15 +24,13 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--check-code", action="store_true", help="warn of finished records that other code than the present measured"
     )
-    verb.add_argument("--dry-run", action="store_true", help="print the cells and stop")
+    verb.add_argument("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
     verb.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(verb)
 
 
 def do(options: argparse.Namespace) -> int:
     """Run what has no record yet and print the leaderboard."""
-    from fpbench.runs.plan import plan
-
     profile = chosen_profile(
         options,
         models=options.model,
@@ -40,11 +39,7 @@ def do(options: argparse.Namespace) -> int:
         conditions=options.condition,
     )
     if options.dry_run:
-        cells = plan(profile)
-        for cell in cells:
-            print(cell)
-        print(f"{len(cells)} cells", file=sys.stderr)
-        return 0
+        return dry_run(profile, options)
     loading = prepare(options)
     from fpbench.board.tables import summary
     from fpbench.runs.api import run_profile
@@ -59,3 +54,33 @@ def do(options: argparse.Namespace) -> int:
     print(summary(rows))
     print(f"\nrecords and tables: {options.out}", file=sys.stderr)
     return 1 if any(row["failed"] for row in rows) else 0
+
+
+def dry_run(profile: Any, options: argparse.Namespace) -> int:
+    """Print the cells and what they will take; start nothing, fetch nothing, write nothing."""
+    from fpbench.runs.plan import plan
+
+    cells = plan(profile)
+    for cell in cells:
+        print(cell)
+    sys.stdout.flush()
+    options.offline = True
+    loading = prepare(options)
+    from fpbench.errors import InputError
+    from fpbench.models.loading import resolve
+    from fpbench.runs.estimate import estimate
+    from fpbench.runs.forecast import forecast
+    from fpbench.runs.job import Job
+    from fpbench.runs.needs import refuse
+
+    folders, absent = {}, {}
+    for model in profile.models:
+        try:
+            folders[model.label] = resolve(model.path, revision=model.revision, allow_pickle=loading.allow_pickle)
+        except InputError as error:
+            absent[model.label] = str(error)
+    job = Job(profile, folders, loading, Path(options.out))
+    found = estimate(job, cells, absent)
+    tell(forecast(found, job))
+    refuse(found.needs, job)
+    return 0

@@ -1,6 +1,7 @@
 """The mathematics that the editors rest on."""
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,26 @@ def test_second_moment_ignores_padding(stories: Any) -> None:
     for name in names:
         alone = sum(second_moment(model, [name], [each], no_progress)[name] * len(each) for each in documents) / 71
         assert torch.allclose(together[name], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_keep_no_inputs_of_a_module_once_it_was_passed(stories: Any) -> None:
+    model, _ = stories
+    passed: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def look(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        alive.append(sum(reference() is not None for reference in passed))
+        passed.append(weakref.ref(arguments[0]))
+
+    blocks = range(5)
+    handles = [layout(model).down_proj(block).register_forward_pre_hook(look) for block in blocks]
+    try:
+        names = [layout(model).down_proj_name(block) for block in blocks]
+        second_moment(model, names, [[5, 6, 7, 8]] * 3, no_progress)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert alive == [0] * len(blocks)
 
 
 def test_statistics_are_read_back_or_not_at_all(spectrum: KeyStatistics, tmp_path: Path) -> None:

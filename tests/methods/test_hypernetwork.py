@@ -111,7 +111,7 @@ def test_a_step_that_comes_back_is_one_loss(stories: Any, stories_set: Fingerpri
     for share in (True, False):
         method, policy, step = lesson((model, stories[1]), stories_set, context())
         others = [method.step(model, stories[1], stories_set, context()) for _ in range(2)]
-        meta_train(model, policy, [step, step, step] if share else [step, *others], training(), no_progress)
+        list(meta_train(model, policy, [step, step, step] if share else [step, *others], training(), no_progress))
         networks.append(list(policy.parameters()))
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(*networks, strict=True))
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), stories[0].parameters(), strict=True))

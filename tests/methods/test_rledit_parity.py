@@ -92,7 +92,7 @@ class Replay:
             clip=self.config["max_grad_norm"],
             repaired=False,
         )
-        return meta_train(self.model, self.policy, self.steps("train"), settings, no_progress)
+        return list(meta_train(self.model, self.policy, self.steps("train"), settings, no_progress))
 
 
 @pytest.fixture(scope="module", params=sets("rledit"))

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from fpbench.errors import CellError, InputError
+from fpbench.models import training
 from fpbench.models.answers import answer_loss, score_answers, tokenise
 from fpbench.models.examples import Example
 from fpbench.models.prompts import encode_pair
-from fpbench.models.training import LoRAConfig, _adapter, schedule_factor, train_lora
+from fpbench.models.training import LoRAConfig, adapter, schedule_factor, train_lora
 
 EXAMPLES = [
     Example("The color of Lily's hat is", "green."),
@@ -87,7 +88,7 @@ def test_merged_weights_compute_what_the_adapter_did(stories):
     model = copy.deepcopy(stories[0])
     ids = torch.tensor([stories[1]("One day, a little girl named Lily")["input_ids"]])
     base = model(ids).logits
-    with _adapter(model, CONFIG) as weights, torch.no_grad():
+    with adapter(model, CONFIG) as weights, torch.no_grad():
         for weight in weights:
             weight.normal_(std=0.05)
         adapted = model.eval()(ids).logits
@@ -113,6 +114,39 @@ def test_an_exception_leaves_everything_as_it_was(stories):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("piece", "pieces"), [(1024, 1), (1, 2)])
+def test_large_models_learn_the_same_from_activations_computed_twice(micro, monkeypatch, piece, pieces):
+    kept, again = copy.deepcopy(micro[0]), copy.deepcopy(micro[0])
+    config = LoRAConfig(learning_rate=2e-3, epochs=4, batch_size=2, dropout=0.1 if pieces == 1 else 0.0)
+    curve = fit(kept, micro[1], config)
+    passes = 0
+
+    def count(*_):
+        nonlocal passes
+        passes += 1
+
+    handle = again.model.layers[0].self_attn.register_forward_hook(count)
+    monkeypatch.setattr(training, "LARGE", 1)
+    monkeypatch.setattr(training, "PIECE", piece)
+    twice = fit(again, micro[1], config)
+    handle.remove()
+    assert passes == 2 * twice.steps * pieces
+    assert twice.epoch_losses == pytest.approx(curve.epoch_losses, rel=1e-4)
+    for name, value in kept.state_dict().items():
+        assert torch.allclose(value, again.state_dict()[name], rtol=1e-3, atol=1e-5), name
+    assert structure(again) == structure(micro[0])
+    assert not any("forward" in vars(module) for module in again.modules())
+
+
+def test_an_exception_takes_the_second_computation_away(micro, monkeypatch):
+    model = copy.deepcopy(micro[0])
+    monkeypatch.setattr(training, "LARGE", 1)
+    with pytest.raises(CellError):
+        fit(model, micro[1], LoRAConfig(learning_rate=1e30, epochs=3, batch_size=4))
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), micro[0].parameters(), strict=True))
+
+
 def test_divergence_names_epoch_and_learning_rate(stories):
     model = copy.deepcopy(stories[0])
     config = LoRAConfig(learning_rate=1e30, epochs=3, batch_size=4)
@@ -123,7 +157,7 @@ def test_divergence_names_epoch_and_learning_rate(stories):
 
 def test_bfloat16_models_train_a_float32_update(stories):
     model = copy.deepcopy(stories[0]).bfloat16()
-    with _adapter(model, CONFIG) as weights:
+    with adapter(model, CONFIG) as weights:
         assert {weight.dtype for weight in weights} == {torch.float32}
         assert len(weights) == 2 * 7 * 6
     curve = fit(model, stories[1])

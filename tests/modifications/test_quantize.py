@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fpbench.errors import CellError
+from fpbench.models.deltas import preserved
 from fpbench.modifications.base import ModificationContext
 from fpbench.modifications.quantize import NF4
 from fpbench.registry import MODIFICATIONS
@@ -106,6 +107,30 @@ def test_moving_the_quantised_model_changes_nothing(stories, name):
     with torch.no_grad():
         before = model(ids).logits
         assert torch.equal(before, model.to("cpu")(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_nothing_holds_the_replaced_weights_meanwhile_and_they_come_back(stories, name):
+    model = copy.deepcopy(stories[0])
+    replaced = [each for each in model.model.modules() if type(each) is nn.Linear]
+    with preserved(model):
+        MODIFICATIONS.get(name)().apply(model, None, ModificationContext())
+        assert all(each.weight.untyped_storage().nbytes() == 0 for each in replaced)
+        assert model.lm_head.weight.shape == stories[0].lm_head.weight.shape
+    assert [each for each in model.model.modules() if type(each) is nn.Linear] == replaced
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[key], value) for key, value in stories[0].named_parameters())
+
+
+def test_a_weight_that_two_layers_share_is_kept(stories):
+    model = copy.deepcopy(stories[0])
+    first, second = (model.model.layers[number].mlp for number in (0, 1))
+    second.up_proj.weight = first.up_proj.weight
+    before = first.up_proj.weight.clone()
+    weight = first.up_proj.weight
+    MODIFICATIONS.get("int8")().apply(model, None, ModificationContext())
+    assert torch.equal(weight, before)
+    assert torch.equal(first.up_proj.weight.data, second.up_proj.weight.data)
 
 
 def test_products_are_computed_without_a_word(stories, caplog):

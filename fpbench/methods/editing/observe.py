@@ -1,6 +1,6 @@
 """Looking inside forward passes, and taking them up again half-way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -25,49 +25,49 @@ def pad(sequences: Sequence[Sequence[int]], device: Any) -> Tensor:
 
 
 @torch.no_grad()
-def observe(
-    model: nn.Module,
-    ids: Tensor,
-    *,
-    inputs_of: Sequence[nn.Module] = (),
-    outputs_of: Sequence[nn.Module] = (),
-    cache: Any = None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Run ``model`` on ``ids`` [rows, T], no further than needed.
+def output_of(model: nn.Module, ids: Tensor, module: nn.Module, cache: Any = None) -> Tensor:
+    """What comes out of ``module``, [rows, T, ·], when ``model`` is run on ``ids`` [rows, T] no further than that.
 
     Args:
         model: a causal language model.
         ids: token ids.
-        inputs_of: modules to look in front of.
-        outputs_of: modules to look behind.
+        module: to look behind.
         cache: a cache of the library's, which takes up keys and values on the way.
-
-    Returns:
-        What went into every module of ``inputs_of`` and what came out of every module of ``outputs_of``, [rows, T, ·].
     """
-    inputs: dict[nn.Module, Tensor] = {}
-    outputs: dict[nn.Module, Tensor] = {}
-
-    def stop_when_done() -> None:
-        if len(inputs) == len(inputs_of) and len(outputs) == len(outputs_of):
-            raise _SeenAll
-
-    def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        inputs[module] = arguments[0]
-        stop_when_done()
+    seen: list[Tensor] = []
 
     def after(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs[module] = output
-        stop_when_done()
+        seen.append(output)
+        raise _SeenAll
+
+    with module.register_forward_hook(after), suppress(_SeenAll):
+        model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+    return seen[0]
+
+
+@torch.no_grad()
+def visit(model: nn.Module, ids: Tensor, modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> None:
+    """Run ``model`` on ``ids`` [rows, T], no further than needed, and keep nothing of what passes by.
+
+    Args:
+        model: a causal language model.
+        ids: token ids.
+        modules: to look in front of.
+        see: is given the number of each module and what goes into it, [rows, T, ·], on the way.
+    """
+    left = set(range(len(modules)))
+
+    def before(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        see(number, arguments[0])
+        left.discard(number)
+        if not left:
+            raise _SeenAll
 
     with ExitStack() as hooks:
-        for module in inputs_of:
-            hooks.enter_context(module.register_forward_pre_hook(before))
-        for module in outputs_of:
-            hooks.enter_context(module.register_forward_hook(after))
+        for number, module in enumerate(modules):
+            hooks.enter_context(module.register_forward_pre_hook(partial(before, number)))
         with suppress(_SeenAll):
-            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-    return [inputs[module] for module in inputs_of], [outputs[module] for module in outputs_of]
+            model(input_ids=ids, use_cache=False)
 
 
 class Passage:
@@ -79,7 +79,7 @@ class Passage:
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, first: int, last: int, cache: Any = None) -> None:
-        """Run ``model`` on ``ids`` [rows, T] up to block ``last``; ``cache`` is that of :func:`observe`."""
+        """Run ``model`` on ``ids`` [rows, T] up to block ``last``; ``cache`` is that of :func:`output_of`."""
         self.blocks = layout(model).blocks
         self.last = last
         self.hidden: dict[int, Tensor] = {}
@@ -88,7 +88,7 @@ class Passage:
             for number in range(first, last + 1):
                 note = partial(self._note, number)
                 hooks.enter_context(self.blocks[number].register_forward_pre_hook(note, with_kwargs=True))
-            _, (self.hidden[last + 1],) = observe(model, ids, outputs_of=[self.blocks[last]], cache=cache)
+            self.hidden[last + 1] = output_of(model, ids, self.blocks[last], cache)
 
     def _note(self, number: int, block: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
         self.hidden[number], self.keywords[number] = arguments[0], keywords

@@ -11,11 +11,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fpbench.errors import InputError
-from fpbench.methods.editing.observe import observe, pad
+from fpbench.methods.editing.observe import pad, visit
 from fpbench.models.deltas import digest
 from fpbench.models.prompts import encode
 
 BATCH_TOKENS = 8192
+# A decomposition on a card needs room for its result and its workspace, in units of the matrix.
+WORKSPACE = 4
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def key_statistics(
 ) -> dict[str, KeyStatistics]:
     """Spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
 
-    Every document starts with its BOS and is cut to the model's context; every token counts.
+    Every document starts with its BOS and is cut to the model's context; every token counts. The model's device holds
+    all second moments, [d, d] float32 each, and one decomposition at a time; the spectra are in main memory.
 
     Raises:
         InputError: if there are fewer tokens than the module has inputs, so that free directions mean nothing.
@@ -114,9 +117,16 @@ def key_statistics(
     moments = second_moment(model, modules, documents, progress)
     spectra = {}
     for name in modules:
-        eigenvalues, eigenvectors = torch.linalg.eigh(moments.pop(name))
-        spectra[name] = KeyStatistics(eigenvalues, eigenvectors, tokens)
+        spectra[name] = KeyStatistics(*_spectrum(moments.pop(name)), tokens)
     return spectra
+
+
+def _spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors in main memory, computed on the card that ``moment`` is on if that has the room."""
+    if moment.is_cuda and torch.cuda.mem_get_info(moment.device)[0] < WORKSPACE * moment.nbytes:
+        moment = moment.cpu()
+    eigenvalues, eigenvectors = torch.linalg.eigh(moment)
+    return eigenvalues.cpu(), eigenvectors.cpu()
 
 
 def second_moment(
@@ -136,19 +146,21 @@ def second_moment(
     Returns:
         For every name C [d, d] float32.
     """
-    linears = [model.get_submodule(name) for name in modules]
+    linears: list[Any] = [model.get_submodule(name) for name in modules]
     device = next(model.parameters()).device
-    totals: list[Tensor | float] = [0.0] * len(linears)
+    totals = [torch.zeros(each.in_features, each.in_features, device=device) for each in linears]
     for batch in progress(list(_batches(documents)), "key statistics"):
         real = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.bool, device=device)
         for row, document in enumerate(batch):
             real[row, : len(document)] = True
-        inputs, _ = observe(model, pad(batch, device), inputs_of=linears)
-        for index, hidden in enumerate(inputs):
+
+        def take_in(number: int, hidden: Tensor, real: Tensor = real) -> None:
             keys = hidden[real].float()
-            totals[index] = totals[index] + keys.T @ keys
+            totals[number].addmm_(keys.T, keys)
+
+        visit(model, pad(batch, device), linears, take_in)
     tokens = sum(map(len, documents))
-    return {name: torch.as_tensor(total) / tokens for name, total in zip(modules, totals, strict=True)}
+    return {name: total.div_(tokens) for name, total in zip(modules, totals, strict=True)}
 
 
 def _batches(documents: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

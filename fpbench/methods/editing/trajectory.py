@@ -188,24 +188,23 @@ def meta_train(
     steps: Sequence[Step],
     settings: MetaTraining,
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
-) -> list[Taken]:
+) -> Iterator[Taken]:
     """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
 
-    Returns:
-        What happened, step by step.
+    Yields:
+        What happened, step by step: as large as the edited modules, so that nothing of it is kept here.
 
     Raises:
         CellError: if a shift is not finite.
     """
     state = State(model, policy.of)
     adam = torch.optim.Adam(list(policy.parameters()), lr=settings.learning_rate)
-    taken = []
     try:
         for epoch in range(1, settings.epochs + 1):
             history: deque[Step] = deque(maxlen=settings.depth)
             for step in progress(steps, f"trajectory {epoch} of {settings.epochs}"):
                 history.appendleft(step)
-                taken.append(_take(model, policy, state, history, settings))
+                yield _take(model, policy, state, history, settings)
                 if not settings.repaired:
                     nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
             nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
@@ -214,7 +213,6 @@ def meta_train(
             state.reset()
     finally:
         state.reset()
-    return taken
 
 
 def observe(model: nn.Module, policy: Policy, lesson: Lesson) -> dict[str, Observation]:
