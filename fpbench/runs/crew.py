@@ -16,6 +16,7 @@ from fpbench.runs.plan import Cell
 from fpbench.runs.store import Store
 
 LOSSES = 3  # of the worker that measured a cell, after which the cell counts as failed
+STARTS = 10  # workers in a row that may be lost before they begin, as while a node dies that Ray still counts on
 LOST = "the worker that measured it was lost three times"
 # What a worker has to know besides the job. No token: what Ray is told stands in its logs.
 ENVIRONMENT = (
@@ -32,11 +33,13 @@ class Post:
         actor: the worker.
         first: a cell of its checkpoint.
         cells: those of its checkpoint that it has not reported yet, in their order.
+        begun: whether it was heard of at all.
     """
 
     actor: Any
     first: Cell
     cells: list[Cell]
+    begun: bool = False
 
 
 class Crew:
@@ -58,6 +61,7 @@ class Crew:
         self.total, self.done = sum(map(len, self.waiting)), 0
         self.names: dict[str, str] = {}
         self.losses: Counter[Cell] = Counter()
+        self.stillborn = 0  # workers in a row that were lost before they began
         self.posts: dict[Any, Post] = {}  # by the stream of what the worker reports
 
     def measure(self) -> dict[str, str]:
@@ -67,7 +71,7 @@ class Crew:
             What the record of each cell is called, by the cell's path.
 
         Raises:
-            InputError: if no node can hold a worker; and what a worker raises.
+            InputError: if no node can hold a worker, or none begins; and what a worker raises.
             StorageError: what a worker raises.
         """
         try:
@@ -120,6 +124,7 @@ class Crew:
             del self.posts[stream]
             self._lose(post)
             return
+        post.begun, self.stillborn = True, 0
         match report:
             case dict():
                 self.names |= report
@@ -151,6 +156,10 @@ class Crew:
                 self._tick(post, cell, None)  # written, and lost before it was reported
         if not post.cells:
             return
+        if not post.begun:
+            self._count_stillborn()
+            self.waiting.appendleft(post.cells)
+            return
         running = post.cells[0]
         self.losses[running] += 1
         self.say(f"{running}: its worker was lost ({self.losses[running]} of {LOSSES} times)")
@@ -160,6 +169,15 @@ class Crew:
             self._tick(post, running, failed.reason)
         if post.cells:
             self.waiting.appendleft(post.cells)
+
+    def _count_stillborn(self) -> None:
+        self.stillborn += 1
+        self.say(f"a worker was lost before it began ({self.stillborn} of {STARTS} in a row)")
+        if self.stillborn == STARTS:
+            raise InputError(
+                f"{STARTS} workers in a row were lost before they began: look into Ray's logs "
+                "(/tmp/ray/session_latest/logs on the nodes); finished records stay."
+            )
 
 
 def request(job: Job, model: str) -> dict[str, float]:

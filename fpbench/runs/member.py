@@ -41,6 +41,7 @@ class Member(logging.Handler):
             InputError: if this node does not see the driver's folder or the store.
             StorageError: if a record cannot be written.
         """
+        yield {}  # this process is up: what ends it from now on is its work's doing
         names, work = self._worker.measure(cells)
         yield names
         for finished in work:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,12 @@ class Ray:
             StorageError: if a record cannot be written.
         """
         job = replace(job, profile=job.profile.model_copy(update={"threads": job.profile.threads or 1}))
-        with self._connected() as ray, tempfile.NamedTemporaryFile(dir=job.out, prefix=".driver.") as mark:
+        # Ray prints on standard output whom it lost; that is for the table.
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            self._connected() as ray,
+            tempfile.NamedTemporaryFile(dir=job.out, prefix=".driver.") as mark,
+        ):
             return Crew(ray, job, checkpoints, Path(mark.name), say).measure()
 
     @contextlib.contextmanager

@@ -152,12 +152,15 @@ def test_an_interrupted_driver_leaves_no_process_and_a_resumable_store(
     while len(finished(out)) < 4 and driver.poll() is None:
         time.sleep(0.2)
     started = psutil.Process(driver.pid).children(recursive=True)
+    measuring = [process for process in started if process.cmdline()[:1] == ["ray::Member.measure"]]
+    assert measuring
     driver.send_signal(number)
     assert driver.wait(60) == code, (tmp_path / "log").read_text()
     if number != signal.SIGKILL:
         assert "run the same command again to resume" in (tmp_path / "log").read_text().splitlines()[-1]
         assert not list(out.glob(".driver.*"))
-    _, alive = psutil.wait_procs(started, timeout=30)
+    # Killed itself, it cannot end Ray's idle agents, and Ray does not always; workers have to end.
+    _, alive = psutil.wait_procs(measuring if number == signal.SIGKILL else started, timeout=30)
     assert not alive
     kept = {path: at for path, at in finished(out).items() if json.loads(Path(path).read_text())["status"] == "done"}
     run(profile, out, Serial(), print)
