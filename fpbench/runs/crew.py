@@ -90,7 +90,8 @@ class Crew:
             wanted = request(self.job, self.waiting[0][0].model)
             room = capacity(self.ray.nodes(), wanted)
             if not room and not self.posts:
-                needs = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items())
+                units = {"CPU": "cores", "GPU": "cards", "memory": "bytes of memory"}
+                needs = ", ".join(f"{amount:.12g} {units[name]}" for name, amount in wanted.items())
                 raise InputError(
                     f"no node of the Ray cluster can hold a worker (which needs {needs}): ask for less in the "
                     "profile's threads and [resources], or add nodes; finished records stay."
@@ -175,8 +176,8 @@ class Crew:
         self.say(f"a worker was lost before it began ({self.stillborn} of {STARTS} in a row)")
         if self.stillborn == STARTS:
             raise InputError(
-                f"{STARTS} workers in a row were lost before they began: look into Ray's logs "
-                "(/tmp/ray/session_latest/logs on the nodes); finished records stay."
+                f"{STARTS} workers in a row were lost before they began: see that every node has this fpbench, and Ray's logs "
+                "(/tmp/ray/session_latest/logs); finished records stay."
             )
 
 

@@ -102,10 +102,14 @@ class Ray:
                     ray.init(self.address, **quiet)
                 else:
                     ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
-            where = f"the Ray cluster {self.address!r} cannot be joined" if self.address else "Ray cannot be started"
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{where}: {reason}") from None
+            raise InputError(
+                f"the Ray cluster {self.address!r} cannot be joined (is it one with token authentication? then set "
+                f"RAY_AUTH_MODE=token): {reason}"
+                if self.address
+                else f"Ray cannot be started: {reason}"
+            ) from None
 
 
 def _reach(address: str) -> None:

@@ -12,6 +12,7 @@ from fpbench.models.loading import Loading
 from fpbench.runs.crew import capacity, request
 from fpbench.runs.engine import Serial, create
 from fpbench.runs.job import Job
+from fpbench.runs.member import Member
 from fpbench.runs.profile import load_profile
 from tests.conftest import require
 from tests.runs.ray_grid import WARNINGS, finished, kill, records, run, workers, write_profile
@@ -120,6 +121,18 @@ def test_a_worker_asks_for_what_the_profile_says(tmp_path: Path) -> None:
     profile.write_text(text + "\n[resources]\ngpus = 2\n")
     with pytest.raises(InputError, match="resources.gpus"):
         load_profile(str(profile))
+
+
+def test_a_worker_works_only_where_it_sees_the_driver_s_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = job_of(write_profile(tmp_path / "tiny.toml"), "cpu", tmp_path / "out")
+    for folder, missing in ((tmp_path, tmp_path / "out"), (tmp_path / "elsewhere", tmp_path / "elsewhere")):
+        work = Member(job, folder, tmp_path / "out" / ".driver.0").measure([])
+        assert next(work) == {}
+        with pytest.raises(InputError, match=f"does not see {missing} of the driver"):
+            next(work)
 
 
 def test_a_worker_has_to_fit_on_one_node() -> None:
