@@ -90,8 +90,10 @@ class Crew:
             wanted = request(self.job, self.waiting[0][0].model)
             room = capacity(self.ray.nodes(), wanted)
             if not room and not self.posts:
-                units = {"CPU": "cores", "GPU": "cards", "memory": "bytes of memory"}
-                needs = ", ".join(f"{amount:.12g} {units[name]}" for name, amount in wanted.items())
+                units = {"CPU": (1, "cores"), "GPU": (1, "cards"), "memory": (2**30, "GiB of memory")}
+                needs = ", ".join(
+                    f"{wanted[name] / unit:g} {what}" for name, (unit, what) in units.items() if name in wanted
+                )
                 raise InputError(
                     f"no node of the Ray cluster can hold a worker (which needs {needs}): ask for less in the "
                     "profile's threads and [resources], or add nodes; finished records stay."
@@ -176,8 +178,8 @@ class Crew:
         self.say(f"a worker was lost before it began ({self.stillborn} of {STARTS} in a row)")
         if self.stillborn == STARTS:
             raise InputError(
-                f"{STARTS} workers in a row were lost before they began: see that every node has this fpbench, and Ray's logs "
-                "(/tmp/ray/session_latest/logs); finished records stay."
+                f"{STARTS} workers in a row were lost before they began: see whether every node has this fpbench, "
+                "and what Ray's logs say (/tmp/ray/session_latest/logs); finished records stay."
             )
 
 

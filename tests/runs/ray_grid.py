@@ -22,12 +22,6 @@ SIZES = {
     "utility_limit = 8": "utility_limit = 2",
 }
 LEFT_OUT = ("boolq = ", "arc_challenge = ", "tinymmlu = ", "wikitext = ")  # one task is enough to see that it travels
-# Ray's, in the process of the driver.
-WARNINGS = (
-    "ignore:unclosed:ResourceWarning",
-    "ignore:subprocess .* is still running:ResourceWarning",
-    "ignore:Tip. In future versions of Ray:FutureWarning",
-)
 
 
 def write_profile(path: Path, conditions: tuple[str, ...] = ("origin", "nf4")) -> Path:

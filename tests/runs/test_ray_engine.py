@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import fpbench
+from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
@@ -15,9 +16,7 @@ from fpbench.runs.job import Job
 from fpbench.runs.member import Member
 from fpbench.runs.profile import load_profile
 from tests.conftest import require
-from tests.runs.ray_grid import WARNINGS, finished, kill, records, run, workers, write_profile
-
-pytestmark = [pytest.mark.filterwarnings(each) for each in WARNINGS]
+from tests.runs.ray_grid import finished, kill, records, run, workers, write_profile
 
 
 @pytest.fixture
@@ -74,12 +73,16 @@ def test_serial_and_ray_with_one_and_two_workers_leave_the_same_records(tmp_path
     assert said == []
 
 
-def test_an_engine_is_named_and_only_ray_has_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_is_named_and_only_ray_has_an_address(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert isinstance(create("serial"), Serial)
     with pytest.raises(InputError, match="unknown engine 'rey'.*did you mean 'ray'"):
         create("rey")
     with pytest.raises(InputError, match="add --engine ray"):
         fpbench.run(ray_address="auto")
+    assert main(["run", "--ray-address", "auto"]) == 2
+    assert "add --engine ray" in capsys.readouterr().err
     monkeypatch.setattr("fpbench.runs.ray_engine.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'fpbench\[ray\]'"):
         create("ray")

@@ -18,9 +18,9 @@ from fpbench.micro import MODEL
 from fpbench.runs.engine import Serial, create
 from fpbench.runs.store import read_records
 from tests.conftest import require
-from tests.runs.ray_grid import WARNINGS, board, finished, kill, run, workers, write_profile
+from tests.runs.ray_grid import board, finished, kill, run, workers, write_profile
 
-pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(each) for each in WARNINGS)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
