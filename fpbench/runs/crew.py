@@ -9,6 +9,7 @@ from typing import Any
 
 from fpbench.errors import InputError
 from fpbench.runs.engine import Say, title
+from fpbench.runs.interruption import held_back
 from fpbench.runs.job import Job
 from fpbench.runs.member import Member
 from fpbench.runs.outcome import Failed, record_of
@@ -17,6 +18,7 @@ from fpbench.runs.store import Store
 
 LOSSES = 3  # of the worker that measured a cell, after which the cell counts as failed
 STARTS = 10  # workers in a row that may be lost before they begin, as while a node dies that Ray still counts on
+POLL = 0.5  # seconds after which a signal is looked for
 LOST = "the worker that measured it was lost three times"
 # What a worker has to know besides the job. No token: what Ray is told stands in its logs.
 ENVIRONMENT = (
@@ -77,8 +79,10 @@ class Crew:
         try:
             while self.waiting or self.posts:
                 self._hire()
-                (stream,), _ = self.ray.wait(list(self.posts), num_returns=1)
-                self._hear(stream)
+                with held_back():  # what a signal raises in the midst of Ray's code does not come out as it was
+                    ready, _ = self.ray.wait(list(self.posts), num_returns=1, timeout=POLL)
+                for stream in ready:
+                    self._hear(stream)
             return self.names
         finally:
             for post in self.posts.values():
@@ -116,11 +120,9 @@ class Crew:
         """Take one report of a worker: what its records are called, a line of its log, a cell; or its end or loss."""
         post = self.posts[stream]
         try:
-            report = self.ray.get(next(stream))
-        except StopIteration:
-            del self.posts[stream]
-            self._relieve(post)
-            return
+            with held_back():
+                reference = next(stream, None)
+                report = None if reference is None else self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:  # what the worker raised, as itself
             raise error.cause from error
         except self.ray.exceptions.RayError:
@@ -129,6 +131,9 @@ class Crew:
             return
         post.begun, self.stillborn = True, 0
         match report:
+            case None:
+                del self.posts[stream]
+                self._relieve(post)
             case dict():
                 self.names |= report
             case str():

@@ -3,11 +3,9 @@
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench.errors import InputError
 from fpbench.runs.crew import Crew
 from fpbench.runs.engine import Say
+from fpbench.runs.interruption import held_back
 from fpbench.runs.job import Job
 from fpbench.runs.plan import Cell
 
@@ -97,7 +96,7 @@ class Ray:
             _reach(self.address)
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            with _handler_kept():
+            with held_back():  # and keep our handler of SIGTERM, which Ray replaces
                 if self.address:
                     ray.init(self.address, **quiet)
                 else:
@@ -125,14 +124,3 @@ def _reach(address: str) -> None:
         raise InputError(
             f"no Ray cluster answers at {address!r}: expected 'auto', or the host:port that `ray start --head` told."
         ) from None
-
-
-@contextlib.contextmanager
-def _handler_kept() -> Iterator[None]:
-    """Ray puts a handler of its own on SIGTERM; ours, which ends a run resumable, has to stay."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)

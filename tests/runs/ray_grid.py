@@ -81,7 +81,7 @@ def workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Member"):
+            if process.cmdline()[:1] == ["ray::Member.measure"]:
                 found.append(process)
         except psutil.Error:
             continue

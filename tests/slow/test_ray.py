@@ -126,6 +126,7 @@ def test_a_cell_whose_worker_is_lost_three_times_is_a_failed_one(profile: Path, 
         gone = {worker.pid for worker in workers()} if len(said) > 2 else set()
         while not (here := [worker for worker in workers() if worker.pid not in gone]):
             time.sleep(0.05)
+        time.sleep(1)  # it has begun, and is reading its libraries
         kill(here[0])
 
     run(profile, tmp_path / "out", create("ray", cluster.address), say)
