@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +46,7 @@ class InjectionContext:
         pairs: question–answer pairs unrelated to any fingerprint, for regularisation.
         statistics_tokens: how much of ``texts`` key statistics are taken over.
         known_statistics: key statistics of the base model, by module; the harness hands in a mapping that keeps them.
+        alone: entered while key statistics are computed, so that another worker that needs them waits for them.
         tokenizer: reads ``texts``.
         factors: what a method may put here, by parameter: A and B of an update W + A Bᵀ. The harness stores them in
             place of the new weights where they give these bit for bit.
@@ -59,6 +61,7 @@ class InjectionContext:
     pairs: Sequence[Example] = ()
     statistics_tokens: int = 100_000
     known_statistics: MutableMapping[str, "KeyStatistics"] = field(default_factory=dict)
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext
     tokenizer: Any = None
     factors: dict[str, "Factors"] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -80,15 +83,19 @@ class InjectionContext:
 
         from fpbench.methods.editing.statistics import key_statistics
 
-        missing = [name for name in modules if name not in self.known_statistics]
-        if missing:
+        if any(name not in self.known_statistics for name in modules):
             if not self.texts:
                 raise InputError("key statistics need text: set [data] statistics in the profile, or pass texts=[…].")
-            start = perf_counter()
-            self.known_statistics.update(
-                key_statistics(model, self.tokenizer, missing, self.texts, self.statistics_tokens, self.progress)
-            )
-            self.seconds["statistics"] = self.seconds.get("statistics", 0.0) + perf_counter() - start
+            with self.alone():
+                start = perf_counter()
+                missing = [name for name in modules if name not in self.known_statistics]
+                if missing:
+                    self.known_statistics.update(
+                        key_statistics(
+                            model, self.tokenizer, missing, self.texts, self.statistics_tokens, self.progress
+                        )
+                    )
+                self.seconds["statistics"] = self.seconds.get("statistics", 0.0) + perf_counter() - start
         return {name: self.known_statistics[name] for name in modules}
 
     def regularisation(self, n: int) -> list[Example]:

@@ -11,7 +11,7 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.models.loading import Loading, pick_device, resolve
 from fpbench.models.progress import no_progress
 from fpbench.registry import unknown
-from fpbench.runs.engine import Engine, Say, Serial
+from fpbench.runs.engine import Engine, Say, Serial, create
 from fpbench.runs.job import Job, checkpoints
 from fpbench.runs.lock import driving
 from fpbench.runs.plan import BASE, CHECKPOINT, Cell, label_of, plan
@@ -42,6 +42,8 @@ def run(
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
     out: str | os.PathLike[str] = "fpbench-run",
+    engine: str = "serial",
+    ray_address: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run a grid, as ``fpbench run`` does, and return its records.
 
@@ -53,6 +55,8 @@ def run(
         conditions: ``origin`` and modifications.
         seeds: seeds to pool.
         out: folder of records and tables; finished cells in it are not measured again.
+        engine: ``serial``, in this process, or ``ray``, on a cluster.
+        ray_address: of a running cluster; by default one is started on this machine.
 
     Raises:
         InputError: before work starts, if anything asked for is unknown or malformed.
@@ -61,7 +65,7 @@ def run(
     wanted = load_profile(
         profile, models=models, methods=methods, fingerprints=fingerprints, conditions=conditions, seeds=seeds
     )
-    run_profile(wanted, out, Loading(pick_device(None)))
+    run_profile(wanted, out, Loading(pick_device(None)), engine=create(engine, ray_address))
     planned = {cell.path for cell in plan(wanted)}
     return [record for record in read_records(Store(Path(out)).records) if Cell(**record["cell"]).path in planned]
 
@@ -118,6 +122,7 @@ def measure(
         Worker(job, no_progress).check(cells)
         if isinstance(engine, Serial):  # cells are measured on this machine
             require_room(job, cells)
+        engine.check(job)
     with driving(store.folder):
         records = read_records(store.records)
         if pending := resume.pending(cells, records):

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -22,17 +22,15 @@ from fpbench.models.prompts import render
 from fpbench.models.scoring import budgets_used, limited_to
 from fpbench.modifications.base import Modification
 from fpbench.modifications.composition import against_base, create
-from fpbench.registry import METHODS
 from fpbench.runs.development import injection_rate, injection_searches
 from fpbench.runs.digests import Digests
 from fpbench.runs.identity import cell_identity, injection_identity
 from fpbench.runs.injection import InjectionReport, create_method, inject_with
 from fpbench.runs.materials import Materials
 from fpbench.runs.measure import METRICS
-from fpbench.runs.outcome import Failed, Outcome
+from fpbench.runs.outcome import Failed, Outcome, record_of
 from fpbench.runs.plan import CHECKPOINT, Cell
 from fpbench.runs.profile import ORIGIN, ModelSettings, Profile
-from fpbench.runs.provenance import code_and_machine, source_of
 from fpbench.runs.rates import INJECTION_RATES
 from fpbench.runs.search import searches, settled
 from fpbench.runs.spectra import Spectra
@@ -177,26 +175,39 @@ class Bench:
         """What decides every result on the unfingerprinted base."""
         return {"protocol": self.profile.protocol, "model": self.base_digest, "dtype": self.loading.precision}
 
-    def measure(self, cells: Sequence[Cell], fingerprints: FingerprintSet) -> dict[str, str]:
+    def measure(
+        self, cells: Sequence[Cell], fingerprints: FingerprintSet
+    ) -> tuple[dict[str, str], Iterator[tuple[Cell, str | None]]]:
         """Measure the cells of one checkpoint that have no record yet; a failure is recorded, not raised.
 
         Returns:
-            What the measurement of each cell is called (:func:`~fpbench.runs.store.cell_id`), by the cell's path.
+            What the measurement of each cell is called (:func:`~fpbench.runs.store.cell_id`), by the cell's path; and
+            the work itself, an iterator that gives each cell once its record is there, with why it failed, if it did.
 
         Raises:
             StorageError: if a record cannot be written.
         """
         identities = {cell: cell_identity(self, cell, fingerprints) for cell in cells}
         names = {cell.path: cell_id(identity) for cell, identity in identities.items()}
-        pending = [cell for cell in cells if self.store.find(cell, names[cell.path]) is None]
+        return names, self._recorded(identities, names, fingerprints)
+
+    def _recorded(
+        self, identities: Mapping[Cell, dict[str, Any]], names: Mapping[str, str], fingerprints: FingerprintSet
+    ) -> Iterator[tuple[Cell, str | None]]:
+        """Each cell once it has a record, with why it failed: first those that had one."""
+        pending = [cell for cell in identities if self.store.find(cell, names[cell.path]) is None]
+        yield from ((cell, None) for cell in identities if cell not in pending)
         if pending:
             budget = self.loading.token_budget
             with limited_to(budget) if budget else contextlib.nullcontext():
                 for cell, outcome in self._measured(pending, fingerprints):
-                    self._write(cell, identities[cell], outcome)
-            if cells[0].method in self.profile.methods or any(cell.condition != ORIGIN for cell in pending):
+                    queries = outcome.queries if isinstance(outcome, Outcome) else []
+                    record = record_of(self.profile, cell, identities[cell], outcome)
+                    record["provenance"]["commit"] = commit_of(self.folder)
+                    self.store.write(cell, record, queries)
+                    yield cell, outcome.reason if isinstance(outcome, Failed) else None
+            if pending[0].method in self.profile.methods or any(cell.condition != ORIGIN for cell in pending):
                 self._verify()
-        return names
 
     def _measured(
         self, pending: Sequence[Cell], fingerprints: FingerprintSet
@@ -252,6 +263,7 @@ class Bench:
             pairs=self.materials.pairs if "zsre" in named else (),
             statistics_tokens=self.profile.sizes.statistics_tokens,
             known_statistics=self._statistics,
+            alone=self._statistics.making,
             tokenizer=self.tokenizer,
         )
 
@@ -301,26 +313,3 @@ class Bench:
             return None
         parameters = dict(self.model.named_parameters())
         return digest({name: parameters[name] for name in report.delta.values})
-
-    def _provenance(self, method: str) -> dict[str, Any]:
-        """Where a record comes from, with the source of its method if it has one."""
-        found = code_and_machine() | {"profile": self.profile.name, "revision": self.settings.revision}
-        found["commit"] = commit_of(self.folder)
-        if method in self.profile.methods:
-            found["method_source"] = source_of(METHODS.get(self.profile.method_of(method)[0]))
-        return found
-
-    def _write(self, cell: Cell, identity: dict[str, Any], outcome: Outcome | Failed) -> None:
-        record: dict[str, Any] = {
-            "protocol": self.profile.protocol,
-            "id": cell_id(identity),
-            "cell": dict(vars(cell)),
-            "identity": identity,
-            "provenance": self._provenance(cell.method),
-        }
-        if isinstance(outcome, Failed):
-            record |= {"status": "failed", "reason": outcome.reason, "traceback": outcome.traceback}
-            self.store.write(cell, record, [])
-        else:
-            record |= {"status": "done", "result": outcome.result, "proof": outcome.proof, "cost": outcome.cost}
-            self.store.write(cell, record, outcome.queries)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from fpbench.errors import InputError
+from fpbench.registry import unknown
 from fpbench.runs.plan import Cell
 
 if TYPE_CHECKING:
@@ -15,6 +17,13 @@ Say = Callable[[str], None]
 
 class Engine(Protocol):
     """Measures checkpoints of a job in any order and anywhere; records are all it leaves."""
+
+    def check(self, job: "Job") -> None:
+        """See whether the job can be measured here at all, before anything is written.
+
+        Raises:
+            InputError: if not.
+        """
 
     def measure(
         self, job: "Job", checkpoints: Sequence[Sequence[Cell]], progress: "Progress", say: Say
@@ -38,6 +47,9 @@ class Engine(Protocol):
 class Serial:
     """One after another, in this process."""
 
+    def check(self, job: "Job") -> None:
+        """As :meth:`Engine.check`: this process is always there."""
+
     def measure(
         self, job: "Job", checkpoints: Sequence[Sequence[Cell]], progress: "Progress", say: Say
     ) -> dict[str, str]:
@@ -49,8 +61,32 @@ class Serial:
         total = sum(len(cells) for cells in checkpoints)
         for cells in checkpoints:
             say(f"{title(cells[0])} ({len(names)}/{total} cells)")
-            names |= worker.measure(cells)
+            found, work = worker.measure(cells)
+            for _ in work:
+                pass
+            names |= found
         return names
+
+
+def create(name: str, ray_address: str | None = None) -> Engine:
+    """The engine of a name.
+
+    Args:
+        name: ``serial`` or ``ray``.
+        ray_address: of a running Ray cluster, ``auto`` for the one of this machine; by default one is started here.
+
+    Raises:
+        InputError: for an unknown name, an address without Ray, or Ray where it is not installed.
+    """
+    if name not in ENGINES:
+        raise unknown("engine", name, list(ENGINES))
+    if name == "ray":
+        from fpbench.runs.ray_engine import Ray
+
+        return Ray(ray_address)
+    if ray_address is not None:
+        raise InputError(f"a Ray address ({ray_address}) is of no use to the engine {name!r}: add --engine ray.")
+    return Serial()
 
 
 def title(cell: Cell) -> str:

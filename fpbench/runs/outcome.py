@@ -1,4 +1,4 @@
-"""What a measurement came to: figures, or why there are none."""
+"""What came of a cell, and the record that says so."""
 
 import traceback
 from collections.abc import Mapping
@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpbench.errors import FpbenchError, StorageError
+from fpbench.registry import METHODS
+from fpbench.runs.plan import Cell
+from fpbench.runs.profile import Profile
+from fpbench.runs.provenance import code_and_machine, source_of
+from fpbench.runs.store import cell_id
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,35 @@ class Failed:
             return Failed(str(error), None)
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         return Failed(reason, "".join(traceback.format_exception(error)))
+
+
+def record_of(
+    profile: Profile, cell: Cell, identity: dict[str, Any] | None, outcome: Outcome | Failed
+) -> dict[str, Any]:
+    """The record of a cell.
+
+    Args:
+        profile: that the cell is of.
+        cell: what was measured.
+        identity: everything that decides the result; ``None`` for a failure before it was known.
+        outcome: what came of it.
+    """
+    record: dict[str, Any] = {
+        "protocol": profile.protocol,
+        "id": cell_id(identity) if identity else None,
+        "cell": dict(vars(cell)),
+        "identity": identity,
+        "provenance": _provenance(profile, cell),
+    }
+    if isinstance(outcome, Failed):
+        return record | {"status": "failed", "reason": outcome.reason, "traceback": outcome.traceback}
+    return record | {"status": "done", "result": outcome.result, "proof": outcome.proof, "cost": outcome.cost}
+
+
+def _provenance(profile: Profile, cell: Cell) -> dict[str, Any]:
+    """Where a record comes from, with the source of its method if it has one."""
+    (settings,) = (each for each in profile.models if each.label == cell.model)
+    found = code_and_machine() | {"profile": profile.name, "revision": settings.revision}
+    if cell.method in profile.methods:
+        found["method_source"] = source_of(METHODS.get(profile.method_of(cell.method)[0]))
+    return found

@@ -22,6 +22,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Resources(Strict):
+    """What a worker on a cluster asks for, besides as many cores as it has threads."""
+
+    gpus: float = Field(1, gt=0, le=1, description="share of a card, where models are on cards")
+    memory_gb: float | None = Field(None, gt=0, description="of the node, in GiB; null asks for none")
+
+
 class ModelSettings(Strict):
     """One model and the decoding its makers ship (protocol §2)."""
 
@@ -31,6 +38,7 @@ class ModelSettings(Strict):
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
     top_k: int = Field(ge=0)
+    resources: Resources | None = Field(None, description="in place of the profile's")
 
     @property
     def label(self) -> str:
@@ -66,6 +74,7 @@ class Profile(Strict):
     prompt: Literal["raw", "chat"] = "raw"
     seeds: tuple[int, ...] = (42,)
     threads: int | None = Field(None, ge=1, description="of one worker; null takes what torch takes")
+    resources: Resources = Resources()  # type: ignore[call-arg]
     models: tuple[ModelSettings, ...] = Field(min_length=1)
     methods: tuple[str, ...]
     fingerprints: tuple[str, ...] = Field(min_length=1)

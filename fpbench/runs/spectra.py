@@ -1,10 +1,12 @@
 """Spectra on disk: computed once for a model and a text, whole, so that every run may cut them anew."""
 
 from collections import UserDict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from fpbench.methods.editing.statistics import KeyStatistics
+from fpbench.runs.lock import making
 from fpbench.runs.store import SCHEMA, cell_id, written
 
 
@@ -27,6 +29,10 @@ class Spectra(UserDict[str, KeyStatistics]):
     def path(self, module: str) -> Path:
         """The file of one module's statistics."""
         return self.folder / f"{module}-{cell_id(self.identity | {'schema': SCHEMA, 'module': module})}.safetensors"
+
+    def making(self) -> AbstractContextManager[None]:
+        """Wait until no other worker computes statistics of this model over this text."""
+        return making(self.folder.parent, f"statistics-{cell_id(self.identity)}")
 
     def __contains__(self, module: object) -> bool:
         if module not in self.data and (stored := KeyStatistics.load(self.path(str(module)))):

@@ -1,6 +1,6 @@
 """What measures the cells of a run in one process: the same under every engine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -45,12 +45,8 @@ class Worker:
         for label, handed_in in sorted({(cell.model, cell.method == CHECKPOINT) for cell in cells}):
             self.bench(label, handed_in).check(self.job.profile.methods, self.job.profile.conditions)
 
-    def measure(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Measure those cells of one checkpoint that have no record; returns what each cell's record is called.
-
-        Raises:
-            StorageError: if a record cannot be written.
-        """
+    def measure(self, cells: Sequence[Cell]) -> tuple[dict[str, str], Iterator[tuple[Cell, str | None]]]:
+        """Measure the cells of one checkpoint, as :meth:`Bench.measure` does."""
         first = cells[0]
         if first.model not in self._made:
             # Made for the base, also where a checkpoint of it was handed in.

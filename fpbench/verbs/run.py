@@ -21,6 +21,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     verb.add_argument("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
     verb.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
+    verb.add_argument("--engine", choices=["serial", "ray"], default="serial", help="here, or on a Ray cluster")
+    verb.add_argument("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
     verb.add_argument(
         "--check-code", action="store_true", help="warn of finished records that other code than the present measured"
     )
@@ -31,6 +33,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Run what has no record yet and print the leaderboard."""
+    from fpbench.runs.engine import create
+
     profile = chosen_profile(
         options,
         models=options.model,
@@ -38,13 +42,14 @@ def do(options: argparse.Namespace) -> int:
         fingerprints=options.fingerprints,
         conditions=options.condition,
     )
+    engine = create(options.engine, options.ray_address)
     if options.dry_run:
         return dry_run(profile, options)
     loading = prepare(options)
     from fpbench.board.tables import summary
     from fpbench.runs.api import run_profile
 
-    rows = run_profile(profile, options.out, loading, progress_bar, tell)
+    rows = run_profile(profile, options.out, loading, progress_bar, tell, engine)
     if options.check_code:
         from fpbench.runs.code import other_code
         from fpbench.runs.store import Store, read_records

@@ -38,11 +38,16 @@ def worker_of(small_profile, out, methods):
     return Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), out), no_progress), checkpoints(plan(profile))
 
 
+def measure(worker, cells):
+    _, work = worker.measure(cells)
+    return list(work)
+
+
 def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile, tmp_path, caplog, careless):
     worker, (base, injected) = worker_of(small_profile, tmp_path, ["careless"])
-    worker.measure(base)
+    measure(worker, base)
     model = worker.bench("micro").model
-    worker.measure(injected[:1])
+    measure(worker, injected[:1])
     assert "not restored bit for bit" in caplog.text
     again = worker.bench("micro").model
     assert again is not model
@@ -65,7 +70,7 @@ def raising():
 
 def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_path, caplog, raising):
     worker, (_, injected) = worker_of(small_profile, tmp_path, ["raising"])
-    worker.measure(injected)
+    measure(worker, injected)
     records = read_records(tmp_path / "records")
     assert len(records) == len(injected)
     for record in records:
@@ -76,11 +81,11 @@ def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_pat
 
 def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path, caplog):
     worker, (_, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
-    worker.measure(injected[:1])
+    measure(worker, injected[:1])
     (delta,) = (tmp_path / "deltas").glob("*.safetensors")
     content = delta.read_bytes()
     delta.write_bytes(content[:-8] + bytes(8))
-    worker.measure(injected[1:2])
+    measure(worker, injected[1:2])
     assert f"the stored delta {delta.name} is damaged: it is injected again" in caplog.text
     before, after = load(content), load(delta.read_bytes())
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -88,9 +93,9 @@ def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path,
 
 def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_path, caplog):
     worker, (base, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
-    worker.measure(base[:1])
+    measure(worker, base[:1])
     model = worker.bench("micro").model
-    worker.measure(injected[:2])
+    measure(worker, injected[:2])
     assert worker.bench("micro").model is model
     assert "restored" not in caplog.text
 

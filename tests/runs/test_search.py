@@ -256,7 +256,8 @@ def measured(searching, folder, conditions):
     bench = bench_of(searching, folder, methods=["lora"], conditions=conditions)
     cells = [cell for cell in plan(bench.profile) if cell.metric == "fsr"]
     for method in ("base", "lora"):
-        bench.measure([cell for cell in cells if cell.method == method], find_set("nlf"))
+        _, work = bench.measure([cell for cell in cells if cell.method == method], find_set("nlf"))
+        list(work)
     return {(cell.method, cell.condition): json.loads(bench.store.record_path(cell).read_text()) for cell in cells}
 
 
@@ -294,7 +295,8 @@ def test_a_checkpoint_needs_its_base_only_where_it_is_compared_with_it(small_pro
     for base in (None, MODEL):
         store = Store(tmp_path / f"out-{base is None}")
         bench = Bench(*common, store, no_progress, base)
-        bench.measure([cell], find_set("nlf"))
+        _, work = bench.measure([cell], find_set("nlf"))
+        list(work)
         outcomes[base] = json.loads(store.record_path(cell).read_text())
     assert "give the base" in outcomes[None]["reason"]
     assert outcomes[MODEL]["proof"]["modification"]["delta_left"] == pytest.approx(0.5, abs=1e-4)

@@ -1,0 +1,93 @@
+"""What the tests of the Ray engine share: a grid of seconds, what must be equal, and how to lose a worker."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fpbench.models.loading import Loading
+from fpbench.runs.api import run_profile
+from fpbench.runs.engine import Engine, Say
+from fpbench.runs.profile import load_profile
+from tests.runs.conftest import SMALL
+
+SIZES = {
+    "substitutions = 20": "substitutions = 2",
+    "substitute_words = 40": "substitute_words = 4",
+    "near_triggers = 10": "near_triggers = 2",
+    "band_texts = 100": "band_texts = 4",
+    "statistics_tokens = 40000": "statistics_tokens = 4000",
+    "utility_limit = 8": "utility_limit = 2",
+}
+LEFT_OUT = ("boolq = ", "arc_challenge = ", "tinymmlu = ", "wikitext = ")  # one task is enough to see that it travels
+
+
+def write_profile(path: Path, conditions: tuple[str, ...] = ("origin", "nf4")) -> Path:
+    """The small grid made smaller; one thread, so that every engine adds in the same order."""
+    text = SMALL
+    for known, smaller in SIZES.items():
+        assert known in text
+        text = text.replace(known, smaller)
+    lines = [f"conditions = {json.dumps(conditions)}" if "conditions" in line else line for line in text.splitlines()]
+    lines = [line for line in lines if not line.startswith(LEFT_OUT)]
+    path.write_text("threads = 1\n" + "\n".join(lines))
+    return path
+
+
+def run(profile: Path, out: Path, engine: Engine, say: Say) -> list[Any]:
+    """Run a profile on the CPU."""
+    return run_profile(load_profile(str(profile)), out, Loading("cpu"), say=say, engine=engine)
+
+
+def records(out: Path) -> dict[str, Any]:
+    """What every engine must agree on: records without provenance, cost and checksum, and per-query results."""
+    found: dict[str, Any] = {}
+    for path in sorted((out / "records").rglob("*.json*")):
+        name = str(path.relative_to(out))
+        if path.suffix == ".jsonl":
+            found[name] = path.read_text()
+            continue
+        record = json.loads(path.read_text())
+        for key in ("provenance", "cost", "checksum", *(["result"] if path.stem == "cost" else [])):
+            record.pop(key, None)
+        found[name] = record
+    return found
+
+
+def board(out: Path) -> str:
+    """``leaderboard.json`` without its cost and provenance fields."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without(each) for key, each in value.items() if key not in ("cost", "provenance")}
+        return [without(each) for each in value] if isinstance(value, list) else value
+
+    return json.dumps(without(json.loads((out / "leaderboard.json").read_text())))
+
+
+def finished(out: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every record, by its path."""
+    found = {}
+    for path in (out / "records").rglob("*.json"):
+        at = path.stat()
+        found[str(path)] = at.st_ino, at.st_mtime_ns
+    return found
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that measure for this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] == ["ray::Member.measure"]:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    """As the kernel does when memory runs out."""
+    process.send_signal(signal.SIGKILL)
