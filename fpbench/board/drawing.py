@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench.board.cells import BANDS
 from fpbench.board.records import Group
 from fpbench.board.rows import MODIFICATIONS
+from fpbench.board.text import visible
 from fpbench.runs.plan import BASE
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def study(title: str, rows: Sequence[tuple[str, Row]]) -> "Figure":
     right.barh([place for place, _ in rates], [100 * rate for _, rate in rates], color="0.6", height=0.6)
     models = {row["model"] for _, row in rows}
     names = [label if len(models) == 1 else f"{row['model']} · {label}" for label, row in rows]
-    left.set_yticks(range(len(rows)), names)
+    left.set_yticks(range(len(rows)), [visible(name) for name in names])
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlim(0, 102)
     left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
@@ -84,7 +85,7 @@ def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
         found = _retained(row)
         places = [MODIFICATIONS.index(name) + offset for name in found]
         axes.plot(
-            places, [100 * value for value in found.values()], linestyle="none", label=row["method"], **_look(index)
+            places, [100 * value for value in found.values()], linestyle="none", label=visible(row["method"]), **_look(index)
         )
     axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS], fontsize=8)
@@ -111,7 +112,7 @@ def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
         low, high = difference["interval"]
         middle = difference["accuracy"]
         spread = [[100 * (middle - low)], [100 * (high - middle)]]
-        point: dict[str, Any] = {"linestyle": "none", "label": row["method"], "capsize": 3} | _look(index)
+        point: dict[str, Any] = {"linestyle": "none", "label": visible(row["method"]), "capsize": 3} | _look(index)
         axes.errorbar([100 * middle], [100 * row["avg"]], xerr=spread, **point)
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xlabel("accuracy Δ from the base, points, with its 95 % interval")

@@ -133,4 +133,6 @@ def _saved(figure: "Figure") -> dict[str, bytes]:
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(content, format=kind, dpi=160, metadata=metadata)
         files[kind] = content.getvalue()
+        # Everything has found its place; looking for it again takes longer than drawing.
+        figure.set_layout_engine("none")
     return files

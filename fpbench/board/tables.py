@@ -161,7 +161,7 @@ def _csv(rows: list[Row]) -> str:
     columns = [*DETECTABILITY, *_further(rows), *HARM[3:], ("unreliable", lambda row: row["unreliable"] or cells.NONE)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([name for name, _ in columns])
+    writer.writerow([_harmless(name) for name, _ in columns])
     for row in rows:
         writer.writerow([_harmless(shown(row)) for _, shown in columns])
     return text.getvalue()

@@ -25,7 +25,7 @@ def write(store, method, condition, metric, result=None, queries=(), reason=None
 
 def fsr(store, method, condition, p, result=None, **more):
     """An FSR record; ``result`` replaces figures that follow from ``p``."""
-    queries = [{"probability": value, "greedy": value > 0.5, "text": ""} for value in p]
+    queries = [{"probability": each, "greedy": each > 0.5, "text": "", "per_target": [each / 2] * 2} for each in p]
     greedy = sum(value > 0.5 for value in p)
     figures = {"mean": sum(p) / len(p), "greedy": greedy, "n": len(p), "primary": 0.0, "error_bound": 1e-8}
     proof = {"weights_digest": "d"} | (
