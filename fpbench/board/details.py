@@ -127,7 +127,7 @@ def _claim(claim: Row | None) -> Pairs:
 
 def _provenance(source: Row) -> Pairs:
     git, machine = source.get("git") or {}, source.get("machine") or {}
-    commit = (git.get("commit") or NONE)[:12] + (" with changes" if git.get("dirty") else "")
+    commit = git.get("commit") and git["commit"][:12] + (" with changes" if git.get("dirty") else "")
     where = [machine.get("processor"), machine.get("gpu"), machine.get("system")]
     found = [
         ("records", str(source["records"])),
@@ -137,7 +137,7 @@ def _provenance(source: Row) -> Pairs:
         ("fpbench source", source.get("source")),
         ("method source", source.get("method_source")),
         ("machine", ", ".join(str(each) for each in where if each)),
-        ("cores, threads", f"{machine.get('cores', NONE)}, {machine.get('threads', NONE)}"),
+        ("cores, threads", f"{machine['cores']}, {machine['threads']}" if "threads" in machine else None),
         ("memory", f"{machine['memory_gb']} GiB" if "memory_gb" in machine else None),
         ("Python", source.get("python")),
         ("packages", ", ".join(_packages(source.get("packages") or {}))),

@@ -85,7 +85,11 @@ def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
         found = _retained(row)
         places = [MODIFICATIONS.index(name) + offset for name in found]
         axes.plot(
-            places, [100 * value for value in found.values()], linestyle="none", label=visible(row["method"]), **_look(index)
+            places,
+            [100 * value for value in found.values()],
+            linestyle="none",
+            label=visible(row["method"]),
+            **_look(index),
         )
     axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS], fontsize=8)
