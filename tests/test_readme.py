@@ -86,6 +86,9 @@ def test_a_wheel_holds_tasks_template_model_and_profiles(tmp_path):
         "fpbench/methods/hyperparameters.toml",
         "fpbench/fingerprints/nlf.jsonl",
         "fpbench/board/reported.json",
+        "fpbench/board/page/page.html.jinja",
+        "fpbench/board/page/page.css",
+        "fpbench/board/page/page.js",
     ):
         assert name in names
     assert not [name for name in names if name.startswith(("tests", "leaderboard"))]

@@ -1,5 +1,6 @@
 """One cell of a table: how each figure of a row is written."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ def percent(value: float | None, digits: int = 1, sign: str = "") -> str:
     return NONE if value is None else f"{100 * value:{sign}.{digits}f}"
 
 
+def with_minus(text: str) -> str:
+    """A figure with a real minus in place of the hyphen."""
+    return re.sub(r"-(?=\d)", "−", text)
+
+
 def interval(bounds: Sequence[float] | None) -> str:
     """`` [low, high]`` in per cent, where there is one."""
     return "" if bounds is None else f" [{percent(bounds[0], 0)}, {percent(bounds[1], 0)}]"
@@ -25,6 +31,11 @@ def fsr(row: Row, condition: str) -> str:
     if found is None:
         return NONE
     return FAILED if found["fsr"] is None else percent(found["fsr"]) + interval(found.get("interval"))
+
+
+def trust(row: Row) -> str:
+    """How far the row's figures can be believed; contested ones are unreliable."""
+    return f"{row['trust']}, unreliable" if row["unreliable"] else str(row["trust"])
 
 
 def average(row: Row) -> str:

@@ -47,8 +47,10 @@ def reported_rows() -> list[dict[str, Any]]:
                     "bands": None,
                     "claim": None,
                     "cost": None,
+                    "provenance": [],
                     "rank": None,
                     "failed": [],
+                    "unreliable": None,
                     "source": published["source"],
                 }
             )

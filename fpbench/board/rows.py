@@ -1,16 +1,21 @@
 """Leaderboard rows from records alone (protocol §8)."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from math import exp
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fpbench.board.contested import contested
+from fpbench.board.plausible import check
 from fpbench.board.records import Group, Measurement, RowKey, group_records
 from fpbench.board.reported import reported_rows
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
 from fpbench.ownership.claims import claim
 from fpbench.runs.plan import BASE, CHECKPOINT
+from fpbench.runs.store import canonical
 
 Row = dict[str, Any]
 MODIFICATIONS = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
@@ -22,15 +27,21 @@ def rows_from_records(records: list[dict[str, Any]], folder: Path, *, rescore: b
 
     Args:
         records: contents of record files.
-        folder: where they lie, with their per-query results.
+        folder: where they lie, with their per-query results and, where a method is contested, ``contested.toml``.
         rescore: recompute what is otherwise read from the records.
 
     Raises:
-        InputError: for a record of another protocol version.
+        InputError: for a record of another protocol version or with a figure that cannot be, or a ``contested.toml``
+            that cannot be read.
     """
     groups = group_records(records, folder)
+    for group in groups.values():
+        check(group)
     rows = [_row(group, groups.get((*key[:2], BASE)), rescore) for key, group in groups.items()]
     _add_ranks(rows, groups)
+    reasons = contested(folder, {row["method"] for row in rows}) if rows else {}
+    for row in rows:
+        row["unreliable"] = reasons.get(row["method"])
     rows.sort(key=lambda row: (row["model"], row["fingerprints"], row["method"] != BASE, -(row["avg"] or -1.0)))
     return rows + reported_rows()
 
@@ -56,6 +67,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         "bands": _bands(base or group),
         "claim": _claim(group, base),
         "cost": _cost(group),
+        "provenance": _provenance(group),
         "rank": None,
         "failed": [
             {name: getattr(each.cell, name) for name in ("condition", "metric", "seed")} | {"reason": each.reason}
@@ -63,6 +75,11 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         ],
         "cells": sorted(each.cell.path for found in group.cells.values() for each in found),
     }
+
+
+def further_conditions(rows: Sequence[Row]) -> list[str]:
+    """Conditions that are none of the protocol's seven, such as ``merge`` or ``finetune_math+nf4``."""
+    return sorted({name for row in rows for name in row["conditions"]} - {"origin", *MODIFICATIONS})
 
 
 def _average_interval(conditions: dict[str, Row]) -> list[float] | None:
@@ -238,6 +255,13 @@ def _cost(group: Group) -> Row | None:
     seconds = fmean(each.result["seconds"]["total"] for each in measured)
     names = ("peak_memory", "fraction", "relative_norm", "bytes")
     return {"seconds": seconds} | {name: fmean(each.result[name] for each in measured) for name in names}
+
+
+def _provenance(group: Group) -> list[Row]:
+    """Where the row's records come from: each code, set of packages and machine once, with its number of records."""
+    records = [each.record for cells in group.cells.values() for each in cells]
+    counted = Counter(canonical(record["provenance"]) for record in records if "provenance" in record)
+    return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]
 
 
 def _add_ranks(rows: list[Row], groups: dict[RowKey, Group]) -> None:

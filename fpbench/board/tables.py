@@ -1,41 +1,62 @@
-"""Rows as tables: Markdown, CSV and JSON, the same bytes from the same records on any machine."""
+"""Rows as tables, the same bytes from the same records on any machine; Markdown, CSV and JSON are written here."""
 
 import csv
 import io
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from fpbench.board import cells
-from fpbench.board.rows import MODIFICATIONS
+from fpbench.board.rows import MODIFICATIONS, further_conditions
+from fpbench.board.text import markdown, visible
 from fpbench.errors import InputError
+
+if TYPE_CHECKING:
+    from fpbench.board.figures import Drawing
 
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
+Escape = Callable[[str], str]
 
 
-def render(rows: list[Row], kind: str) -> str:
-    """All rows as ``md``, ``csv`` or ``json``.
+def render(rows: list[Row], kind: str, drawings: "Sequence[Drawing]" = ()) -> str:
+    """All rows in one format.
+
+    Args:
+        rows: of the leaderboard, in its order.
+        kind: ``md``, ``csv``, ``json``, ``html`` or ``latex``.
+        drawings: figures for the page, which is complete without them; tables have none.
 
     Raises:
-        InputError: for another kind.
+        InputError: for another format.
     """
-    kinds: dict[str, Callable[[list[Row]], str]] = {"md": _markdown, "csv": _csv, "json": _json}
+    from fpbench.board.html import page
+    from fpbench.board.latex import latex_tables
+
+    kinds: dict[str, Callable[[list[Row]], str]] = {
+        "md": _markdown,
+        "csv": _csv,
+        "json": _json,
+        "html": lambda rows: page(rows, drawings),
+        "latex": latex_tables,
+    }
     if kind not in kinds:
         raise InputError(f"leaderboard format {kind!r} is not one of {', '.join(kinds)}.")
     return kinds[kind](rows)
 
 
 def summary(rows: list[Row]) -> str:
-    """The rows as they are printed to a terminal: what is detected, what it costs, what failed."""
-    parts = ["Detectability: exact FSR, in % [95 % interval over fingerprints]", _table(rows, DETECTABILITY)]
+    """The rows as they are printed to a terminal: what is detected, what it costs, what failed or is contested."""
+    parts = ["Detectability: exact FSR, in % [95 % interval over fingerprints]", _table(rows, DETECTABILITY, visible)]
     if outside := _further(rows):
-        parts += ["", FURTHER, _table(rows, [*NAMES, *outside])]
-    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, HARM), "", LEGEND]
-    if failures := _failures(rows):
+        parts += ["", FURTHER, _table(rows, [*NAMES, *outside], visible)]
+    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, HARM, visible), "", LEGEND]
+    if failures := _failures(rows, visible):
         parts += ["", "Failed cells", *failures]
+    if reasons := _unreliable(rows, visible):
+        parts += ["", "Unreliable", *reasons]
     return "\n".join(parts)
 
 
@@ -60,7 +81,7 @@ NAMES: list[Column] = [
 DETECTABILITY: list[Column] = [
     ("rank", cells.rank),
     *NAMES,
-    ("trust", lambda row: row["trust"]),
+    ("trust", cells.trust),
     ("greedy", cells.greedy),
     ("FSR", lambda row: cells.fsr(row, "origin")),
     *[_modification(name) for name in MODIFICATIONS],
@@ -82,27 +103,31 @@ FURTHER = "Further conditions: outside the six and outside AVG, exact FSR in %"
 
 
 def _further(rows: list[Row]) -> list[Column]:
-    """A column for each condition that is none of the protocol's seven, such as ``merge`` or ``finetune_math+nf4``."""
-    names = {name for row in rows for name in row["conditions"]} - {"origin", *MODIFICATIONS}
-    return [_modification(name) for name in sorted(names)]
+    return [_modification(name) for name in further_conditions(rows)]
 
 
-def _table(rows: list[Row], columns: list[Column]) -> str:
-    lines = [[_escape(shown(row)) for _, shown in columns] for row in rows]
-    return str(tabulate(lines, headers=[name for name, _ in columns], tablefmt="github", disable_numparse=True))
+def _table(rows: list[Row], columns: list[Column], escape: Escape) -> str:
+    # Figures are written by us, and stay as they are: [intervals] need no escaping in a table.
+    submitted = {name for name, _ in NAMES}
+    lines = [[escape(shown(row)) if name in submitted else shown(row) for name, shown in columns] for row in rows]
+    headers = [escape(name) for name, _ in columns]
+    return str(tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True))
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _failures(rows: list[Row]) -> list[str]:
+def _failures(rows: list[Row], escape: Escape) -> list[str]:
+    names = ("model", "fingerprints", "method")
     return [
-        f"- {row['model']} · {row['fingerprints']} · {row['method']} · {failure['condition']} · {failure['metric']}: "
-        f"{_escape(failure['reason'])}"
+        f"- {escape(' · '.join([*(row[name] for name in names), failure['condition'], failure['metric']]))}: "
+        f"{escape(failure['reason'])}"
         for row in rows
         for failure in row["failed"]
     ]
+
+
+def _unreliable(rows: list[Row], escape: Escape) -> list[str]:
+    """Contested methods, each once, with the reason."""
+    found = {row["method"]: row["unreliable"] for row in rows if row["unreliable"]}
+    return [f"- {escape(method)}: {escape(reason)}" for method, reason in sorted(found.items())]
 
 
 def _markdown(rows: list[Row]) -> str:
@@ -116,36 +141,41 @@ def _markdown(rows: list[Row]) -> str:
     ]
     if measured:
         parts += ["## Detectability", "", "Exact FSR in % [95 % interval over fingerprints].", ""]
-        parts += [_table(measured, DETECTABILITY), ""]
+        parts += [_table(measured, DETECTABILITY, markdown), ""]
         if outside := _further(measured):
-            parts += [f"{FURTHER}.", "", _table(measured, [*NAMES, *outside]), ""]
+            parts += [f"{FURTHER}.", "", _table(measured, [*NAMES, *outside], markdown), ""]
         parts += ["## Harmlessness, imperceptibility, cost", ""]
-        parts += [_table(measured, HARM), "", LEGEND, ""]
-    if failures := _failures(measured):
+        parts += [_table(measured, HARM, markdown), "", LEGEND, ""]
+    if failures := _failures(measured, markdown):
         parts += ["## Failed cells", "", *failures, ""]
+    if reasons := _unreliable(measured, markdown):
+        parts += ["## Unreliable", "", "Contested methods, and why.", "", *reasons, ""]
     if reported:
         parts += ["## Reported", "", f"{reported[0]['source']}. Sampled FSR in %.", ""]
         columns = [column for column in DETECTABILITY if column[0] != "rank"]
-        parts += [_table(reported, [*columns, *HARM[3:5]]), ""]
+        parts += [_table(reported, [*columns, *HARM[3:5]], markdown), ""]
     return "\n".join(parts)
 
 
 def _csv(rows: list[Row]) -> str:
-    columns = [*DETECTABILITY, *_further(rows), *HARM[3:]]
+    columns = [*DETECTABILITY, *_further(rows), *HARM[3:], ("unreliable", lambda row: row["unreliable"] or cells.NONE)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([name for name, _ in columns])
+    writer.writerow([_harmless(name) for name, _ in columns])
     for row in rows:
         writer.writerow([_harmless(shown(row)) for _, shown in columns])
     return text.getvalue()
 
 
 def _harmless(text: str) -> str:
-    """A cell that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in ("=", "@") else text
+    """A cell that a spreadsheet takes for no formula; differences keep their sign, for they are nothing but figures."""
+    formula = text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not text[1:2].isdigit())
+    return f"'{visible(text)}" if formula else visible(text)
 
 
 def _json(rows: list[Row]) -> str:
     """One row a line: it shows in a diff which rows changed, and is written at the speed of the C encoder."""
     lines = ",\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
+    # A lone surrogate cannot be written as UTF-8; as an escape it is what the record holds.
+    lines = lines.encode("utf-8", "backslashreplace").decode()
     return f'{{"protocol": 1, "rows": [\n{lines}\n]}}\n'

@@ -1,4 +1,4 @@
-"""``fpbench leaderboard``: tables and figures from records."""
+"""``fpbench leaderboard``: tables, page and figures from records."""
 
 import argparse
 
@@ -7,10 +7,21 @@ HELP = "regenerate the tables from records alone"
 
 def arguments(verb: argparse.ArgumentParser) -> None:
     """What the verb takes."""
-    verb.add_argument("--records", default="fpbench-run/records", metavar="DIR", help="(default: %(default)s)")
-    verb.add_argument("--out", metavar="DIR", help="also write leaderboard.md, .csv and .json there")
-    verb.add_argument("--plots", metavar="DIR", help="also draw figures there (needs the extra 'plots')")
-    verb.add_argument("--format", choices=["md", "csv", "json"], default="md", help="what is printed (default: md)")
+    verb.add_argument(
+        "--records",
+        default="fpbench-run/records",
+        metavar="DIR",
+        help="(default: %(default)s); its contested.toml, if any, says which methods are unreliable, and why",
+    )
+    verb.add_argument("--out", metavar="DIR", help="also write leaderboard.md, .csv, .json, .html and .tex there")
+    verb.add_argument(
+        "--plots",
+        metavar="DIR",
+        help="also draw figures there, and in the leaderboard.html of --out (needs the extra 'plots')",
+    )
+    verb.add_argument(
+        "--format", choices=["md", "csv", "json", "html", "latex"], default="md", help="what is printed (default: md)"
+    )
     verb.add_argument("--rescore", action="store_true", help="recompute every figure from the per-query results")
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 
 import pytest
 
@@ -12,50 +11,13 @@ from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
 from fpbench.runs.plan import Cell
-from fpbench.runs.store import SCHEMA, Store, read_records
-
-MODIFIED = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
-
-
-def write(store, method, condition, metric, result=None, queries=(), reason=None, seed=42, **changes):
-    cell = Cell("tiny", "nlf", method, seed, condition, metric)
-    record = {"schema": SCHEMA, "protocol": 1, "id": "x", "cell": dict(vars(cell)), "proof": {}, "cost": {}}
-    outcome = {"status": "failed", "reason": reason} if reason else {"status": "done", "result": result}
-    store.write(cell, record | outcome | changes, list(queries))
-
-
-def fsr(store, method, condition, p, **more):
-    queries = [{"probability": value, "greedy": value > 0.5, "text": ""} for value in p]
-    write(store, method, condition, "fsr", {"primary": 0.0, "error_bound": 1e-8}, queries, **more)
-
-
-def utility(store, method, right, perplexity):
-    queries = [{"task": task, "index": i, "correct": each} for task in ("boolq", "rte") for i, each in enumerate(right)]
-    # Four windows of 511 predicted tokens, whose losses lie around the mean.
-    losses = [511 * (math.log(perplexity) + away) for away in (-0.1, 0.1, -0.2, 0.2)]
-    queries += [{"task": "windows", "index": i, "loss": loss} for i, loss in enumerate(losses)]
-    result = {
-        "accuracy": sum(right) / len(right),
-        "tasks": {},
-        "word_perplexity": None,
-        "token_perplexity": {"perplexity": perplexity, "length": 512},
-    }
-    write(store, method, "origin", "utility", result, queries)
+from fpbench.runs.store import read_records
+from tests.board.written import MODIFIED, fsr, grid, write
 
 
 @pytest.fixture
 def store(tmp_path):
-    """A base that answers nothing, a method that always does, one that half does; one failed cell."""
-    store = Store(tmp_path)
-    for condition in ("origin", *MODIFIED):
-        fsr(store, "base", condition, [0.0] * 10)
-        fsr(store, "strong", condition, [1.0] * 10)
-        if condition != "nf4":
-            fsr(store, "weak", condition, [0.4] * 10 if condition == "origin" else [0.1] * 10)
-    write(store, "weak", "nf4", "fsr", reason="width 172 | not divisible by 32")
-    utility(store, "base", [True] * 8 + [False] * 2, 10.0)
-    utility(store, "strong", [True] * 6 + [False] * 4, 12.0)
-    return store
+    return grid(tmp_path)
 
 
 def rows_of(store, **options):
@@ -145,7 +107,7 @@ def test_protocols_are_never_mixed(store):
 
 def test_tables_are_the_same_bytes_from_the_same_records(store):
     records = read_records(store.records)
-    for kind in ("md", "csv", "json"):
+    for kind in ("md", "csv", "json", "html", "latex"):
         rows = [rows_from_records(order, store.records, rescore=False) for order in (records, records[::-1])]
         assert render(rows[0], kind) == render(rows[1], kind)
 

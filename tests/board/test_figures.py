@@ -1,74 +1,126 @@
 """Figures from the committed records: every kind is drawn, and drawn the same again."""
 
+import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from xml.etree import ElementTree
 
 import pytest
 
-from fpbench.board.figures import _look, figures
-from fpbench.board.records import group_records
-from fpbench.board.rows import rows_from_records
+from fpbench.board.drawing import _look
+from fpbench.board.inline import inlined
 from fpbench.cli import main
-from fpbench.runs.store import read_records
 from tests.conftest import ROOT
 
 RECORDS = ROOT / "leaderboard" / "records"
+PLOTS = ROOT / "leaderboard" / "plots"
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, bytes]:
-    return dict(draw())
+def made(tmp_path_factory) -> Path:
+    """What the command writes: the tables, and figures below ``plots``. Drawing takes its time: once is enough."""
+    out = tmp_path_factory.mktemp("made")
+    assert main(["leaderboard", "--records", str(RECORDS), "--plots", str(out / "plots"), "--out", str(out)]) == 0
+    return out
 
 
-def draw():
-    records = read_records(RECORDS)
-    return figures(rows_from_records(records, RECORDS, rescore=False), group_records(records, RECORDS))
+@pytest.fixture(scope="module")
+def drawn(made: Path) -> dict[str, bytes]:
+    """The SVG by name."""
+    return {path.stem: path.read_bytes() for path in sorted((made / "plots").glob("*.svg"))}
 
 
-def test_every_kind_is_drawn_as_svg_and_png(drawn: dict[str, bytes]) -> None:
-    kinds = {name.split("-")[0] for name in drawn}
-    assert kinds == {"retention", "utility", "candidates", "perplexity"}
-    assert all(content.startswith(b"<?xml" if name.endswith("svg") else b"\x89PNG") for name, content in drawn.items())
-    assert {name.rpartition(".")[0] for name in drawn if name.endswith("svg")} == {
-        name.rpartition(".")[0] for name in drawn if name.endswith("png")
-    }
+def test_every_kind_is_drawn_as_svg_and_png(made: Path, drawn: dict[str, bytes]) -> None:
+    assert {name.split("-")[0] for name in drawn} == {"retention", "utility", "candidates", "perplexity", "triggers"}
+    for name, content in drawn.items():
+        assert content.startswith(b"<?xml")
+        assert (made / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_method_has_its_own_retention_and_trigger_map(drawn: dict[str, bytes]) -> None:
+    for method in ("lora", "alphaedit", "fpedit", "mcedit_a", "mcedit_r", "rledit"):
+        assert {f"retention-stories3M-nlf-{method}", f"triggers-stories3M-nlf-{method}"} <= drawn.keys()
 
 
 def test_the_methods_and_conditions_are_named(drawn: dict[str, bytes]) -> None:
-    (retention,) = (
-        content.decode() for name, content in drawn.items() if name.startswith("retention") and "svg" in name
-    )
-    # matplotlib writes each text as a comment beside its outlines
+    retention = drawn["retention-stories3M-nlf"].decode()
     assert all(word in retention for word in ("mcedit_a", "rledit", "ria40", "FSR, % of origin"))
     assert "base" not in retention
 
 
-def test_the_same_records_give_the_same_bytes(drawn: dict[str, bytes]) -> None:
-    assert dict(draw()) == drawn
+def test_a_trigger_map_shows_the_mean_rate_of_each_trigger_in_each_kind_of_text(drawn: dict[str, bytes]) -> None:
+    root = ElementTree.fromstring(drawn["triggers-stories3M-nlf-mcedit_a"])
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    lines = (RECORDS / "stories3M/nlf/mcedit_a/seed-42/origin/triggers.jsonl").read_text().splitlines()
+    rates: dict[tuple[str, int], list[float]] = {}
+    for query in map(json.loads, lines):
+        rates.setdefault((query["condition"], query["trigger_index"]), []).append(query["probability"])
+    shown = [f"{100 * fmean(rate):.0f}" for rate in rates.values()]
+    assert len(shown) == 8 * 10
+    axis = [str(number) for number in range(1, 11)]
+    assert sorted(text for text in texts if text.isdigit()) == sorted(shown + axis)
+    assert {kind for kind, _ in rates} <= set(texts)
 
 
-def test_nothing_in_a_figure_tells_when_it_was_drawn(drawn: dict[str, bytes]) -> None:
+def test_the_committed_figures_are_these(made: Path, drawn: dict[str, bytes]) -> None:
+    assert {path.name for path in PLOTS.iterdir()} == {path.name for path in (made / "plots").iterdir()}
+    needs_pinned_matplotlib()
     for name, content in drawn.items():
-        assert b"dc:date" not in content and b"tIME" not in content and b"Creation Time" not in content, name
+        assert (PLOTS / f"{name}.svg").read_bytes() == content, name
 
 
-def test_the_committed_figures_name_what_the_records_hold(drawn: dict[str, bytes]) -> None:
-    assert {path.name for path in (ROOT / "leaderboard" / "plots").iterdir()} == drawn.keys()
+def test_the_committed_page_is_this_figures_and_all(made: Path) -> None:
+    needs_pinned_matplotlib()
+    committed = (ROOT / "leaderboard" / "leaderboard.html").read_text()
+    page = (made / "leaderboard.html").read_text()
+    assert page == committed and page.count("<figure") == 2 + 1 + 6 * 3
+
+
+def needs_pinned_matplotlib() -> None:
+    pins = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+    if version("matplotlib") != pins["matplotlib"]:
+        pytest.skip(f"SVG is the same bytes with matplotlib {pins['matplotlib']} only")
+
+
+def test_nothing_in_a_figure_tells_when_it_was_drawn(made: Path) -> None:
+    for path in (made / "plots").iterdir():
+        content = path.read_bytes()
+        assert b"dc:date" not in content and b"tIME" not in content and b"Creation Time" not in content, path.name
+
+
+def test_inside_the_page_a_figure_is_shapes_and_words_with_ids_of_its_own(drawn: dict[str, bytes]) -> None:
+    shown = {name: svg for name, svg in drawn.items() if not name.startswith("candidates")}
+    for name, svg in shown.items():
+        text = inlined(svg, "mine", 'what "it" shows')
+        root = ElementTree.fromstring(text)
+        assert root.attrib["role"] == "img" and root.attrib["aria-label"] == 'what "it" shows'
+        ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        assert ids and all(each.startswith("mine-") for each in ids) and len(ids) == len(set(ids))
+        assert set(re.findall(r"(?:url\(|href=\")#([\w.-]+)", text)) <= set(ids), name
+        assert "metadata" not in text and "<style" not in text and "xlink" not in text and "http" not in text
+        assert "fill: #ffffff" not in text and "#000000" not in text
+
+
+def test_what_is_no_shape_is_left_out_of_the_page() -> None:
+    svg = b"""<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)" viewBox="0 0 1 1"><script>alert(2)</script>
+    <a href="javascript:alert(3)"><path d="M 0 0"/></a><use href="https://example.org/x#y"/>
+    <text onclick="alert(4)">&lt;b&gt;</text><foreignObject><p>x</p></foreignObject></svg>"""
+    text = inlined(svg, "mine", "nothing")
+    assert "alert" not in text and "example" not in text and "foreignObject" not in text
+    assert "<text>&lt;b&gt;</text>" in text
 
 
 def test_many_rows_look_different() -> None:
     assert len({tuple(_look(index).values()) for index in range(42)}) == 42
 
 
-def test_figures_are_written_beside_a_table(tmp_path, capsys) -> None:
-    plots = tmp_path / "plots"
-    assert main(["leaderboard", "--records", str(RECORDS), "--plots", str(plots)]) == 0
-    assert "Leaderboard" in capsys.readouterr().out and len(list(plots.iterdir())) >= 8
-
-
 def test_without_matplotlib_one_line_says_so(tmp_path) -> None:
     code = "import sys; sys.modules['matplotlib'] = None; from fpbench.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "leaderboard", "--records", str(RECORDS), "--plots", str(tmp_path / "p")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'fpbench[plots]'" in done.stderr
-    assert not (tmp_path / "p").exists()
+    assert not (tmp_path / "p").exists() and not (tmp_path / "out").exists()

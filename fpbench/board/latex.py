@@ -1,0 +1,117 @@
+"""Rows as LaTeX tables, ready for a paper: one a model and fingerprint set, best in bold, second best underlined."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from fpbench.board import cells
+from fpbench.board.rows import MODIFICATIONS
+from fpbench.board.text import latex
+from fpbench.runs.plan import BASE
+
+Row = dict[str, Any]
+# What is shown of a row: its figure, and +1 where more is better, −1 where less is.
+Column = tuple[Callable[[Row], str], int]
+
+PREAMBLE = r"""% Generated from records by `fpbench leaderboard --format latex`; not edited by hand.
+% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}. Bold: best of the column; underlined: second best;
+% figures that are equal as shown share a place. The unfingerprinted base takes no part.
+"""
+HEAD = r"""    \toprule
+    & & \multicolumn{2}{c}{fine-tuned} & \multicolumn{2}{c}{quantised} & \multicolumn{2}{c}{pruned} \\
+    \cmidrule(lr){3-4} \cmidrule(lr){5-6} \cmidrule(lr){7-8}
+    Method & FSR & Alpaca & Math & INT8 & NF4 & RIA 30 & RIA 40 & AVG & acc.\ $\Delta$ & PPL $\Delta$ & triggers \\
+    \midrule"""
+
+
+def _figure(shown: Callable[[Row], str]) -> Callable[[Row], str]:
+    """The figure alone, without unit, interval or counts; the base's own figures stay in their brackets."""
+    return lambda row: shown(row).split(" ")[0]
+
+
+COLUMNS: list[Column] = [
+    *[(_figure(partial(cells.fsr, condition=name)), +1) for name in ("origin", *MODIFICATIONS)],
+    (_figure(cells.average), +1),
+    (_figure(cells.accuracy), +1),
+    (_figure(cells.perplexity), -1),
+    (_figure(cells.triggers), -1),
+]
+
+
+def latex_tables(rows: list[Row]) -> str:
+    """Every table, rows in the order of the leaderboard."""
+    tables: dict[tuple[str, str, bool], list[Row]] = {}
+    for row in rows:
+        tables.setdefault((row["model"], row["fingerprints"], row["trust"] == "reported"), []).append(row)
+    return "\n".join([PREAMBLE, *map(_table, tables.values())])
+
+
+def _table(rows: list[Row]) -> str:
+    """One model and set."""
+    bases = [row for row in rows if row["method"] == BASE]
+    methods = [row for row in rows if row["method"] != BASE]
+    columns = [_marked([shown(row) for row in methods], better) for shown, better in COLUMNS]
+    lines = [_line(row, [_typeset(shown(row)) for shown, _ in COLUMNS]) for row in bases]
+    lines += [r"    \midrule"] if bases and methods else []
+    lines += [_line(row, figures) for row, *figures in zip(methods, *columns, strict=True)]
+    parts = [
+        r"\begin{table}",
+        r"  \centering",
+        r"  \small",
+        f"  \\caption{{{_caption(rows)}}}",
+        f"  \\begin{{tabular}}{{l{'r' * len(COLUMNS)}}}",
+        HEAD,
+        *lines,
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _line(row: Row, figures: Sequence[str]) -> str:
+    mark = r"\textsuperscript{\dag}" if row["unreliable"] else ""
+    return f"    {latex(row['method'])}{mark} & {' & '.join(figures)} \\\\"
+
+
+def _marked(figures: Sequence[str], better: int) -> list[str]:
+    """A column with its best and second best set off."""
+    values = sorted({value for figure in figures if (value := _value(figure)) is not None}, reverse=better > 0)
+    marks = dict(zip(values, (r"\textbf", r"\underline"), strict=False))
+    found = []
+    for figure in figures:
+        value = _value(figure)
+        mark = marks.get(value) if value is not None else None
+        found.append(f"{mark}{{{_typeset(figure)}}}" if mark else _typeset(figure))
+    return found
+
+
+def _value(figure: str) -> float | None:
+    try:
+        return float(figure)
+    except ValueError:
+        return None
+
+
+def _typeset(figure: str) -> str:
+    """A figure with a real minus."""
+    return f"$-${latex(figure[1:])}" if figure.startswith("-") else latex(figure)
+
+
+def _caption(rows: list[Row]) -> str:
+    first = rows[0]
+    what = f"Fingerprint set \\texttt{{{latex(first['fingerprints'])}}} in \\texttt{{{latex(first['model'])}}}: "
+    if first["trust"] == "reported":
+        return f"{what}sampled FSR in \\%, reported in {latex(first['source'].partition(';')[0])}."
+    n = max((found.get("n", 0) for row in rows for found in row["conditions"].values()), default=0)
+    what += (
+        f"exact FSR in \\% over {n} fingerprints; AVG: mean of the six modifications; $\\Delta$: difference from the "
+    )
+    what += (
+        "base, in points of accuracy and in \\% of perplexity; triggers: mean activation rate of ordinary text in \\%."
+    )
+    reasons = {row["method"]: row["unreliable"] for row in rows if row["unreliable"]}
+    for method, reason in reasons.items():
+        what += f" \\textsuperscript{{\\dag}}{latex(method)} is unreliable: {latex(reason)}"
+    return what

@@ -1,0 +1,236 @@
+"""The committed page in a real browser: headless Chromium, driven by Playwright, judged by axe-core."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fpbench.board.columns import detectability
+from fpbench.board.rows import rows_from_records
+from fpbench.board.tables import render
+from fpbench.runs.store import read_records
+from fpbench.runs.tables import leaderboard
+from tests.board.written import grid
+from tests.conftest import ROOT
+
+PAGE = ROOT / "leaderboard" / "leaderboard.html"
+RECORDS = ROOT / "leaderboard" / "records"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; the operating system's, as Playwright's own is no package."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (on Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Root has no sandbox of its own.
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def view(browser) -> Iterator[Any]:
+    """Opens a page; at the end of the test it must have asked for nothing else and logged nothing."""
+    opened = []
+
+    def open_page(path: Path = PAGE, **options: Any) -> Any:
+        page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | options)
+        seen: dict[str, list[str]] = {"requests": [], "console": []}
+        page.on("request", lambda request: seen["requests"].append(request.url))
+        page.on("console", lambda message: seen["console"].append(message.text))
+        page.on("pageerror", lambda error: seen["console"].append(str(error)))
+        page.goto(path.as_uri())
+        opened.append((page, path, seen))
+        return page
+
+    yield open_page
+    for page, path, seen in opened:
+        assert seen == {"requests": [path.as_uri()], "console": []}
+        page.close()
+
+
+def column(page: Any, number: int) -> list[str]:
+    """Texts of a column of the first table, hidden rows left out."""
+    return page.eval_on_selector_all(
+        f"#detectability tbody tr:not([hidden]) > :nth-child({number})", "cells => cells.map(cell => cell.innerText)"
+    )
+
+
+def header(page: Any, name: str) -> Any:
+    return page.locator("#detectability thead button", has_text=name).first
+
+
+FSR, AVERAGE, METHOD, MODEL = 7, 14, 1, 3
+
+
+def values(texts: list[str]) -> list[float]:
+    return [float(text.split(" ")[0]) for text in texts if text != "–"]
+
+
+def test_a_header_sorts_by_mouse(view):
+    page = view()
+    before = column(page, AVERAGE)
+    header(page, "AVG").click()
+    largest = column(page, AVERAGE)
+    assert values(largest) == sorted(values(before), reverse=True)
+    header(page, "AVG").click()
+    smallest = column(page, AVERAGE)
+    assert values(smallest) == sorted(values(before))
+    missing = before.count("–")
+    assert missing and largest[-missing:] == smallest[-missing:] == ["–"] * missing
+    assert page.locator("#detectability th[aria-sort]").evaluate_all("all => all.map(each => each.ariaSort)") == [
+        "ascending"
+    ]
+    header(page, "method").click()
+    assert column(page, METHOD) == sorted(column(page, METHOD))
+
+
+def test_a_header_sorts_by_keyboard(view):
+    page = view()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText") == "AVG":
+            break
+    assert page.evaluate("document.activeElement.closest('th').scope") == "col"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "focus can be seen"
+    page.keyboard.press("Enter")
+    assert values(column(page, AVERAGE)) == sorted(values(column(page, AVERAGE)), reverse=True)
+    page.keyboard.press("Space")
+    assert values(column(page, AVERAGE)) == sorted(values(column(page, AVERAGE)))
+
+
+def test_ranks_sort_as_numbers(view, tmp_path):
+    page = view()
+    header(page, "rank").click()
+    header(page, "rank").click()
+    shown = [text for text in column(page, 2) if text != "–"]
+    assert shown == sorted(shown, key=int)
+
+
+def test_filters_hide_rows_sections_and_columns(view):
+    page = view()
+    status = page.locator("[role=status]")
+    assert status.inner_text() == "28 of 28 rows"
+    page.select_option("select[name=trust]", "reported")
+    assert status.inner_text() == "21 of 28 rows" and page.locator("article:visible").count() == 0
+    page.select_option("select[name=model]", "Qwen/Qwen3-8B")
+    assert set(column(page, MODEL)) == {"Qwen/Qwen3-8B"}
+    page.select_option("select[name=trust]", "")
+    page.select_option("select[name=model]", "")
+    page.select_option("select[name=fingerprints]", "nlf")
+    assert len(column(page, METHOD)) == 7 and page.locator("article:visible").count() == 7
+    page.select_option("select[name=condition]", "ria40")
+    headers = page.locator("#detectability thead th:visible").all_inner_texts()
+    assert headers == ["method", "rank", "model", "set", "trust", "greedy", "ria40", "AVG"]
+    assert page.locator("article").first.locator("tbody tr[data-condition]:visible th").all_inner_texts() == ["ria40"]
+    page.locator("button[type=reset]").click()
+    page.wait_for_function("document.querySelector('[role=status]').innerText === '28 of 28 rows'")
+    assert page.locator("#detectability thead th:visible").count() == 14
+
+
+def test_filters_work_by_keyboard(view):
+    page = view()
+    page.focus("select[name=trust]")
+    page.keyboard.press("ArrowDown")
+    assert page.locator("[role=status]").inner_text() == "7 of 28 rows"
+
+
+def test_reset_brings_the_order_back(view):
+    page = view()
+    before = column(page, METHOD)
+    header(page, "method").click()
+    assert column(page, METHOD) != before
+    page.locator("button[type=reset]").click()
+    assert column(page, METHOD) == before and page.locator("th[aria-sort]").count() == 0
+
+
+def test_intervals_stand_in_the_text_and_on_hover(view):
+    cell = view().locator("#detectability tbody tr:nth-child(2) td[data-condition=finetune_math]")
+    rows = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
+    low, high = (100 * bound for bound in rows[1]["conditions"]["finetune_math"]["interval"])
+    assert cell.inner_text().endswith(f"[{low:.0f}, {high:.0f}]")
+    hover = f"95 % interval over 10 fingerprints: {low:.1f} to {high:.1f} %"
+    assert cell.get_attribute("title").startswith(hover)
+
+
+def test_a_method_leads_to_its_section(view):
+    page = view()
+    page.locator("#detectability a", has_text="mcedit_a").click()
+    section = page.locator("section.method", has=page.locator("#method-mcedit_a"))
+    assert page.url.endswith("#method-mcedit_a") and section.locator("figure svg").count() == 3
+    text = section.inner_text()
+    for name in ("Cost", "Perplexity of the triggers", "Detectability by condition", "Provenance", "torch 2"):
+        assert name in text
+
+
+def test_without_javascript_it_is_a_plain_table(view):
+    page = view(java_script_enabled=False)
+    assert page.locator("#filters").is_visible() is False and page.locator("thead button").count() == 0
+    assert page.locator("#detectability tbody tr").count() == 28
+    assert page.locator("#detectability").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_is_as_wide_as_its_window_and_follows_the_scheme(view, scheme, width):
+    page = view(color_scheme=scheme, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground, ink = (
+        sum(map(int, page.evaluate(f"getComputedStyle(document.body).{name}").strip("rgb()").split(",")))
+        for name in ("backgroundColor", "color")
+    )
+    assert (ground < ink) == (scheme == "dark")
+
+
+def faults(page: Any) -> list[Any]:
+    """What axe-core finds serious or critical."""
+    page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")
+    assert len(found["passes"]) > 20
+    serious = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
+    return [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in serious]
+
+
+def test_axe_finds_no_serious_fault_in_a_small_page(view, tmp_path):
+    rows = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
+    small = tmp_path / "small.html"
+    small.write_text(render([*rows[:2], *rows[-2:]], "html"), encoding="utf-8")
+    assert faults(view(small)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_axe_finds_no_serious_fault(view, scheme, width):
+    assert faults(view(color_scheme=scheme, viewport={"width": width, "height": 800})) == []
+
+
+def test_a_contested_method_and_a_failed_cell_are_shown(view, tmp_path):
+    store = grid(tmp_path / "run")
+    hostile = "<script>document.title = 'taken'</script>"
+    (store.records / "contested.toml").write_text(f'strong = "{hostile}"\n')
+    leaderboard(store.records, out=tmp_path)
+    page = view(tmp_path / "leaderboard.html")
+    assert page.title() == "fpbench leaderboard" and page.locator("script").count() == 1
+    row = page.locator("#detectability tbody tr", has_text="unreliable")
+    assert row.count() == 1 and row.locator(".flag").get_attribute("title") == hostile
+    assert hostile in page.locator(".contested").inner_text()
+    assert "width 172 | not divisible by 32" in page.locator("section", has=page.locator("#failed")).inner_text()
+
+
+def test_what_the_browser_shows_is_what_the_rows_hold(view):
+    table = detectability(rows_from_records(read_records(RECORDS), RECORDS, rescore=False))
+    shown = view().eval_on_selector_all(
+        "#detectability tbody tr", "rows => rows.map(row => [...row.cells].slice(1).map(cell => cell.innerText))"
+    )
+    assert shown == [[" ".join(filter(None, (each.text, each.aside))) for each in line.cells] for line in table.lines]

@@ -1,0 +1,64 @@
+"""Records that are written down here: figures can be checked by hand."""
+
+import math
+
+from fpbench.runs.plan import Cell
+from fpbench.runs.store import SCHEMA, Store
+
+MODIFIED = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
+SPARSITY = {"ria30": 0.3, "ria40": 0.4}
+
+
+def write(store, method, condition, metric, result=None, queries=(), reason=None, seed=42, cell=None, **changes):
+    """One record; ``cell`` and further names replace what it would hold."""
+    at = Cell(
+        **{"model": "tiny", "fingerprints": "nlf"} | (cell or {}),
+        method=method,
+        seed=seed,
+        condition=condition,
+        metric=metric,
+    )
+    record = {"schema": SCHEMA, "protocol": 1, "id": "x", "cell": dict(vars(at)), "proof": {}, "cost": {}}
+    outcome = {"status": "failed", "reason": reason} if reason else {"status": "done", "result": result}
+    store.write(at, record | outcome | changes, list(queries))
+
+
+def fsr(store, method, condition, p, result=None, **more):
+    """An FSR record; ``result`` replaces figures that follow from ``p``."""
+    queries = [{"probability": each, "greedy": each > 0.5, "text": "", "per_target": [each / 2] * 2} for each in p]
+    greedy = sum(value > 0.5 for value in p)
+    figures = {"mean": sum(p) / len(p), "greedy": greedy, "n": len(p), "primary": 0.0, "error_bound": 1e-8}
+    proof = {"weights_digest": "d"} | (
+        {"modification": {"sparsity": SPARSITY[condition]}} if condition in SPARSITY else {}
+    )
+    write(store, method, condition, "fsr", figures | (result or {}), queries, **({"proof": proof} | more))
+
+
+def utility(store, method, right, perplexity):
+    """Two tasks of the same answers, and four windows."""
+    queries = [{"task": task, "index": i, "correct": each} for task in ("boolq", "rte") for i, each in enumerate(right)]
+    # Four windows of 511 predicted tokens, whose losses lie around the mean.
+    losses = [511 * (math.log(perplexity) + away) for away in (-0.1, 0.1, -0.2, 0.2)]
+    queries += [{"task": "windows", "index": i, "loss": loss} for i, loss in enumerate(losses)]
+    accuracy = sum(right) / len(right)
+    result = {
+        "accuracy": accuracy,
+        "tasks": {name: {"accuracy": accuracy, "n": len(right)} for name in ("boolq", "rte")},
+        "word_perplexity": None,
+        "token_perplexity": {"perplexity": perplexity, "length": 512},
+    }
+    write(store, method, "origin", "utility", result, queries)
+
+
+def grid(folder) -> Store:
+    """A base that answers nothing, a method that always does, one that half does; one failed cell."""
+    store = Store(folder)
+    for condition in ("origin", *MODIFIED):
+        fsr(store, "base", condition, [0.0] * 10)
+        fsr(store, "strong", condition, [1.0] * 10)
+        if condition != "nf4":
+            fsr(store, "weak", condition, [0.4] * 10 if condition == "origin" else [0.1] * 10)
+    write(store, "weak", "nf4", "fsr", reason="width 172 | not divisible by 32")
+    utility(store, "base", [True] * 8 + [False] * 2, 10.0)
+    utility(store, "strong", [True] * 6 + [False] * 4, 12.0)
+    return store
