@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board import drawing
+from fpbench.board.lineage import Courses, lineage
 from fpbench.board.records import Group, RowKey
 from fpbench.board.text import slug, visible
 from fpbench.errors import InputError
@@ -106,6 +107,16 @@ def study_figure(title: str, rows: Sequence[tuple[str, Row]]) -> Iterator[tuple[
     """
     with _styled():
         yield from _saved(drawing.study(title, rows)).items()
+
+
+def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses]) -> Iterator[tuple[str, bytes]]:
+    """The signatures of two models (:func:`~fpbench.board.lineage.lineage`).
+
+    Yields:
+        (``svg`` or ``png``, content).
+    """
+    with _styled():
+        yield from _saved(lineage(a, b)).items()
 
 
 @contextmanager

@@ -1,41 +1,38 @@
 """The figure of a comparison: the signatures of two models, block by block."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fpbench.board.drawing import COLOURS, MARKERS, panels
+from fpbench.board.text import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Courses = Mapping[str, Sequence[float]]
+KINDS = ("qkv", "q", "k", "v", "o")
 
 
-def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses]) -> Iterator[tuple[str, bytes]]:
+def lineage(a: tuple[str, Courses], b: tuple[str, Courses]) -> "Figure":
     """Normalised standard deviations of the attention projections over the relative depth, a panel a kind.
 
     Args:
         a: name of a model, and its signature: kind → one standard deviation a block.
         b: likewise.
-
-    Yields:
-        (``svg`` or ``png``, content).
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from fpbench.board.figures import COLOURS, MARKERS, STYLE, _panels, _saved
-
-    kinds = [kind for kind in ("qkv", "q", "k", "v", "o") if kind in a[1] and kind in b[1]]
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(len(kinds), f"{a[0]} and {b[0]}", 2.4 * len(kinds) + 1, 2.8)
-        for kind, panel in zip(kinds, panels, strict=True):
-            for index, (name, courses) in enumerate((a, b)):
-                course = courses[kind]
-                places = [(block + 0.5) / len(course) for block in range(len(course))]
-                look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 3}
-                panel.plot(places, _normal(course), label=name, linewidth=1, **look)
-            panel.set_title(kind)
-            panel.set_xlabel("relative depth")
-        panels[0].set_ylabel("standard deviation, normalised")
-        panels[0].legend(frameon=False, fontsize=8)
-        for name, content in _saved("comparison", figure):
-            yield name.rpartition(".")[2], content
+    kinds = [kind for kind in KINDS if kind in a[1] and kind in b[1]]
+    figure, axes = panels(len(kinds), visible(f"{a[0]} and {b[0]}"), 2.4 * len(kinds) + 1, 2.8)
+    for kind, panel in zip(kinds, axes, strict=True):
+        for index, (name, courses) in enumerate((a, b)):
+            course = courses[kind]
+            places = [(block + 0.5) / len(course) for block in range(len(course))]
+            look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 3}
+            panel.plot(places, _normal(course), label=visible(name), linewidth=1, **look)
+        panel.set_title(kind)
+        panel.set_xlabel("relative depth")
+    axes[0].set_ylabel("standard deviation, normalised")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
 
 
 def _normal(course: Sequence[float]) -> list[float]:

@@ -67,7 +67,7 @@ def write(found: Comparison, a: str, b: str, out: str) -> None:
     content = {"a": a, "b": b, **asdict(found)}
     write_text(folder / "comparison.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if found.signature is not None and find_spec("matplotlib"):
-        from fpbench.board.lineage import lineage_figure
+        from fpbench.board.figures import lineage_figure
 
         names = Path(a).name, Path(b).name
         for kind, picture in lineage_figure((names[0], found.courses[0]), (names[1], found.courses[1])):
