@@ -21,6 +21,7 @@ _WHERE = {
     "triggers": "fpbench.metrics.triggers",
     "run": "fpbench.runs.api",
     "evaluate": "fpbench.runs.api",
+    "verify": "fpbench.runs.verify",
     "leaderboard": "fpbench.runs.tables",
 }
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "register",
     "run",
     "triggers",
+    "verify",
 ]
 
 

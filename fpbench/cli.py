@@ -14,7 +14,7 @@ from fpbench import __version__
 from fpbench.errors import FpbenchError, InputError
 
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
-VERBS = ("run", "evaluate", "inject", "fingerprints", "study", "leaderboard", "list", "fetch", "doctor")
+VERBS = ("run", "evaluate", "verify", "inject", "fingerprints", "study", "leaderboard", "list", "fetch", "doctor")
 
 
 class Interrupted(BaseException):
