@@ -54,25 +54,30 @@ class Transcript:
 
     def asking(self, number: int, trigger: str) -> None:
         """A request is about to be sent; the trigger is no secret from now on."""
-        self._add({"event": "request", "fingerprint": number, "trigger": trigger})
+        self.write({"event": "request", "fingerprint": number, "trigger": trigger})
 
     def failed(self, number: int, reason: str) -> None:
         """The request came to nothing."""
-        self._add({"event": "fault", "fingerprint": number, "reason": reason})
+        self.write({"event": "fault", "fingerprint": number, "reason": reason})
 
     def turned_down(self, name: str) -> None:
         """The server does not take this field of a request."""
-        self._add({"event": "refused", "field": name})
+        self.write({"event": "refused", "field": name})
 
     def answered(self, number: int, answer: Answer) -> None:
         """The response to a fingerprint."""
-        self._add({"event": "answer", "fingerprint": number} | asdict(answer))
+        self.write({"event": "answer", "fingerprint": number} | asdict(answer))
 
-    def _add(self, event: dict[str, Any]) -> None:
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Take an event in and put it on disk.
+
+        Raises:
+            StorageError: if the disk gives out.
+        """
         self.replay(event)
         if self._handle is None:
             return
-        line = json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        line = _line(event)
         try:
             while line:
                 line = line[os.write(self._handle, line) :]
@@ -123,16 +128,19 @@ def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcrip
     try:
         _lock(handle, path)
         transcript = Transcript(handle)
-        if os.fstat(handle).st_size:
-            events = _events(handle, path)
-            _check_question(events[0] if events else {}, head, path)
-            try:
-                for event in events[1:]:
-                    transcript.replay(event)
-            except (KeyError, TypeError, ValueError):
-                raise InputError(f"{path} is no transcript of this version: choose another file.") from None
-        if not os.fstat(handle).st_size:
-            transcript._add(head)
+        events, whole = _events(handle, path, _line(head))
+        if events:
+            _check_question(events[0], head, path)
+        if whole < os.fstat(handle).st_size:
+            logger.warning("the last line of transcript %s is damaged, as a kill leaves it: it was cut off.", path)
+            os.truncate(handle, whole)
+        try:
+            for event in events[1:]:
+                transcript.replay(event)
+        except (KeyError, TypeError, ValueError):
+            raise _no_transcript(path) from None
+        if not events:
+            transcript.write(head)
         yield transcript
     finally:
         os.close(handle)  # and with it the lock
@@ -153,12 +161,16 @@ def _lock(handle: int, path: Path) -> None:
         raise InputError(f"{path} cannot be locked ({error.strerror}): choose a file on another disk.") from None
 
 
-def _events(handle: int, path: Path) -> list[dict[str, Any]]:
-    """Every line of the file; a damaged last one is cut off."""
+def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Every whole line of the file, and their length in bytes; a damaged last one is left out.
+
+    Raises:
+        InputError: for damage elsewhere, and for a file that a transcript beginning with ``head`` does not begin like.
+    """
     content = b""
-    events: list[dict[str, Any]] = []
     while part := os.pread(handle, 1 << 20, len(content)):
         content += part
+    events: list[dict[str, Any]] = []
     whole = 0
     for line in content.splitlines(keepends=True):
         try:
@@ -167,23 +179,20 @@ def _events(handle: int, path: Path) -> list[dict[str, Any]]:
                 raise ValueError
         except ValueError:
             if whole + len(line) < len(content):
-                raise InputError(
-                    f"{path}, line {len(events) + 1}: damaged, so not a transcript to go on from."
-                ) from None
-            logger.warning("the last line of transcript %s is damaged, as a kill leaves it: it was cut off.", path)
-            os.truncate(handle, whole)
+                where = f"{path}, line {len(events) + 1}"
+                raise InputError(f"{where}: damaged, so not a transcript to go on from.") from None
             break
         whole += len(line)
         events.append(event)
-    return events
+    if not events and not head.startswith(content):
+        raise _no_transcript(path)
+    return events, whole
 
 
 def _check_question(found: Mapping[str, Any], head: Mapping[str, Any], path: Path) -> None:
-    """Refuse to mix two questions: evidence for one is none for the other. An empty file is a new one."""
-    if not found:
-        return
+    """Refuse to mix two questions: evidence for one is none for the other."""
     if found.get("event") != "question" or found.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no transcript of this version: choose another file.")
+        raise _no_transcript(path)
     if found.get("id") != head["id"]:
         before, now = found.get("question", {}), head["question"]
         differ = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
@@ -191,3 +200,12 @@ def _check_question(found: Mapping[str, Any], head: Mapping[str, Any], path: Pat
             f"transcript {path} belongs to another question ({', '.join(differ) or 'unknown'} differ): choose another "
             "file, or ask as before."
         )
+
+
+def _no_transcript(path: Path) -> InputError:
+    return InputError(f"{path} is no transcript of this version: choose another file.")
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    # Half a character (a lone surrogate) becomes its escape, which JSON knows too.
+    return json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
