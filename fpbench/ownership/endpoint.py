@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from fpbench.models.remote import Refused, Server, Unusable
+from fpbench.ownership.interview import Sampling, Told
 from fpbench.ownership.transcript import Answer
 
 KEYS = ("FPBENCH_API_KEY", "OPENAI_API_KEY")
@@ -14,33 +14,6 @@ KEYS = ("FPBENCH_API_KEY", "OPENAI_API_KEY")
 # schema, and goes first where a server does not say what it minds.
 PLAIN = ("temperature", "top_p")
 EXTRA = ("top_k", "generation_config", "seed", "logprobs", "chat_template_kwargs", "max_tokens")
-
-
-class Told(NamedTuple):
-    """Whom the suspect tells what it does, before and after: the transcript."""
-
-    asking: Callable[[], None]
-    failed: Callable[[str], None]
-    turned_down: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a response is to be sampled, as the protocol has it (§2).
-
-    Attributes:
-        temperature: above 0, as are ``top_p`` and ``top_k`` numbers of :class:`~fpbench.models.decoding.Decoding`.
-        top_p: nucleus mass.
-        top_k: number of tokens kept; 0 keeps everything.
-        max_tokens: length of a response, in tokens.
-        prompt: ``"raw"`` asks for completions, ``"chat"`` for chat completions.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    prompt: str
 
 
 class Endpoint:

@@ -64,7 +64,8 @@ class Verification:
             them; ``None`` for others.
         needed: fingerprints that a set would need for a claim at the match rate seen; ``None`` if no number would do,
             or the verdict is another.
-        exact: the test from the suspect's exact probabilities, which only a model at hand has.
+        exact: the test from the suspect's exact probabilities, which only a model at hand has; without a null model
+            one that never matches stands in.
         decoding: the numbers asked for, and those that a server took.
         revealed: for a sealed set, the openings of the fingerprints asked, and of no others.
     """

@@ -195,10 +195,10 @@ def _check_question(found: Mapping[str, Any], head: Mapping[str, Any], path: Pat
         raise _no_transcript(path)
     if found.get("id") != head["id"]:
         before, now = found.get("question", {}), head["question"]
-        differ = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        other = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         raise InputError(
-            f"transcript {path} belongs to another question ({', '.join(differ) or 'unknown'} differ): choose another "
-            "file, or ask as before."
+            f"transcript {path} belongs to another question (other {', '.join(other)}): choose another file, or ask as "
+            "before."
         )
 
 

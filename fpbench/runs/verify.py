@@ -12,22 +12,19 @@ from typing import Any
 from fpbench.errors import InputError
 from fpbench.models.loading import Loading, checkpoint_digest, load_model, load_tokenizer, pick_device, resolve
 from fpbench.models.progress import no_progress
-from fpbench.models.remote import NoAnswer, Refused, Server
+from fpbench.models.remote import Server
 from fpbench.ownership.claims import Claim, claim
-from fpbench.ownership.endpoint import KEYS, Endpoint, Sampling, Told
+from fpbench.ownership.endpoint import KEYS, Endpoint
+from fpbench.ownership.interview import Interview, Sampling
 from fpbench.ownership.permutations import permutation_p_value
-from fpbench.ownership.report import Evidence, Verdict, Verification
+from fpbench.ownership.report import Evidence, Verification
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates
-from fpbench.ownership.transcript import Answer, Transcript, opened
+from fpbench.ownership.transcript import Transcript, opened
 from fpbench.runs.api import Progress
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.sealed import Secrets
 
 TIMEOUT = 60.0
-
-
-class BudgetSpent(Exception):
-    """No further request may be sent."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,12 @@ class Question:
         return "://" in self.suspect
 
     @property
+    def decoded_like(self) -> list[str] | None:
+        """The model whose decoding is asked for; ``None`` if none is at hand."""
+        named = self.base or (None if self.remote else self.suspect)
+        return None if named is None else [named]
+
+    @property
     def null_models(self) -> tuple[str, ...]:
         """Base and unrelated models."""
         return (*([self.base] if self.base is not None else []), *self.unrelated)
@@ -109,7 +112,7 @@ def verify(
         transcript: file that a later call of the same question goes on from.
         served_model: the suspect's name on its server; left out of requests by default.
         timeout: seconds that one request may take.
-        profile: its first model's decoding is asked for.
+        profile: gives the decoding: of the base, else the suspect, if it lists that, else of its first model.
         prompt: ``"raw"`` or ``"chat"``; the profile's by default.
         seed: of the order of asking and of every response; the profile's by default.
 
@@ -121,11 +124,16 @@ def verify(
         CellError: if a model's logits are not finite.
         StorageError: if the transcript cannot be written any more.
     """
-    wanted = load_profile(
-        profile, methods=[], fingerprints=[fingerprints], prompt=prompt, seeds=None if seed is None else [seed]
-    )
     path = None if transcript is None else Path(transcript)
     question = Question(suspect, base, tuple(unrelated), level, budget, path, served_model, timeout)
+    wanted = load_profile(
+        profile,
+        models=question.decoded_like,
+        methods=[],
+        fingerprints=[fingerprints],
+        prompt=prompt,
+        seeds=None if seed is None else [seed],
+    )
     return verify_suspect(wanted, question, Loading(pick_device(None)))
 
 
@@ -169,7 +177,7 @@ class _Verifier:
         with opened(path, self._identity()) as transcript:
             try:
                 return self._judge(transcript)
-            except Refused:
+            except InputError:
                 # The user will ask otherwise, which is another question.
                 if path is not None and not transcript.answers:
                     path.unlink()
@@ -199,16 +207,20 @@ class _Verifier:
             )
         asked = asked[: self.question.budget]
         test = SequentialTest(tuple(null[number] for number in asked), self.question.level)
+        interview = Interview(self.set, asked, test, self.profile.seeds[0], self.question.budget)
         exact: Claim | None = None
         if self.folder is None:
             suspect = Endpoint(self.server, self.question.served_model, self.sampling)
             suspect.refused.extend(transcript.refused)
-            verdict, reason, evidence = self._ask(suspect, asked, test, transcript)
+            verdict, reason, evidence = interview.hold(suspect, transcript, self.progress)
         else:
+            from fpbench.ownership.local import LocalSuspect
+
             with self._loaded(self.folder) as (model, tokenizer):
                 own = self._measure(model, tokenizer)
                 exact = claim(own, measured or [[0.0] * len(own)], self.question.level)
-                verdict, reason, evidence = self._ask(_AtHand(model, tokenizer, self.sampling), asked, test, transcript)
+                local = LocalSuspect(model, tokenizer, self.sampling)
+                verdict, reason, evidence = interview.hold(local, transcript, self.progress)
         matched = sum(each.target is not None for each in evidence)
         rates = [each.null for each in evidence]
         return Verification(
@@ -231,59 +243,6 @@ class _Verifier:
             exact=exact,
             decoding={"asked": asdict(self.sampling), "refused": list(transcript.refused)} | _accepted(transcript),
             revealed=tuple(self.secrets.reveal(each.trigger) for each in evidence if self.secrets.openings is not None),
-        )
-
-    def _ask(
-        self, suspect: "Endpoint | _AtHand", asked: Sequence[int], test: SequentialTest, transcript: Transcript
-    ) -> tuple[Verdict, str, tuple[Evidence, ...]]:
-        """Ask until the evidence is enough, or nothing more may or can be asked."""
-        evidence: list[Evidence] = []
-        for number in self.progress(asked, "asking"):
-            try:
-                answer = transcript.answers.get(number) or self._response(suspect, number, transcript)
-            except BudgetSpent:
-                return "no claim", "the budget is spent", tuple(evidence)
-            except NoAnswer as error:
-                return "undecided", str(error).rstrip("."), tuple(evidence)
-            authors = sorted({each.model for each in transcript.answers.values() if each.model})
-            if len(authors) > 1:
-                reason = f"the model changed in the middle of the test ({' and '.join(authors)})"
-                return "undecided", reason, tuple(evidence)
-            evidence.append(self._evidence(number, answer, evidence, test))
-            if test.claimed_at([each.target is not None for each in evidence]):
-                return "claim", "the evidence is enough", tuple(evidence)
-        spent = self.question.budget is not None and len(asked) == self.question.budget < len(self.set)
-        return "no claim", "the budget is spent" if spent else "no fingerprint is left", tuple(evidence)
-
-    def _response(self, suspect: "Endpoint | _AtHand", number: int, transcript: Transcript) -> Answer:
-        trigger = self.set.fingerprints[number].trigger
-
-        def asking() -> None:
-            if self.question.budget is not None and transcript.requests >= self.question.budget:
-                raise BudgetSpent
-            transcript.asking(number, trigger)
-
-        told = Told(asking, lambda reason: transcript.failed(number, reason), transcript.turned_down)
-        seed = random.Random(f"{self.profile.seeds[0]} {number}").getrandbits(31)
-        answer = suspect.respond(trigger, seed, told)
-        transcript.answered(number, answer)
-        return answer
-
-    def _evidence(self, number: int, answer: Answer, before: Sequence[Evidence], test: SequentialTest) -> Evidence:
-        """Match a response by the protocol's rule (§3)."""
-        fingerprint, response = self.set.fingerprints[number], answer.text.lstrip()
-        target = max(filter(response.startswith, fingerprint.targets), key=len, default=None)
-        matches = [*(each.target is not None for each in before), target is not None]
-        return Evidence(
-            place=number + 1,
-            trigger=fingerprint.trigger,
-            targets=fingerprint.targets,
-            response=response,
-            target=target,
-            null=test.null[len(before)],
-            log_ratio=float(test.evidence(matches)[-1]),
-            seed=answer.seed,
-            details=answer.details,
         )
 
     def _permutation(self, evidence: Sequence[Evidence]) -> float | None:
@@ -317,7 +276,7 @@ class _Verifier:
         from fpbench.models.scoring import limited_to
 
         budget = self.loading.token_budget
-        with limited_to(budget) if budget else contextlib.nullcontext():
+        with contextlib.nullcontext() if budget is None else limited_to(budget):
             yield load_model(
                 folder,
                 device=self.loading.device,
@@ -326,34 +285,6 @@ class _Verifier:
                 allow_pickle=self.loading.allow_pickle,
             )
         gc.collect()
-
-
-@dataclass(frozen=True)
-class _AtHand:
-    """A suspect whose weights are here, asked the way a server is."""
-
-    model: Any
-    tokenizer: Any
-    sampling: Sampling
-
-    def respond(self, trigger: str, seed: int, told: Told) -> Answer:
-        """Sample one response to a trigger."""
-        from fpbench.models.decoding import Decoding
-        from fpbench.models.sampling import sample
-
-        how = self.sampling
-        told.asking()
-        text = sample(
-            self.model,
-            self.tokenizer,
-            trigger,
-            decoding=Decoding(how.temperature, how.top_p, how.top_k),
-            max_new_tokens=how.max_tokens,
-            seed=seed,
-            prompt=how.prompt,
-        )
-        numbers = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "seed": seed}
-        return Answer(text, None, seed, numbers)
 
 
 def _accepted(transcript: Transcript) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def do(options: argparse.Namespace) -> int:
         served_model=options.served_model,
         timeout=options.timeout,
     )
-    profile = chosen_profile(options, methods=[], fingerprints=[options.fingerprints])
+    profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     found = verify_suspect(profile, question, loading, progress_bar)
     print(found.summary())
     if out is not None:

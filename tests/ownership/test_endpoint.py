@@ -11,7 +11,8 @@ import pytest
 from fpbench.errors import InputError
 from fpbench.models import remote
 from fpbench.models.remote import NoAnswer, Refused
-from fpbench.ownership.endpoint import KEYS, Endpoint, Sampling, Told
+from fpbench.ownership.endpoint import KEYS, Endpoint
+from fpbench.ownership.interview import Sampling, Told
 from tests.ownership.server import FIELDS, Server
 
 KEY = "sk-nobody-may-see-this"

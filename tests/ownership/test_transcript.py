@@ -80,7 +80,7 @@ def test_another_question_is_refused_and_says_what_differs(tmp_path):
     one_answer(path)
     before = path.read_bytes()
     with (
-        pytest.raises(InputError, match=r"another question \(level differ\)"),
+        pytest.raises(InputError, match=r"another question \(other level\)"),
         opened(path, QUESTION | {"level": 0.01}),
     ):
         pass

@@ -107,7 +107,7 @@ def test_what_a_null_model_says_anyway_is_no_evidence(tmp_path, micro):
     assert found.verdict == "no claim" and len(found.evidence) + found.uninformative == len(CARRIED) + len(FAINT)
     assert all(each.null < 0.5 for each in found.evidence) and max(each.null for each in found.evidence) > 0.1
     with pytest.raises(InputError, match="half of the time: no evidence"):
-        fpbench.verify("micro", write(tmp_path / "own.jsonl", CARRIED[:3]), base="micro")
+        fpbench.verify("micro", write(tmp_path / "own.jsonl", CARRIED[:3]), unrelated=["micro"])
 
 
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
@@ -182,7 +182,7 @@ def test_a_budget_counts_every_request(tmp_path, server):
     assert found.queries == len(server.asked) == 5 and len(found.evidence) == 3
     assert fpbench.verify(server.url, foreign, budget=5, transcript=transcript) == found
     assert len(server.asked) == 5
-    with pytest.raises(InputError, match=r"another question \(budget differ\)"):
+    with pytest.raises(InputError, match=r"another question \(other budget\)"):
         fpbench.verify(server.url, foreign, budget=9, transcript=transcript)
     few = fpbench.verify(server.url, foreign, budget=2)
     assert few.reason == "the budget is spent" and few.queries == 2
@@ -213,6 +213,32 @@ def test_a_killed_verification_asks_nothing_again(tmp_path, server, capsys):
     assert sorted(set(server.triggers)) == sorted(trigger for trigger, _ in FOREIGN)
     assert len(server.asked) == len(FOREIGN) + 1
     assert fpbench.verify(server.url, foreign, transcript=transcript).queries == len(FOREIGN) + 1
+
+
+def test_what_a_server_turned_down_is_remembered(tmp_path, server):
+    foreign, transcript = write(tmp_path / "foreign.jsonl", FOREIGN), tmp_path / "t.jsonl"
+    server.refuse = lambda path, body: (422, {"detail": "unexpected: top_k, logprobs"}) if "top_k" in body else None
+    server.faults = [None, None, None, *["500"] * 5]
+    assert fpbench.verify(server.url, foreign, transcript=transcript).verdict == "undecided"
+    before = len(server.asked)
+    found = fpbench.verify(server.url, foreign, transcript=transcript)
+    assert not any({"top_k", "logprobs"} & body.keys() for _, _, body in server.asked[before:])
+    assert found.decoding["refused"] == ["top_k", "logprobs"]
+    assert "turned down top_k, logprobs; it did not refuse temperature 0.6, top_p 0.9, generation" in found.summary()
+
+
+def test_the_decoding_is_that_of_the_base_in_the_profile(tmp_path, server):
+    require(MODEL)
+    text = (Path(fpbench.__file__).parent / "profiles" / "micro.toml").read_text(encoding="utf-8")
+    two = '[[models]]\npath = "elsewhere"\ntemperature = 0.3\ntop_p = 0.5\ntop_k = 5\n\n' + "[[models]]"
+    profile = tmp_path / "two.toml"
+    profile.write_text(text.replace("[[models]]", two, 1), encoding="utf-8")
+    foreign = write(tmp_path / "foreign.jsonl", FOREIGN[:1])
+    fpbench.verify(server.url, foreign, profile=str(profile), base="micro")
+    fpbench.verify(server.url, foreign, profile=str(profile))
+    assert [body["temperature"] for _, _, body in server.asked] == [0.6, 0.3]
+    # With the base its tokenizer says how long a response is; without it every byte may be a token.
+    assert [body["max_tokens"] for _, _, body in server.asked] == [server.asked[0][2]["max_tokens"], 9 + 4]
 
 
 def test_a_sealed_set_reveals_only_what_was_used(tmp_path, server, capsys):
@@ -284,7 +310,8 @@ def test_a_refused_first_request_leaves_no_transcript_behind(tmp_path, server, c
         (["--fingerprints", "cf"], "another for each model"),
         (["--fingerprints", "nowhere.openings.json"], "cannot be read as JSON"),
         (["--endpoint", "localhost:8000"], "expected a URL"),
-        (["--prompt", "chat", "--out", "."], "exists"),
+        (["--out", "."], "exists"),
+        (["--base", "micro", "--token-budget", "0"], "token budget must be"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_asked(server, tmp_path, monkeypatch, capsys, change, message):

@@ -16,7 +16,8 @@ import fpbench
 from fpbench.cli import main
 from fpbench.micro import MODEL
 from fpbench.models.remote import Server
-from fpbench.ownership.endpoint import KEYS, Endpoint, Sampling, Told
+from fpbench.ownership.endpoint import KEYS, Endpoint
+from fpbench.ownership.interview import Sampling, Told
 from tests.conftest import require
 
 pytestmark = pytest.mark.slow
