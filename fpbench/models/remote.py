@@ -105,10 +105,10 @@ class Server:
         wait, reason = self._wait, ""
         for attempt in range(1, self._attempts + 1):
             before()
-            asked = 0.0
+            asked, deadline = 0.0, time.monotonic() + self._timeout
             try:
                 with _OPENER.open(request, timeout=self._timeout) as response:
-                    return read(self._body(response))
+                    return read(_body(response, deadline))
             except urllib.error.HTTPError as error:
                 with error:
                     reason, asked = f"status {error.code}", _retry_after(error.headers)
@@ -128,22 +128,6 @@ class Server:
                 time.sleep(min(LONGEST_WAIT, max(wait, asked)))
                 wait *= 2
         raise NoAnswer(f"endpoint {url} gave no answer in {self._attempts} attempts: {reason}.")
-
-    def _body(self, response: HTTPResponse) -> bytes:
-        """All of an answer; a server that sends it drop by drop does not get longer than one that is silent."""
-        deadline = time.monotonic() + self._timeout
-        parts: list[bytes] = []
-        while sum(map(len, parts)) < LARGEST:
-            part = response.read1(LARGEST)
-            # An unannounced end is an end only where no length was announced.
-            if not part and response.length:
-                raise HTTPException(f"the connection broke off {response.length} bytes before the answer's end")
-            if not part:
-                return b"".join(parts)
-            parts.append(part)
-            if time.monotonic() > deadline:
-                raise TimeoutError("timed out in the middle of the answer")
-        raise Unusable(f"the answer has more than {LARGEST} bytes")
 
     def _explanation(self, error: urllib.error.HTTPError) -> str:
         """What a refusal says, without the key that some servers quote."""
@@ -168,6 +152,22 @@ class Server:
             names = " or ".join(self._keys)
             raise InputError(f"the key in {names} holds characters that no API key has; set it anew.")
         return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def _body(response: HTTPResponse, deadline: float) -> bytes:
+    """All of an answer; a server that sends it drop by drop does not get longer than one that is silent."""
+    parts: list[bytes] = []
+    while sum(map(len, parts)) < LARGEST:
+        part = response.read1(LARGEST)
+        # Where a length was announced, nothing more before it is reached is no end.
+        if not part and response.length:
+            raise HTTPException(f"the connection broke off {response.length} bytes before the answer's end")
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out in the middle of the answer")
+    raise Unusable(f"the answer has more than {LARGEST} bytes")
 
 
 def _retry_after(headers: Message) -> float:

@@ -135,7 +135,7 @@ def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """An answer and its first choice."""
     try:
         document = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unusable("the answer is not JSON") from None
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):

@@ -124,7 +124,7 @@ class Verification:
                 f"Were a larger set to match at the same rate, half of all tests would claim with {self.needed} "
                 "fingerprints asked."
             )
-        return "At the rate seen no number of fingerprints would be enough: it is not above that of chance."
+        return "At the rate seen no number of fingerprints would be enough: it is not, or hardly, above that of chance."
 
     def _table(self) -> str:
         head = ("place", "trigger", "response", "matches", "by chance", "likelihood ratio so far")
@@ -135,7 +135,7 @@ class Verification:
                 " ".join(each.response.split())[:SHOWN] or _empty(each),
                 each.target or "–",
                 f"{each.null:.2g}",
-                f"{exp(each.log_ratio):.3g}",
+                _ratio(each.log_ratio),
             )
             for each in self.evidence
         ]
@@ -143,7 +143,7 @@ class Verification:
 
     def _grounds(self) -> list[str]:
         allowed = "" if self.budget is None else f" of at most {self.budget}"
-        needed = f"a ratio of {exp(self.bound):.4g}"
+        needed = f"a ratio of {_ratio(self.bound)}"
         if self.threshold is not None:
             needed += f", or {self.threshold} matches in any order"
         lines = [f"Queries: {self.queries}{allowed}. For a claim at {self.level:g}: {needed}."]
@@ -173,6 +173,10 @@ class Verification:
             lines.append(f"The server turned down {refused}; it did not refuse {_numbers(self.decoding['accepted'])}.")
         lines.append("Assumed: whether one fingerprint matches by chance does not depend on the others.")
         return lines
+
+
+def _ratio(logarithm: float) -> str:
+    return f"{exp(min(logarithm, 700.0)):.4g}"  # the largest number has a logarithm of 709
 
 
 def _empty(evidence: Evidence) -> str:

@@ -89,6 +89,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_malformed(self, body: Any) -> None:
         self.say('{"choices": [{"te')
 
+    def do_nested(self, body: Any) -> None:
+        self.say("[" * 200_000)
+
+    def do_endless(self, body: Any) -> None:
+        self.say(" " * 2_000_000)
+
     def do_empty(self, body: Any) -> None:
         self.say('{"choices": []}')
 

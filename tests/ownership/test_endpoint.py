@@ -59,7 +59,9 @@ def test_one_response_is_asked_for_as_the_protocol_has_it(server: Server, prompt
     assert log.requests == 1 and not log.faults and not log.refused
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "malformed", "empty", "drop", "half", "hang", "drip"])
+@pytest.mark.parametrize(
+    "fault", ["429", "500", "malformed", "nested", "endless", "empty", "drop", "half", "hang", "drip"]
+)
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
 def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str) -> None:
     server.faults, log = [fault, fault], Log()
@@ -75,6 +77,8 @@ def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str
         ("429", "status 429"),
         ("500", "status 500"),
         ("malformed", "not JSON"),
+        ("nested", "not JSON"),
+        ("endless", "more than 1000000 bytes"),
         ("empty", "no choices"),
         ("drop", "closed connection|reset"),
         ("half", "broke off"),

@@ -272,6 +272,17 @@ def test_a_dealt_set_shows_the_permutation_p_value(tmp_path, server):
     assert found.permutation == pytest.approx(1 / (8 * 7)) and "Dealing the targets" in found.summary()
     all_asked = fpbench.verify(server.url, str(path), level=1e-30)
     assert len(all_asked.evidence) == 8 and all_asked.permutation == pytest.approx(1 / 40320)
+    (tmp_path / "dealt.recipe.json").write_text(json.dumps(recipe | {"queries": []}))
+    assert fpbench.verify(server.url, str(path)).permutation is None
+
+
+def test_a_set_that_was_drawn_is_dealt(tmp_path, server):
+    require(MODEL)
+    path = tmp_path / "drawn.jsonl"
+    assert main(["fingerprints", "nlf", "--model", "micro", "--count", "5", "--out", str(path)]) == 0
+    targets = {each.trigger: each.primary for each in load_fingerprints(path)}
+    server.model = lambda body: (targets[body["prompt"]], None)
+    assert fpbench.verify(server.url, str(path)).permutation == pytest.approx(1 / 20)
 
 
 def test_a_key_is_in_no_file_and_no_message(tmp_path, server, monkeypatch, capsys):
