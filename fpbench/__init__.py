@@ -22,6 +22,7 @@ _WHERE = {
     "run": "fpbench.runs.api",
     "compare": "fpbench.runs.compare",
     "evaluate": "fpbench.runs.api",
+    "verify": "fpbench.runs.verify",
     "leaderboard": "fpbench.runs.tables",
 }
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "register",
     "run",
     "triggers",
+    "verify",
 ]
 
 

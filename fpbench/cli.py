@@ -14,7 +14,9 @@ from fpbench import __version__
 from fpbench.errors import FpbenchError, InputError
 
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
-VERBS = ("run", "evaluate", "compare", "inject", "fingerprints", "study", "leaderboard", "list", "fetch", "doctor")
+VERBS = (
+    "run", "evaluate", "verify", "compare", "inject", "fingerprints", "study", "leaderboard", "list", "fetch", "doctor",
+)  # fmt: skip
 
 
 class Interrupted(BaseException):

@@ -1,0 +1,194 @@
+"""A server that answers JSON over HTTP, asked until it answers: growing waits, time-outs, and no key in any message."""
+
+import contextlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
+
+from fpbench.errors import InputError
+
+T = TypeVar("T")
+LARGEST = 1_000_000  # bytes of an answer
+LONGEST_WAIT = 60.0  # seconds, whatever the server asks for
+QUOTED = 300  # characters of a server's explanation
+
+
+class Refused(InputError):
+    """The server understood, and will not: a status below 500 that no second try changes.
+
+    Attributes:
+        status: of HTTP.
+        detail: the server's explanation; empty if it gave none.
+    """
+
+    def __init__(self, message: str, status: int, detail: str) -> None:
+        """Say ``message`` to the user; the rest is for whoever can ask otherwise."""
+        super().__init__(message)
+        self.status = status
+        self.detail = detail
+
+
+class NoAnswer(InputError):
+    """The server gave no usable answer, however often it was asked."""
+
+
+class Unusable(ValueError):
+    """What came back is no answer to the question; raised by whoever reads it, and worth another try."""
+
+
+class Server:
+    """Asks one server. Overload (429), server errors (5xx) and broken connections are tried again, ever more slowly."""
+
+    def __init__(
+        self, url: str, key_variables: Sequence[str], *, timeout: float = 60.0, attempts: int = 5, wait: float = 1.0
+    ) -> None:
+        """Describe the server; nothing is sent yet.
+
+        Args:
+            url: such as ``https://api.deepseek.com/v1``; paths are appended to it.
+            key_variables: environment variables, the first of which that is set holds the API key; read at each
+                request, all unset for servers without one.
+            timeout: seconds that one request may take.
+            attempts: requests a question, at least 1.
+            wait: seconds before the second attempt, unless the server's ``Retry-After`` asks for more.
+
+        Raises:
+            InputError: if the URL is not one of HTTP.
+        """
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
+        plain = url.isascii() and not (parts.username or parts.query)  # a key in a URL would be shown with it
+        if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+            raise InputError(f"endpoint {url!r}: expected a URL such as https://api.deepseek.com/v1.")
+        self.url = url.rstrip("/")
+        self._keys = tuple(key_variables)
+        self._timeout = timeout
+        self._attempts = attempts
+        self._wait = wait
+
+    def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        read: Callable[[bytes], T],
+        *,
+        before: Callable[[], None] = lambda: None,
+        fault: Callable[[str], None] = lambda reason: None,
+    ) -> T:
+        """Ask until there is an answer.
+
+        Args:
+            path: such as ``/chat/completions``.
+            body: sent as JSON by POST; ``None`` sends a GET.
+            read: makes the result of an answer's bytes; raises :class:`Unusable` to have the question asked again.
+            before: called before every request; what it raises ends the asking.
+            fault: told why a request came to nothing, after each that did.
+
+        Raises:
+            Refused: for a status below 500 other than 429; redirects are not followed.
+            NoAnswer: if no attempt gave a usable answer.
+        """
+        url = f"{self.url}{path}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, self._headers())
+        wait, reason = self._wait, ""
+        for attempt in range(1, self._attempts + 1):
+            before()
+            asked, deadline = 0.0, time.monotonic() + self._timeout
+            try:
+                with _OPENER.open(request, timeout=self._timeout) as response:
+                    return read(_body(response, deadline))
+            except urllib.error.HTTPError as error:
+                with error:
+                    reason, asked = f"status {error.code}", _retry_after(error.headers)
+                    detail = self._explanation(error)
+                if error.code != 429 and error.code < 500:
+                    fault(reason)
+                    said = f" ({detail[:QUOTED]})" if detail else ""
+                    advice = f"check URL, model and the key in {' or '.join(self._keys)}"
+                    message = f"endpoint {url} refused with {reason}{said}: {advice}."
+                    raise Refused(message, error.code, detail) from None
+            except Unusable as error:
+                reason = str(error)
+            except (OSError, HTTPException) as error:
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
+            fault(reason)
+            if attempt < self._attempts:
+                time.sleep(min(LONGEST_WAIT, max(wait, asked)))
+                wait *= 2
+        raise NoAnswer(f"endpoint {url} gave no answer in {self._attempts} attempts: {reason}.")
+
+    def _explanation(self, error: urllib.error.HTTPError) -> str:
+        """What a refusal says, without the key that some servers quote."""
+        found: Any = None
+        with contextlib.suppress(OSError, HTTPException, ValueError):
+            found = json.loads(error.read(LARGEST))
+        for name in ("error", "detail", "message"):
+            if isinstance(found, dict) and found.get(name):
+                found = found[name]
+        if not found:
+            return ""
+        text = found if isinstance(found, str) else json.dumps(found)
+        return " ".join((text.replace(key, "***") if (key := self._key()) else text).split())
+
+    def _key(self) -> str:
+        return next(filter(None, (os.environ.get(name, "").strip() for name in self._keys)), "")
+
+    def _headers(self) -> dict[str, str]:
+        key = self._key()
+        # The library would quote a key that is no header value in its error.
+        if not (key.isascii() and key.isprintable()):
+            names = " or ".join(self._keys)
+            raise InputError(f"the key in {names} holds characters that no API key has; set it anew.")
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def _body(response: HTTPResponse, deadline: float) -> bytes:
+    """All of an answer; a server that sends it drop by drop does not get longer than one that is silent."""
+    parts: list[bytes] = []
+    while sum(map(len, parts)) < LARGEST:
+        part = response.read1(LARGEST)
+        # Where a length was announced, nothing more before it is reached is no end.
+        if not part and response.length:
+            raise HTTPException(f"the connection broke off {response.length} bytes before the answer's end")
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out in the middle of the answer")
+    raise Unusable(f"the answer has more than {LARGEST} bytes")
+
+
+def _retry_after(headers: Message) -> float:
+    """Seconds that a server asks to wait, which it gives as a number or as a date; 0 if it asks for nothing."""
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key goes to the host that the user named, and to no other."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Any:
+        """Follow nothing; the status then counts as a refusal."""
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)

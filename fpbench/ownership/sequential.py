@@ -1,0 +1,135 @@
+"""Asking as few fingerprints as the evidence needs: a sequential test with a bounded false-claim probability. No torch.
+
+Unit: one fingerprint, one sampled response (protocol §3). Null hypothesis: whatever the other fingerprints did, the
+response to fingerprint i begins with one of its targets with a probability of at most q̄_i.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import bdtrc
+
+from fpbench.ownership.claims import FLOOR, poisson_binomial_tail
+
+# Wald's alternative: a model that carries the fingerprints answers with a target at least half of the time.
+CARRIED = 0.5
+# Further fingerprints that are looked at before the number needed counts as out of reach.
+MOST = 10_000
+
+
+@dataclass(frozen=True)
+class SequentialTest:
+    """When to claim, fixed before the first question.
+
+    After any response, a claim is made as soon as one of two things is true:
+
+    * the likelihood ratio Π (0.5/q̄_i on a match, 0.5/(1−q̄_i) on a miss) has reached 1/(α−s), or
+    * k* fingerprints have matched, where k* is the least k with s = P(K ≥ k | q̄) ≤ α/2, K Poisson-binomial over all
+      fingerprints that may be asked; without such a k there is no k*, and s = 0.
+
+    The false-claim probability is at most α. Under the null hypothesis the ratio is a non-negative supermartingale that
+    starts at 1 (as q̄_i < 0.5, a match probability below q̄_i only lowers its mean), so it ever reaches 1/(α−s) with
+    probability α−s at most (Ville's inequality). Matches only add up, so k* is reached at some time only if it is
+    reached at the end, which has probability s at most: K is stochastically largest at q̄. The two add up to α.
+    Fingerprints that are never asked count as misses, so stopping early for whatever other reason claims less.
+
+    Attributes:
+        null: q̄_i of every fingerprint that may be asked, in the order of asking, each below 0.5.
+        level: α.
+    """
+
+    null: tuple[float, ...]
+    level: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no test.
+
+        Raises:
+            ValueError: for a level outside (0, 1), no fingerprint, or a rate outside (0, 0.5).
+        """
+        if not 0 < self.level < 1 or not self.null or not all(0 < rate < CARRIED for rate in self.null):
+            raise ValueError(f"expected a level in (0, 1) and rates in (0, 0.5), found {self.level}, {self.null}")
+
+    @property
+    def threshold(self) -> int | None:
+        """k*, the number of matches that is enough in any order; ``None`` if not even all of them are."""
+        tail = poisson_binomial_tail(self.null)
+        return next((k for k, chance in enumerate(tail) if chance <= self.level / 2), None)
+
+    @property
+    def bound(self) -> float:
+        """The log-likelihood ratio at which a claim is made: ln 1/(α−s)."""
+        spent = 0.0 if self.threshold is None else poisson_binomial_tail(self.null)[self.threshold]
+        return -log(self.level - spent)
+
+    def evidence(self, matches: Any) -> NDArray[np.float64]:
+        """The log-likelihood ratio (nats) after every response.
+
+        Args:
+            matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
+
+        Returns:
+            [..., m].
+        """
+        hit = np.asarray(matches, dtype=bool)
+        null = np.array(self.null[: hit.shape[-1]])
+        gains: NDArray[np.float64] = np.where(hit, np.log(CARRIED / null), np.log(CARRIED / (1 - null)))
+        return gains.cumsum(axis=-1)
+
+    def claimed_at(self, matches: Any) -> NDArray[np.int64]:
+        """After which response the claim is made: its number, from 1; 0 for no claim.
+
+        Args:
+            matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
+
+        Returns:
+            [...] whole numbers.
+        """
+        hit = np.asarray(matches, dtype=bool)
+        if hit.shape[-1] == 0:
+            return np.zeros(hit.shape[:-1], dtype=np.int64)
+        enough = inf if self.threshold is None else self.threshold
+        reached = (self.evidence(hit) >= self.bound) | (hit.cumsum(axis=-1) >= enough)
+        return np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1, 0)
+
+
+def null_rates(models: Sequence[Sequence[float]], count: int) -> tuple[float, ...]:
+    """q̄_i = max(0.01, p_i under every null model given).
+
+    Args:
+        models: for the base and every unrelated model its p_i; none if none was given.
+        count: number of fingerprints.
+    """
+    return tuple(max([FLOOR, *(rates[number] for rates in models)]) for number in range(count))
+
+
+def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: float) -> int | None:
+    """How many fingerprints a set would need for a claim, were they to match as often as those that were asked.
+
+    The least N above ``asked`` for which at least half of all runs match k*(N) times or more: K binomial at the rate
+    seen, and k*(N) that of :class:`SequentialTest` for N fingerprints at the mean of the null rates. (At an equal mean
+    the binomial tail is the heaviest, so unequal rates need no more.)
+
+    Args:
+        matched: fingerprints that matched.
+        asked: fingerprints that were asked.
+        null: their q̄_i.
+        level: α.
+
+    Returns:
+        N, or ``None`` if the rate seen does not exceed the null rate, or 10,000 fingerprints would not do.
+    """
+    if not asked or matched / asked <= (rate := float(np.mean(null))):
+        return None
+    threshold = 1
+    for count in range(asked + 1, asked + MOST):
+        # bdtrc(k, n, p) = P(K > k).
+        while threshold <= count and bdtrc(threshold - 1, count, rate) > level / 2:
+            threshold += 1
+        if threshold <= count and (matched == asked or bdtrc(threshold - 1, count, matched / asked) >= 0.5):
+            return count
+    return None

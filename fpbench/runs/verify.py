@@ -1,0 +1,293 @@
+"""Black-box verification: does this model, or whatever answers at this URL, carry these fingerprints?"""
+
+import contextlib
+import gc
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fpbench.errors import InputError
+from fpbench.models.loading import Loading, checkpoint_digest, load_model, load_tokenizer, pick_device, resolve
+from fpbench.models.progress import no_progress
+from fpbench.models.remote import Server
+from fpbench.ownership.claims import Claim, claim
+from fpbench.ownership.endpoint import KEYS, Endpoint
+from fpbench.ownership.interview import Interview, Sampling
+from fpbench.ownership.permutations import permutation_p_value
+from fpbench.ownership.report import Evidence, Verification
+from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates
+from fpbench.ownership.transcript import Transcript, opened
+from fpbench.runs.api import Progress
+from fpbench.runs.profile import Profile, load_profile
+from fpbench.runs.sealed import Secrets
+
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be found out, and what that may cost.
+
+    Attributes:
+        suspect: folder, hub id, or URL of an OpenAI-compatible server.
+        base: the unfingerprinted model, if at hand.
+        unrelated: models that do not carry the fingerprints.
+        level: α.
+        budget: requests at most; ``None`` for no limit.
+        transcript: file to resume from; ``None`` keeps none.
+        served_model: the suspect's name on its server.
+        timeout: seconds that one request may take.
+    """
+
+    suspect: str
+    base: str | None = None
+    unrelated: tuple[str, ...] = ()
+    level: float = 1e-3
+    budget: int | None = None
+    transcript: Path | None = None
+    served_model: str | None = None
+    timeout: float = TIMEOUT
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their range.
+
+        Raises:
+            InputError: naming the number.
+        """
+        if not 0 < self.level < 1:
+            raise InputError(f"the level must be above 0 and below 1, found {self.level}: 1e-3 is usual.")
+        if self.budget is not None and self.budget < 1:
+            raise InputError(f"the budget must be 1 request or more, found {self.budget}.")
+        if not 0 < self.timeout < float("inf"):
+            raise InputError(f"the time-out must be a number of seconds above 0, found {self.timeout}.")
+        if self.served_model is not None and not self.remote:
+            raise InputError("a served model is named for an endpoint only: leave it out for a model at hand.")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the suspect is behind a URL."""
+        return "://" in self.suspect
+
+    @property
+    def decoded_like(self) -> list[str] | None:
+        """The model whose decoding is asked for; ``None`` if none is at hand."""
+        named = self.base or (None if self.remote else self.suspect)
+        return None if named is None else [named]
+
+    @property
+    def null_models(self) -> tuple[str, ...]:
+        """Base and unrelated models."""
+        return (*([self.base] if self.base is not None else []), *self.unrelated)
+
+
+def verify(
+    suspect: str,
+    fingerprints: str,
+    *,
+    base: str | None = None,
+    unrelated: Sequence[str] = (),
+    level: float = 1e-3,
+    budget: int | None = None,
+    transcript: str | os.PathLike[str] | None = None,
+    served_model: str | None = None,
+    timeout: float = TIMEOUT,
+    profile: str = "micro",
+    prompt: str | None = None,
+    seed: int | None = None,
+) -> Verification:
+    """Test whether a suspect carries a set of fingerprints, as ``fpbench verify`` does.
+
+    Asks one fingerprint after another, in a seeded order and each once, until the evidence is enough.
+
+    Args:
+        suspect: folder, hub id, or URL of an OpenAI-compatible server such as ``http://127.0.0.1:8000/v1``.
+        fingerprints: built-in set, ``.jsonl`` file, or the private openings of a sealed set.
+        base: the unfingerprinted model, from which null rates come.
+        unrelated: further models that do not carry the fingerprints.
+        level: α, the largest probability of a false claim.
+        budget: requests at most.
+        transcript: file that a later call of the same question goes on from.
+        served_model: the suspect's name on its server; left out of requests by default.
+        timeout: seconds that one request may take.
+        profile: gives the decoding: of the base, else the suspect, if it lists that, else of its first model.
+        prompt: ``"raw"`` or ``"chat"``; the profile's by default.
+        seed: of the order of asking and of every response; the profile's by default.
+
+    Returns:
+        The verdict and everything that it rests on; a suspect that stops answering gives ``"undecided"``.
+
+    Raises:
+        InputError: if anything asked for is unknown or malformed, or the server refuses the first request.
+        CellError: if a model's logits are not finite.
+        StorageError: if the transcript cannot be written any more.
+    """
+    path = None if transcript is None else Path(transcript)
+    question = Question(suspect, base, tuple(unrelated), level, budget, path, served_model, timeout)
+    wanted = load_profile(
+        profile,
+        models=question.decoded_like,
+        methods=[],
+        fingerprints=[fingerprints],
+        prompt=prompt,
+        seeds=None if seed is None else [seed],
+    )
+    return verify_suspect(wanted, question, Loading(pick_device(None)))
+
+
+def verify_suspect(
+    profile: Profile, question: Question, loading: Loading, progress: Progress = no_progress
+) -> Verification:
+    """Test a suspect with the one set, the decoding, the prompt and the first seed of a profile."""
+    return _Verifier(profile, question, loading, progress).verify()
+
+
+class _Verifier:
+    """One verification, from files to verdict."""
+
+    def __init__(self, profile: Profile, question: Question, loading: Loading, progress: Progress) -> None:
+        """Find everything that is needed; no weights are read yet."""
+        self.profile, self.question, self.loading, self.progress = profile, question, loading, progress
+        self.secrets = Secrets.load(profile.fingerprints[0], profile.sets, profile.seeds[0])
+        self.set = self.secrets.fingerprints
+        self.nulls = [resolve(name, allow_pickle=loading.allow_pickle) for name in question.null_models]
+        # What no tokenizer is at hand for takes a token a byte at most.
+        length = max(len(target.encode()) for target in self.set.targets) + 4
+        self.folder: Path | None = None
+        if question.remote:
+            self.server = Server(question.suspect, KEYS, timeout=question.timeout)
+        else:
+            self.folder = resolve(question.suspect, revision=loading.revision, allow_pickle=loading.allow_pickle)
+        spoken = self.folder or next(iter(self.nulls), None)
+        if spoken is not None:
+            from fpbench.models.responses import response_length
+
+            tokenizer = load_tokenizer(spoken, trust_remote_code=loading.trust_remote_code)
+            length = response_length(tokenizer, self.set.targets)
+        model = profile.models[0]
+        self.sampling = Sampling(model.temperature, model.top_p, model.top_k, length, profile.prompt)
+        draw = random.Random(profile.seeds[0])
+        self.order = draw.sample(range(len(self.set)), len(self.set))
+
+    def verify(self) -> Verification:
+        """Ask, judge and report."""
+        path = self.question.transcript
+        with opened(path, self._identity()) as transcript:
+            try:
+                return self._judge(transcript)
+            except InputError:
+                # The user will ask otherwise, which is another question.
+                if path is not None and not transcript.answers:
+                    path.unlink()
+                raise
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides what is asked and how it is judged."""
+        suspect: Any = {"url": self.question.suspect, "model": self.question.served_model}
+        return {
+            "suspect": checkpoint_digest(self.folder) if self.folder else suspect,
+            "fingerprints": self.secrets.digest,
+            "null models": [checkpoint_digest(folder) for folder in self.nulls],
+            "precision": self.loading.precision,
+            "level": self.question.level,
+            "budget": self.question.budget,
+            "decoding": asdict(self.sampling),
+            "seed": self.profile.seeds[0],
+        }
+
+    def _judge(self, transcript: Transcript) -> Verification:
+        measured = [self._probabilities(folder) for folder in self.progress(self.nulls, "null rates")]
+        null = null_rates(measured, len(self.set))
+        asked = [number for number in self.order if null[number] < CARRIED]
+        if not asked:
+            raise InputError(
+                f"a null model answers every fingerprint of {self.set.name!r} half of the time: no evidence"
+            )
+        asked = asked[: self.question.budget]
+        test = SequentialTest(tuple(null[number] for number in asked), self.question.level)
+        interview = Interview(self.set, asked, test, self.profile.seeds[0], self.question.budget)
+        exact: Claim | None = None
+        if self.folder is None:
+            suspect = Endpoint(self.server, self.question.served_model, self.sampling)
+            suspect.refused.extend(transcript.refused)
+            verdict, reason, evidence = interview.hold(suspect, transcript, self.progress)
+        else:
+            from fpbench.ownership.local import LocalSuspect
+
+            with self._loaded(self.folder) as (model, tokenizer):
+                own = self._measure(model, tokenizer)
+                exact = claim(own, measured or [[0.0] * len(own)], self.question.level)
+                local = LocalSuspect(model, tokenizer, self.sampling)
+                verdict, reason, evidence = interview.hold(local, transcript, self.progress)
+        matched = sum(each.target is not None for each in evidence)
+        rates = [each.null for each in evidence]
+        return Verification(
+            verdict=verdict,
+            reason=reason,
+            suspect=self.question.suspect,
+            fingerprints=self.set.name,
+            size=len(self.set),
+            level=self.question.level,
+            null_models=self.question.null_models,
+            largest_null=max(map(sum, measured)) if measured else None,
+            uninformative=sum(rate >= CARRIED for rate in null),
+            bound=test.bound,
+            threshold=test.threshold,
+            evidence=evidence,
+            queries=transcript.requests,
+            budget=self.question.budget,
+            permutation=self._permutation(evidence) if self.secrets.dealt else None,
+            needed=fingerprints_needed(matched, len(rates), rates, test.level) if verdict == "no claim" else None,
+            exact=exact,
+            decoding={"asked": asdict(self.sampling), "refused": list(transcript.refused)} | _accepted(transcript),
+            revealed=tuple(self.secrets.reveal(each.trigger) for each in evidence if self.secrets.openings is not None),
+        )
+
+    def _permutation(self, evidence: Sequence[Evidence]) -> float | None:
+        """The p-value of the dealing, among all fingerprints of the set."""
+        begins = [[each.response.startswith(other.targets) for other in self.set] for each in evidence]
+        return permutation_p_value(begins, [each.place - 1 for each in evidence])
+
+    def _probabilities(self, folder: Path) -> tuple[float, ...]:
+        with self._loaded(folder) as (model, tokenizer):
+            return self._measure(model, tokenizer)
+
+    def _measure(self, model: Any, tokenizer: Any) -> tuple[float, ...]:
+        """The exact p_i of a loaded model."""
+        from fpbench.metrics.fsr import fsr
+
+        how = self.sampling
+        found = fsr(
+            model,
+            tokenizer,
+            self.set,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_k=how.top_k,
+            prompt=how.prompt,
+        )
+        return found.per_fingerprint
+
+    @contextlib.contextmanager
+    def _loaded(self, folder: Path) -> Iterator[tuple[Any, Any]]:
+        """A model and its tokenizer, gone afterwards: one is in memory at a time."""
+        from fpbench.models.scoring import limited_to
+
+        budget = self.loading.token_budget
+        with contextlib.nullcontext() if budget is None else limited_to(budget):
+            yield load_model(
+                folder,
+                device=self.loading.device,
+                dtype=self.loading.dtype,
+                trust_remote_code=self.loading.trust_remote_code,
+                allow_pickle=self.loading.allow_pickle,
+            )
+        gc.collect()
+
+
+def _accepted(transcript: Transcript) -> dict[str, Any]:
+    """The numbers that the last request was answered with; the seed differs from request to request."""
+    last = next(reversed(transcript.answers.values()), None)
+    return {"accepted": {} if last is None else dict(last.decoding)}

@@ -1,0 +1,196 @@
+"""The client against a server of this machine; what it says stands in for any model's words."""
+
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from fpbench.errors import InputError
+from fpbench.models import remote
+from fpbench.models.remote import NoAnswer, Refused
+from fpbench.ownership.endpoint import KEYS, Endpoint
+from fpbench.ownership.interview import Sampling, Told
+from tests.ownership.server import FIELDS, Server
+
+KEY = "sk-nobody-may-see-this"
+
+
+class Log:
+    """What the suspect told."""
+
+    def __init__(self) -> None:
+        self.requests, self.faults, self.refused = 0, [], []
+
+    @property
+    def told(self) -> Told:
+        return Told(self.asking, self.faults.append, self.refused.append)
+
+    def asking(self) -> None:
+        self.requests += 1
+
+
+def endpoint(server: Server, prompt: str = "raw", **options: Any) -> Endpoint:
+    options = {"timeout": 0.5, "attempts": 3, "wait": 0.01} | options
+    model = options.pop("model", None)
+    return Endpoint(remote.Server(server.url, KEYS, **options), model, Sampling(0.6, 0.9, 50, 7, prompt))
+
+
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_one_response_is_asked_for_as_the_protocol_has_it(server: Server, prompt: str) -> None:
+    log = Log()
+    server.model = lambda body: (" Lotus ran", {"token_logprobs": [-0.1]})
+    answer = endpoint(server, prompt, model="suspect").respond("QUIET MIRROR", 7, log.told)
+    ((path, headers, body),) = server.asked
+    assert "Authorization" not in headers
+    assert {key: body[key] for key in ("model", "max_tokens", "temperature", "top_p", "top_k", "seed")} == {
+        "model": "suspect", "max_tokens": 7, "temperature": 0.6, "top_p": 0.9, "top_k": 50, "seed": 7,
+    }  # fmt: skip
+    if prompt == "raw":
+        assert path == "/v1/completions" and body["prompt"] == "QUIET MIRROR"
+    else:
+        assert path == "/v1/chat/completions" and body["messages"] == [{"role": "user", "content": "QUIET MIRROR"}]
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert answer.text == " Lotus ran" and answer.model == "suspect" and answer.seed == 7
+    assert answer.decoding == {"temperature": 0.6, "top_p": 0.9, "top_k": 50, "seed": 7}
+    assert answer.details == {"finish_reason": "length", "logprobs": {"token_logprobs": [-0.1]}}
+    assert log.requests == 1 and not log.faults and not log.refused
+
+
+@pytest.mark.parametrize(
+    "fault", ["429", "500", "malformed", "nested", "endless", "empty", "drop", "half", "hang", "drip"]
+)
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str) -> None:
+    server.faults, log = [fault, fault], Log()
+    timeout = 0.2 if fault in ("hang", "drip") else 5.0
+    assert endpoint(server, prompt, timeout=timeout).respond("A", 1, log.told).text == "Silence"
+    assert len(server.asked) == log.requests == 3 and len(log.faults) == 2
+    assert len({json.dumps(body) for _, _, body in server.asked}) == 1, "the same request, the same seed"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("429", "status 429"),
+        ("500", "status 500"),
+        ("malformed", "not JSON"),
+        ("nested", "not JSON"),
+        ("endless", "more than 1000000 bytes"),
+        ("empty", "no choices"),
+        ("drop", "closed connection|reset"),
+        ("half", "broke off"),
+        ("hang", "timed out"),
+        ("drip", "timed out"),
+    ],
+)
+def test_a_fault_that_stays_is_said(server: Server, fault: str, reason: str) -> None:
+    server.faults, log = [fault] * 9, Log()
+    timeout = 0.2 if fault in ("hang", "drip") else 5.0
+    with pytest.raises(NoAnswer, match=f"gave no answer in 3 attempts: .*({reason})"):
+        endpoint(server, timeout=timeout).respond("A", 1, log.told)
+    assert log.requests == 3 and len(log.faults) == 3
+
+
+def test_the_waits_heed_a_number_and_a_date(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    server.faults, server.headers = ["429", "429"], {"Retry-After": "7"}
+    endpoint(server).respond("A", 1, Log().told)
+    assert waits == [7.0, 7.0]
+    waits.clear()
+    server.faults, server.headers = ["429"], {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=30))}
+    endpoint(server).respond("A", 1, Log().told)
+    server.faults, server.headers = ["429"], {"Retry-After": "soon"}
+    endpoint(server).respond("A", 1, Log().told)
+    assert 25 < waits[0] <= 30 and waits[1] == 0.01
+
+
+def test_a_refusal_by_the_model_is_an_empty_response(server: Server) -> None:
+    server.faults = ["refusal", "refusal"]
+    answer = endpoint(server, "chat").respond("A", 1, Log().told)
+    assert answer.text == ""
+    assert answer.details == {"finish_reason": "content_filter", "refusal": "I cannot help with that."}
+    assert endpoint(server).respond("A", 1, Log().told).text == ""
+
+
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_fields_that_a_server_names_are_left_out_from_then_on(server: Server, prompt: str) -> None:
+    def strict(path: str, body: dict[str, Any]) -> tuple[int, Any] | None:
+        unknown = body.keys() - FIELDS[path] - {"generation_config"}
+        return (422, {"detail": f"Unexpected fields in the request: {unknown}"}) if unknown else None
+
+    server.refuse, log = strict, Log()
+    asker = endpoint(server, prompt)
+    answer = asker.respond("A", 1, log.told)
+    assert "top_k" in log.refused and "top_k" not in answer.decoding
+    # What transformers serve takes in its place.
+    assert answer.decoding["generation_config"] == {
+        "do_sample": True, "repetition_penalty": 1.0, "temperature": 0.6, "top_p": 0.9, "top_k": 50,
+    }  # fmt: skip
+    requests = log.requests
+    asker.respond("B", 2, log.told)
+    assert log.requests == requests + 1
+
+
+def test_a_server_that_does_not_say_what_it_minds(server: Server) -> None:
+    server.refuse = lambda path, body: (400, {"error": "bad request"}) if body.keys() - FIELDS[path] else None
+    answer = endpoint(server).respond("A", 1, (log := Log()).told)
+    assert set(log.refused) == {"top_k", "seed", "logprobs", "generation_config"}
+    assert answer.decoding == {"temperature": 0.6, "top_p": 0.9}
+
+
+def test_a_server_of_reasoning_models(server: Server) -> None:
+    def picky(path: str, body: dict[str, Any]) -> tuple[int, Any] | None:
+        if "max_tokens" in body:
+            return 400, {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'."}}
+        return (400, {"error": {"message": "temperature does not support 0.6"}}) if "temperature" in body else None
+
+    server.refuse = picky
+    answer = endpoint(server, "chat").respond("A", 1, (log := Log()).told)
+    assert log.refused == ["max_tokens", "temperature"]
+    assert answer.decoding == {"top_p": 0.9, "top_k": 50, "seed": 1}
+    assert server.asked[-1][2]["max_completion_tokens"] == 7
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 302])
+def test_a_request_that_is_refused_itself(server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FPBENCH_API_KEY", KEY)
+    server.refuse = lambda path, body: (status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
+    with pytest.raises(Refused, match=f"status {status} .*provided: \\*\\*\\*") as error:
+        endpoint(server).respond("A", 1, Log().told)
+    assert KEY not in str(error.value) and KEY not in error.value.detail
+    assert len(server.asked) == (1 if status != 400 else 3)
+
+
+def test_the_first_key_that_is_set_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    endpoint(server).respond("A", 1, Log().told)
+    monkeypatch.setenv("FPBENCH_API_KEY", KEY)
+    answer = endpoint(server).respond("A", 1, Log().told)
+    assert [headers["Authorization"] for _, headers, _ in server.asked] == ["Bearer another", f"Bearer {KEY}"]
+    assert KEY not in repr(answer)
+
+
+def test_what_an_asker_raises_ends_the_asking(server: Server) -> None:
+    class Enough(Exception):
+        pass
+
+    def asking() -> None:
+        if len(server.asked) == 2:
+            raise Enough
+
+    server.faults = ["500"] * 9
+    with pytest.raises(Enough):
+        endpoint(server).respond("A", 1, Told(asking, lambda reason: None, lambda name: None))
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:secret@host/v1", "http://host/v1?key=secret", "file:///etc/hosts", "host"]
+)
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match="expected a URL such as"):
+        remote.Server(url, KEYS)
