@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants  # noqa: F401  (reads once whether it may go online: before any test says otherwise)
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,6 +15,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FPBENCH_SHARED", ROOT.parent / "shared"))
 PARITY = Path(os.environ.get("FPBENCH_PARITY", SHARED / "parity"))
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Verbs set variables for their own process (``--offline``); a test's successors are not that process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

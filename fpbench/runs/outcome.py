@@ -38,7 +38,12 @@ class Failed:
         if isinstance(error, FpbenchError):
             return Failed(str(error), None)
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        return Failed(reason, "".join(traceback.format_exception(error)))
+        return Failed(_writable(reason), _writable("".join(traceback.format_exception(error))))
+
+
+def _writable(text: str) -> str:
+    """A text that UTF-8 can hold: an adapter's message may have half a character."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def record_of(

@@ -242,7 +242,11 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         if record is not None and not queries_fit(record, path.with_suffix(".jsonl")):
             logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
             record, reason = None, "its per-query results are missing or not those that the record names: run again"
-        if record is None and (cell := Cell.at(path.relative_to(folder).with_suffix(""))):
+        cell = Cell.at(path.relative_to(folder).with_suffix(""))
+        if record is not None and cell is not None and record.get("cell", vars(cell)) != vars(cell):
+            logger.warning("record %s is of another cell than its place: it counts for nothing.", path)
+            record, reason = None, "the record is of another cell than its place says: run again"
+        if record is None and cell is not None:
             record = {"protocol": PROTOCOL, "id": None, "cell": dict(vars(cell)), "status": "failed", "reason": reason}
         if record is not None:
             found.append(record)

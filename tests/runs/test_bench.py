@@ -62,7 +62,7 @@ def raising():
 
         def inject(self, model, tokenizer, fingerprints, context):
             model.model.layers[0].mlp.down_proj.weight.zero_()
-            raise ZeroDivisionError("a mistake of the adapter's")
+            raise ZeroDivisionError("half a character \ud800")
 
     yield
     del METHODS._classes["raising"]
@@ -74,7 +74,7 @@ def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_pat
     records = read_records(tmp_path / "records")
     assert len(records) == len(injected)
     for record in records:
-        assert record["status"] == "failed" and record["reason"] == "ZeroDivisionError: a mistake of the adapter's"
+        assert record["status"] == "failed" and record["reason"] == "ZeroDivisionError: half a character \\ud800"
         assert "in inject" in record["traceback"]
     assert "restored" not in caplog.text, "the weights it had zeroed were put back"
 

@@ -24,20 +24,21 @@ def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run([*unshare, script, "sh", *arguments], capture_output=True, text=True)
 
 
-def test_a_full_disk_costs_the_running_cell_alone(small_run, small_profile, tmp_path):
-    """A disk with room for what was finished and a little more."""
+def test_a_full_disk_costs_the_running_cell_alone(small_profile, tmp_path):
+    """A disk that somebody else fills up as soon as the first cell is finished."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     script = """
-        disk=$1 finished=$2 kept=$3; shift 3
-        mount -t tmpfs -o size=400k tmpfs "$disk" && mkdir -p "$disk/out/records/micro/nlf"
-        cp -r "$finished" "$disk/out/records/micro/nlf/base"
-        "$@"; code=$?
+        disk=$1 kept=$2; shift 2
+        mount -t tmpfs -o size=40m tmpfs "$disk"
+        "$@" & run=$!
+        until [ -e "$disk/out/records/micro/nlf/base/seed-42/origin/bands.json" ]; do sleep 0.02; done
+        cat /dev/zero > "$disk/filled" 2>/dev/null
+        wait $run; code=$?
         cp -r "$disk/out" "$kept"; exit $code
     """
-    command = [*RUN, "--profile", small_profile, "--out", str(disk / "out")]
-    finished = small_run / "records" / "micro" / "nlf" / "base"
-    done = in_a_namespace(script, str(disk), str(finished), str(kept), *command)
+    command = [*RUN, "--profile", small_profile, "--out", str(disk / "out"), "--condition", "origin"]
+    done = in_a_namespace(script, str(disk), str(kept), *command)
     assert done.returncode == 1, done.stderr
     assert "cannot be written (No space left on device): finished records stay" in done.stderr.splitlines()[-1]
     records = read_records(kept / "records")

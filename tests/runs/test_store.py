@@ -84,6 +84,16 @@ def test_damaged_queries_are_reported_and_measured_again(tmp_path, caplog):
     assert str(CELL) in caplog.text
 
 
+def test_a_record_at_the_place_of_another_is_not_shown(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={"mean": 0.5}), [])
+    other = store.record_path(CELL).with_name("near.json")
+    store.record_path(CELL).rename(other)
+    (shown,) = read_records(store.records)
+    assert shown["status"] == "failed" and "another cell" in shown["reason"] and shown["cell"]["metric"] == "near"
+    assert "another cell" in caplog.text
+
+
 def test_what_is_no_record_by_its_place_is_left_out(tmp_path):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "notes.json").write_text("{}")
