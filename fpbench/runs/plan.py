@@ -41,10 +41,10 @@ class Cell:
         return self.path
 
     @staticmethod
-    def at(path: PurePath) -> "Cell | None":
-        """The cell whose record stands at ``path`` below the records folder; ``None`` if none would."""
-        match path.parts:
-            case (model, fingerprints, method, seed, condition, metric) if re.fullmatch(r"seed--?\d+", seed):
+    def at(path: str) -> "Cell | None":
+        """The cell whose :attr:`path` this is; ``None`` if none has it."""
+        match path.split("/"):
+            case [model, fingerprints, method, seed, condition, metric] if re.fullmatch(r"seed--?\d+", seed):
                 return Cell(model, fingerprints, method, int(seed.removeprefix("seed-")), condition, metric)
         return None
 

@@ -237,12 +237,13 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     """
     found = []
     names = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    for path in map(Path, sorted(name for name in names if name.endswith(".json"))):
+    for name in sorted(name for name in names if name.endswith(".json")):
+        path, stem = Path(name), name.removesuffix(".json")
         record, reason = read_record(path), "the record is damaged: run again"
-        if record is not None and not queries_fit(record, path.with_suffix(".jsonl")):
+        if record is not None and not queries_fit(record, Path(f"{stem}.jsonl")):
             logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
             record, reason = None, "its per-query results are missing or not those that the record names: run again"
-        cell = Cell.at(path.relative_to(folder).with_suffix(""))
+        cell = Cell.at(stem.removeprefix(f"{folder}/"))
         if record is not None and cell is not None and record.get("cell", vars(cell)) != vars(cell):
             logger.warning("record %s is of another cell than its place: it counts for nothing.", path)
             record, reason = None, "the record is of another cell than its place says: run again"
