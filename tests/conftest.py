@@ -1,12 +1,16 @@
 """Fixtures: the bundled micro model, and the real models and data where they are at hand."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants  # noqa: F401  (reads once whether it may go online: before any test says otherwise)
 import pytest
+
+# A shell that runs the tests in the background has them ignore SIGINT, and so every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two workers on two cores: one thread each, also in the processes that they start. Set before torch is imported.
