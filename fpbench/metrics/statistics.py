@@ -8,7 +8,7 @@ from scipy.special import bdtr, betaincinv
 
 # Exact by meeting in the middle: two tables of 2^15 sums. Beyond it, flips are drawn.
 EXACT_FLIPS = 30
-DRAWN_FLIPS = 100_000
+DRAWN_FLIPS = 20_000
 RESAMPLES = 10_000
 
 
@@ -39,7 +39,7 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p-value of the exact paired sign-flip test of equal means.
 
     The share of all 2^n sign patterns of the differences whose |sum| is at least the one observed. Zero differences
-    drop out. With more than 30 others, 100,000 seeded patterns are drawn and p = (1 + extreme) / (1 + drawn).
+    drop out. With more than 30 others, 20,000 seeded patterns are drawn and p = (1 + extreme) / (1 + drawn).
 
     Args:
         a: one value a fingerprint.
