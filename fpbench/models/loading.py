@@ -135,13 +135,7 @@ def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
         return models.snapshot(repository, revision, [*HUB_FILES, *(["*.bin"] if allow_pickle else [])])
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = file_digest) -> str:
+def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256) -> str:
     """SHA-256 over the names and contents of weights, config and tokenizer files of a checkpoint folder.
 
     That of a PEFT adapter covers its base.
@@ -222,11 +216,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     # An adapter may bring a tokenizer, or leave that to its base.
-    own = any(folder.glob("tokenizer*")) or base_of_adapter(folder) is None
+    source = folder if any(folder.glob("tokenizer*")) else base_of_adapter(folder) or folder
     with _loading(folder):
-        return AutoTokenizer.from_pretrained(
-            folder if own else base_of_adapter(folder), trust_remote_code=trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
 @contextlib.contextmanager

@@ -116,13 +116,10 @@ def measure(
     store.check_writable()
     resume = Resume(job, sets)
     if not resume.names:
-        from fpbench.runs.needs import require_room
         from fpbench.runs.worker import Worker
 
         Worker(job, no_progress).check(cells)
-        if isinstance(engine, Serial):  # cells are measured on this machine
-            require_room(job, cells)
-        engine.check(job)
+        engine.check(job, cells)
     with driving(store.folder):
         records = read_records(store.records)
         if pending := resume.pending(cells, records):

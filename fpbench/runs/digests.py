@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fpbench.models.loading import file_digest
+from fpbench.hub.lock import sha256
 from fpbench.runs.store import write_text
 
 
@@ -35,6 +35,6 @@ class Digests:
         match self._known.get(str(path.resolve())):
             case [size, time, str(digest)] if [size, time] == state:
                 return digest
-        self._known[str(path.resolve())] = [*state, found_digest := file_digest(path)]
+        self._known[str(path.resolve())] = [*state, found_digest := sha256(path)]
         write_text(self.path, json.dumps(self._known, indent=1, sort_keys=True) + "\n")
         return found_digest

@@ -18,8 +18,8 @@ Say = Callable[[str], None]
 class Engine(Protocol):
     """Measures checkpoints of a job in any order and anywhere; records are all it leaves."""
 
-    def check(self, job: "Job") -> None:
-        """See whether the job can be measured here at all, before anything is written.
+    def check(self, job: "Job", cells: Sequence[Cell]) -> None:
+        """See whether the cells of a job can be measured at all, before anything is written.
 
         Raises:
             InputError: if not.
@@ -47,8 +47,11 @@ class Engine(Protocol):
 class Serial:
     """One after another, in this process."""
 
-    def check(self, job: "Job") -> None:
-        """As :meth:`Engine.check`: this process is always there."""
+    def check(self, job: "Job", cells: Sequence[Cell]) -> None:
+        """As :meth:`Engine.check`: this machine has to have the memory and the disk."""
+        from fpbench.runs.needs import require_room
+
+        require_room(job, cells)
 
     def measure(
         self, job: "Job", checkpoints: Sequence[Sequence[Cell]], progress: "Progress", say: Say

@@ -43,7 +43,7 @@ class Ray:
             raise InputError("the engine 'ray' needs Ray, which is not installed: pip install 'fpbench[ray]'.")
         self.address = address
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job, cells: Sequence[Cell]) -> None:
         """As :meth:`~fpbench.runs.engine.Engine.check`: the device, and that the cluster answers.
 
         Raises:

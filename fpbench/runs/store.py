@@ -241,7 +241,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     for name in sorted(name for name in names if name.endswith(".json")):
         path, stem = Path(name), name.removesuffix(".json")
         record, reason = read_record(path), "the record is damaged: run again"
-        if record is not None and "queries" in record and not queries_fit(record, Path(f"{stem}.jsonl")):
+        if record is not None and not queries_fit(record, Path(f"{stem}.jsonl")):
             logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
             record, reason = None, "its per-query results are missing or not those that the record names: run again"
         cell = Cell.at(stem.removeprefix(f"{folder}/"))

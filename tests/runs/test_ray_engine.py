@@ -108,7 +108,7 @@ def test_a_cluster_that_is_not_there_is_wrong_input(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     profile = write_profile(tmp_path / "tiny.toml")
     with pytest.raises(InputError, match=message):
-        create("ray", address).check(job_of(profile, device, tmp_path / "out"))
+        create("ray", address).check(job_of(profile, device, tmp_path / "out"), [])
     assert not (tmp_path / "out").exists()
 
 

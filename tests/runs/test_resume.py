@@ -1,5 +1,6 @@
 """What is left of a run, known by files alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -87,6 +88,23 @@ def test_names_hold_only_for_the_very_same_files_and_profile(remembered):
         os.utime(path, ns=(before, before))
         assert resume().names
     (model / "another.json").write_text("{}")
+    assert resume().names == {}
+
+
+def test_names_of_an_adapter_hold_only_for_the_files_of_its_base(remembered, small_profile, tmp_path):
+    _, base, _ = remembered
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+
+    def resume():
+        return resume_of(load_profile(small_profile), adapter, tmp_path / "other")
+
+    resume().remember({"a/b/c/seed-1/d/e": "0123"})
+    assert resume().names
+    before = (base / "config.json").stat().st_mtime_ns
+    os.utime(base / "config.json", ns=(before + 1, before + 1))
     assert resume().names == {}
 
 
