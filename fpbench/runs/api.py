@@ -11,7 +11,7 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.models.loading import Loading, pick_device, resolve
 from fpbench.models.progress import no_progress
 from fpbench.registry import unknown
-from fpbench.runs.engine import Engine, Say, Serial, create
+from fpbench.runs.engines.engine import Engine, Say, Serial, create
 from fpbench.runs.job import Job, checkpoints
 from fpbench.runs.lock import driving
 from fpbench.runs.plan import BASE, CHECKPOINT, Cell, label_of, plan

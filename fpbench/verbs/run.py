@@ -33,7 +33,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Run what has no record yet and print the leaderboard."""
-    from fpbench.runs.engine import create
+    from fpbench.runs.engines.engine import create
 
     profile = chosen_profile(
         options,
@@ -73,10 +73,10 @@ def dry_run(profile: Any, options: argparse.Namespace) -> int:
     loading = prepare(options)
     from fpbench.errors import InputError
     from fpbench.models.loading import resolve
-    from fpbench.runs.estimate import estimate
-    from fpbench.runs.forecast import forecast
+    from fpbench.runs.estimates.estimate import estimate
+    from fpbench.runs.estimates.forecast import forecast
+    from fpbench.runs.estimates.needs import refuse
     from fpbench.runs.job import Job
-    from fpbench.runs.needs import refuse
 
     folders, absent = {}, {}
     for model in profile.models:

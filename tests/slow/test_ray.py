@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from fpbench.micro import MODEL
-from fpbench.runs.engine import Serial, create
+from fpbench.runs.engines.engine import Serial, create
 from fpbench.runs.plan import Cell
 from fpbench.runs.store import read_records
 from tests.conftest import require

@@ -45,7 +45,7 @@ WALKED = 8
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed, in the units that :class:`fpbench.runs.speed.Speed` has prices of.
+    """What is computed, in the units that :class:`fpbench.runs.estimates.speed.Speed` has prices of.
 
     Attributes:
         passes: forward passes through all blocks.

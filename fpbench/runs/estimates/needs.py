@@ -9,10 +9,20 @@ from fpbench.errors import InputError
 from fpbench.methods.base import FingerprintMethod
 from fpbench.models.loading import load_architecture
 from fpbench.models.progress import no_progress
+from fpbench.runs.estimates.room import (
+    TRAINING_LENGTH,
+    Phase,
+    Residency,
+    Room,
+    free_card,
+    free_disk,
+    free_memory,
+    peak,
+    shown,
+)
 from fpbench.runs.job import Job, checkpoints
 from fpbench.runs.plan import CHECKPOINT, Cell
 from fpbench.runs.profile import ORIGIN
-from fpbench.runs.room import TRAINING_LENGTH, Phase, Residency, Room, free_card, free_disk, free_memory, peak, shown
 from fpbench.runs.sets import COUNT
 from fpbench.runs.worker import Worker
 

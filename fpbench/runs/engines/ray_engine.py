@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError
-from fpbench.runs.crew import Crew
-from fpbench.runs.engine import Say
+from fpbench.runs.engines.crew import Crew
+from fpbench.runs.engines.engine import Say
 from fpbench.runs.interruption import held_back
 from fpbench.runs.job import Job
 from fpbench.runs.plan import Cell
@@ -44,7 +44,7 @@ class Ray:
         self.address = address
 
     def check(self, job: Job, cells: Sequence[Cell]) -> None:
-        """As :meth:`~fpbench.runs.engine.Engine.check`: the device, and that the cluster answers.
+        """As :meth:`~fpbench.runs.engines.engine.Engine.check`: the device, and that the cluster answers.
 
         Raises:
             InputError: if not.
@@ -61,7 +61,7 @@ class Ray:
     def measure(
         self, job: Job, checkpoints: Sequence[Sequence[Cell]], progress: "Progress", say: Say
     ) -> dict[str, str]:
-        """As :meth:`~fpbench.runs.engine.Engine.measure`; bars cannot travel, every finished cell is said instead.
+        """Measure on a cluster, as :class:`~fpbench.runs.engines.engine.Engine`; bars cannot travel, so cells are said.
 
         Raises:
             InputError: if no node can hold a worker, or a node does not see the store or the data.

@@ -6,9 +6,9 @@ import torch
 from tabulate import tabulate
 
 from fpbench.models.loading import Loading
-from fpbench.runs.estimate import START, Estimate, Part
+from fpbench.runs.estimates.estimate import START, Estimate, Part
+from fpbench.runs.estimates.room import free_card, free_disk, free_memory, shown
 from fpbench.runs.job import Job
-from fpbench.runs.room import free_card, free_disk, free_memory, shown
 
 MEASURED, ESTIMATED, UNKNOWN = "measured before on this machine", "estimated", "unknown"
 

@@ -16,17 +16,17 @@ from fpbench.methods.base import FingerprintMethod
 from fpbench.models.loading import load_architecture, load_tokenizer
 from fpbench.models.progress import no_progress
 from fpbench.runs.development import injection_searches
+from fpbench.runs.estimates.needs import Needs, by_model, needs_of
+from fpbench.runs.estimates.past import Past
+from fpbench.runs.estimates.speed import Speed, measured
+from fpbench.runs.estimates.work import Work, Workload, needs_search
 from fpbench.runs.identity import cell_identity, injection_identity
 from fpbench.runs.job import Job, checkpoints
-from fpbench.runs.needs import Needs, by_model, needs_of
-from fpbench.runs.past import Past
 from fpbench.runs.plan import Cell
 from fpbench.runs.profile import ORIGIN
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import Sets, written_sets
-from fpbench.runs.speed import Speed, measured
 from fpbench.runs.store import Store, cell_id, read_records
-from fpbench.runs.work import Work, Workload, needs_search
 from fpbench.runs.worker import Worker
 
 # Until torch, transformers, peft, lm-eval and bitsandbytes are imported; measured on one core.

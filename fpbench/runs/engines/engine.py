@@ -49,7 +49,7 @@ class Serial:
 
     def check(self, job: "Job", cells: Sequence[Cell]) -> None:
         """As :meth:`Engine.check`: this machine has to have the memory and the disk."""
-        from fpbench.runs.needs import require_room
+        from fpbench.runs.estimates.needs import require_room
 
         require_room(job, cells)
 
@@ -84,7 +84,7 @@ def create(name: str, ray_address: str | None = None) -> Engine:
     if name not in ENGINES:
         raise unknown("engine", name, list(ENGINES))
     if name == "ray":
-        from fpbench.runs.ray_engine import Ray
+        from fpbench.runs.engines.ray_engine import Ray
 
         return Ray(ray_address)
     if ray_address is not None:

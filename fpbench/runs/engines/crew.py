@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.runs.engine import Say, title
+from fpbench.runs.engines.engine import Say, title
+from fpbench.runs.engines.member import Member
 from fpbench.runs.interruption import held_back
 from fpbench.runs.job import Job
-from fpbench.runs.member import Member
 from fpbench.runs.outcome import Failed, record_of
 from fpbench.runs.plan import Cell
 from fpbench.runs.store import Store

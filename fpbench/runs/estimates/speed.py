@@ -14,7 +14,7 @@ from fpbench.models.answers import answer_loss
 from fpbench.models.loading import Loading, quiet
 from fpbench.models.scoring import log_likelihoods, read
 from fpbench.models.training import LoRAConfig, adapter
-from fpbench.runs.work import Work
+from fpbench.runs.estimates.work import Work
 
 # A probe must be quick: blocks are left out until so many parameters remain, and so much of the vocabulary.
 PARAMETERS = 250_000_000
@@ -29,7 +29,7 @@ QUESTION = 1e-3
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of each unit of :class:`fpbench.runs.work.Work`."""
+    """Seconds of each unit of :class:`fpbench.runs.estimates.work.Work`."""
 
     passes: float
     read: float
