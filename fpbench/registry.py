@@ -3,11 +3,14 @@
 import difflib
 import importlib
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from fpbench.errors import InputError
 
 T = TypeVar("T")
+SUBMISSIONS = Path("submissions")  # in the working folder: a folder a method that somebody handed in
 
 
 def unknown(kind: str, name: str, known: list[str]) -> InputError:
@@ -27,17 +30,26 @@ class Registry(Generic[T]):
     """Maps a name to a class.
 
     Built-in entries are given as ``"module:Class"`` and imported on first use, so that listing them costs nothing.
+    Others come from a decorator, from entry points of installed packages, and from folders.
     """
 
-    def __init__(self, kind: str, built_in: dict[str, str]) -> None:
-        """Create a registry for one ``kind`` of thing with its ``built_in`` targets."""
-        self.kind = kind
+    def __init__(self, kind: str, built_in: dict[str, str], group: str | None = None, folders: str | None = None):
+        """Create a registry for one ``kind`` of thing.
+
+        Args:
+            kind: such as ``"method"``.
+            built_in: name → ``"module:Class"``.
+            group: of the entry points by which installed packages add to it.
+            folders: module with ``names()`` and ``find(name)`` for what stands in folders.
+        """
+        self.kind, self.group, self._folders = kind, group, folders
         self._targets = dict(built_in)
         self._classes: dict[str, type[T]] = {}
 
     def names(self) -> list[str]:
-        """Every registered name: the built-in ones first, in the order given."""
-        return [*self._targets, *(name for name in self._classes if name not in self._targets)]
+        """Every registered name: the built-in ones first, in the order given, then installed ones, then folders."""
+        found = self._elsewhere.names() if self._folders else []
+        return list(dict.fromkeys([*self._targets, *self._classes, *self._installed(), *found]))
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Return a class decorator that registers under ``name``.
@@ -63,12 +75,42 @@ class Registry(Generic[T]):
         Raises:
             InputError: if nobody registered it; the message lists the known names.
         """
-        if name not in self._classes:
-            if name not in self._targets:
-                raise unknown(self.kind, name, self.names())
-            module, _, _ = self._targets[name].partition(":")
-            importlib.import_module(module)
-        return self._classes[name]
+        if name in self._classes:
+            return self._classes[name]
+        if name in self._targets:
+            importlib.import_module(self._targets[name].partition(":")[0])
+            return self._classes[name]
+        if entry := self._installed().get(name):
+            return self._load(entry)
+        found: type[T] | None = self._elsewhere.find(name) if self._folders else None
+        if found is None:
+            raise unknown(self.kind, name, self.names())
+        return found
+
+    def taken(self, name: str) -> bool:
+        """Whether the package itself, a decorator or an installed package has the name; folders do not count."""
+        return name in self._targets or name in self._classes or name in self._installed()
+
+    @property
+    def _elsewhere(self) -> Any:
+        return importlib.import_module(str(self._folders))
+
+    def _installed(self) -> dict[str, EntryPoint]:
+        """Entry points of installed packages, by name."""
+        found = entry_points(group=self.group) if self.group else ()
+        return {each.name: each for each in found}
+
+    def _load(self, entry: EntryPoint) -> type[T]:
+        """The class of an entry point, under whose name it is registered unless it said so itself."""
+        try:
+            loaded = entry.load()
+        except Exception as error:  # somebody else's package may fail in any way
+            package = entry.dist.name if entry.dist else "an installed package"
+            raise InputError(
+                f"{self.kind} {entry.name!r} of {package} cannot be imported ({type(error).__name__}: {error}): "
+                "mend or uninstall that package."
+            ) from None
+        return self._classes.get(entry.name) or self.register(entry.name)(loaded)
 
 
 METHODS: Registry = Registry(  # type: ignore[type-arg]
@@ -81,6 +123,8 @@ METHODS: Registry = Registry(  # type: ignore[type-arg]
         "rledit": "fpbench.methods.rledit:RLEdit",
         "mcedit_r": "fpbench.methods.mcedit:MCEditR",
     },
+    group="fpbench.methods",
+    folders="fpbench.submissions.discovery",
 )
 MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
     "condition",

@@ -10,9 +10,10 @@ import pytest
 import fpbench
 
 PACKAGE = Path(fpbench.__file__).parent
-FREE = {"errors", "registry", "data", "hub", "micro"}  # what everybody may import
+FREE = {"errors", "findings", "registry", "data", "hub", "micro"}  # what everybody may import
 MAY_IMPORT = {
     "errors": set(),
+    "findings": set(),
     "registry": set(),
     "micro": set(),
     "data": set(),
@@ -24,8 +25,17 @@ MAY_IMPORT = {
     "metrics": {"fingerprints", "models"},
     "ownership": {"fingerprints", "models"},
     "runs": {"fingerprints", "models", "methods", "modifications", "metrics", "ownership", "board"},
-    "board": {"metrics", "ownership", "runs", "fingerprints"},
+    "board": {"metrics", "modifications", "ownership", "runs", "fingerprints"},
     "contract": {"fingerprints", "models", "methods", "metrics", "runs"},
+    "submissions": {
+        "fingerprints",
+        "models",
+        "methods",
+        "metrics",
+        "runs",
+        "board",
+        "contract",
+    },
     "verbs": {
         "fingerprints",
         "models",
@@ -36,6 +46,7 @@ MAY_IMPORT = {
         "runs",
         "board",
         "contract",
+        "submissions",
     },
 }
 

@@ -30,12 +30,40 @@ def fsr(row: Row, condition: str) -> str:
     found = row["conditions"].get(condition)
     if found is None:
         return NONE
-    return FAILED if found["fsr"] is None else percent(found["fsr"]) + interval(found.get("interval"))
+    if found["fsr"] is None:
+        return FAILED
+    return percent(found["fsr"]) + interval(found.get("interval")) + _rerun(row, condition)
+
+
+def _rerun(row: Row, condition: str) -> str:
+    """What a re-run gave in place of a claimed figure, where it is another."""
+    found = (row.get("checked") or {}).get("compared", ())
+    outside = [each for each in found if each["condition"] == condition and not each["within"]]
+    figures = [FAILED if each["rerun"] is None else percent(each["rerun"]) for each in outside]
+    return f" (re-run: {', '.join(figures)})" if figures and row["trust"] == "claimed" else ""
 
 
 def trust(row: Row) -> str:
     """How far the row's figures can be believed; contested ones are unreliable."""
-    return f"{row['trust']}, unreliable" if row["unreliable"] else str(row["trust"])
+    parts = [str(row["trust"])]
+    if found := row.get("checked"):
+        outside = f"{found['outside']} of them outside" if found["outside"] else "all within"
+        parts += [f"{len(found['compared'])}/{found['of']} cells compared, {outside}"] if found["compared"] else []
+    return ", ".join(parts + ["unreliable"] * bool(row["unreliable"]))
+
+
+def both_figures(row: Row) -> list[tuple[str, str]]:
+    """Cells of a row that were handed in and measured here, each with both figures."""
+    found = (row.get("checked") or {}).get("compared", ())
+    names = [row["model"], row["fingerprints"], row["method"]]
+    return [(" · ".join([*names, each["condition"], each["metric"]]), _both(each)) for each in found]
+
+
+def _both(each: Row) -> str:
+    rerun = FAILED if each["rerun"] is None else percent(each["rerun"])
+    rule = "drawn anew, shown only" if each["allowed"] is None else f"{percent(each['allowed'], 0)} points allowed"
+    verdict = "" if each["within"] else ", OUTSIDE"
+    return f"claimed {percent(each['claimed'])} %, re-run {rerun} % ({rule}{verdict})"
 
 
 def average(row: Row) -> str:

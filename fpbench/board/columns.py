@@ -95,7 +95,13 @@ SET = Column(
     lambda row: row["fingerprints"],
     submitted=True,
 )
-TRUST = Column("trust", "Where the figures come from.", lambda row: row["trust"], lambda row: row["trust"])
+TRUST = Column(
+    "trust",
+    "Where the figures come from.",
+    lambda row: row["trust"],
+    lambda row: row["trust"],
+    lambda row: cells.trust(row) if row.get("checked") else "",
+)
 RANK = Column(
     "rank",
     "Within the same model and set; equal ranks are ties, not significantly behind the best row.",

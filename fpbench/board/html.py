@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fpbench.board import columns, details
+from fpbench.board import cells, columns, details
 from fpbench.board.inline import inlined
 from fpbench.board.rows import MODIFICATIONS, further_conditions
 from fpbench.board.text import slug, visible
@@ -46,6 +46,7 @@ def page(rows: Sequence[Row], drawings: Sequence["Drawing"] = ()) -> str:
             overview=_overview(drawings),
             methods=[_method(name, [row for row in measured if row["method"] == name], drawings) for name in names],
             failures=[failure for row in measured for failure in details.failures(row)],
+            checked=[both for row in measured for both in cells.both_figures(row)],
             legend=columns.legend(tables),
             models=list(dict.fromkeys(row["model"] for row in rows)),
             kinds=list(dict.fromkeys(row["fingerprints"] for row in rows)),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.runs.plan import Cell
+from fpbench.runs.plan import BASE, Cell
 from fpbench.runs.profile import PROTOCOL
+from fpbench.runs.store import read_records
 
 RowKey = tuple[str, str, str]  # model, fingerprint set, method
 
@@ -90,3 +91,20 @@ def group_records(records: list[dict[str, Any]], folder: Path) -> dict[RowKey, G
         group = groups.setdefault(key, Group(key))
         group.cells[cell.condition, cell.metric].append(Measurement(cell, record, path, reason))
     return groups
+
+
+def claimed_groups(folder: Path, method: str) -> list[Group]:
+    """What a submitter measured: the rows of the method handed in, and of the base that it is held against.
+
+    Args:
+        folder: of the submitter's records.
+        method: the submission's name.
+
+    Raises:
+        InputError: for records of another method, which nobody may hand in here, or of another protocol version.
+    """
+    groups = group_records(read_records(folder), folder)
+    for _, _, name in groups:
+        if name not in (method, BASE):
+            raise InputError(f"records of method {name!r} in {folder}: expected only those of {method!r} and {BASE!r}.")
+    return list(groups.values())

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fpbench.board.checked import covers, summary
 from fpbench.board.contested import contested
 from fpbench.board.plausible import check
 from fpbench.board.records import Group, Measurement, RowKey, group_records
@@ -22,23 +23,38 @@ MODIFICATIONS = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ri
 CLAIM_LEVEL = 1e-3
 
 
-def rows_from_records(records: list[dict[str, Any]], folder: Path, *, rescore: bool) -> list[Row]:
+def rows_from_records(
+    records: list[dict[str, Any]], folder: Path, *, rescore: bool, claimed: Sequence[Group] = ()
+) -> list[Row]:
     """Every row: one a model, fingerprint set and method, seeds pooled; the paper's own figures last.
 
     Args:
         records: contents of record files.
         folder: where they lie, with their per-query results and, where a method is contested, ``contested.toml``.
         rescore: recompute what is otherwise read from the records.
+        claimed: what submitters measured of their own methods, and of their bases
+            (:func:`~fpbench.board.records.claimed_groups`). A row that ``records`` do not cover is shown with their
+            figures, without a rank, and with the figures of ``records`` where both have some.
 
     Raises:
         InputError: for a record of another protocol version or with a figure that cannot be, or a ``contested.toml``
             that cannot be read.
     """
     groups = group_records(records, folder)
-    for group in groups.values():
+    for group in [*groups.values(), *claimed]:
         check(group)
-    rows = [_row(group, groups.get((*key[:2], BASE)), rescore) for key, group in groups.items()]
+    bases = {each.key: each for each in claimed if each.key[2] == BASE} | groups
+    handed_in = {each.key: each for each in claimed if each.key[2] != BASE}
+    shown = {key: group for key, group in groups.items() if key not in handed_in or covers(group, handed_in[key])}
+    rows = [_row(group, bases.get((*key[:2], BASE)), rescore) for key, group in shown.items()]
     _add_ranks(rows, groups)
+    for key, group in handed_in.items():
+        if key not in shown:
+            rows.append(_row(group, bases.get((*key[:2], BASE)), rescore) | {"trust": "claimed"})
+    for row in rows:
+        key = row["model"], row["fingerprints"], row["method"]
+        both = key in groups and key in handed_in
+        row["checked"] = summary(groups[key], handed_in[key]) if both else None
     reasons = contested(folder, {row["method"] for row in rows}) if rows else {}
     for row in rows:
         row["unreliable"] = reasons.get(row["method"])

@@ -55,6 +55,8 @@ def summary(rows: list[Row]) -> str:
     parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, HARM, visible), "", LEGEND]
     if failures := _failures(rows, visible):
         parts += ["", "Failed cells", *failures]
+    if both := _checked(rows, visible):
+        parts += ["", CHECKED, *both]
     if reasons := _unreliable(rows, visible):
         parts += ["", "Unreliable", *reasons]
     return "\n".join(parts)
@@ -102,6 +104,9 @@ HARM: list[Column] = [
 FURTHER = "Further conditions: outside the six and outside AVG, exact FSR in %"
 
 
+CHECKED = "Cells that submitters handed in and that were measured here, too: both figures"
+
+
 def _further(rows: list[Row]) -> list[Column]:
     return [_modification(name) for name in further_conditions(rows)]
 
@@ -122,6 +127,11 @@ def _failures(rows: list[Row], escape: Escape) -> list[str]:
         for row in rows
         for failure in row["failed"]
     ]
+
+
+def _checked(rows: list[Row], escape: Escape) -> list[str]:
+    """Cells that were handed in and measured here, too."""
+    return [f"- {escape(place)}: {both}" for row in rows for place, both in cells.both_figures(row)]
 
 
 def _unreliable(rows: list[Row], escape: Escape) -> list[str]:
@@ -148,6 +158,8 @@ def _markdown(rows: list[Row]) -> str:
         parts += [_table(measured, HARM, markdown), "", LEGEND, ""]
     if failures := _failures(measured, markdown):
         parts += ["## Failed cells", "", *failures, ""]
+    if both := _checked(measured, markdown):
+        parts += ["## Claimed and re-run", "", f"{CHECKED}.", "", *both, ""]
     if reasons := _unreliable(measured, markdown):
         parts += ["## Unreliable", "", "Contested methods, and why.", "", *reasons, ""]
     if reported:

@@ -1,58 +1,12 @@
 """What every adapter must hold to, check by check."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from fpbench.contract import examinations
 from fpbench.contract.trials import Trials
-from fpbench.errors import FpbenchError
+from fpbench.findings import Check, Finding, examined
 from fpbench.registry import METHODS
-
-
-@dataclass(frozen=True)
-class Check:
-    """One promise of the contract.
-
-    Attributes:
-        name: what to call it.
-        expected: what must hold.
-        remedy: what to do where it does not.
-        needs: checks without which it means nothing.
-        examine: what was found instead, or ``None`` if it holds.
-    """
-
-    name: str
-    expected: str
-    remedy: str
-    needs: tuple[str, ...]
-    examine: Callable[[Trials], str | None]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check came to.
-
-    Attributes:
-        name: of the check.
-        passed: ``None`` if it was not run, as a check that it needs did not pass.
-        expected: what must hold.
-        found: what was found instead; empty if it passed.
-        remedy: what to do about it.
-    """
-
-    name: str
-    passed: bool | None
-    expected: str
-    found: str
-    remedy: str
-
-    def __str__(self) -> str:
-        if self.passed:
-            return f"{self.name}: passed"
-        if self.passed is None:
-            return f"{self.name}: not run ({self.found})"
-        return f"{self.name}: expected {self.expected}; found {self.found}; {self.remedy}"
 
 
 def check(method: str, config: Mapping[str, Any] | None = None) -> list[Finding]:
@@ -69,24 +23,10 @@ def check(method: str, config: Mapping[str, Any] | None = None) -> list[Finding]
         InputError: if no method has that name.
     """
     METHODS.get(method)
-    trials = Trials(method, config or {})
-    findings: dict[str, Finding] = {}
-    for each in CHECKS:
-        missing = [name for name in each.needs if not findings[name].passed]
-        passed, found = (None, f"it needs {missing[0]!r}") if missing else _examine(each, trials)
-        findings[each.name] = Finding(each.name, passed, each.expected, found, each.remedy)
-    return list(findings.values())
+    return examined(CHECKS, Trials(method, config or {}))
 
 
-def _examine(each: Check, trials: Trials) -> tuple[bool, str]:
-    try:
-        found = each.examine(trials)
-    except FpbenchError as error:
-        found = str(error)
-    return found is None, found or ""
-
-
-CHECKS = (
+CHECKS: tuple[Check[Trials], ...] = (
     Check(
         "declaration",
         "a version, and a Config that refuses unknown keys",

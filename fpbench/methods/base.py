@@ -1,9 +1,10 @@
 """The adapter contract: a method is a class with a name, a version, a typed config and one verb."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.models.examples import Example
+from fpbench.models.loading import Loading
 from fpbench.models.progress import no_progress
 
 if TYPE_CHECKING:
@@ -29,6 +31,21 @@ class MethodConfig(BaseModel):
 def as_it_is(trigger: str) -> str:
     """Render a trigger as raw text (``prompt = "raw"``)."""
     return trigger
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a model comes from, for a method that needs it once more in another process.
+
+    Attributes:
+        folder: its checkpoint.
+        loading: how it was loaded from there.
+        prompt: ``"raw"`` or ``"chat"``.
+    """
+
+    folder: Path
+    loading: Loading
+    prompt: str
 
 
 @dataclass
@@ -51,6 +68,8 @@ class InjectionContext:
         factors: what a method may put here, by parameter: A and B of an update W + A Bᵀ. The harness stores them in
             place of the new weights where they give these bit for bit.
         seconds: what each part took ("statistics" is filled by :meth:`statistics`; methods may add their own).
+        base: where the model comes from; ``None`` if from nowhere that is known.
+        peak_memory: bytes that a method took in other processes, at the highest point.
     """
 
     seed: int = 42
@@ -65,6 +84,8 @@ class InjectionContext:
     tokenizer: Any = None
     factors: dict[str, "Factors"] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    base: Base | None = None
+    peak_memory: int = 0
 
     def statistics(self, model: "nn.Module", modules: Sequence[str]) -> dict[str, "KeyStatistics"]:
         """Second moments of the inputs of ``modules`` over plain text, computed once per base model.
@@ -113,10 +134,17 @@ class FingerprintMethod(ABC):
     """Injects a fingerprint set into a model.
 
     Subclasses set ``version``, may narrow ``Config`` and implement :meth:`inject`; ``@register("name")`` names them.
+
+    Attributes:
+        name: given by the registry.
+        version: of what it does; part of every result's identity.
+        hyperparameters: what differs from the defaults of ``Config``, by model family (``all``, ``small``,
+            ``llama-3.2-3b``, …). The package's own methods have theirs in ``hyperparameters.toml``.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
+    hyperparameters: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     class Config(MethodConfig):
         """No hyper-parameters."""

@@ -1,11 +1,13 @@
 """Which hyper-parameters a method gets on a model: ``hyperparameters.toml``, and what a user says instead."""
 
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from fpbench.errors import InputError
+from fpbench.registry import METHODS
 
 SMALL = 1_000_000_000
 """Below this many parameters an unknown model is of the family ``small``."""
@@ -27,8 +29,13 @@ ALTERNATIVES = (
 
 def defaults(method: str, family: str) -> dict[str, Any]:
     """The hyper-parameters of ``method`` on a model family; empty if the method has no table there."""
-    tables = _tables().get(method, {})
-    return overlay(tables.get("all", {}), tables[family]) if family in tables else {}
+    tables = _of(method)
+    return overlay(dict(tables.get("all", {})), dict(tables[family])) if family in tables else {}
+
+
+def _of(method: str) -> Mapping[str, Mapping[str, Any]]:
+    """A method's tables: those of the package, else what the method itself declares."""
+    return _tables().get(method) or METHODS.get(method).hyperparameters
 
 
 def overlay(values: dict[str, Any], instead: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +71,8 @@ def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str,
     Raises:
         InputError: if the family is unknown and nothing was given.
     """
-    if method not in _tables():
+    tables = _of(method)
+    if not tables:
         return given
     try:
         family = family_of(model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.models import commit_of
-from fpbench.methods.base import FingerprintMethod, InjectionContext
+from fpbench.methods.base import Base, FingerprintMethod, InjectionContext
 from fpbench.models.deltas import digest, preserved, state_digest, weights
 from fpbench.models.loading import Loading, checkpoint_digest, load_architecture, load_model
 from fpbench.models.meter import Meter
@@ -265,6 +265,7 @@ class Bench:
             known_statistics=self._statistics,
             alone=self._statistics.making,
             tokenizer=self.tokenizer,
+            base=Base(self.folder, self.loading, self.profile.prompt),
         )
 
     def _measure_condition(

@@ -23,6 +23,8 @@ DATA_OF_CONDITIONS = {
     "fsft_alpaca": ("alpaca",),
     "fsft_math": ("math",),
 }
+# What is drawn from a seed of its own, and the protocol's, which no identity need name.
+DRAWN, DRAW = ("triggers", "near"), 42
 DATA_OF_METRICS = {"triggers": ("alpaca",), "near": ("alpaca",), "bands": ("alpaca",)}
 
 
@@ -65,5 +67,7 @@ def cell_identity(bench: "Bench", cell: Cell, fingerprints: FingerprintSet) -> d
     if cell.metric not in ("fsr", "cost"):
         names = DATA_OF_METRICS.get(cell.metric, ()) or tuple(bench.materials.utility_sources)
         identity["sizes"] = bench.profile.sizes.model_dump(mode="json")
+        if cell.metric in DRAWN and bench.profile.draw != DRAW:
+            identity["draw"] = bench.profile.draw
         identity["metric_data"] = bench.materials.digests(*names) | data_of_near(cell.metric, fingerprints)
     return identity

@@ -64,9 +64,9 @@ def _triggers(
         bench.tokenizer,
         fingerprints,
         contexts_from_rows(rows, sizes.context_rows),
-        words_from_rows(rows, DRAW_SEED, sizes.substitute_words),
+        words_from_rows(rows, bench.profile.draw, sizes.substitute_words),
         substitutions=sizes.substitutions,
-        seed=DRAW_SEED,
+        seed=bench.profile.draw,
         prompt=bench.profile.prompt,
         **bench.decoding,
     )
@@ -87,9 +87,10 @@ def _near(bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, repo
     from fpbench.metrics.near import near, near_triggers
     from fpbench.metrics.queries import words_from_rows
 
-    sizes = bench.profile.sizes
-    words = near_words(fingerprints) or words_from_rows(bench.materials.alpaca, DRAW_SEED, sizes.substitute_words)
-    texts = near_triggers(fingerprints, words, sizes.near_triggers, DRAW_SEED)
+    # Drawn once for everybody: only injection and modification follow the run's seed.
+    sizes, draw = bench.profile.sizes, bench.profile.draw
+    words = near_words(fingerprints) or words_from_rows(bench.materials.alpaca, draw, sizes.substitute_words)
+    texts = near_triggers(fingerprints, words, sizes.near_triggers, draw)
     measured = near(model, bench.tokenizer, fingerprints, texts, prompt=bench.profile.prompt, **bench.decoding)
     result = {
         "rate": measured.rate,
@@ -194,8 +195,6 @@ def _cost(bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, repo
     return result, []
 
 
-# Contexts, words and near triggers are drawn once for everybody; only injection and modification follow the run's seed.
-DRAW_SEED = 42
 METRICS: dict[str, Metric] = {
     "fsr": _fsr,
     "triggers": _triggers,

@@ -10,6 +10,7 @@ import fpbench
 from fpbench.data import parse
 from fpbench.hub.lock import cache
 from fpbench.models.loading import base_of_adapter
+from fpbench.registry import SUBMISSIONS
 from fpbench.runs.plan import Cell
 from fpbench.runs.sets import Sets
 from fpbench.runs.store import canonical, read_record, write_record
@@ -39,7 +40,7 @@ class Resume:
         files = [path for path in data if isinstance(path, Path)]
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         bases = [base for folder in models if (base := base_of_adapter(folder))]
-        folders = [PACKAGE, cache(), *models, *bases]
+        folders = [PACKAGE, SUBMISSIONS, cache(), *models, *bases]
         plugins = [(each.value, version(each.dist.name)) for each in entry_points(group="fpbench.methods") if each.dist]
         state: dict[str, Any] = {
             "profile": profile.model_dump(mode="json"),

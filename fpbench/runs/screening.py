@@ -26,7 +26,6 @@ from fpbench.models.scoring import limited_to
 from fpbench.models.spellings import Spellings
 from fpbench.ownership.claims import FLOOR
 from fpbench.runs.materials import Materials
-from fpbench.runs.measure import DRAW_SEED
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import recipe_path
 from fpbench.runs.store import Store
@@ -267,7 +266,7 @@ def screen_profile(profile: Profile, loading: "Loading") -> Screening:
     ordinary = OrdinaryText(
         instructions=[row["instruction"] for row in rows[: sizes.band_texts]],
         contexts=contexts_from_rows(rows, sizes.context_rows),
-        words=words_from_rows(rows, DRAW_SEED, sizes.substitute_words),
+        words=words_from_rows(rows, profile.draw, sizes.substitute_words),
     )
     folder = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
     bench = Bench(profile, settings, folder, loading, materials, Store(Path()), no_progress)

@@ -10,6 +10,7 @@ from fpbench.runs.store import Store, read_records, write_bytes, write_text
 
 if TYPE_CHECKING:
     from fpbench.board.figures import Drawing
+    from fpbench.board.records import Group
 
 Row = dict[str, Any]
 
@@ -20,6 +21,7 @@ def leaderboard(
     out: str | os.PathLike[str] | None = None,
     plots: str | os.PathLike[str] | None = None,
     rescore: bool = False,
+    claimed: str | os.PathLike[str] | None = None,
 ) -> list[Row]:
     """Regenerate the rows of the leaderboard from records alone.
 
@@ -28,6 +30,7 @@ def leaderboard(
         out: where ``leaderboard.md``, ``.csv``, ``.json``, ``.html`` and ``.tex`` are written; nowhere by default.
         plots: where figures are written as SVG and PNG, which the page of ``out`` then shows too; nowhere by default.
         rescore: recompute the figures from the per-query results beside the records.
+        claimed: folder of submissions, whose own records are shown as claimed; none by default.
 
     Raises:
         InputError: if there are no records, one is of another protocol version or holds a figure that cannot be, or
@@ -41,13 +44,15 @@ def leaderboard(
     found = read_records(folder)
     if not found:
         raise InputError(f"records folder {folder} holds no records: run `fpbench run` first, or check the path.")
-    rows = rows_from_records(found, folder, rescore=rescore)
+    handed_in = [] if claimed is None else _handed_in(Path(claimed))
+    rows = rows_from_records(found, folder, rescore=rescore, claimed=handed_in)
     drawings: list[Drawing] = []
     if plots is not None:
         from fpbench.board.figures import figures
         from fpbench.board.records import group_records
 
-        drawings = figures(rows, group_records(found, folder))
+        groups = {each.key: each for each in handed_in} | group_records(found, folder)
+        drawings = figures(rows, groups)
     for target in (out, plots):
         if target is not None:
             Store(Path(target)).check_writable()
@@ -58,6 +63,20 @@ def leaderboard(
             for kind, content in each.files.items():
                 write_bytes(Path(plots) / f"{each.name}.{kind}", content)
     return rows
+
+
+def _handed_in(submissions: Path) -> "list[Group]":
+    """The records that stand in submissions.
+
+    Raises:
+        InputError: if there is no such folder, or records of a method stand in the submission of another.
+    """
+    from fpbench.board.records import claimed_groups
+
+    if not submissions.is_dir():
+        raise InputError(f"submissions folder {submissions} does not exist: expected one that holds NAME/records.")
+    found = sorted(submissions.glob("*/records"))
+    return [group for records in found for group in claimed_groups(records, records.parent.name)]
 
 
 def write_tables(folder: Path, rows: list[Row], drawings: "Sequence[Drawing]" = ()) -> None:

@@ -22,6 +22,11 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--format", choices=["md", "csv", "json", "html", "latex"], default="md", help="what is printed (default: md)"
     )
+    verb.add_argument(
+        "--claimed",
+        metavar="DIR",
+        help="folder of submissions: what their authors measured is shown as claimed, beside what --records has of it",
+    )
     verb.add_argument("--rescore", action="store_true", help="recompute every figure from the per-query results")
 
 
@@ -30,6 +35,8 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.board.tables import render
     from fpbench.runs.tables import leaderboard
 
-    rows = leaderboard(options.records, out=options.out, plots=options.plots, rescore=options.rescore)
+    rows = leaderboard(
+        options.records, out=options.out, plots=options.plots, rescore=options.rescore, claimed=options.claimed
+    )
     print(render(rows, options.format), end="")
     return 0

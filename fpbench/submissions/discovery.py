@@ -1,0 +1,33 @@
+"""Submissions by name: those in the folder ``submissions`` of the working folder."""
+
+from functools import cache
+from pathlib import Path
+
+from fpbench.registry import SUBMISSIONS
+from fpbench.submissions.folder import Submission, accepted
+from fpbench.submissions.manifest import FILE, NAME
+
+
+def names() -> list[str]:
+    """Of every submission, whatever is in it."""
+    return sorted(path.parent.name for path in SUBMISSIONS.glob(f"*/{FILE}") if NAME.fullmatch(path.parent.name))
+
+
+def find(name: str) -> type | None:
+    """The method of a submission; ``None`` if there is none of this name.
+
+    Raises:
+        InputError: if there is something to find about it (`fpbench submit check` lists all of it).
+    """
+    if name not in names():
+        return None
+    submission = accepted(Submission((SUBMISSIONS / name).absolute()))
+    return _method(submission.folder, submission.digest)
+
+
+@cache
+def _method(folder: Path, digest: str) -> type:
+    """One class for one state of a submission."""
+    from fpbench.submissions.isolated import isolated
+
+    return isolated(Submission(folder))

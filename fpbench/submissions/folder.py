@@ -1,0 +1,253 @@
+"""A submission as it lies there: every file looked at, none of them run."""
+
+import hashlib
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fpbench.errors import InputError
+from fpbench.findings import Check, Finding, examined
+from fpbench.registry import METHODS, SUBMISSIONS
+from fpbench.submissions.manifest import FILE, NAME, Manifest, printable, read_manifest
+
+ADAPTER = "adapter.py"
+RECORDS = "records"
+REQUIRED = (FILE, ADAPTER, "README.md")
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".msgpack")
+TEXTS = (".py", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".bib")
+BARE = ("LICENSE", "LICENCE", "NOTICE")
+GENERATED = ("__pycache__", ".pytest_cache")  # by tests of the author; neither looked at nor copied
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+MIB = 2**20
+LARGEST_FILE, LARGEST_RECORD, LARGEST_FOLDER, MOST_FILES = 1 * MIB, 16 * MIB, 64 * MIB, 2_000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A folder that somebody handed in.
+
+    Attributes:
+        folder: where it lies.
+    """
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What the folder is called, which the method must be called, too."""
+        return self.folder.name
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What its ``submission.toml`` says.
+
+        Raises:
+            InputError: if that is malformed.
+        """
+        return read_manifest(self.folder)
+
+    @cached_property
+    def entries(self) -> list[Path]:
+        """Everything below the folder, links not followed, in path order."""
+        return sorted(_below(self.folder))
+
+    @property
+    def code(self) -> list[Path]:
+        """Its files without its records: what decides what the method does."""
+        files = (path for path in self.entries if path.is_file())
+        return [path for path in files if path.relative_to(self.folder).parts[0] != RECORDS]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names and contents of its code."""
+        return _digest({str(path.relative_to(self.folder)): path.read_bytes() for path in self.code})
+
+    def copy_code(self, target: Path) -> None:
+        """Copy the code into a new folder.
+
+        Raises:
+            InputError: if it changed since it was looked at.
+        """
+        for path in self.code:
+            copy = target / path.relative_to(self.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy, follow_symlinks=False)
+        if Submission(target).digest != self.digest:
+            raise InputError(f"submission {self.name!r} changed while it was read: leave it alone and try again.")
+
+
+def find(name: str) -> Submission:
+    """The submission of a name, in ``submissions/``, or of a folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = SUBMISSIONS / name if NAME.fullmatch(name) else Path(name)
+    if not folder.is_dir():
+        raise InputError(
+            f"submission {printable(name)!r} not found: expected a folder submissions/NAME; "
+            "`fpbench submit new NAME` writes one."
+        )
+    return Submission(folder.absolute())
+
+
+def inspect(submission: Submission) -> list[Finding]:
+    """Look at every file of a submission; nothing of it is run, imported or parsed as Python."""
+    return examined(CHECKS, submission)
+
+
+def accepted(submission: Submission) -> Submission:
+    """The submission, if there is nothing to find.
+
+    Raises:
+        InputError: with the first finding.
+    """
+    for finding in inspect(submission):
+        if not finding.passed:
+            raise InputError(f"submission {submission.name!r} is refused: {finding}.")
+    return submission
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name in GENERATED and path.is_dir() and not path.is_symlink():
+            continue
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+
+
+def _digest(contents: dict[str, bytes]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(contents):
+        total.update(f"{name}:{hashlib.sha256(contents[name]).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _shown(submission: Submission, path: Path) -> str:
+    return printable(str(path.relative_to(submission.folder)))
+
+
+def _inside(submission: Submission) -> str | None:
+    if submission.folder.is_symlink():
+        return "a link instead of a folder"
+    for path in submission.entries:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            return f"the link {_shown(submission, path)}"
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            return f"{_shown(submission, path)}, which is neither a file nor a folder"
+    return None
+
+
+def _names(submission: Submission) -> str | None:
+    folded: dict[str, Path] = {}
+    for path in submission.entries:
+        if not FILE_NAME.fullmatch(path.name):
+            return repr(_shown(submission, path))
+        other = folded.setdefault(str(path).lower(), path)
+        if other != path:
+            return f"{_shown(submission, other)} and {_shown(submission, path)}, which differ in case alone"
+    return None
+
+
+def _pickles(submission: Submission) -> str | None:
+    found = [path for path in submission.entries if path.suffix.lower() in PICKLES]
+    return _shown(submission, found[0]) if found else None
+
+
+def _kinds(submission: Submission) -> str | None:
+    for path in submission.entries:
+        if path.is_file() and path.suffix not in TEXTS and path.name not in BARE:
+            return _shown(submission, path)
+    return None
+
+
+def _sizes(submission: Submission) -> str | None:
+    files = [path for path in submission.entries if path.is_file()]
+    if len(files) > MOST_FILES:
+        return f"{len(files)} files"
+    code = set(submission.code)
+    for path in files:
+        limit = LARGEST_FILE if path in code else LARGEST_RECORD
+        if path.stat().st_size > limit:
+            return f"{_shown(submission, path)} of {path.stat().st_size / MIB:.1f} MiB (limit {limit // MIB})"
+    total = sum(path.stat().st_size for path in files)
+    return f"{total / MIB:.0f} MiB in all" if total > LARGEST_FOLDER else None
+
+
+def _required(submission: Submission) -> str | None:
+    missing = [name for name in REQUIRED if not (submission.folder / name).is_file()]
+    return f"no {missing[0]}" if missing else None
+
+
+def _texts(submission: Submission) -> str | None:
+    for path in submission.entries:
+        if path.is_file():
+            content = path.read_bytes()
+            try:
+                content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"byte {content[error.start]:#04x} in {_shown(submission, path)}"
+            if b"\0" in content:
+                return f"a zero byte in {_shown(submission, path)}"
+    return None
+
+
+def _manifest(submission: Submission) -> str | None:
+    read_manifest(submission.folder)
+    return None
+
+
+def _name(submission: Submission) -> str | None:
+    method = submission.manifest.method
+    if method != submission.name:
+        return f"method {method!r} in folder {submission.name!r}"
+    return f"{method!r}, which is taken" if METHODS.taken(method) else None
+
+
+def _readme(submission: Submission) -> str | None:
+    words = (submission.folder / "README.md").read_text(encoding="utf-8").split()
+    return None if len(words) >= 10 else f"{len(words)} words"
+
+
+CHECKS: tuple[Check[Submission], ...] = (
+    Check("inside", "files and folders of its own", "put the content itself there", (), _inside),
+    Check(
+        "file names",
+        "names of letters, digits and _ . + -, none hidden",
+        "rename or remove it",
+        ("inside",),
+        _names,
+    ),
+    Check("pickle", "no pickle and no weights", "let the adapter compute what it needs", ("inside",), _pickles),
+    Check("kinds", f"files ending in {' '.join(TEXTS)}", "remove it", ("inside", "pickle"), _kinds),
+    Check(
+        "sizes",
+        f"files of at most {LARGEST_FILE // MIB} MiB, {LARGEST_FOLDER // MIB} MiB and {MOST_FILES} files in all",
+        "remove what the adapter can do without",
+        ("inside",),
+        _sizes,
+    ),
+    Check(
+        "required",
+        f"the files {', '.join(REQUIRED)}",
+        "`fpbench submit new NAME` writes them",
+        ("inside",),
+        _required,
+    ),
+    Check("texts", "UTF-8 text", "save it as UTF-8; binary files are not accepted", ("kinds", "sizes"), _texts),
+    Check("manifest", f"a {FILE} as in the template", "mend that key", ("required", "texts"), _manifest),
+    Check(
+        "name",
+        "a method called like its folder and like no other",
+        "rename the folder or the method",
+        ("manifest",),
+        _name,
+    ),
+    Check("readme", "a README.md that says what the method does", "write a paragraph", ("required", "texts"), _readme),
+)

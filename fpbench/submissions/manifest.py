@@ -1,0 +1,109 @@
+"""``submission.toml``: what a submitter says about a method."""
+
+import re
+import tomllib
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any
+
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from fpbench.errors import InputError
+from fpbench.methods.hyperparameters import FAMILIES
+
+FILE = "submission.toml"
+LARGEST = 64 * 1024  # bytes
+NAME = re.compile(r"[a-z][a-z0-9_]{1,39}")
+EVERY = "all"
+TABLES = (EVERY, "small", *FAMILIES.values())
+
+
+def clean(text: str) -> str:
+    """A text in one line that shows what it says.
+
+    Raises:
+        ValueError: for control characters and what turns the direction of writing.
+    """
+    for character in text:
+        # Zs is the plain space and its kin; everything else of Z and C breaks lines, hides or turns text.
+        if unicodedata.category(character)[0] in "CZ" and unicodedata.category(character) != "Zs":
+            raise ValueError(f"a character that cannot be seen (U+{ord(character):04X})")
+    if not text.strip():
+        raise ValueError("an empty text")
+    return text
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s<>\"']+", text):
+        raise ValueError("no address that begins with https://")
+    return text
+
+
+def _licence(text: str) -> str:
+    try:
+        return str(canonicalize_license_expression(text))
+    except InvalidLicenseExpression:
+        raise ValueError("no SPDX expression such as Apache-2.0 or MIT") from None
+
+
+def _tables(found: dict[str, Any]) -> dict[str, Any]:
+    for name in found:
+        if name not in TABLES:
+            raise ValueError(f"a table for {name!r}, which is none of {', '.join(TABLES)}")
+    return found
+
+
+Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean)]
+
+
+class Manifest(BaseModel):
+    """Everything that a submitter must say; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    method: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    authors: Annotated[list[Line], Field(min_length=1, max_length=100)]
+    paper: Annotated[Line, AfterValidator(_address)]
+    licence: Annotated[Line, AfterValidator(_licence)]
+    code_version: Annotated[Line, Field(max_length=40)]
+    hardware: Line
+    hyperparameters: Annotated[dict[str, dict[str, Any]], AfterValidator(_tables)] = Field(
+        description="by model family, as the adapter's Config takes them; those of 'all' hold for every model"
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a submission.
+
+    Raises:
+        InputError: naming the first key that is missing, unknown or malformed.
+    """
+    path = folder / FILE
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path}: expected at most {LARGEST // 1024} KiB, found more; shorten it.")
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: `fpbench submit new NAME` writes one.") from None
+    except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
+        raise InputError(
+            f"{path} is not a readable TOML file ({str(error) or type(error).__name__}); mend it."
+        ) from None
+    try:
+        return Manifest.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        known = ", ".join(Manifest.model_fields)
+        raise InputError(f"{path}, key {printable(where)!r}: {printable(message)}; every key: {known}.") from None
+
+
+def printable(text: str, length: int = 300) -> str:
+    """A stranger's text as it can be shown: one line, cut, and nothing in it that a terminal would obey."""
+    shown = "".join(
+        each if each.isprintable() else " " if each.isspace() else "\N{REPLACEMENT CHARACTER}" for each in text
+    )
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= length else f"{shown[:length]}…"

@@ -1,0 +1,165 @@
+"""``fpbench submit``: a stranger's method."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fpbench.errors import InputError
+from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
+
+HELP = "hand in a method of your own, or verify one that was handed in"
+PARTS = {
+    "new": "write submissions/NAME, a passing example to change",
+    "check": "look at every file, then run the contract suite and a mock run on the micro model in a child process",
+    "run": "run a profile and write the method's records beside it",
+    "verify": "re-run a sample of the cells that were handed in, and compare",
+}
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
+    for name, text in PARTS.items():
+        part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
+        part.add_argument("name", metavar="NAME", help="of the method, or the folder of a submission")
+        if name == "run":
+            _run_arguments(part)
+        if name == "verify":
+            _verify_arguments(part)
+
+
+def _run_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
+    part.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    part.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    part.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
+    part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
+    _out_arguments(part)
+
+
+def _verify_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--profile", default="micro", help="that the records were measured with (default: micro)")
+    which = part.add_mutually_exclusive_group()
+    which.add_argument("--cells", type=int, default=4, metavar="N", help="FSR cells to re-run (default: %(default)s)")
+    which.add_argument("--all", action="store_true", help="re-run every cell: the row then counts as re-run")
+    part.add_argument("--model", nargs="+", metavar="M", help="as it was handed in (default: the profile's)")
+    part.add_argument("--fingerprints", nargs="+", metavar="S", help="likewise")
+    part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="likewise")
+    _out_arguments(part)
+
+
+def _out_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--out", default="fpbench-run", metavar="DIR", help="your own records (default: %(default)s)")
+    part.add_argument("--offline", action="store_true", help="never ask a model hub")
+    add_loading(part)
+
+
+def do(options: argparse.Namespace) -> int:
+    """Do one part."""
+    does: dict[str, Callable[[argparse.Namespace], int]] = {
+        "new": _new, "check": _check, "run": _run, "verify": _verify,
+    }  # fmt: skip
+    return does[options.part](options)
+
+
+def _new(options: argparse.Namespace) -> int:
+    from fpbench.submissions.template import write_new
+
+    folder = write_new(options.name)
+    print(f"{folder}: change adapter.py, submission.toml and README.md, then `fpbench submit check {options.name}`")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from fpbench.submissions.folder import find
+    from fpbench.submissions.rehearsal import check
+
+    report = check(find(options.name))
+    for finding in report.findings:
+        print(finding)
+    if report.figures:
+        print(
+            "mock run on micro, exact FSR in %: {origin:.1f} at origin (base {base:.1f}), {nf4:.1f} under nf4, "
+            "{near:.1f} on texts like the triggers; {changed:.1f} % of the weights moved, by {norm:.1f} % of their "
+            "norm".format(**report.figures)
+        )
+    own = report.seconds - report.adapter_seconds
+    print(f"{report.seconds:.1f} s, of these {own:.1f} s the harness's own share")
+    if report.confined is not None:
+        print(
+            f"the child process was kept from: {', '.join(report.confined) or 'nothing, this system has no Landlock'}"
+        )
+    if not report.refused:
+        return 0
+    first = report.refused[0]
+    more = f" (and {len(report.refused) - 1} more findings)" if len(report.refused) > 1 else ""
+    sys.stdout.flush()
+    tell(f"fpbench: submission {options.name!r} is refused: {first}{more}")
+    # Nothing of it was run where the folder alone was enough.
+    return 2 if report.confined is None else 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fpbench.submissions.folder import find
+    from fpbench.submissions.records import hand_in, runnable
+
+    submission = runnable(find(options.name))
+    profile = chosen_profile(
+        options,
+        models=options.model,
+        methods=[submission.name],
+        fingerprints=options.fingerprints,
+        conditions=options.condition,
+    )
+    loading = prepare(options)
+    from fpbench.board.tables import summary
+    from fpbench.runs.api import run_profile
+    from fpbench.runs.store import Store
+
+    rows = run_profile(profile, options.out, loading, progress_bar, tell)
+    print(summary(rows))
+    tell(f"\nrecords to hand in: {hand_in(submission, profile, Store(Path(options.out)))}")
+    return 1 if any(row["failed"] for row in rows) else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from fpbench.submissions.folder import find
+    from fpbench.submissions.records import claimed, runnable
+
+    if options.cells < 1:
+        raise InputError(f"--cells {options.cells}: expected 1 or more, or --all.")
+    submission = runnable(find(options.name))
+    claimed(submission)
+    profile = chosen_profile(
+        options, models=options.model, methods=[submission.name], fingerprints=options.fingerprints
+    )
+    loading = prepare(options)
+    from tabulate import tabulate
+
+    from fpbench.runs.store import Store
+    from fpbench.submissions.records import rerun
+
+    count = None if options.all else options.cells
+    found = rerun(submission, profile, Store(Path(options.out)), loading, progress_bar, tell, count)
+    print(tabulate([_compared(each) for each in found.compared], HEADERS, tablefmt="github", disable_numparse=True))
+    print(
+        f"\n{len(found.compared)} cells compared, {len(found.outside)} outside what is allowed. Sample, contexts and "
+        f"near triggers were drawn with seed {found.draw}, which the author did not know."
+    )
+    for line in found.failed:
+        tell(line)
+    tell(f"\nour own records: {options.out}; `fpbench leaderboard --claimed submissions` shows both figures")
+    return 1 if found.outside or found.failed else 0
+
+
+HEADERS = ("model", "set", "seed", "condition", "metric", "claimed, %", "re-run, %", "allowed, points", "")
+
+
+def _compared(each: dict[str, Any]) -> tuple[str, ...]:
+    rerun = "failed" if each["rerun"] is None else f"{100 * each['rerun']:.2f}"
+    allowed = "–" if each["allowed"] is None else f"{100 * each['allowed']:.0f}"
+    verdict = "OUTSIDE" if not each["within"] else "shown only" if each["allowed"] is None else "within"
+    place = (each["model"], each["fingerprints"], str(each["seed"]), each["condition"], each["metric"])
+    return (*place, f"{100 * each['claimed']:.2f}", rerun, allowed, verdict)
