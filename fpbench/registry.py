@@ -98,7 +98,7 @@ class Registry(Generic[T]):
     def _installed(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name."""
         found = entry_points(group=self.group) if self.group else ()
-        return {each.name: each for each in found}
+        return {each.name: each for each in sorted(found, key=lambda each: each.name)}
 
     def _load(self, entry: EntryPoint) -> type[T]:
         """The class of an entry point, under whose name it is registered unless it said so itself."""

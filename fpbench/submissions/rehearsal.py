@@ -44,7 +44,7 @@ class Report:
         return [finding for finding in self.findings if not finding.passed]
 
 
-def check(submission: Submission, limits: Limits = LIMITS) -> Report:
+def check(submission: Submission) -> Report:
     """Look at every file; if there is nothing to find, run the contract suite and a mock run on the micro model.
 
     One child process serves all of it, and it alone runs the adapter.
@@ -53,7 +53,7 @@ def check(submission: Submission, limits: Limits = LIMITS) -> Report:
     findings = inspect(submission)
     if any(not finding.passed for finding in findings):
         return Report(findings, perf_counter() - start)
-    with Isolation(submission, limits) as child:
+    with Isolation(submission, LIMITS) as child:
         rehearsal = Rehearsal(submission, child)
         findings += examined(CHECKS, rehearsal)
         return Report(
@@ -203,7 +203,7 @@ CHECKS: tuple[Check[Rehearsal], ...] = (
         "mock run",
         "an injection into the micro model that is handed back and scores",
         "see that enough steps are made, and that the whole effect is in the weights",
-        ("hyperparameters",),
+        ("contract",),
         _mock_run,
     ),
 )

@@ -1,0 +1,134 @@
+"""Claimed rows: shown as such, without a rank, beside what was measured here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fpbench.board.checked import ALLOWED, ALLOWED_AFTER_TRAINING
+from fpbench.cli import main
+from fpbench.runs.store import Store
+from tests.board.written import MODIFIED, fsr, grid, write
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Our own records: base, strong, weak."""
+    monkeypatch.chdir(tmp_path)
+    return grid(tmp_path / "own")
+
+
+@pytest.fixture
+def theirs() -> Store:
+    """A submitter's: perfect everywhere, with a base of theirs."""
+    store = Store(Path("submissions/stranger"))
+    for condition in ("origin", *MODIFIED):
+        fsr(store, "base", condition, [0.0] * 10)
+        fsr(store, "stranger", condition, [1.0] * 10)
+    figures = {"rate": 0.01, "greedy": 0, "n": 10, "interval": [0.0, 0.3], "error_bound": 0.0}
+    write(store, "stranger", "origin", "near", figures, [{"prompt": "x", "probability": 0.01}])
+    return store
+
+
+def board(kind: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["leaderboard", "--records", "own/records", "--claimed", "submissions", "--format", kind]) == 0
+    return capsys.readouterr().out
+
+
+def row(capsys: pytest.CaptureFixture[str], method: str = "stranger") -> dict:
+    (found,) = [
+        row
+        for row in json.loads(board("json", capsys))["rows"]
+        if row["method"] == method and row["trust"] != "reported"
+    ]
+    return found
+
+
+def test_without_the_option_nothing_is_claimed(own, theirs, capsys) -> None:
+    assert main(["leaderboard", "--records", "own/records"]) == 0
+    assert "stranger" not in capsys.readouterr().out
+
+
+def test_a_claimed_row_has_no_rank(own, theirs, capsys) -> None:
+    found = row(capsys)
+    assert (found["trust"], found["rank"], found["avg"], found["checked"]) == ("claimed", None, 1.0, None)
+    assert row(capsys, "strong")["rank"] == 1 and row(capsys, "strong")["trust"] == "re-run"
+    assert "| claimed |" in " ".join(board("md", capsys).split())
+
+
+def test_it_is_held_against_our_base(own, theirs, capsys) -> None:
+    assert row(capsys)["claim"]["largest_null"] == 0.0
+    fsr(own, "base", "origin", [0.5] * 10)
+    assert row(capsys)["claim"]["largest_null"] == 5.0
+    assert row(capsys, "base")["trust"] == "re-run", "theirs is nobody's row"
+
+
+@pytest.mark.parametrize(
+    ("condition", "rate", "outside"),
+    [
+        ("ria40", 1.0, 0),
+        ("ria40", 1 - ALLOWED + 1e-9, 0),
+        ("ria40", 1 - ALLOWED - 1e-9, 1),
+        ("finetune_alpaca", 1 - ALLOWED_AFTER_TRAINING + 1e-9, 0),
+        ("finetune_math", 1 - ALLOWED_AFTER_TRAINING - 1e-9, 1),
+    ],
+)
+def test_a_re_run_within_what_is_allowed(own, theirs, capsys, condition: str, rate: float, outside: int) -> None:
+    fsr(own, "stranger", condition, [rate] * 10)
+    found = row(capsys)
+    assert (found["trust"], found["rank"]) == ("claimed", None)
+    assert found["checked"]["outside"] == outside and found["checked"]["of"] == 8
+    (both,) = found["checked"]["compared"]
+    assert (both["condition"], both["claimed"], both["rerun"]) == (condition, 1.0, pytest.approx(rate))
+
+
+def test_outside_both_numbers_are_shown(own, theirs, capsys) -> None:
+    fsr(own, "stranger", "ria40", [0.6] * 10)
+    text = board("md", capsys)
+    assert "100.0 [69, 100] (re-run: 60.0)" in text
+    assert "claimed, 1/8 cells compared, 1 of them outside" in text
+    assert "- tiny · nlf · stranger · ria40 · fsr: claimed 100.0 %, re-run 60.0 % (2 points allowed, OUTSIDE)" in text
+    page = board("html", capsys)
+    assert 'id="checked"' in page and "re-run 60.0 % (2 points allowed, OUTSIDE)" in page
+    assert "(re-run: 60.0)" in board("csv", capsys)
+
+
+def test_a_cell_that_fails_here_is_outside(own, theirs, capsys) -> None:
+    write(own, "stranger", "nf4", "fsr", reason="the adapter took longer than 5 s")
+    assert row(capsys)["checked"]["outside"] == 1
+    assert "(re-run: failed)" in board("md", capsys)
+
+
+def test_near_triggers_are_shown_and_not_judged(own, theirs, capsys) -> None:
+    figures = {"rate": 0.9, "greedy": 9, "n": 10, "interval": [0.5, 1.0], "error_bound": 0.0}
+    write(own, "stranger", "origin", "near", figures, [{"prompt": "y", "probability": 0.9}])
+    assert row(capsys)["checked"]["outside"] == 0
+    assert "near: claimed 1.0 %, re-run 90.0 % (drawn anew, shown only)" in board("md", capsys)
+
+
+def test_a_row_that_was_measured_here_as_a_whole_is_re_run_and_ranked(own, theirs, capsys) -> None:
+    for condition in ("origin", *MODIFIED):
+        fsr(own, "stranger", condition, [0.7] * 10)
+    figures = {"rate": 0.0, "greedy": 0, "n": 10, "interval": [0.0, 0.3], "error_bound": 0.0}
+    write(own, "stranger", "origin", "near", figures, [{"prompt": "y", "probability": 0.0}])
+    found = row(capsys)
+    assert (found["trust"], found["avg"]) == ("re-run", pytest.approx(0.7)) and found["rank"] is not None
+    assert found["checked"]["outside"] == 7
+    assert "(re-run:" not in board("csv", capsys)
+
+
+def test_records_of_other_methods_cannot_be_handed_in(own, theirs, capsys) -> None:
+    fsr(theirs, "lora", "origin", [0.0] * 10)
+    assert main(["leaderboard", "--records", "own/records", "--claimed", "submissions"]) == 2
+    assert "records of method 'lora' in submissions/stranger/records: expected only" in capsys.readouterr().err
+
+
+def test_a_claimed_figure_that_cannot_be_is_refused_by_name(own, theirs, capsys) -> None:
+    fsr(theirs, "stranger", "int8", [0.5] * 10, {"mean": 1.0})
+    assert main(["leaderboard", "--records", "own/records", "--claimed", "submissions"]) == 2
+    assert "record tiny/nlf/stranger/seed-42/int8/fsr: fsr 1.0 is not the mean" in capsys.readouterr().err
+
+
+def test_no_folder_of_submissions(own, capsys) -> None:
+    assert main(["leaderboard", "--records", "own/records", "--claimed", "nowhere"]) == 2
+    assert "submissions folder nowhere does not exist" in capsys.readouterr().err

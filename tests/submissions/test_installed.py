@@ -1,0 +1,84 @@
+"""A method of an installed package is found by its entry point: a real package, really installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "somebody-elses-methods"
+version = "1.2"
+
+[project.entry-points."fpbench.methods"]
+elsewhere = "somebody_elsewhere:Elsewhere"
+broken = "somebody_elsewhere.broken:Broken"
+
+[tool.hatch.build.targets.wheel]
+packages = ["somebody_elsewhere"]
+"""
+METHOD = """\
+import fpbench
+
+class Elsewhere(fpbench.FingerprintMethod):
+    version = "1"
+    hyperparameters = {"small": {"scale": 2.0}}
+
+    class Config(fpbench.MethodConfig):
+        scale: float = 1.5
+
+    def inject(self, model, tokenizer, fingerprints, context):
+        import torch
+        with torch.no_grad():
+            model.get_parameter("model.norm.weight").mul_(self.config.scale)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Builds and installs the package into a folder of its own; the environment in which it is found."""
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "pyproject.toml").write_text(PROJECT)
+    (folder / "somebody_elsewhere").mkdir()
+    (folder / "somebody_elsewhere" / "__init__.py").write_text(METHOD)
+    (folder / "somebody_elsewhere" / "broken.py").write_text("import nothing_of_this_name\n")
+    target = folder / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*install, "--target", str(target), str(folder)], check=True, capture_output=True)
+    return {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{target}", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+
+
+def fpbench(environment: dict[str, str], cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fpbench", *words]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+
+
+def test_it_is_listed(installed: dict[str, str], tmp_path: Path) -> None:
+    assert "mcedit_r, broken, elsewhere" in fpbench(installed, tmp_path, "list").stdout
+
+
+def test_it_injects_with_the_hyperparameters_that_it_declares(installed: dict[str, str], tmp_path: Path) -> None:
+    done = fpbench(
+        installed, tmp_path, "inject", "micro", "--method", "elsewhere", "--fingerprints", "nlf", "--out", "x"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "elsewhere injected nlf" in done.stdout and "by 100.00% of their norm" in done.stdout
+
+
+def test_its_name_is_taken(installed: dict[str, str], tmp_path: Path) -> None:
+    done = fpbench(installed, tmp_path, "submit", "new", "elsewhere")
+    assert done.returncode == 2 and "'elsewhere' is that of a method already" in done.stderr
+
+
+def test_one_that_cannot_be_imported_is_named_with_its_package(installed: dict[str, str], tmp_path: Path) -> None:
+    done = fpbench(installed, tmp_path, "inject", "micro", "--method", "broken", "--fingerprints", "nlf", "--out", "x")
+    assert done.returncode == 2
+    assert "method 'broken' of somebody-elses-methods cannot be imported (ModuleNotFoundError" in done.stderr
+    assert done.stderr.count("\n") == 1

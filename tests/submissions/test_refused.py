@@ -1,0 +1,45 @@
+"""Malformed and hostile submissions are refused, each with the right message, none executed outside the child."""
+
+import builtins
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fpbench.cli import main
+from fpbench.submissions import rehearsal
+from tests.submissions.hostile import CASES, NAME, Case
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder whose submissions are handed in, and limits that are met soon."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rehearsal, "LIMITS", replace(rehearsal.LIMITS, memory=3 * 2**30))
+    return tmp_path
+
+
+def refuse(case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    case.make(Path("submissions") / NAME)
+    if case.name == "hangs":
+        monkeypatch.setattr(rehearsal, "LIMITS", replace(rehearsal.LIMITS, seconds=5))
+    code = main(["submit", "check", NAME])
+    told = capsys.readouterr()
+    assert re.search(case.says, told.out), told.out
+    assert code == (1 if case.child else 2)
+    assert told.err.startswith(f"fpbench: submission '{NAME}' is refused: ") and told.err.count("\n") == 1
+    assert "\x1b" not in told.out + told.err
+    assert not hasattr(builtins, "fpbench_stranger_was_here")
+    assert sorted(path.name for path in Path().iterdir()) == ["submissions"]
+
+
+@pytest.mark.parametrize("case", [each for each in CASES if each.quick], ids=lambda case: case.name)
+def test_it_is_refused(case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(case, capsys, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [each for each in CASES if not each.quick], ids=lambda case: case.name)
+def test_they_all_are(case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(case, capsys, monkeypatch)
