@@ -95,7 +95,9 @@ def test_every_key_of_the_json_is_named():
     assert {key for row in ROWS for key in row} <= spans
 
 
-@pytest.mark.parametrize("trust", sorted({row["trust"] for row in ROWS} | {"reported", "claimed", "re-scored", "re-run"}))
+@pytest.mark.parametrize(
+    "trust", sorted({row["trust"] for row in ROWS} | {"reported", "claimed", "re-scored", "re-run"})
+)
 def test_every_trust_is_explained(trust: str):
     assert trust in {row["trust"] for row in table(DOCUMENT, "| trust ")}
 
