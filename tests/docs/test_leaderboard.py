@@ -1,0 +1,112 @@
+"""docs/leaderboard.md: its example is a committed row, and no column, mark or key is left unexplained."""
+
+import html
+import json
+import re
+from functools import reduce
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from fpbench.board import plausible
+from fpbench.board.records import group_records
+from fpbench.board.rows import MODIFICATIONS, _by_seed
+from fpbench.board.tables import DETECTABILITY, HARM
+from fpbench.metrics.statistics import clopper_pearson, holm, rank, sign_flip
+from fpbench.ownership.claims import FLOOR
+from fpbench.runs.store import read_records
+from tests.conftest import ROOT
+from tests.docs.markdown import names, read, table
+
+DOCUMENT = read("leaderboard.md")
+FOLDER = ROOT / "leaderboard"
+ROWS = json.loads((FOLDER / "leaderboard.json").read_text(encoding="utf-8"))["rows"]
+
+
+def committed(method: str) -> dict[str, Any]:
+    return next(row for row in ROWS if row["method"] == method and row["trust"] != "reported")
+
+
+def test_the_example_quotes_every_column_of_the_committed_row_as_it_is_shown():
+    row = committed("mcedit_a")
+    example = {each["column"]: each["figure"] for each in table(DOCUMENT, "| column | figure ")}
+    shown = {name: text(row) for name, text in [*DETECTABILITY, *HARM]}
+    assert example == {name: shown[name] for name in example}
+    assert shown.keys() - example.keys() == {"model", "method", "set", "trust"}
+    assert f"stories3M with the set `{row['fingerprints']}`" in DOCUMENT and row["model"] == "stories3M"
+
+
+def test_the_figures_behind_the_example_are_those_of_leaderboard_json():
+    row = committed("mcedit_a")
+    for each in table(DOCUMENT, "| key "):
+        (key,) = names(each["key"])
+        value = reduce(lambda found, part: found[part], key.split("."), row)
+        digits = len(each["value"].partition(".")[2])
+        assert round(float(value), digits) == float(each["value"]), key
+
+
+def test_the_p_values_of_the_ranks_are_those_of_the_records():
+    records = FOLDER / "records"
+    groups = {key[2]: group for key, group in group_records(read_records(records), records).items()}
+    means = {
+        method: [fmean(p) for p in zip(*(_by_seed(group, name)[42] for name in MODIFICATIONS), strict=True)]
+        for method, group in groups.items()
+        if method != "base"
+    }
+    best = max(means, key=lambda method: fmean(means[method]))
+    others = [method for method in means if method != best]
+    adjusted = dict(zip(others, holm([sign_flip(means[best], means[each]) for each in others]), strict=True))
+    assert best == "fpedit" and rank(means) == {method: committed(method)["rank"] for method in means}
+    assert f"`fpedit` (p = {adjusted['mcedit_a']:.3f})" in DOCUMENT
+    shown = [f"{100 * committed(method)['avg']:.1f}" for method in ("mcedit_r", best)]
+    tie = f"`mcedit_r` ({shown[0]}) is tied with `fpedit` ({shown[1]})"
+    assert f"{tie}: p = {adjusted['mcedit_r']:.3f}" in " ".join(DOCUMENT.split())
+
+
+def test_the_intervals_it_names_are_those_of_ten_fingerprints():
+    for k, shown in ((10, "10 of 10 is [69, 100]"), (0, "0 of 10 is [0, 31]")):
+        low, high = clopper_pearson(k, 10)
+        assert shown == f"{k} of 10 is [{100 * low:.0f}, {100 * high:.0f}]" and shown in DOCUMENT
+
+
+def test_every_column_of_the_tables_is_explained():
+    explained = " ".join(row["column"] for row in table(DOCUMENT, "| column | what "))
+    for name, _ in [*DETECTABILITY, *HARM]:
+        if name in MODIFICATIONS:
+            continue
+        assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", explained) or f"**{name}**" in DOCUMENT, name
+    assert f"{MODIFICATIONS[0]} … {MODIFICATIONS[-1]}" in explained
+
+
+def test_every_entry_of_the_page_is_explained():
+    page = (FOLDER / "leaderboard.html").read_text(encoding="utf-8")
+    entries = {html.unescape(found) for found in re.findall(r"<(?:th scope=\"col\"[^>]*|dt)>([^<]+)<", page)}
+    assert len(entries) > 50
+    known = set(MODIFICATIONS)
+    missing = [each for each in entries - known if not re.search(rf"(?<!\w){re.escape(each)}(?!\w)", DOCUMENT)]
+    assert not missing
+    captions = set(re.findall(r"<(?:caption|h5)>([^<]+)<", page))
+    parts = {row["part"] for row in table(DOCUMENT, "| part ")}
+    assert parts == {html.unescape(each) for each in captions}
+
+
+def test_every_key_of_the_json_is_named():
+    spans = set(names(DOCUMENT))
+    assert {key for row in ROWS for key in row} <= spans
+
+
+@pytest.mark.parametrize(
+    "trust", sorted({row["trust"] for row in ROWS} | {"reported", "claimed", "re-scored", "re-run"})
+)
+def test_every_trust_is_explained(trust: str):
+    assert trust in {row["trust"] for row in table(DOCUMENT, "| trust ")}
+
+
+def test_what_is_refused_is_named_with_its_limits():
+    refused = DOCUMENT.partition("A record is refused")[2]
+    assert f"above {plausible.ERROR_BOUND:.0e}".replace("e-0", "e-") in refused
+    assert f"more than {plausible.OFF_TARGET:g} away" in refused
+    for name, target in plausible.SPARSITY.items():
+        assert f"{target:g} (`{name}`)" in refused
+    assert f"at least {FLOOR}" in DOCUMENT
