@@ -23,7 +23,7 @@ BARE = ("LICENSE", "LICENCE", "NOTICE")
 GENERATED = ("__pycache__", ".pytest_cache")  # by tests of the author; neither looked at nor copied
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 MIB = 2**20
-LARGEST_FILE, LARGEST_RECORD, LARGEST_FOLDER, MOST_FILES = 1 * MIB, 16 * MIB, 64 * MIB, 2_000
+LARGEST_FILE, LARGEST_RECORD, LARGEST_FOLDER, MOST_FILES = 1 * MIB, 16 * MIB, 256 * MIB, 5_000
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,17 @@ class Submission:
 
     @property
     def code(self) -> list[Path]:
-        """Its files without its records: what decides what the method does."""
-        files = (path for path in self.entries if path.is_file())
-        return [path for path in files if path.relative_to(self.folder).parts[0] != RECORDS]
+        """The files that may decide what the method does, and all that its process gets to see.
+
+        No records, no texts for readers, no tests, and not the manifest, whose hyper-parameters are handed over.
+        """
+        files = (path for path in self.entries if path.is_file() and not self.is_record(path))
+        readable = (path for path in files if path.suffix != ".md" and path.name not in BARE)
+        return [path for path in readable if not path.name.startswith("test_") and path.name != FILE]
+
+    def is_record(self, path: Path) -> bool:
+        """Whether a path lies below its records."""
+        return path.relative_to(self.folder).parts[0] == RECORDS
 
     @cached_property
     def digest(self) -> str:
@@ -171,9 +179,8 @@ def _sizes(submission: Submission) -> str | None:
     files = [path for path in submission.entries if path.is_file()]
     if len(files) > MOST_FILES:
         return f"{len(files)} files"
-    code = set(submission.code)
     for path in files:
-        limit = LARGEST_FILE if path in code else LARGEST_RECORD
+        limit = LARGEST_RECORD if submission.is_record(path) else LARGEST_FILE
         if path.stat().st_size > limit:
             return f"{_shown(submission, path)} of {path.stat().st_size / MIB:.1f} MiB (limit {limit // MIB})"
     total = sum(path.stat().st_size for path in files)

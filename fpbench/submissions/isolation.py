@@ -77,7 +77,7 @@ class Isolation:
         try:
             self.submission.copy_code(self.folder / "submission")
             (self.folder / "work").mkdir()
-            (self.folder / "limits.json").write_text(json.dumps(asdict(self.limits)))
+            self._write("limits.json", json.dumps(asdict(self.limits)))
             with (self.folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-s", "-P", "-m", "fpbench.submissions.child", str(self.folder)],
@@ -117,8 +117,7 @@ class Isolation:
         if self._number == 0:
             self.confined = tuple(map(str, self._reply(START).answer.get("confined", ())))
             self._number = 1
-        path = self.folder / f"request-{self._number}.json"
-        path.write_text(json.dumps({"do": do} | request, ensure_ascii=False), encoding="utf-8")
+        self._write(f"request-{self._number}.json", json.dumps({"do": do} | request))
         assert self._process.stdin is not None, "it was opened as a pipe"
         with contextlib.suppress(BrokenPipeError):  # it ended; the wait for its reply says how
             self._process.stdin.write(b"%d\n" % self._number)
@@ -129,6 +128,15 @@ class Isolation:
         if reply.status != "done":
             raise CellError(printable(reply.reason, 500) or "the child process failed without a word.")
         return reply.answer
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a new file for the child, never through a link that it may have put there."""
+        try:
+            handle = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise CellError(f"the child process put something where {name} belongs ({error.strerror}).") from None
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
 
     def changes(self) -> bytes:
         """The file of changed weights that the child left."""

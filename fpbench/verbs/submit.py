@@ -36,7 +36,7 @@ def _run_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
     part.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
-    _out_arguments(part)
+    _out_arguments(part, "fpbench-run")
 
 
 def _verify_arguments(part: argparse.ArgumentParser) -> None:
@@ -47,11 +47,11 @@ def _verify_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--model", nargs="+", metavar="M", help="as it was handed in (default: the profile's)")
     part.add_argument("--fingerprints", nargs="+", metavar="S", help="likewise")
     part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="likewise")
-    _out_arguments(part)
+    _out_arguments(part, "fpbench-verification")
 
 
-def _out_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--out", default="fpbench-run", metavar="DIR", help="your own records (default: %(default)s)")
+def _out_arguments(part: argparse.ArgumentParser, out: str) -> None:
+    part.add_argument("--out", default=out, metavar="DIR", help="your own records (default: %(default)s)")
     part.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(part)
 

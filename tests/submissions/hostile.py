@@ -116,12 +116,12 @@ def _replies(action: str) -> Callable[[Path], object]:
 
 
 def _large(folder: Path) -> None:
-    for number in range(70):
+    for number in range(260):
         (folder / f"part{number}.txt").write_bytes(b"x" * 2**20)
 
 
 def _many(folder: Path) -> None:
-    for number in range(2_001):
+    for number in range(5_001):
         (folder / f"note{number}.txt").write_text("")
 
 
@@ -163,8 +163,8 @@ FOLDER = (
     Case("linked_folder", _then(lambda f: (f / "data").symlink_to("/etc")), r"inside: .* found the link data"),
     Case("pipe", _then(lambda f: os.mkfifo(f / "data.txt")), r"data.txt, which is neither a file nor a folder"),
     Case("large_file", _file("table.csv", b"1," * 2**20), r"sizes: .* found table.csv of 2.0 MiB"),
-    Case("large_folder", _then(_large), r"sizes: .* found 70 MiB in all"),
-    Case("many_files", _then(_many), r"sizes: .* found 2004 files"),
+    Case("large_folder", _then(_large), r"sizes: .* found 260 MiB in all"),
+    Case("many_files", _then(_many), r"sizes: .* found 5004 files"),
 )
 CHILD = (
     Case("syntax", _source("def inject(:"), r"adapter: .* SyntaxError", True, True),
@@ -203,6 +203,12 @@ CHILD = (
         True,
     ),
     Case("linked_reply", _replies("path.symlink_to('/etc/passwd')"), r"no readable reply-1.json", True, True),
+    Case(
+        "linked_request",
+        _adapter("os.symlink('/etc/fpbench-victim', os.path.join(sys.argv[1], 'request-2.json'))"),
+        r"put something where request-2.json belongs",
+        True,
+    ),
     Case("piped_reply", _replies("os.mkfifo(path)"), r"left a reply-1.json that is no file", True),
     Case("huge_reply", _replies("path.write_bytes(b' ' * 2**21)"), r"expected at most 1048576 bytes", True),
     Case("no_reply", _replies("path.write_text('FSR 1.0')"), r"something that is no reply", True),

@@ -1,0 +1,70 @@
+"""The tutorial is walked: its files are written, its commands run, in a folder with nothing in it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fpbench.cli import main
+from fpbench.micro import MODEL
+from tests.conftest import ROOT, require
+from tests.docs.markdown import commands
+
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+NAME = "my_method"
+
+
+def written(name: str) -> str:
+    """A file that the tutorial shows."""
+    return re.search(rf"<!-- {re.escape(name)} -->\n```\w+\n(.*?)```", TUTORIAL, flags=re.DOTALL)[1]
+
+
+def steps() -> list[list[str]]:
+    return [shlex.split(command)[1:] for command in commands(TUTORIAL)]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    require(MODEL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def begin(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first three sections, and the check."""
+    assert steps()[:2] == [["submit", "new", NAME], ["submit", "check", NAME]]
+    assert main(steps()[0]) == 0
+    shown = {row.split("`")[1] for row in TUTORIAL.splitlines() if row.startswith("| `")}
+    assert {path.name for path in Path("submissions", NAME).iterdir()} == shown
+    for name in ("adapter.py", "submission.toml"):
+        Path("submissions", NAME, name).write_text(written(name))
+    assert len(written("adapter.py").splitlines()) <= 60
+    code = main(steps()[1])
+    assert code == 0, capsys.readouterr()
+
+
+def test_the_method_of_the_tutorial_passes_the_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(capsys)
+    said = capsys.readouterr().out
+    assert f"runs the {numbered(said)} promises" in TUTORIAL
+    assert float(re.search(r"exact FSR in %: ([\d.]+) at origin", said)[1]) > 90
+
+
+def numbered(said: str) -> str:
+    """How many checks of the contract were printed, as the tutorial writes it."""
+    from fpbench.contract import CHECKS
+
+    assert all(f"{check.name}: passed" in said for check in CHECKS)
+    return {17: "seventeen"}[len(CHECKS)]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_tutorial_runs_in_order(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(capsys)
+    for step in steps()[2:]:
+        assert main(step) == 0, (step, capsys.readouterr())
+        said = capsys.readouterr().out
+        assert NAME in said or step[1] == "verify", step
+    assert "0 outside what is allowed" in said
+    assert list(Path("submissions", NAME, "records").rglob("ria40/fsr.json"))
