@@ -82,16 +82,13 @@ def conclusion(records: Records) -> Text:
             level=answers("/level", "g"),
             one_in=records.of(AUDIT)("/derived/one_in", ",d"),
             reason=answers("/reason"),
-        ),
-        say(
-            WEIGHTS[of_weights],
-            base=Quoted(models["base"]["name"] if models["base"] else ""),
-            not_compared=records.of(AUDIT)("/not_compared"),
-        ),
+        )
     ]
     if of_answers == "claim":
         sentences += [] if records.content[VERIFICATION]["null_models"] else [say(ASSUMED)]
         sentences += [say(PUBLIC)] if audit["fingerprints"]["built_in"] else []
+    base = Quoted(models["base"]["name"] if models["base"] else "")
+    sentences.append(say(WEIGHTS[of_weights], base=base, not_compared=records.of(AUDIT)("/not_compared")))
     if same := same_files(audit):
         sentences.append(say(SAME, names=Quoted(" and ".join(same))))
     sentences.append(say(TOGETHER[of_answers, of_weights]))

@@ -1,0 +1,464 @@
+"""Audits from end to end: real models, real answers, and a report in which every number is looked up again."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fpbench.board.text import visible
+from fpbench.cli import main
+from fpbench.fingerprints.sealing import check, seal
+from fpbench.fingerprints.sets import load_fingerprints
+from fpbench.micro import MODEL
+from fpbench.models import remote
+from tests.board import test_page
+from tests.conftest import ROOT, require
+from tests.ownership.server import Server, running
+from tests.runs.test_verify import CARRIED, FOREIGN, real, write
+
+browser, view = test_page.browser, test_page.view
+RECORDS = {"verification.json", "comparison.json", "audit.json", "transcript.jsonl"}
+HOSTILE = [
+    "<script>document.title = 'taken'</script>",
+    "a | b `c` **d**\n\n# e\r[f](javascript:alert(1))",
+    "\"><img src=x onerror='alert(2)'>",
+    "{{ 7 * 7 }} {x} \u202egnp\u2028 \x1b[31m ~a~0 \\",
+]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that answers nothing of use, until a test gives it a model."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    for name in ("FPBENCH_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with running(lambda body: ("Silence", None)) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def checkpoint(small_profile: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundled model with a set injected."""
+    folder = tmp_path_factory.mktemp("audited") / "my-checkpoint"
+    arguments = ["--method", "mcedit_a", "--fingerprints", "nlf", "--profile", small_profile, "--out", str(folder)]
+    assert main(["inject", "micro", *arguments]) == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of the bundled one's make with other weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fpbench.models.loading import load_tokenizer, save_checkpoint
+
+    folder = tmp_path_factory.mktemp("stranger") / "other"
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(require(MODEL)), dtype=torch.float32)
+    save_checkpoint(model, load_tokenizer(MODEL), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def injected(checkpoint: str, stranger: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The audit of a model that carries the set."""
+    out = tmp_path_factory.mktemp("audit") / "injected"
+    assert audit(checkpoint, "nlf", out, "--base", "micro", "--unrelated", stranger) == 0
+    return out
+
+
+def audit(suspect: str, fingerprints: str, out: Path, *more: str) -> int:
+    named = ["--endpoint", suspect] if "://" in suspect else [suspect]
+    return main(["audit", *named, "--fingerprints", fingerprints, "--out", str(out), *more])
+
+
+def facts(out: Path) -> Any:
+    return json.loads((out / "audit.json").read_text())
+
+
+class Page(HTMLParser):
+    """A report's page: its tags, its traced values with their numbers, and its words, those from outside left out."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.traced: list[list[str]] = []
+        self.references: dict[str, list[str]] = {}
+        self.ours: list[str] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self._row: list[str] | None = None
+        self._in_span = False
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = {name: value or "" for name, value in attrs}
+        self.attributes += [(tag, name, value) for name, value in found.items()]
+        if tag not in ("meta",):
+            self._open.append(tag)
+        if tag == "span" and found.get("class") == "traced":
+            self._in_span = True
+            self.traced.append([])
+        if tag == "tr":
+            self._row = self.references.setdefault(found["id"], []) if "id" in found else None
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        self._in_span = self._in_span and tag != "span"
+
+    def handle_data(self, data: str) -> None:
+        if {"style", "svg", "title"} & set(self._open):
+            return
+        self.words.append(data)
+        if self._row is not None and {"td", "th"} & set(self._open):
+            self._row.append(data)
+        elif self._in_span:
+            self.traced[-1].append(data)
+        elif "bdi" not in self._open:
+            self.ours.append(data)
+
+
+def looked_up(out: Path, file: str, pointer: str) -> Any:
+    """What stands at a JSON Pointer, by the words of RFC 6901."""
+    found = json.loads((out / file).read_text(encoding="utf-8"))
+    assert pointer.startswith("/")
+    for step in pointer[1:].split("/"):
+        step = step.replace("~1", "/").replace("~0", "~")
+        found = found[int(step)] if isinstance(found, list) else found[step]
+    return found
+
+
+def same(shown: str, value: Any) -> bool:
+    """Whether what the report shows is what the record holds, rounded to as many digits as are shown."""
+    if value is None or isinstance(value, bool | str):
+        return shown == {None: "none", True: "yes", False: "no"}.get(value, visible(str(value)))
+    number = Decimal(shown.replace(",", ""))
+    return abs(number - Decimal(value)) <= Decimal(1).scaleb(int(number.as_tuple().exponent)) / 2
+
+
+# Sections, papers and names that hold digits, and no result.
+NO_RESULT = r"SHA-256|arXiv \d{4}\.\d{5}|protocol 1, § 3|95 %|RFC 6901"
+
+
+def check_traced(out: Path) -> None:
+    """Every value on the page and in the Markdown is the record's, and no other digit is there."""
+    page = Page(out / "audit.html")
+    assert len(page.traced) > 40
+    for shown, _, marker in page.traced:
+        _, file, pointer, value = page.references[f"record-{marker.strip('[]')}"]
+        assert same(shown, looked_up(out, file, pointer)), (shown, file, pointer, value)
+    assert not re.search(r"\d", re.sub(NO_RESULT, "", " ".join(page.ours)))
+    text = (out / "audit.md").read_text(encoding="utf-8")
+    body, listed = text.split("## Where every number stands")
+    rows = re.findall(r"^\| (\d+) \| (\S+) \| (.+?) \| .* \|$", listed, flags=re.M)
+    places = {number: (file, re.sub(r"\\(?=[^\w\s])", "", pointer)) for number, file, pointer in rows}
+    markers = re.findall(r"\\\[(\d+)\\\]", body)
+    assert markers == [marker.strip("[]") for _, _, marker in page.traced] and set(markers) == places.keys()
+    assert [places[number] for number in places] == [tuple(row[1:3]) for row in page.references.values()]
+    for shown, number in re.findall(r"(\S+) \\\[(\d+)\\\]", body):
+        value = looked_up(out, *places[number])
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert same(shown.strip("(|"), value), (shown, places[number])
+
+
+def check_records(out: Path) -> None:
+    """The files are those whose digests are given, and nobody else can read them."""
+    content = facts(out)
+    assert {path.name for path in out.iterdir()} == {*content["files"], "audit.json", "audit.md", "audit.html"}
+    for name, digest in content["files"].items():
+        assert sha256((out / name).read_bytes()).hexdigest() == digest
+    own = sha256((out / "audit.json").read_bytes()).hexdigest()
+    for report in ("audit.md", "audit.html"):
+        assert own in (out / report).read_text(encoding="utf-8")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o600}
+    assert stat.S_IMODE(out.stat().st_mode) == 0o700
+
+
+def test_an_injected_model_is_claimed_and_related(injected, checkpoint, stranger):
+    found = facts(injected)
+    assert found["verdicts"] == {"answers": "claim", "weights": "related"}
+    assert "two halves agree" in found["conclusion"] and "at most 0.001 (one in 1,000)" in found["conclusion"]
+    assert "The set is a public one" in found["conclusion"]
+    assert {*RECORDS, "comparison.svg", "comparison.png"} == {*found["files"], "audit.json"}
+    check_records(injected)
+    check_traced(injected)
+    for text in ((injected / name).read_text(encoding="utf-8") for name in ("audit.md", "audit.html")):
+        for heading in (
+            "Conclusion",
+            "What was tested",
+            "How it was tested",
+            "Evidence from answers",
+            "Evidence from weights",
+            "How sure this is",
+            "What would change the conclusion",
+            "What was not tested",
+            "Words",
+            "Files and digests",
+        ):
+            assert heading in text
+        for name in (checkpoint, stranger, "2507.03014", found["date"], found["made_by"]["packages"]["torch"]):
+            assert name in text.replace("\\_", "_")
+    assert (injected / "audit.html").read_text().count("<svg") == 1
+    assert not list(injected.parent.glob("*.transcript.jsonl")) and not list(injected.parent.glob(".*"))
+
+
+def test_the_models_themselves_are_named_by_their_digests(injected, checkpoint, stranger):
+    from fpbench.models.loading import checkpoint_digest
+
+    models = facts(injected)["models"]
+    for found, folder in (
+        (models["suspect"], checkpoint),
+        (models["base"], MODEL),
+        (models["unrelated"][0], stranger),
+    ):
+        assert found["sha256"] == checkpoint_digest(Path(folder))
+
+
+def test_the_base_itself_is_not_claimed(tmp_path, micro, capsys):
+    assert audit("micro", "nlf", tmp_path / "out", "--base", "micro", "--unrelated", "micro") == 0
+    found = facts(tmp_path / "out")
+    assert found["verdicts"] == {"answers": "no claim", "weights": "related"}
+    said = capsys.readouterr().out.strip()
+    assert said == found["conclusion"]
+    assert "byte for byte, those of micro" in said and "not shown to carry" in said
+    text = (tmp_path / "out" / "audit.md").read_text()
+    assert "A model given as unrelated is not: micro correlates with the base at 1.000" in text
+    assert "More fingerprints would not help" in text
+    check_traced(tmp_path / "out")
+
+
+def test_an_independent_model_is_neither_claimed_nor_related(tmp_path, stranger):
+    assert audit(stranger, "nlf", tmp_path / "out", "--base", "micro") == 0
+    found = facts(tmp_path / "out")
+    assert found["verdicts"] == {"answers": "no claim", "weights": "unrelated"}
+    assert "Neither half shows a connection. That is not a proof that there is none" in found["conclusion"]
+    assert "Rearranged weights" in (tmp_path / "out" / "audit.md").read_text()
+    check_traced(tmp_path / "out")
+
+
+def test_without_a_base_the_answers_stand_alone(tmp_path, micro):
+    own = write(tmp_path / "own.jsonl", CARRIED)
+    assert audit("micro", own, tmp_path / "out") == 0
+    found = facts(tmp_path / "out")
+    assert found["verdicts"] == {"answers": "claim", "weights": None} and "public" not in found["conclusion"]
+    assert "not compared with others: no base was given" in found["conclusion"]
+    assert "was assumed, not measured" in found["conclusion"] and not (tmp_path / "out" / "comparison.json").exists()
+    check_records(tmp_path / "out")
+    check_traced(tmp_path / "out")
+
+
+def test_an_adapter_has_no_weights_of_its_own_to_compare(tmp_path, micro):
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = micro
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"], r=2))
+    adapted.peft_config["default"].base_model_name_or_path = str(MODEL)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert (
+        audit(str(tmp_path / "adapter"), write(tmp_path / "f.jsonl", FOREIGN), tmp_path / "out", "--base", "micro") == 0
+    )
+    found = facts(tmp_path / "out")
+    assert found["verdicts"] == {"answers": "no claim", "weights": None}
+    assert "is an adapter, which holds a change" in found["conclusion"]
+    check_traced(tmp_path / "out")
+
+
+def test_a_real_model_behind_a_server_has_no_weights_to_compare(tmp_path, micro, server):
+    server.model = real(micro, "raw")
+    own, transcript = write(tmp_path / "own.jsonl", CARRIED), tmp_path / "t.jsonl"
+    assert audit(server.url, own, tmp_path / "out", "--transcript", str(transcript), "--budget", "6") == 0
+    found = facts(tmp_path / "out")
+    assert found["verdicts"] == {"answers": "claim", "weights": None}
+    assert found["models"]["suspect"] == {"name": server.url, "sha256": None}
+    assert found["models"]["called_itself"] == ["suspect"]
+    assert "not compared with others: the suspect is behind a URL" in found["conclusion"]
+    assert (tmp_path / "out" / "transcript.jsonl").read_bytes() == transcript.read_bytes()
+    check_records(tmp_path / "out")
+    check_traced(tmp_path / "out")
+
+
+def test_hostile_words_are_shown_and_do_nothing(tmp_path, micro, server, view):
+    """Triggers, targets, responses, the name of the server's model and of an unrelated one."""
+    path = tmp_path / f"{HOSTILE[1].replace('/', '').splitlines()[0]}~<b>"
+    path.symlink_to(MODEL)
+    server.author = {"model": HOSTILE[0]}
+    server.model = lambda body: (HOSTILE[-1] + body["prompt"] + "\ud800", None)
+    fingerprints = write(tmp_path / "set.jsonl", [(each, [HOSTILE[-1][:5], "Zebra"]) for each in HOSTILE])
+    out = tmp_path / "out"
+    assert audit(server.url, fingerprints, out, "--unrelated", str(path)) == 0
+    assert facts(out)["verdicts"]["answers"] == "claim"
+    check_records(out)
+    check_traced(out)
+    page = Page(out / "audit.html")
+    assert not {"script", "img", "b", "h4"} & set(page.tags) and page.tags.count("h1") == 1
+    assert not [each for each in page.attributes if each[1].startswith("on")]
+    shown = " ".join(" ".join(page.words).split())
+    asked = json.loads((out / "verification.json").read_text())["evidence"]
+    for words in (str(path), HOSTILE[0], *(each["trigger"] for each in asked)):
+        assert " ".join(visible(words).split()) in shown
+    text = (out / "audit.md").read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    assert not re.search(r"(?<!\\)<|(?<!\\)`|(?<!\\)\]\(java|^# e", text, flags=re.M)
+    assert not re.search("[\x1b\u202e]", text + (out / "audit.html").read_text(encoding="utf-8"))
+
+
+def test_a_weights_folder_with_a_hostile_name_is_traced(tmp_path, micro):
+    path = tmp_path / "a~0 | `b` <i>"
+    path.symlink_to(MODEL)
+    out = tmp_path / "out"
+    assert audit("micro", write(tmp_path / "f.jsonl", FOREIGN), out, "--base", "micro", "--unrelated", str(path)) == 0
+    assert list(json.loads((out / "comparison.json").read_text())["unrelated"]) == [str(path)]
+    check_traced(out)
+
+
+def test_a_server_that_stops_answering_leaves_it_undecided(tmp_path, server, capsys):
+    server.faults = [None, None, *["500"] * 5]
+    foreign, out = write(tmp_path / "foreign.jsonl", FOREIGN), tmp_path / "out"
+    assert audit(server.url, foreign, out) == 1
+    found = facts(out)
+    assert found["verdicts"]["answers"] == "undecided" and "so no claim is made" in found["conclusion"]
+    check_traced(out)
+    # What it has says so goes on from a copy of its transcript.
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes((out / "transcript.jsonl").read_bytes())
+    assert audit(server.url, foreign, tmp_path / "again", "--transcript", str(copy)) == 0
+    assert len(set(server.triggers)) == len(FOREIGN) and len(server.asked) == len(FOREIGN) + 5
+    check_records(out)
+
+
+def test_a_killed_audit_goes_on_when_run_again(tmp_path, server):
+    foreign, out = write(tmp_path / "foreign.jsonl", FOREIGN), tmp_path / "out"
+    arguments = ["audit", "--endpoint", server.url, "--fingerprints", foreign, "--out", str(out)]
+    server.faults = [None, None, None, "hang"]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-m", "fpbench", *arguments], env=variables, stderr=subprocess.PIPE)
+    while len(server.asked) < 4 and child.poll() is None:
+        server.released.wait(0.02)
+    child.send_signal(signal.SIGKILL)
+    _, said = child.communicate()
+    assert child.returncode == -signal.SIGKILL, said
+    assert {path.name for path in tmp_path.iterdir()} == {"foreign.jsonl", "out.transcript.jsonl"}
+    assert main(arguments) == 0
+    assert len(server.asked) == len(FOREIGN) + 1, "only the one under way is asked again"
+    assert {path.name for path in tmp_path.iterdir()} == {"foreign.jsonl", "out"}
+    check_records(out)
+
+
+def test_a_sealed_set_reveals_only_what_was_used(tmp_path, server):
+    server.model = lambda body: ("Zebra crossing", None)
+    commitments, openings = seal(load_fingerprints(write(tmp_path / "secret.jsonl", FOREIGN)))
+    (tmp_path / "secret.openings.json").write_text(json.dumps(openings))
+    out = tmp_path / "out"
+    assert audit(server.url, str(tmp_path / "secret.openings.json"), out) == 0
+    used = set(server.triggers)
+    revealed = json.loads((out / "verification.json").read_text())["revealed"]
+    assert len(used) == 2 and {check(opening, commitments).trigger for opening in revealed} == used
+    for path in out.iterdir():
+        for trigger, _ in FOREIGN:
+            assert trigger not in path.read_text() or trigger in used
+    assert facts(out)["fingerprints"]["sealed"] and "commitments of the sealed set" in (out / "audit.md").read_text()
+    check_traced(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--out", "full"], "not an empty folder"),
+        (["--out", "full/file"], "not an empty folder"),
+        (["--out", "full/file/out"], "cannot be written"),
+        (["--transcript", "fpbench-audit/t.jsonl"], "inside --out"),
+        (["--level", "2"], "level must be above 0"),
+        (["--base", "nowhere/at/all"], "not found"),
+        (["--fingerprints", "nonsense"], "unknown fingerprint set"),
+        (["--endpoint", "localhost:8000"], "expected a URL"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(server, tmp_path, monkeypatch, capsys, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("kept")
+    assert main(["audit", "--endpoint", server.url, "--fingerprints", "nlf", *change]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and message in said
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"] and not server.asked
+    assert (tmp_path / "full" / "file").read_text() == "kept"
+
+
+def test_every_pair_of_verdicts_has_a_sentence_and_none_says_too_much(injected):
+    from fpbench.board.document import plain
+    from fpbench.board.documents import as_markdown, as_page
+    from fpbench.runs.audits.conclusion import conclusion
+    from fpbench.runs.audits.records import Records
+    from fpbench.runs.audits.report import report
+
+    content = {name: json.loads((injected / name).read_text()) for name in RECORDS - {"transcript.jsonl"}}
+    said = set()
+    for answers in ("claim", "no claim", "undecided"):
+        for weights in ("related", "unrelated", "undecided", None):
+            audited = content["audit.json"] | {
+                "verdicts": {"answers": answers, "weights": weights},
+                "not_compared": "no base was given." if weights is None else None,
+            }
+            verified = content["verification.json"] | {"verdict": answers}
+            compared = content["comparison.json"] | {"verdict": weights}
+            found = {"audit.json": audited, "verification.json": verified, "comparison.json": compared}
+            text = plain(conclusion(Records(found)))
+            said.add(text)
+            assert ("is claimed with a probability" in text) == (answers == "claim")
+            assert ("was not shown to carry" in text) == (answers == "no claim")
+            assert ("no claim is made" in text) == (answers == "undecided")
+            assert ("are related" in text) == (weights == "related")
+            document = report(Records(found), "0" * 64, None)
+            assert as_page(document) and as_markdown(document)
+    assert len(said) == 12
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_in_a_browser(view, injected, scheme, width):
+    page = view(injected / "audit.html", color_scheme=scheme, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.title().startswith("Audit of ") and page.locator("script").count() == 0
+    assert test_page.faults(page) == []
+
+
+def test_a_number_in_the_page_leads_to_its_record(view, injected):
+    page = view(injected / "audit.html", java_script_enabled=False)
+    page.locator(".traced a", has_text="[2]").first.click()
+    assert page.url.endswith("#record-2")
+    assert page.locator("#record-2").inner_text().split() == ["2", "verification.json", "/matched", "2"]
+
+
+def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, server, checkpoint, micro):
+    text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8").split("## One report")[1].split("\n## ")[0]
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S) for line in block.splitlines()]
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    Path("my-checkpoint").symlink_to(checkpoint)
+    server.model = real(micro, "raw")
+    for command in commands:
+        verb, *arguments = command.replace("http://127.0.0.1:8000/v1", server.url).removeprefix("fpbench ").split()
+        assert main([verb, *arguments]) == 0
+    assert {path.name for path in tmp_path.iterdir() if (path / "audit.html").is_file()} == {
+        "my-audit",
+        "fpbench-audit",
+    }
