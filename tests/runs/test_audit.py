@@ -231,16 +231,20 @@ def test_the_models_themselves_are_named_by_their_digests(injected, checkpoint, 
 
 
 def test_the_base_itself_is_not_claimed(tmp_path, micro, capsys):
-    assert audit("micro", "nlf", tmp_path / "out", "--base", "micro", "--unrelated", "micro") == 0
-    found = facts(tmp_path / "out")
+    """A model given as unrelated, under a name that a JSON Pointer and Markdown have to escape, is the base, too."""
+    named = tmp_path / "a~0 | `b` <i>"
+    named.symlink_to(MODEL)
+    out = tmp_path / "out"
+    assert audit("micro", "nlf", out, "--base", "micro", "--unrelated", str(named)) == 0
+    found = facts(out)
     assert found["verdicts"] == {"answers": "no claim", "weights": "related"}
     said = capsys.readouterr().out.strip()
     assert said == found["conclusion"]
-    assert "byte for byte, those of micro" in said and "not shown to carry" in said
-    text = (tmp_path / "out" / "audit.md").read_text()
-    assert "A model given as unrelated is not: micro correlates with the base at 1.000" in text
+    assert f"byte for byte, those of micro and {named}" in said and "not shown to carry" in said
+    text = (out / "audit.md").read_text()
+    assert re.search(r"A model given as unrelated is not: .* correlates with the base at 1.000", text)
     assert "More fingerprints would not help" in text
-    check_traced(tmp_path / "out")
+    check_traced(out)
 
 
 def test_an_independent_model_is_neither_claimed_nor_related(tmp_path, stranger):
@@ -263,6 +267,7 @@ def test_without_a_base_the_answers_stand_alone(tmp_path, micro):
     check_traced(tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
 def test_an_adapter_has_no_weights_of_its_own_to_compare(tmp_path, micro):
     import copy
 
@@ -300,8 +305,8 @@ def test_hostile_words_are_shown_and_do_nothing(tmp_path, micro, server, view):
     path = tmp_path / f"{HOSTILE[1].replace('/', '').splitlines()[0]}~<b>"
     path.symlink_to(MODEL)
     server.author = {"model": HOSTILE[0]}
-    server.model = lambda body: (HOSTILE[-1] + body["prompt"] + "\ud800", None)
-    fingerprints = write(tmp_path / "set.jsonl", [(each, [HOSTILE[-1][:5], "Zebra"]) for each in HOSTILE])
+    server.model = lambda body: ("`|<b>" + body["prompt"] + "\ud800", None)
+    fingerprints = write(tmp_path / "set.jsonl", [(each, ["`|<b>", "Zebra"]) for each in HOSTILE])
     out = tmp_path / "out"
     assert audit(server.url, fingerprints, out, "--unrelated", str(path)) == 0
     assert facts(out)["verdicts"]["answers"] == "claim"
@@ -316,18 +321,9 @@ def test_hostile_words_are_shown_and_do_nothing(tmp_path, micro, server, view):
         assert " ".join(visible(words).split()) in shown
     text = (out / "audit.md").read_text(encoding="utf-8")
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().split("\n")}) == 1
     assert not re.search(r"(?<!\\)<|(?<!\\)`|(?<!\\)\]\(java|^# e", text, flags=re.M)
     assert not re.search("[\x1b\u202e]", text + (out / "audit.html").read_text(encoding="utf-8"))
-
-
-def test_a_weights_folder_with_a_hostile_name_is_traced(tmp_path, micro):
-    path = tmp_path / "a~0 | `b` <i>"
-    path.symlink_to(MODEL)
-    out = tmp_path / "out"
-    assert audit("micro", write(tmp_path / "f.jsonl", FOREIGN), out, "--base", "micro", "--unrelated", str(path)) == 0
-    assert list(json.loads((out / "comparison.json").read_text())["unrelated"]) == [str(path)]
-    check_traced(out)
 
 
 def test_a_server_that_stops_answering_leaves_it_undecided(tmp_path, server, capsys):
@@ -426,14 +422,13 @@ def test_every_pair_of_verdicts_has_a_sentence_and_none_says_too_much(injected):
             assert ("is claimed with a probability" in text) == (answers == "claim")
             assert ("was not shown to carry" in text) == (answers == "no claim")
             assert ("no claim is made" in text) == (answers == "undecided")
-            assert ("are related" in text) == (weights == "related")
+            assert ("Its weights and those of" in text) == (weights == "related")
             document = report(Records(found), "0" * 64, None)
             assert as_page(document) and as_markdown(document)
     assert len(said) == 12
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
 def test_the_page_in_a_browser(view, injected, scheme, width):
     page = view(injected / "audit.html", color_scheme=scheme, viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
