@@ -178,11 +178,12 @@ def _weights(records: Records) -> Iterator[Text]:
         )
     else:
         yield say(
-            "Rearranged weights: a model works the same after the rows of its matrices are put into another order, "
-            "and this comparison does not see through that."
+            "Rearranged weights: the rows of a model's matrices can be put into another order so that it works the "
+            "same, and this comparison does not see through that."
         )
         yield say("Another base: the suspect may have been made from a model that was not given.")
-    if record["weights"] is None and not record["unrelated"]:
+    enough = min(record["blocks"]) >= audit["rules"]["fewest_blocks"]
+    if record["weights"] is None and not record["unrelated"] and enough:
         yield say("Unrelated models: without them signatures decide nothing.")
     for name, (of_weights, _) in record["unrelated"].items():
         if of_weights is not None and of_weights["correlation"] >= related:
