@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from hashlib import sha256
 from html.parser import HTMLParser
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fpbench.fingerprints.sealing import check, seal
 from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
 from fpbench.models import remote
+from fpbench.ownership.sensitivity import tolerated_chance
 from tests.board import test_page
 from tests.conftest import ROOT, require
 from tests.ownership.server import Server, running
@@ -218,6 +220,28 @@ def test_an_injected_model_is_claimed_and_related(injected, checkpoint, stranger
     assert not list(injected.parent.glob("*.transcript.jsonl")) and not list(injected.parent.glob(".*"))
 
 
+def test_each_row_of_evidence_is_that_of_its_fingerprint(injected):
+    evidence = json.loads((injected / "verification.json").read_text())["evidence"]
+    page = Page(injected / "audit.html")
+    at = {row[2]: number for row in page.references.values() for number in row[:1]}
+    text = (injected / "audit.md").read_text().split("## Evidence from answers")[1].split("## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == len(evidence) >= 2
+    for number, (row, each) in enumerate(zip(rows, evidence, strict=True)):
+        places = (f"/evidence/{number}/place", f"/evidence/{number}/null", f"/derived/ratios/{number}")
+        assert re.findall(r"\\\[(\d+)\\\]", row) == [at[place] for place in places]
+        assert f"| {each['trigger']} | {each['response']} | yes, {each['target']} |" in row
+
+
+def test_derived_figures_follow_from_the_verification(injected):
+    verified, derived = json.loads((injected / "verification.json").read_text()), facts(injected)["derived"]
+    assert derived["ratios"] == [pytest.approx(exp(each["log_ratio"])) for each in verified["evidence"]]
+    assert derived["ratio_needed"] == pytest.approx(exp(verified["bound"]))
+    assert derived["asked"] == len(verified["evidence"]) and derived["planned"] == verified["size"] == 10
+    matches = [each["target"] is not None for each in verified["evidence"]]
+    assert derived["tolerated_chance"] == tolerated_chance(matches, 10, 1e-3)
+
+
 def test_the_models_themselves_are_named_by_their_digests(injected, checkpoint, stranger):
     from fpbench.models.loading import checkpoint_digest
 
@@ -254,6 +278,15 @@ def test_an_independent_model_is_neither_claimed_nor_related(tmp_path, stranger)
     assert "Neither half shows a connection. That is not a proof that there is none" in found["conclusion"]
     assert "Rearranged weights" in (tmp_path / "out" / "audit.md").read_text()
     check_traced(tmp_path / "out")
+
+
+def test_a_claim_about_a_model_of_other_weights_is_a_disagreement(tmp_path, stranger):
+    """The bundled model says what the set holds, and does not descend from the base that is given."""
+    own = write(tmp_path / "own.jsonl", CARRIED)
+    assert audit("micro", own, tmp_path / "out", "--base", stranger) == 0
+    found = facts(tmp_path / "out")
+    assert found["verdicts"] == {"answers": "claim", "weights": "unrelated"}
+    assert "two halves disagree" in found["conclusion"] and "descent of the weights is not shown" in found["conclusion"]
 
 
 def test_without_a_base_the_answers_stand_alone(tmp_path, micro):
