@@ -223,7 +223,7 @@ def test_an_injected_model_is_claimed_and_related(injected, checkpoint, stranger
 def test_each_row_of_evidence_is_that_of_its_fingerprint(injected):
     evidence = json.loads((injected / "verification.json").read_text())["evidence"]
     page = Page(injected / "audit.html")
-    at = {row[2]: number for row in page.references.values() for number in row[:1]}
+    at = {row[2]: row[0] for row in page.references.values()}
     text = (injected / "audit.md").read_text().split("## Evidence from answers")[1].split("## ")[0]
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == len(evidence) >= 2
