@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from math import exp
 from pathlib import Path
-from typing import Any
 
 import pytest
 
