@@ -15,8 +15,8 @@ from fpbench.errors import FpbenchError, InputError
 
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
 VERBS = (
-    "run", "evaluate", "verify", "compare", "inject", "fingerprints", "study", "leaderboard", "submit", "list", "fetch",
-    "doctor",
+    "run", "evaluate", "verify", "compare", "audit", "inject", "fingerprints", "study", "leaderboard", "submit", "list",
+    "fetch", "doctor",
 )  # fmt: skip
 
 

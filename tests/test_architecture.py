@@ -10,10 +10,11 @@ import pytest
 import fpbench
 
 PACKAGE = Path(fpbench.__file__).parent
-FREE = {"errors", "findings", "registry", "data", "hub", "micro"}  # what everybody may import
+FREE = {"errors", "findings", "text", "registry", "data", "hub", "micro"}  # what everybody may import
 MAY_IMPORT = {
     "errors": set(),
     "findings": set(),
+    "text": set(),
     "registry": set(),
     "micro": set(),
     "data": set(),

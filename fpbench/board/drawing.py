@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from fpbench.board.cells import BANDS
 from fpbench.board.records import Group
 from fpbench.board.rows import MODIFICATIONS
-from fpbench.board.text import visible
 from fpbench.runs.plan import BASE
+from fpbench.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

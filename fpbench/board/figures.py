@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from fpbench.board import drawing
 from fpbench.board.lineage import Courses, lineage
 from fpbench.board.records import Group, RowKey
-from fpbench.board.text import slug, visible
+from fpbench.board.text import slug
 from fpbench.errors import InputError
 from fpbench.runs.plan import BASE
+from fpbench.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from fpbench.board import cells, columns, details
 from fpbench.board.inline import inlined
 from fpbench.board.rows import MODIFICATIONS, further_conditions
-from fpbench.board.text import slug, visible
+from fpbench.board.text import slug
+from fpbench.text import visible
 
 if TYPE_CHECKING:
     from fpbench.board.figures import Drawing
@@ -36,9 +37,9 @@ def page(rows: Sequence[Row], drawings: Sequence["Drawing"] = ()) -> str:
     tables = [columns.detectability(rows), columns.harm(rows)]
     tables += [columns.further(measured, further)] if further else []
     tables += [columns.compared(rows)] if measured and reported else []
-    script = _source("page.js")
+    script = source("page.js")
     return (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             tables=tables,
@@ -53,7 +54,7 @@ def page(rows: Sequence[Row], drawings: Sequence["Drawing"] = ()) -> str:
             trusts=list(dict.fromkeys(row["trust"] for row in rows)),
             conditions=["origin", *MODIFICATIONS, *further],
             source=reported[0]["source"] if reported else None,
-            style=_source("page.css"),
+            style=source("page.css"),
             script=script,
             script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
@@ -66,7 +67,7 @@ def anchor(method: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Everything that a template prints is escaped, and shown with its control characters."""
     return Environment(
         loader=FileSystemLoader(FOLDER),
@@ -80,7 +81,7 @@ def _environment() -> Environment:
 
 
 @cache
-def _source(name: str) -> Markup:
+def source(name: str) -> Markup:
     """A file of the page that is ours, and therefore not escaped."""
     return Markup("\n" + (FOLDER / name).read_text(encoding="utf-8"))
 

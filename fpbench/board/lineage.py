@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board.drawing import COLOURS, MARKERS, panels
-from fpbench.board.text import visible
+from fpbench.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,9 @@ from tabulate import tabulate
 
 from fpbench.board import cells
 from fpbench.board.rows import MODIFICATIONS, further_conditions
-from fpbench.board.text import markdown, visible
+from fpbench.board.text import markdown
 from fpbench.errors import InputError
+from fpbench.text import visible
 
 if TYPE_CHECKING:
     from fpbench.board.figures import Drawing

@@ -2,10 +2,9 @@
 
 import hashlib
 import re
-import unicodedata
 
-# Marks that turn the direction of the text around them.
-DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+from fpbench.text import visible
+
 MARKDOWN = re.compile(r"[\\`*\[\]<>|~$]|\b_|_\b|&(?=[#\w])")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -22,19 +21,6 @@ LATEX = {
     "Δ": r"$\Delta$",
     **{each: f"\\{each}" for each in "{}$&#_%"},
 }
-
-
-def visible(text: str) -> str:
-    r"""Write control characters, marks of direction and lone surrogates as ``\u202e``; line breaks become spaces."""
-    return "".join(map(_visible, text))
-
-
-def _visible(character: str) -> str:
-    if character in "\r\n\t":
-        return " "
-    if character in DIRECTION or unicodedata.category(character) in ("Cc", "Cs"):
-        return f"\\u{ord(character):04x}"
-    return character
 
 
 def markdown(text: str) -> str:

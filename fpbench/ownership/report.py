@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from fpbench.ownership.claims import FLOOR, Claim
+from fpbench.text import printable
 
 Verdict = Literal["claim", "no claim", "undecided"]
 SHOWN = 40  # characters of a response in the table
@@ -97,7 +98,9 @@ class Verification:
 
     def as_json(self) -> str:
         """Everything, as a JSON object."""
-        return json.dumps({"schema": 1} | asdict(self) | {"matched": self.matched}, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps({"schema": 1} | asdict(self) | {"matched": self.matched}, indent=1, ensure_ascii=False)
+        # Half a character (a lone surrogate) in a response becomes its escape, which JSON knows too.
+        return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
     def summary(self) -> str:
         """The verdict in plain language, the evidence per fingerprint, and what it rests on."""
@@ -132,7 +135,7 @@ class Verification:
             (
                 each.place,
                 each.trigger,
-                " ".join(each.response.split())[:SHOWN] or _empty(each),
+                printable(each.response, SHOWN) or _empty(each),
                 each.target or "–",
                 f"{each.null:.2g}",
                 _ratio(each.log_ratio),

@@ -1,4 +1,4 @@
-"""The fingerprint sets of a run: those that are written down, and the code-mixed ones, which depend on the model."""
+"""The fingerprint sets of a run: those that are written down, and those that are made for a model."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
-from fpbench.fingerprints.construction import CODE_MIXED, code_mixed_set, draw_queries
+from fpbench.fingerprints.construction import CODE_MIXED, code_mixed_set, draw_queries, recipe_of
+from fpbench.fingerprints.natural import draw_natural_set
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
 from fpbench.runs.lock import making
 from fpbench.runs.plan import label_of
@@ -28,22 +29,38 @@ def code_mixed(profile: Profile) -> list[str]:
     return [name for name in profile.fingerprints if name in CODE_MIXED and name not in profile.sets]
 
 
+def made_for_models(profile: Profile) -> list[tuple[str, int]]:
+    """Sets and seeds for which each model gets a set of its own: code-mixed ones, and ``nlf`` after the first seed.
+
+    Further seeds draw their own sets (protocol §1); what is drawn has to be of words that the model's tokenizer knows.
+    """
+    drawn = [("nlf", seed) for seed in profile.seeds[1:] if "nlf" in profile.fingerprints and "nlf" not in profile.sets]
+    return [(name, seed) for name in code_mixed(profile) for seed in profile.seeds] + drawn
+
+
 def written_sets(profile: Profile) -> Sets:
     """Every other set of a profile, by label and seed.
 
     Raises:
-        InputError: for an unknown or malformed set, or two sets of one label.
+        InputError: for an unknown or malformed set, two sets of one label, or a file with several seeds.
     """
     labels = [label_of(name) for name in profile.fingerprints]
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(f"two fingerprint sets are called {label!r}: rename one of the files.")
-    names = [name for name in profile.fingerprints if name not in code_mixed(profile)]
-    return {(label_of(name), seed): find_set(name, profile.sets, seed) for name in names for seed in profile.seeds}
+    for name in profile.fingerprints:
+        if len(profile.seeds) > 1 and (name in profile.sets or name.endswith(".jsonl")):
+            raise InputError(
+                f"set {name!r} is a file: {len(profile.seeds)} seeds would count the same fingerprints as often; ask "
+                "for one seed, or for a set that is drawn (if, nlf, cf)."
+            )
+    made = made_for_models(profile)
+    wanted = [(name, seed) for name in profile.fingerprints for seed in profile.seeds if (name, seed) not in made]
+    return {(label_of(name), seed): find_set(name, profile.sets, seed) for name, seed in wanted}
 
 
 def model_sets(bench: "Bench") -> Sets:
-    """The code-mixed sets of the bench's profile for its model, by name and seed.
+    """The sets of the bench's profile that are made for its model, by name and seed.
 
     Each is built from the shipped lexicon once for a model and seed, and kept with its recipe below ``sets/``.
 
@@ -52,11 +69,7 @@ def model_sets(bench: "Bench") -> Sets:
         CellError: if a perplexity is not finite.
         StorageError: if the disk gives out.
     """
-    return {
-        (name, seed): _model_set(bench, name, seed)
-        for name in code_mixed(bench.profile)
-        for seed in bench.profile.seeds
-    }
+    return {(name, seed): _model_set(bench, name, seed) for name, seed in made_for_models(bench.profile)}
 
 
 def _model_set(bench: "Bench", name: str, seed: int) -> FingerprintSet:
@@ -66,11 +79,22 @@ def _model_set(bench: "Bench", name: str, seed: int) -> FingerprintSet:
         kept = _kept(path)
         if kept is not None:
             return replace(kept, name=name)
-        lexicon = Lexicon.shipped()
-        queries = draw_queries(lexicon, COUNT, LENGTH, bench.tokenizer, seed)
-        fingerprints, recipe = code_mixed_set(name, queries, lexicon, bench.model, bench.tokenizer, seed=seed)
+        fingerprints, recipe = _drawn(bench, seed) if name == "nlf" else _mixed(bench, name, seed)
         write_set(path, fingerprints, recipe | identity)
         return fingerprints
+
+
+def _drawn(bench: "Bench", seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
+    """Further natural queries, of words that the model's tokenizer knows."""
+    fingerprints = replace(draw_natural_set(COUNT, LENGTH, bench.tokenizer, seed=seed), name="nlf")
+    return fingerprints, recipe_of(fingerprints, seed)
+
+
+def _mixed(bench: "Bench", name: str, seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
+    """Code-mixed queries from the shipped lexicon."""
+    lexicon = Lexicon.shipped()
+    queries = draw_queries(lexicon, COUNT, LENGTH, bench.tokenizer, seed)
+    return code_mixed_set(name, queries, lexicon, bench.model, bench.tokenizer, seed=seed)
 
 
 def _kept(path: Path) -> FingerprintSet | None:

@@ -9,7 +9,7 @@ from fpbench.runs.bench import Bench, Progress
 from fpbench.runs.job import Job
 from fpbench.runs.materials import Materials
 from fpbench.runs.plan import CHECKPOINT, Cell
-from fpbench.runs.sets import Sets, code_mixed, model_sets, written_sets
+from fpbench.runs.sets import Sets, code_mixed, made_for_models, model_sets, written_sets
 from fpbench.runs.store import Store
 
 
@@ -50,7 +50,7 @@ class Worker:
         first = cells[0]
         if first.model not in self._made:
             # Made for the base, also where a checkpoint of it was handed in.
-            self._made[first.model] = model_sets(self.bench(first.model)) if code_mixed(self.job.profile) else {}
+            self._made[first.model] = model_sets(self.bench(first.model)) if made_for_models(self.job.profile) else {}
         sets = self._written | self._made[first.model]
         bench = self.bench(first.model, first.method == CHECKPOINT)
         return bench.measure(cells, sets[first.fingerprints, first.seed])

@@ -12,7 +12,8 @@ from pathlib import Path
 from fpbench.errors import InputError
 from fpbench.findings import Check, Finding, examined
 from fpbench.registry import METHODS, SUBMISSIONS
-from fpbench.submissions.manifest import FILE, NAME, Manifest, printable, read_manifest
+from fpbench.submissions.manifest import FILE, NAME, Manifest, read_manifest
+from fpbench.text import printable
 
 ADAPTER = "adapter.py"
 RECORDS = "records"

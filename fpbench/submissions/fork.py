@@ -12,8 +12,9 @@ from pathlib import Path
 from fpbench.errors import FpbenchError, InputError
 from fpbench.registry import SUBMISSIONS
 from fpbench.submissions.folder import Submission
-from fpbench.submissions.manifest import NAME, printable
+from fpbench.submissions.manifest import NAME
 from fpbench.submissions.rehearsal import check
+from fpbench.text import printable
 
 
 def changed(checkout: Path, base: str) -> list[str]:

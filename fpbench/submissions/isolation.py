@@ -21,7 +21,7 @@ from fpbench.errors import CellError
 from fpbench.submissions.child import CHANGES
 from fpbench.submissions.folder import Submission
 from fpbench.submissions.handed_back import Reply, read_file, read_reply
-from fpbench.submissions.manifest import printable
+from fpbench.text import printable
 
 POLL = 0.1  # seconds between two looks at the child
 START = 120.0  # seconds that a bare Python may take to say that it is there

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import FAMILIES
+from fpbench.text import printable
 
 FILE = "submission.toml"
 LARGEST = 64 * 1024  # bytes
@@ -98,12 +99,3 @@ def read_manifest(folder: Path) -> Manifest:
         message = first["msg"].removeprefix("Value error, ")
         known = ", ".join(Manifest.model_fields)
         raise InputError(f"{path}, key {printable(where)!r}: {printable(message)}; every key: {known}.") from None
-
-
-def printable(text: str, length: int = 300) -> str:
-    """A stranger's text as it can be shown: one line, cut, and nothing in it that a terminal would obey."""
-    shown = "".join(
-        each if each.isprintable() else " " if each.isspace() else "\N{REPLACEMENT CHARACTER}" for each in text
-    )
-    shown = " ".join(shown.split())
-    return shown if len(shown) <= length else f"{shown[:length]}…"

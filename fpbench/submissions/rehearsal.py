@@ -13,7 +13,7 @@ from fpbench.errors import CellError
 from fpbench.findings import Check, Finding, examined
 from fpbench.submissions.folder import Submission, inspect
 from fpbench.submissions.isolation import Isolation, Limits
-from fpbench.submissions.manifest import printable
+from fpbench.text import printable
 
 MIB = 2**20
 LIMITS = Limits(seconds=120, memory=8192 * MIB, file=256 * MIB, folder=512 * MIB)  # many times what a micro run takes

@@ -6,7 +6,8 @@ from pathlib import Path
 from fpbench.errors import InputError, StorageError
 from fpbench.registry import METHODS, SUBMISSIONS
 from fpbench.submissions.folder import GENERATED
-from fpbench.submissions.manifest import NAME, printable
+from fpbench.submissions.manifest import NAME
+from fpbench.text import printable
 
 EXAMPLE = "last_block_tuning"
 

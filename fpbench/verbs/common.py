@@ -4,7 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from fpbench.errors import InputError
 
 
 def progress_bar(iterable: Iterable[Any], label: str) -> Iterable[Any]:
@@ -38,6 +41,50 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", choices=["raw", "chat"], help="raw trigger text, or the model's chat template")
     if not any(action.dest == "seeds" for action in verb._actions):
         group.add_argument("--seed", type=int, help="seed of injection and modifications (default: the profile's)")
+
+
+def add_question(verb: argparse.ArgumentParser) -> None:
+    """The options of every verb that tests a suspect's answers."""
+    suspect = verb.add_mutually_exclusive_group(required=True)
+    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, hub id or 'micro'")
+    suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
+    verb.add_argument(
+        "--fingerprints", required=True, metavar="S", help="built-in set, .jsonl file, or SET.openings.json"
+    )
+    verb.add_argument("--base", metavar="B", help="the unfingerprinted model, on which chance is measured")
+    verb.add_argument("--unrelated", nargs="+", default=[], metavar="M", help="further models without the fingerprints")
+    verb.add_argument(
+        "--level", type=float, default=1e-3, metavar="P", help="probability of a false claim at most (default: 1e-3)"
+    )
+    verb.add_argument("--budget", type=int, metavar="N", help="requests at most, failed ones included")
+    verb.add_argument("--served-model", metavar="NAME", help="the model's name on its server (default: not sent)")
+    verb.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds that a request may take (default: 60)"
+    )
+    verb.add_argument("--profile", default="micro", help="decoding (default: micro)")
+    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
+
+
+def asked(options: argparse.Namespace) -> Any:
+    """The question that the options of :func:`add_question` put, after :func:`prepare`."""
+    from fpbench.runs.verify import Question
+
+    return Question(
+        suspect=options.endpoint or options.model,
+        base=options.base,
+        unrelated=tuple(options.unrelated),
+        level=options.level,
+        budget=options.budget,
+        transcript=None if options.transcript is None else Path(options.transcript),
+        served_model=options.served_model,
+        timeout=options.timeout,
+    )
+
+
+def check_endpoint(options: argparse.Namespace) -> None:
+    """Refuse an endpoint that is no URL, before anything slow is imported."""
+    if options.endpoint is not None and "://" not in options.endpoint:
+        raise InputError(f"--endpoint {options.endpoint}: expected a URL such as http://127.0.0.1:8000/v1.")
 
 
 def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:

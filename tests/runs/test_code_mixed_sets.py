@@ -32,11 +32,11 @@ def bench(out: Path, **changes: Any) -> Bench:
 def test_each_seed_draws_its_own_set_and_keeps_it(tmp_path: Path) -> None:
     here = bench(tmp_path, fingerprints=["cf", "cf_random", "nlf"], seeds=[42, 43])
     sets = model_sets(here)
-    assert list(sets) == [("cf", 42), ("cf", 43), ("cf_random", 42), ("cf_random", 43)]
-    assert len({each.digest for each in sets.values()}) == 4
+    assert list(sets) == [("cf", 42), ("cf", 43), ("cf_random", 42), ("cf_random", 43), ("nlf", 43)]
+    assert len({each.digest for each in sets.values()}) == 5
     assert all(pairs.name == name and len(pairs) == 10 for (name, _), pairs in sets.items())
     files = sorted((tmp_path / "sets").glob("*.jsonl"))
-    assert len(files) == 4 and all(recipe_path(path).is_file() for path in files)
+    assert len(files) == 5 and all(recipe_path(path).is_file() for path in files)
     before = [path.stat().st_mtime_ns for path in files]
     assert model_sets(here) == sets
     assert [path.stat().st_mtime_ns for path in files] == before
@@ -97,3 +97,21 @@ def test_a_checkpoint_is_scored_on_the_set_of_its_base(small_profile: str, tmp_p
     with pytest.raises(InputError, match="'cf' is made for the unfingerprinted model: name it with --base"):
         fpbench.evaluate("micro", "cf", profile=small_profile, out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_further_seeds_draw_natural_sets_of_their_own(tmp_path):
+    """Protocol §1: several seeds are pooled, so they must be other fingerprints."""
+    found = bench(tmp_path, seeds=[42, 43, 44], fingerprints=["nlf"])
+    profile, made = found.profile, model_sets(found)
+    assert list(written_sets(profile)) == [("nlf", 42)]
+    assert list(made) == [("nlf", 43), ("nlf", 44)]
+    sets = [written_sets(profile)["nlf", 42], *made.values()]
+    triggers = {fingerprint.trigger for each in sets for fingerprint in each}
+    assert len(triggers) == 30 and all(each.name == "nlf" for each in sets)
+
+
+def test_a_file_has_no_further_seeds(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"trigger": "A B", "targets": ["C"]}\n')
+    profile = load_profile("micro", seeds=[42, 43], fingerprints=[str(tmp_path / "own.jsonl")])
+    with pytest.raises(InputError, match="is a file: 2 seeds would count the same fingerprints as often"):
+        written_sets(profile)

@@ -1,0 +1,49 @@
+"""``fpbench audit``: both halves of the question whose a model is, in one report."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fpbench.verbs.common import add_loading, add_question, asked, check_endpoint, chosen_profile, prepare, progress_bar
+
+HELP = "verify and compare in one report, as Markdown and as a page, with every number traced to its record"
+NOTE = (
+    "Tests the suspect's answers as verify does, compares its weights with those of --base as compare does, and says "
+    "what the two say together. Without --base, or with --endpoint, there are no weights to compare, and the report "
+    "says so. A killed audit goes on from its transcript when the same command is run again; --out appears only when "
+    "everything is finished."
+)
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    verb.description = NOTE
+    add_question(verb)
+    verb.add_argument(
+        "--transcript",
+        metavar="FILE",
+        help="every request, to go on from if killed; outside --out, which gets a copy (default: one beside --out, "
+        "DIR.transcript.jsonl, that is moved there in the end)",
+    )
+    verb.add_argument(
+        "--out",
+        default="fpbench-audit",
+        metavar="DIR",
+        help="report and records, in a folder that does not exist yet or is empty (default: %(default)s)",
+    )
+    add_loading(verb)
+
+
+def do(options: argparse.Namespace) -> int:
+    """Write the report and print its conclusion; 1 where the suspect did not let the test be finished."""
+    check_endpoint(options)
+    loading = prepare(options)
+    from fpbench.runs.audits.audit import audit
+    from fpbench.text import visible
+
+    question = asked(options)
+    profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
+    found = audit(profile, question, loading, Path(options.out), progress_bar)
+    print(visible(found.conclusion))
+    print(f"\nreport and records: {options.out}", file=sys.stderr)
+    return 1 if found.verification.verdict == "undecided" else 0
