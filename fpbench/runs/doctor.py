@@ -116,18 +116,19 @@ def _micro() -> str:
 def _quantised(name: str) -> str:
     import torch
 
-    from fpbench.models.loading import load_model, resolve
+    from fpbench.models.loading import load_model, pick_device, resolve
     from fpbench.modifications.base import ModificationContext
     from fpbench.registry import MODIFICATIONS
 
-    model, tokenizer = load_model(resolve("micro"))
+    device = pick_device(None)
+    model, tokenizer = load_model(resolve("micro"), device=device)
     with contextlib.redirect_stdout(sys.stderr):
         modified = MODIFICATIONS.get(name)().apply(model, tokenizer, ModificationContext())
     with torch.no_grad():
-        logits = modified.model(torch.tensor([[tokenizer.bos_token_id]])).logits
+        logits = modified.model(torch.tensor([[tokenizer.bos_token_id]], device=device)).logits
     if not torch.isfinite(logits).all():
         raise RuntimeError("the quantised model gives logits that are not finite")
-    return f"bitsandbytes works on this device, {modified.proof['bits_per_weight']:.2f} bits a weight"
+    return f"bitsandbytes works on {device}, {modified.proof['bits_per_weight']:.2f} bits a weight"
 
 
 def _tasks() -> str:

@@ -30,6 +30,9 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.verbs.common import tell
 
     profile = load_profile(options.profile)
+    for source in profile.data.values():
+        if not isinstance(data.parse(source), HubSource):
+            data.digest(source)  # a file that is missing is said before hours of downloads
     for model in profile.models:
         if local_folder(model.path):
             print(f"model {model.label}: {resolve(model.path)}", flush=True)

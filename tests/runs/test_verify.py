@@ -346,3 +346,15 @@ def test_an_endpoint_needs_no_torch(server):
     )
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code, server.url], check=True, env=variables)
+
+
+def test_a_response_cannot_act_on_the_terminal(tmp_path, server, capsys):
+    """Half a character, an escape sequence and a mark of direction, from a server that wants to be read otherwise."""
+    server.model = lambda body: ("\x1b[2J\u202e Zebra \ud800", None)
+    foreign = write(tmp_path / "foreign.jsonl", FOREIGN)
+    out = tmp_path / "report.json"
+    assert main(["verify", "--endpoint", server.url, "--fingerprints", foreign, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\u202e" not in said
+    assert r"\u001b[2J\u202e Zebra \ud800" in said
+    assert json.loads(out.read_text(encoding="utf-8"))["evidence"][0]["response"].endswith("\ud800")
