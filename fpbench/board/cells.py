@@ -59,6 +59,12 @@ def both_figures(row: Row) -> list[tuple[str, str]]:
     return [(" · ".join([*names, each["condition"], each["metric"]]), _both(each)) for each in found]
 
 
+def outside(row: Row) -> list[tuple[str, str]]:
+    """Those of them that are outside what is allowed: method and condition, with both figures."""
+    found = (row.get("checked") or {}).get("compared", ())
+    return [(f"{row['method']}, {each['condition']}", _both(each)) for each in found if not each["within"]]
+
+
 def _both(each: Row) -> str:
     rerun = FAILED if each["rerun"] is None else percent(each["rerun"])
     rule = "drawn anew, shown only" if each["allowed"] is None else f"{percent(each['allowed'], 0)} points allowed"

@@ -50,7 +50,8 @@ def _table(rows: list[Row]) -> str:
     """One model and set."""
     bases = [row for row in rows if row["method"] == BASE]
     methods = [row for row in rows if row["method"] != BASE]
-    columns = [_marked([shown(row) for row in methods], better) for shown, better in COLUMNS]
+    judged = [row["trust"] != "claimed" for row in methods]
+    columns = [_marked([shown(row) for row in methods], better, judged) for shown, better in COLUMNS]
     lines = [_line(row, [_typeset(shown(row)) for shown, _ in COLUMNS]) for row in bases]
     lines += [r"    \midrule"] if bases and methods else []
     lines += [_line(row, figures) for row, *figures in zip(methods, *columns, strict=True)]
@@ -72,16 +73,17 @@ def _table(rows: list[Row]) -> str:
 
 def _line(row: Row, figures: Sequence[str]) -> str:
     mark = r"\textsuperscript{\dag}" if row["unreliable"] else ""
+    mark += r"\textsuperscript{\ddag}" if row["trust"] == "claimed" else ""
     return f"    {latex(row['method'])}{mark} & {' & '.join(figures)} \\\\"
 
 
-def _marked(figures: Sequence[str], better: int) -> list[str]:
-    """A column with its best and second best set off."""
-    values = sorted({value for figure in figures if (value := _value(figure)) is not None}, reverse=better > 0)
-    marks = dict(zip(values, (r"\textbf", r"\underline"), strict=False))
+def _marked(figures: Sequence[str], better: int, judged: Sequence[bool]) -> list[str]:
+    """A column with its best and second best set off, among those that are judged: claims are not."""
+    values = [_value(figure) if counts else None for figure, counts in zip(figures, judged, strict=True)]
+    order = sorted({value for value in values if value is not None}, reverse=better > 0)
+    marks = dict(zip(order, (r"\textbf", r"\underline"), strict=False))
     found = []
-    for figure in figures:
-        value = _value(figure)
+    for figure, value in zip(figures, values, strict=True):
         mark = marks.get(value) if value is not None else None
         found.append(f"{mark}{{{_typeset(figure)}}}" if mark else _typeset(figure))
     return found
@@ -114,4 +116,9 @@ def _caption(rows: list[Row]) -> str:
     reasons = {row["method"]: row["unreliable"] for row in rows if row["unreliable"]}
     for method, reason in reasons.items():
         what += f" \\textsuperscript{{\\dag}}{latex(method)} is unreliable: {latex(reason)}"
+    claimed = [row for row in rows if row["trust"] == "claimed"]
+    what += " \\textsuperscript{\\ddag}Claimed by whoever handed it in." if claimed else ""
+    for row in claimed:
+        for place, both in cells.outside(row):
+            what += f" {latex(place)}: {latex(both)}."
     return what

@@ -91,6 +91,9 @@ def test_outside_both_numbers_are_shown(own, theirs, capsys) -> None:
     page = board("html", capsys)
     assert 'id="checked"' in page and "re-run 60.0 % (2 points allowed, OUTSIDE)" in page
     assert "(re-run: 60.0)" in board("csv", capsys)
+    lines = board("latex", capsys)
+    assert r"stranger\textsuperscript{\ddag} & 100.0 &" in lines, "a claim is never the best of a column"
+    assert r"stranger, ria40: claimed 100.0 \%, re-run 60.0 \%" in lines
 
 
 def test_a_cell_that_fails_here_is_outside(own, theirs, capsys) -> None:
