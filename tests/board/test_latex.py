@@ -1,6 +1,8 @@
 """The LaTeX tables: one a model and set, best in bold, second best underlined, ties respected."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -64,3 +66,22 @@ def test_every_special_character_is_escaped():
     assert latex("a_b%&#${}") == r"a\_b\%\&\#\$\{\}"
     assert latex("\\~^") == r"\textbackslash{}\textasciitilde{}\textasciicircum{}"
     assert latex("<|>\u202e") == r"\textless{}\textbar{}\textgreater{}\textbackslash{}u202e"
+
+
+def test_it_compiles_whatever_a_submitter_wrote(tmp_path):
+    """By pdfLaTeX itself, where there is one."""
+    if shutil.which("pdflatex") is None:
+        pytest.skip("needs pdflatex (texlive-latex-recommended), which is not here")
+    store = grid(tmp_path)
+    hostile = r"\input{/etc/passwd} \end{document} $ & % # _ ^ ~ { } ` ' \" < | >"
+    for condition in ("origin", *MODIFIED):
+        fsr(store, hostile.replace("/", "."), condition, [0.5] * 10)
+    rows = rows_from_records(read_records(store.records), store.records, rescore=False)
+    (tmp_path / "leaderboard.tex").write_text(latex_tables(rows), encoding="utf-8")
+    packages = r"\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{booktabs}"
+    paper = rf"\documentclass{{article}}{packages}\begin{{document}}\input{{leaderboard}}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(paper, encoding="utf-8")
+    compile_it = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
+    done = subprocess.run(compile_it, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0 and (tmp_path / "paper.pdf").stat().st_size > 10_000, done.stdout[-2000:]
+    assert "passwd" not in done.stdout, "a file was read that nobody named"
