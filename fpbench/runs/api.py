@@ -168,7 +168,7 @@ def inject_checkpoint(
         InputError: if anything is unknown or malformed, or ``out`` exists and is not empty.
         CellError: if the injection failed; nothing is written then.
     """
-    from fpbench.models.loading import save_checkpoint
+    from fpbench.models.saving import save_checkpoint
     from fpbench.runs.bench import Bench
     from fpbench.runs.materials import Materials
     from fpbench.runs.sets import model_sets, written_sets

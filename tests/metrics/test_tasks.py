@@ -16,7 +16,7 @@ from fpbench.metrics.fsr import fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
 from fpbench.metrics.triggers import TriggerRates, triggers
 from fpbench.metrics.utility import task_folder
-from fpbench.models.loading import save_checkpoint
+from fpbench.models.saving import save_checkpoint
 from fpbench.models.prompts import encode
 from tests.metrics.test_utility import run_lm_eval
 
