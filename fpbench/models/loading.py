@@ -315,23 +315,21 @@ def load_model(
         InputError: if transformers cannot load it, with the first line of its reason, or weights are missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
     dtype = dtype or default_dtype(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, instead=tokenizer_of)
     base, quantised = base_of_adapter(folder), quantisation(folder) is not None
-    where = gguf.source(base or folder)
     loaded: nn.Module
     with _loading(folder):
         loaded, found = AutoModelForCausalLM.from_pretrained(
-            **where,
+            **gguf.weights(base or folder),
             dtype=getattr(torch, dtype),
             device_map={"": device} if quantised else None,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
-            quantization_config=GgufConfig(dequantize=True) if "gguf_file" in where else None,
             output_loading_info=True,
         )
         if base is not None:

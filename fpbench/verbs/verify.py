@@ -13,7 +13,7 @@ HELP = "test whether a model, or whatever answers at a URL, carries a set of fin
 def arguments(verb: argparse.ArgumentParser) -> None:
     """What the verb takes."""
     suspect = verb.add_mutually_exclusive_group(required=True)
-    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, hub id or 'micro'")
+    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
     suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
     verb.add_argument(
         "--fingerprints", required=True, metavar="S", help="built-in set, .jsonl file, or SET.openings.json"
