@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -253,10 +254,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Pa
 @contextlib.contextmanager
 def _loading(folder: Path) -> Iterator[None]:
     """Whatever transformers says against a folder as one clear line."""
+    from safetensors import SafetensorError
+
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {reason}") from None
 
@@ -322,9 +325,10 @@ def load_model(
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, instead=tokenizer_of)
     base, quantised = base_of_adapter(folder), quantisation(folder) is not None
+    factory: Any = AutoModelForCausalLM
     loaded: nn.Module
     with _loading(folder):
-        loaded, found = AutoModelForCausalLM.from_pretrained(
+        loaded, found = factory.from_pretrained(
             **gguf.weights(base or folder),
             dtype=getattr(torch, dtype),
             device_map={"": device} if quantised else None,

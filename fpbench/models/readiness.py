@@ -41,7 +41,7 @@ def check_quantisation(folder: Path, loading: Loading) -> None:
     if config is None:
         return
     import torch
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     try:
         with quiet():
