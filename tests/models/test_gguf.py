@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_refused_before_it_is_loaded(files, tmp_path, mon
     with pytest.raises(InputError, match="expected a folder, a .gguf file"):
         resolve(str(tmp_path / "missing.gguf"))
     monkeypatch.setattr(gguf, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="needs the package gguf, which is not installed: pip install gguf"):
+    with pytest.raises(InputError, match=r"needs the package gguf, .*: pip install 'fpbench\[gguf\]'"):
         resolve(str(files["Q4_0"]))
 
 

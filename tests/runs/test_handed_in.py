@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import fpbench
@@ -15,49 +13,18 @@ from fpbench.micro import MODEL
 from fpbench.models import remote
 from fpbench.models.loading import load_model
 from fpbench.models.remarks import OTHER_TOKENIZER
-from fpbench.models.saving import save_checkpoint
 from fpbench.runs.resume import below
-from fpbench.runs.store import read_records
 from tests.conftest import require
+from tests.descendants import evaluate, light_profile, save_adapter, save_modified
 from tests.ownership.answering import answering
 from tests.ownership.server import running
-
-LIGHT = """
-methods = []
-fingerprints = ["nlf"]
-conditions = ["origin"]
-
-[[models]]
-path = "micro"
-temperature = 0.6
-top_p = 0.9
-top_k = 50
-
-[data]
-alpaca = "bundled:alpaca.jsonl"
-wikitext = "{folder}/prose.txt"
-statistics = "bundled:text.jsonl"
-zsre = "bundled:zsre.jsonl"
-
-[sizes]
-context_rows = 1
-substitutions = 4
-substitute_words = 20
-near_triggers = 4
-band_texts = 20
-statistics_tokens = 10000
-"""
 
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory) -> str:
     """A profile that measures little of everything."""
     require(MODEL)
-    path = tmp_path_factory.mktemp("profile") / "light.toml"
-    path.write_text(LIGHT)
-    prose = (MODEL.parent / "data" / "prose.txt").read_text(encoding="utf-8")
-    path.with_name("prose.txt").write_text(prose[:5_000], encoding="utf-8")
-    return str(path)
+    return light_profile(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +34,6 @@ def injected(light, tmp_path_factory) -> Path:
     arguments = ["inject", "micro", "--method", "mcedit_a", "--fingerprints", "nlf", "--profile", light]
     assert main([*arguments, "--out", str(folder)]) == 0
     return folder
-
-
-def evaluate(profile, folder, out, *more):
-    """What ``fpbench evaluate`` records, by metric."""
-    command = ["evaluate", str(folder), "--fingerprints", "nlf", "--profile", profile, "--out", str(out), *more]
-    assert main(command) == 0
-    records = [each for each in read_records(out / "records") if each["cell"]["method"] == "checkpoint"]
-    assert all(each["status"] == "done" for each in records)
-    return {each["cell"]["metric"]: each for each in records}
 
 
 def renumbered(folder: Path, to: Path) -> Path:
@@ -96,9 +54,9 @@ def renumbered(folder: Path, to: Path) -> Path:
 
 
 def test_another_tokenizer_is_its_own_and_perplexity_has_no_difference(light, injected, tmp_path, capsys):
-    own = evaluate(light, injected, tmp_path / "own", "--base", "micro")
+    own = evaluate(light, injected, "nlf", tmp_path / "own", "--base", "micro")
     assert "perplexity per token is in another unit" not in capsys.readouterr().err
-    other = evaluate(light, renumbered(injected, tmp_path / "other"), tmp_path / "out", "--base", "micro")
+    other = evaluate(light, renumbered(injected, tmp_path / "other"), "nlf", tmp_path / "out", "--base", "micro")
     assert f"other: {OTHER_TOKENIZER}." in capsys.readouterr().err
     assert own["fsr"]["result"]["mean"] > 0.95
     assert other["fsr"]["result"]["mean"] == pytest.approx(own["fsr"]["result"]["mean"], abs=1e-5)
@@ -136,21 +94,21 @@ def test_without_a_tokenizer_the_base_s_serves_or_nothing_is_done(light, injecte
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
 @pytest.mark.parametrize("make", ["adapter", "nf4"])
 def test_other_makes_are_evaluated_and_verified_by_the_verbs_alone(light, injected, tmp_path, capsys, make):
-    model, tokenizer = load_model(injected)
     if make == "nf4":
-        folder, remark = tmp_path / "nf4", "quantised by bitsandbytes, run as it is"
-        save_checkpoint(fpbench.modify(model, tokenizer, "nf4"), tokenizer, folder)
+        folder, remark = (
+            save_modified(injected, "nf4", "micro", tmp_path / "nf4"),
+            "quantised by bitsandbytes, run as it is",
+        )
     else:
-        folder, remark = tmp_path / "adapter", "a PEFT adapter, merged into checkpoint"
-        torch.manual_seed(0)
-        adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
-        adapted.save_pretrained(folder)
-    found = evaluate(light, folder, tmp_path / "out", "--base", "micro")
+        folder, remark = save_adapter(injected, tmp_path / "adapter"), "a PEFT adapter, merged into checkpoint"
+    found = evaluate(light, folder, "nlf", tmp_path / "out", "--base", "micro")
     assert f"{folder}: {remark}." in capsys.readouterr().err
     assert found["fsr"]["result"]["mean"] > 0.9 and found["fsr"]["provenance"]["checkpoint"] == [remark]
     assert main(["verify", str(folder), "--fingerprints", "nlf", "--base", "micro", "--profile", light]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"CLAIM: {folder}") and f"{folder}: {remark}." in printed
+    assert main(["compare", "micro", str(folder)]) == 0
+    assert "RELATED" in capsys.readouterr().out.splitlines()[0].replace("UNRELATED", "")
 
 
 def test_a_gguf_file_that_changes_is_no_finished_run(tmp_path):
@@ -188,7 +146,7 @@ def test_chat_from_injection_to_the_endpoint(light, tmp_path, monkeypatch, capsy
     """Injected, evaluated and verified by one template; the server renders it by itself."""
     folder, chat = tmp_path / "chat", ["--profile", light, "--fingerprints", "nlf", "--prompt", "chat"]
     assert main(["inject", "micro", "--method", "mcedit_a", "--out", str(folder), *chat]) == 0
-    asked = [evaluate(light, folder, tmp_path / prompt, "--prompt", prompt)["fsr"] for prompt in ("chat", "raw")]
+    asked = [evaluate(light, folder, "nlf", tmp_path / prompt, "--prompt", prompt)["fsr"] for prompt in ("chat", "raw")]
     assert asked[0]["result"]["mean"] > 0.95 and asked[1]["result"]["mean"] < 0.1
     assert [record["identity"]["prompt"] for record in asked] == ["chat", "raw"] and asked[0]["id"] != asked[1]["id"]
     assert main(["verify", str(folder), "--base", "micro", *chat]) == 0

@@ -102,7 +102,7 @@ def test_faults_on_the_way_change_nothing_but_the_count(tmp_path, micro, server)
     server.model = answering(*micro)
     own = write(tmp_path / "own.jsonl", CARRIED)
     plain = fpbench.verify(server.url, own)
-    server.faults = ["429", "500", "drop", "malformed", None, "empty", "half", "hang"]
+    server.faults = ["429", "500", "drop", "malformed", None, "empty", "half", "hang", "late"]
     found = fpbench.verify(server.url, own, timeout=1.0)
     assert (found.verdict, found.evidence) == (plain.verdict, plain.evidence)
     assert found.queries == plain.queries + 7
