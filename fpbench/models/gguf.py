@@ -43,7 +43,7 @@ def check_gguf(file: Path) -> None:
         if opened.read(len(MAGIC)) != MAGIC:
             raise InputError(f"{file} is no GGUF file: expected it to begin with {MAGIC.decode()}; check the download.")
     if find_spec("gguf") is None:
-        raise InputError(f"{file} needs the package gguf, which is not installed: pip install gguf.")
+        raise InputError(f"{file} needs the package gguf, which is not installed: pip install 'fpbench[gguf]'.")
 
 
 def source(checkpoint: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False)
     if (adapted := base_of_adapter(folder)) is not None:
         found.append(f"a PEFT adapter, merged into {adapted.name}")
     if (quantised := quantisation(folder)) is not None:
-        found.append(f"quantised by {quantised.get('quant_method')}, run as it is")
+        found.append(f"quantised by {quantised.get('quant_method', 'bitsandbytes')}, run as it is")
     if tokenizer_source(folder) is None:
         found.append("it brings no tokenizer: the base's serves")
     elif base is not None:

@@ -21,6 +21,7 @@ from tests.descendants import descendants, evaluate, light_profile, save_adapter
 from tests.gguf_files import write_gguf
 from tests.ownership.answering import answering
 from tests.ownership.server import running
+from tests.slow.test_verify import serving
 
 pytestmark = [
     pytest.mark.slow,
@@ -117,6 +118,16 @@ def test_descendants_are_claimed_by_chat(light, tmp_path, capsys):
         with capsys.disabled():
             print(f"\n{line}", end="", flush=True)
         assert here["verdict"] == there["verdict"] == "claim", line
+
+
+@pytest.mark.parametrize("kind", ["finetune_math", "nf4"])
+def test_descendants_are_claimed_behind_transformers_serve(kind, families, light, tmp_path, capsys):
+    pairs, base = SETS["micro"], ["--base", "micro", "--profile", light]
+    with serving(families["micro"][kind], tmp_path / "log") as url:
+        found = verified(["--endpoint", url], pairs, tmp_path / "r.json", *base)
+    with capsys.disabled():
+        print(f"\n| micro, transformers serve | {kind} | {told(found)} |", end="", flush=True)
+    assert found["verdict"] == "claim"
 
 
 def strangers() -> dict[str, Path]:
