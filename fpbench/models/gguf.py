@@ -1,5 +1,7 @@
 """GGUF checkpoints: one file with weights, config and tokenizer, which transformers turns back into floats."""
 
+import contextlib
+import io
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,3 +63,8 @@ def weights(checkpoint: Path) -> dict[str, Any]:
 
         where["quantization_config"] = GgufConfig(dequantize=True)
     return where
+
+
+def no_bar() -> contextlib.AbstractContextManager[Any]:
+    """Hide the progress bar of the conversion, which transformers shows whatever it is told about bars."""
+    return contextlib.redirect_stderr(io.StringIO())

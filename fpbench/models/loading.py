@@ -327,7 +327,7 @@ def load_model(
     base, quantised = base_of_adapter(folder), quantisation(folder) is not None
     factory: Any = AutoModelForCausalLM
     loaded: nn.Module
-    with _loading(folder):
+    with _loading(folder), gguf.no_bar():
         loaded, found = factory.from_pretrained(
             **gguf.weights(base or folder),
             dtype=getattr(torch, dtype),

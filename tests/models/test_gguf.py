@@ -28,7 +28,7 @@ def files(micro, tmp_path_factory):
     return {kind: write_gguf(*micro, folder / f"micro-{kind}.gguf", kind) for kind in ("F32", "Q4_0")}
 
 
-def test_floats_come_back_as_they_are_and_blocks_nearly(files, micro):
+def test_floats_come_back_as_they_are_and_blocks_nearly(files, micro, capfd):
     expected = logits(micro[0])
     off = {}
     for kind, path in files.items():
@@ -36,6 +36,7 @@ def test_floats_come_back_as_they_are_and_blocks_nearly(files, micro):
         assert model.dtype == torch.float32 and not hasattr(model.config, "quantization_config")
         off[kind] = (logits(model) - expected).norm() / expected.norm()
     assert off["F32"] == 0 < off["Q4_0"] < 0.5
+    assert not capfd.readouterr().err
 
 
 def test_the_tokenizer_and_the_architecture_come_out_of_the_file(files, micro):
