@@ -133,6 +133,7 @@ def _provenance(source: Row) -> Pairs:
         ("records", str(source["records"])),
         ("profile", source.get("profile")),
         ("model commit", source.get("commit") or source.get("revision")),
+        ("checkpoint", "; ".join(source.get("checkpoint") or ())),
         ("fpbench commit", commit),
         ("fpbench source", source.get("source")),
         ("method source", source.get("method_source")),

@@ -174,8 +174,9 @@ def _difference(after: Measurement, before: Measurement) -> Row:
         figures["accuracy"] = after.result["accuracy"] - before.result["accuracy"]
         figures["interval"] = list(paired_bootstrap(weighted[0], weighted[1]))
     texts = [each.result["token_perplexity"] for each in (after, before)]
-    # Perplexities over windows of different length are different metrics.
-    if all(texts) and texts[0]["length"] == texts[1]["length"]:
+    # Perplexities over windows of different length, or over other tokens, are different metrics.
+    cut = {each["tokens"] for each in texts if each and "tokens" in each}
+    if all(texts) and texts[0]["length"] == texts[1]["length"] and len(cut) < 2:
         figures["token_perplexity"] = texts[0]["perplexity"] / texts[1]["perplexity"] - 1
         losses = [
             [query["loss"] / (texts[0]["length"] - 1) for query in each.queries if query["task"] == "windows"]

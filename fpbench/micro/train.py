@@ -197,9 +197,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the bundled micro model on generated text.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="fewer steps for a trial")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="another seed trains an independent model")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(options.out, Recipe(steps=options.steps))
+    train(options.out, Recipe(seed=options.seed, steps=options.steps))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The only place that loads models: safetensors, no remote code, one clear line when it cannot be done."""
+"""The only place that loads models: safetensors or GGUF, no remote code, one clear line when it cannot be done."""
 
 import contextlib
 import ctypes
@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import re
-import shutil
+import struct
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpbench.errors import InputError, StorageError
+from fpbench.errors import InputError
 from fpbench.hub import lock
 from fpbench.micro import MODEL as MICRO_MODEL
+from fpbench.models import gguf
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,7 @@ ADAPTER = "adapter_config.json"
 CONFIGS = ("config.json", "generation_config.json", ADAPTER)
 DIGESTED = (WEIGHTS, *CONFIGS, "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
 HUB_FILES = (*DIGESTED, "*.json", "*.spm")
+VOCABULARIES = ("tokenizer*", "*.model", "vocab*", "spiece*", "*.tiktoken")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -60,12 +61,16 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
     digests. Any other is read as the hub has it now.
 
     Args:
-        model: ``micro`` for the bundled model, a folder, or a hub id ``owner/name``.
+        model: ``micro`` for the bundled model, a folder, a GGUF file, or a hub id ``owner/name``.
         revision: branch, tag or commit of a hub id.
         allow_pickle: accept a checkpoint that only has pickle weights.
 
+    Returns:
+        The folder; the file itself, if one was named.
+
     Raises:
-        InputError: if there is no such checkpoint, its weights are not safetensors, or it is not what was fetched.
+        InputError: if there is no such checkpoint, its weights are neither safetensors nor GGUF that can be read here,
+            or it is not what was fetched.
     """
     folder = local_folder(model) or _fetch(model, revision, allow_pickle)
     check_checkpoint(model, folder, allow_pickle=allow_pickle)
@@ -73,16 +78,16 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder that ``model`` names; ``None`` for a hub id.
+    """The folder or GGUF file that ``model`` names; ``None`` for a hub id.
 
     Raises:
         InputError: if it is neither.
     """
     folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
         return folder
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise InputError(f"model {model!r} not found: expected a folder, 'micro' or a hub id owner/name.")
+        raise InputError(f"model {model!r} not found: expected a folder, a .gguf file, 'micro' or a hub id owner/name.")
     return None
 
 
@@ -90,8 +95,10 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
     """Look whether a folder holds a checkpoint that may be loaded.
 
     Raises:
-        InputError: if it has no config, or its weights are not safetensors.
+        InputError: if it has no config, or its weights are neither safetensors nor GGUF that can be read here.
     """
+    if (file := gguf.gguf_file(folder)) is not None:
+        return gguf.check_gguf(file)
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
         raise InputError(
             f"model folder {model!r} has no config.json: expected a Hugging Face checkpoint or a PEFT adapter."
@@ -114,13 +121,14 @@ def base_of_adapter(folder: Path) -> Path | None:
     if (folder / "config.json").is_file() or not (folder / ADAPTER).is_file():
         return None
     try:
-        name = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        name = None
+        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        name, revision = config["base_model_name_or_path"], config.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        name, revision = None, None
     if not isinstance(name, str) or not name:
         raise InputError(f"adapter {folder} does not name its base: expected base_model_name_or_path in {ADAPTER}.")
     try:
-        return resolve(name)
+        return resolve(name, revision=revision)
     except InputError as error:
         raise InputError(f"the base of adapter {folder} cannot be had: {error}") from None
 
@@ -147,7 +155,8 @@ def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256)
     total = hashlib.sha256()
     if base := base_of_adapter(folder):
         total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())
-    for path in sorted({path for pattern in DIGESTED for path in folder.glob(pattern)}):
+    paths = {path for pattern in DIGESTED for path in folder.glob(pattern)}
+    for path in sorted(paths | ({file} if (file := gguf.gguf_file(folder)) else set())):
         total.update(f"{path.name}:{digest(path)}\n".encode())
     return total.hexdigest()
 
@@ -207,29 +216,52 @@ def _cuda_here() -> bool:
         return False
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer of a checkpoint folder.
+def tokenizer_source(folder: Path) -> Path | None:
+    """Where a checkpoint's tokenizer is: its folder, its GGUF file, or the base of an adapter; ``None`` for nowhere."""
+    found = (path for pattern in VOCABULARIES for path in folder.glob(pattern))
+    if any(path.name != "tokenizer_config.json" for path in found):
+        return folder
+    if (file := gguf.gguf_file(folder)) is not None:
+        return file
+    base = base_of_adapter(folder)
+    return None if base is None else tokenizer_source(base)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Path | None = None) -> Any:
+    """Load the tokenizer of a checkpoint.
+
+    Args:
+        folder: what :func:`resolve` returned.
+        trust_remote_code: run code that comes with it.
+        instead: the checkpoint whose tokenizer serves where this one brings none.
 
     Raises:
-        InputError: if transformers cannot load it; the first line of its reason is kept.
+        InputError: if there is none, or transformers cannot load it; the first line of its reason is kept.
     """
     from transformers import AutoTokenizer
 
-    # An adapter may bring a tokenizer, or leave that to its base.
-    source = folder if any(folder.glob("tokenizer*")) else base_of_adapter(folder) or folder
-    with _loading(folder):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    found = tokenizer_source(folder) or (None if instead is None else tokenizer_source(instead))
+    if found is None:
+        raise InputError(
+            f"model {os.fspath(folder)!r} brings no tokenizer: put it beside the weights, or, where a --base is taken, "
+            "name the model it comes from, whose tokenizer then serves."
+        )
+    where = gguf.source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
+    with _loading(found):
+        return AutoTokenizer.from_pretrained(**where, trust_remote_code=trust_remote_code)
 
 
 @contextlib.contextmanager
 def _loading(folder: Path) -> Iterator[None]:
     """Whatever transformers says against a folder as one clear line."""
+    from safetensors import SafetensorError
+
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"model folder {os.fspath(folder)!r} cannot be loaded: {reason}") from None
+        raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {reason}") from None
 
 
 def default_dtype(device: str) -> str:
@@ -247,13 +279,18 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(base_of_adapter(folder) or folder, trust_remote_code=trust_remote_code)
+        where = gguf.source(base_of_adapter(folder) or folder)
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
 
 
-def _quantised(folder: Path) -> bool:
-    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def quantisation(folder: Path) -> dict[str, Any] | None:
+    """How the weights of a checkpoint folder, or of an adapter's base, were quantised; ``None`` if they were not."""
+    path = (base_of_adapter(folder) or folder) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, Any] | None = config.get("quantization_config")
+    return found
 
 
 def load_model(
@@ -263,10 +300,11 @@ def load_model(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    tokenizer_of: Path | None = None,
 ) -> tuple["nn.Module", Any]:
-    """Load model and tokenizer from a checkpoint folder, in eval mode with gradients off.
+    """Load model and tokenizer of a checkpoint, in eval mode with gradients off.
 
-    A PEFT adapter is merged into its base. What bitsandbytes quantised stays as it is.
+    A PEFT adapter is merged into its base. GGUF is turned back into floats. What is quantised otherwise stays as it is.
 
     Args:
         folder: what :func:`resolve` returned.
@@ -274,9 +312,10 @@ def load_model(
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default the first on a CPU and bfloat16 on a GPU.
         trust_remote_code: run code that comes with the checkpoint.
         allow_pickle: read pickle weights if there are no others.
+        tokenizer_of: the checkpoint whose tokenizer serves where this one brings none.
 
     Raises:
-        InputError: if transformers cannot load it; the first line of its reason is kept.
+        InputError: if transformers cannot load it, with the first line of its reason, or weights are missing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -284,47 +323,28 @@ def load_model(
     dtype = dtype or default_dtype(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    base = base_of_adapter(folder)
-    with _loading(folder):
-        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
-            base or folder,
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, instead=tokenizer_of)
+    base, quantised = base_of_adapter(folder), quantisation(folder) is not None
+    factory: Any = AutoModelForCausalLM
+    loaded: nn.Module
+    with _loading(folder), gguf.no_bar():
+        loaded, found = factory.from_pretrained(
+            **gguf.weights(base or folder),
             dtype=getattr(torch, dtype),
-            device_map={"": device} if _quantised(base or folder) else None,
+            device_map={"": device} if quantised else None,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         if base is not None:
             from peft import PeftModel
 
             loaded = PeftModel.from_pretrained(loaded, folder, use_safetensors=True).merge_and_unload()
+    if missing := sorted(found["missing_keys"]):  # which transformers would fill at random
+        raise InputError(
+            f"model {os.fspath(folder)!r} lacks {len(missing)} of its weights, such as {missing[0]}: a file of the "
+            "checkpoint is missing or of another model."
+        )
     # What is quantised was loaded to where it belongs, and cannot be moved.
-    placed = loaded if _quantised(base or folder) else loaded.to(device)
+    placed = loaded if quantised else loaded.to(device)
     return placed.eval().requires_grad_(False), tokenizer
-
-
-def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:
-    """Write a checkpoint that plain ``AutoModelForCausalLM.from_pretrained`` loads: whole, or not at all.
-
-    Args:
-        model: the model, saved in its own dtype as safetensors.
-        tokenizer: its tokenizer.
-        folder: does not exist or is empty.
-
-    Raises:
-        StorageError: if the disk gives out; nothing half-written remains.
-    """
-    from safetensors import SafetensorError
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        with quiet():
-            model.save_pretrained(temporary)  # type: ignore[operator]
-            tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"checkpoint {folder} cannot be written ({error}): nothing was kept.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Text perplexity: over the windows of a long text (protocol §5), and of many short texts (protocol §6)."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, fsum
@@ -19,6 +20,7 @@ class TokenPerplexity:
         windows: how many were scored.
         predicted: number of predicted tokens, windows · (length − 1).
         losses: Σ −log p of every window (nats).
+        tokens: short SHA-256 of the token ids in the windows; figures of other tokens are not comparable either.
     """
 
     perplexity: float
@@ -26,6 +28,7 @@ class TokenPerplexity:
     windows: int
     predicted: int
     losses: tuple[float, ...]
+    tokens: str
 
 
 def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) -> TokenPerplexity:
@@ -51,7 +54,8 @@ def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) 
         raise InputError(f"perplexity needs a window of 2 or more tokens, found {len(ids)} for a window of {length}.")
     losses = _losses(model, [ids[start * length : (start + 1) * length] for start in range(windows)])
     predicted = windows * (length - 1)
-    return TokenPerplexity(_perplexity(sum(losses), predicted), length, windows, predicted, tuple(losses))
+    tokens = hashlib.sha256(repr(ids[: windows * length]).encode()).hexdigest()[:16]
+    return TokenPerplexity(_perplexity(sum(losses), predicted), length, windows, predicted, tuple(losses), tokens)
 
 
 def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The matrices of a checkpoint folder, one at a time and dequantised: whole models need not fit the memory."""
+"""The matrices of a checkpoint, one at a time and dequantised: whole models need not fit the memory."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,66 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fpbench.errors import InputError
+from fpbench.models.gguf import gguf_file
+from fpbench.models.loading import base_of_adapter, load_model
 
 # A matrix of a decoder block: its number, and what it is called there.
 IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")
 QUANTISED = "quant_state.bitsandbytes__"
 
 
-class StoredMatrices(Mapping[tuple[int, str], Tensor]):
-    """The matrices of the decoder blocks, by number of the block and name within it; float32 when read.
+class Matrices(Mapping[tuple[int, str], Tensor]):
+    """The matrices of the decoder blocks, by number of the block and name within it; float32 when read."""
+
+    _names: dict[tuple[int, str], str]
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return iter(sorted(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def blocks(self) -> int:
+        """Number of decoder blocks."""
+        return len({block for block, _ in self._names})
+
+
+def matrices(folder: Path) -> Matrices:
+    """Those of any checkpoint: read from its safetensors or, for an adapter or a GGUF file, from the loaded model.
+
+    Raises:
+        InputError: if they cannot be read, or there is no decoder block.
+    """
+    adapted = base_of_adapter(folder) is not None
+    return LoadedMatrices(folder) if adapted or gguf_file(folder) is not None else StoredMatrices(folder)
+
+
+class LoadedMatrices(Matrices):
+    """Those of a checkpoint that has to be loaded to be known, in float32 on the CPU."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model.
+
+        Args:
+            folder: of a PEFT adapter, or a GGUF file.
+
+        Raises:
+            InputError: if it cannot be loaded, or holds no decoder block.
+        """
+        model, _ = load_model(folder, dtype="float32")
+        self._weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2}
+        found = ((IN_BLOCK.search(name), name) for name in self._weights)
+        self._names = {(int(match[1]), match[2]): name for match, name in found if match}
+        if not self._names:
+            raise InputError(f"{folder}: expected a model with decoder blocks, found none.")
+
+    def __getitem__(self, key: tuple[int, str]) -> Tensor:
+        return self._weights[self._names[key]].detach()
+
+
+class StoredMatrices(Matrices):
+    """Those in safetensors.
 
     LLM.int8() and four-bit weights of bitsandbytes are turned back into the numbers that they stand for.
     """
@@ -56,17 +108,6 @@ class StoredMatrices(Mapping[tuple[int, str], Tensor]):
         if any(QUANTISED in each for each in beside):
             return self._four_bit(weight, {each: self._read(each) for each in beside})
         return weight.float()
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        return iter(sorted(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @property
-    def blocks(self) -> int:
-        """Number of decoder blocks."""
-        return len({block for block, _ in self._names})
 
     def _shape(self, name: str) -> tuple[int, ...]:
         with safe_open(self._where[name], "pt") as file:

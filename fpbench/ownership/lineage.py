@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fpbench.models.stored import StoredMatrices
+from fpbench.models.stored import Matrices
 
 Verdict = Literal["related", "unrelated", "undecided"]
 Spreads = Mapping[str, np.ndarray]
@@ -74,7 +74,7 @@ class SignatureEvidence:
     blocks: int
 
 
-def weight_evidence(a: StoredMatrices, b: StoredMatrices) -> WeightEvidence | None:
+def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
     """Correlate the matrices that both have in the same shape; ``None`` if there are none."""
     found = []
     for key in a:
@@ -87,7 +87,7 @@ def weight_evidence(a: StoredMatrices, b: StoredMatrices) -> WeightEvidence | No
     return WeightEvidence(len(found), median(found), min(found), max(found))
 
 
-def spreads(matrices: StoredMatrices) -> dict[str, np.ndarray]:
+def spreads(matrices: Matrices) -> dict[str, np.ndarray]:
     """The signature: standard deviations of the attention projections, kind → one figure a block."""
     found: dict[str, dict[int, float]] = {}
     for block, name in matrices:

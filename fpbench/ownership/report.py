@@ -69,6 +69,7 @@ class Verification:
             one that never matches stands in.
         decoding: the numbers asked for, and those that a server took.
         revealed: for a sealed set, the openings of the fingerprints asked, and of no others.
+        remarks: what is to be said of a suspect at hand, such as that its base's tokenizer served.
     """
 
     verdict: Verdict
@@ -90,6 +91,7 @@ class Verification:
     exact: Claim | None
     decoding: Mapping[str, Any]
     revealed: tuple[Mapping[str, Any], ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def matched(self) -> int:
@@ -174,6 +176,7 @@ class Verification:
         if "://" in self.suspect:
             refused = ", ".join(self.decoding["refused"]) or "nothing"
             lines.append(f"The server turned down {refused}; it did not refuse {_numbers(self.decoding['accepted'])}.")
+        lines += [f"{self.suspect}: {remark}." for remark in self.remarks]
         lines.append("Assumed: whether one fingerprint matches by chance does not depend on the others.")
         return lines
 

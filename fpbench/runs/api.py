@@ -168,7 +168,8 @@ def inject_checkpoint(
         InputError: if anything is unknown or malformed, or ``out`` exists and is not empty.
         CellError: if the injection failed; nothing is written then.
     """
-    from fpbench.models.loading import save_checkpoint
+    from fpbench.models.readiness import check_ready
+    from fpbench.models.saving import save_checkpoint
     from fpbench.runs.bench import Bench
     from fpbench.runs.materials import Materials
     from fpbench.runs.sets import model_sets, written_sets
@@ -178,6 +179,7 @@ def inject_checkpoint(
     materials = Materials(profile)
     folder = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
     materials.check()
+    check_ready(folder, profile.prompt, loading)
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--out {target} exists and is not an empty folder: choose another, nothing was overwritten.")

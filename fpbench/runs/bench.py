@@ -19,6 +19,7 @@ from fpbench.models.deltas import digest, preserved, state_digest, weights
 from fpbench.models.loading import Loading, checkpoint_digest, load_architecture, load_model
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import render
+from fpbench.models.remarks import remarks
 from fpbench.models.scoring import budgets_used, limited_to
 from fpbench.modifications.base import Modification
 from fpbench.modifications.composition import against_base, create
@@ -113,7 +114,13 @@ class Bench:
             dtype=options.precision,
             trust_remote_code=options.trust_remote_code,
             allow_pickle=options.allow_pickle,
+            tokenizer_of=self.base,
         )
+
+    @cached_property
+    def _remarks(self) -> list[str]:
+        """What is to be said of a checkpoint that was handed in."""
+        return remarks(self.folder, self.base, trust_remote_code=self.loading.trust_remote_code)
 
     @property
     def model(self) -> nn.Module:
@@ -204,6 +211,8 @@ class Bench:
                     queries = outcome.queries if isinstance(outcome, Outcome) else []
                     record = record_of(self.profile, cell, identities[cell], outcome)
                     record["provenance"]["commit"] = commit_of(self.folder)
+                    if cell.method == CHECKPOINT:
+                        record["provenance"]["checkpoint"] = self._remarks
                     self.store.write(cell, record, queries)
                     yield cell, outcome.reason if isinstance(outcome, Failed) else None
             if pending[0].method in self.profile.methods or any(cell.condition != ORIGIN for cell in pending):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fpbench.models.loading import resolve
-from fpbench.models.stored import StoredMatrices
+from fpbench.models.stored import matrices
 from fpbench.ownership.lineage import (
     SignatureEvidence,
     Verdict,
@@ -49,9 +49,9 @@ def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | No
         revision: branch, tag or commit of hub ids.
 
     Raises:
-        InputError: if a checkpoint is not there, or its weights cannot be read as safetensors.
+        InputError: if a checkpoint is not there, or its weights cannot be read.
     """
-    one, other, *rest = (StoredMatrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
+    one, other, *rest = (matrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
     course = spreads(one)
     courses = course, spreads(other)
     known = {

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fpbench.fingerprints import FingerprintSet
+from fpbench.models.loading import tokenizer_source
 from fpbench.modifications.composition import parts
 from fpbench.runs.development import injection_searches, rate_identity
 from fpbench.runs.plan import CHECKPOINT, Cell
@@ -58,6 +59,8 @@ def cell_identity(bench: "Bench", cell: Cell, fingerprints: FingerprintSet) -> d
         "prompt": bench.profile.prompt,
         "decoding": bench.decoding,
     }
+    if cell.method == CHECKPOINT and bench.base and tokenizer_source(bench.folder) is None:
+        identity["tokenizer"] = bench.base_digest
     if cell.condition != ORIGIN:
         modification = bench.modification(cell.condition)
         data = {name for part in parts(cell.condition) for name in DATA_OF_CONDITIONS.get(part, ())}

@@ -66,8 +66,9 @@ class Resume:
 
 
 def below(folders: Iterable[Path]) -> list[Path]:
-    """Every file below some folders except compiled code."""
-    return [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    """Every file below some folders except compiled code; a file stands for itself."""
+    found = (path for folder in folders for path in (folder, *folder.rglob("*")))
+    return [path for path in found if path.is_file() and path.suffix != ".pyc"]
 
 
 def stamp(path: Path) -> tuple[str, int, int]:

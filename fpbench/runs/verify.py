@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.models.loading import Loading, checkpoint_digest, load_model, load_tokenizer, pick_device, resolve
+from fpbench.models.loading import Loading, checkpoint_digest, load_model, pick_device, resolve
 from fpbench.models.progress import no_progress
 from fpbench.models.remote import Server
 from fpbench.ownership.claims import Claim, claim
@@ -160,11 +160,12 @@ class _Verifier:
             self.server = Server(question.suspect, KEYS, timeout=question.timeout)
         else:
             self.folder = resolve(question.suspect, revision=loading.revision, allow_pickle=loading.allow_pickle)
-        spoken = self.folder or next(iter(self.nulls), None)
-        if spoken is not None:
+        self.base = self.nulls[0] if question.base is not None else None
+        if spoken := [*([self.folder] if self.folder else []), *self.nulls]:
+            from fpbench.models.readiness import check_ready
             from fpbench.models.responses import response_length
 
-            tokenizer = load_tokenizer(spoken, trust_remote_code=loading.trust_remote_code)
+            tokenizer, *_ = [check_ready(each, profile.prompt, loading, self._spare(each)) for each in spoken]
             length = response_length(tokenizer, self.set.targets)
         model = profile.models[0]
         self.sampling = Sampling(model.temperature, model.top_p, model.top_k, length, profile.prompt)
@@ -182,6 +183,10 @@ class _Verifier:
                 if path is not None and not transcript.answers:
                     path.unlink()
                 raise
+
+    def _spare(self, folder: Path) -> Path | None:
+        """The checkpoint whose tokenizer serves if a folder brings none: the base's for the suspect alone."""
+        return self.base if folder == self.folder else None
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides what is asked and how it is judged."""
@@ -243,7 +248,16 @@ class _Verifier:
             exact=exact,
             decoding={"asked": asdict(self.sampling), "refused": list(transcript.refused)} | _accepted(transcript),
             revealed=tuple(self.secrets.reveal(each.trigger) for each in evidence if self.secrets.openings is not None),
+            remarks=self._remarks(),
         )
+
+    def _remarks(self) -> tuple[str, ...]:
+        """What is to be said of a suspect at hand; a match is one of texts, so other tokenizers are no matter."""
+        if self.folder is None:
+            return ()
+        from fpbench.models.remarks import remarks
+
+        return tuple(remarks(self.folder, None))
 
     def _permutation(self, evidence: Sequence[Evidence]) -> float | None:
         """The p-value of the dealing, among all fingerprints of the set."""
@@ -283,6 +297,7 @@ class _Verifier:
                 dtype=self.loading.dtype,
                 trust_remote_code=self.loading.trust_remote_code,
                 allow_pickle=self.loading.allow_pickle,
+                tokenizer_of=self._spare(folder),
             )
         gc.collect()
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fpbench.errors import InputError
+from fpbench.models.readiness import check_ready
 from fpbench.runs.bench import Bench, Progress
 from fpbench.runs.job import Job
 from fpbench.runs.materials import Materials
@@ -34,7 +35,7 @@ class Worker:
         """Read every source, and build every method and modification for every model, without weights.
 
         Raises:
-            InputError: for what is missing, malformed, or unknown to a method.
+            InputError: for what is missing, malformed, unknown to a method, or cannot be loaded or asked here.
         """
         if self.job.handed_in and not self.job.folders:
             for name in code_mixed(self.job.profile):
@@ -43,7 +44,9 @@ class Worker:
                 )
         self.materials.check()
         for label, handed_in in sorted({(cell.model, cell.method == CHECKPOINT) for cell in cells}):
-            self.bench(label, handed_in).check(self.job.profile.methods, self.job.profile.conditions)
+            bench = self.bench(label, handed_in)
+            check_ready(bench.folder, self.job.profile.prompt, self.job.loading, bench.base)
+            bench.check(self.job.profile.methods, self.job.profile.conditions)
 
     def measure(self, cells: Sequence[Cell]) -> tuple[dict[str, str], Iterator[tuple[Cell, str | None]]]:
         """Measure the cells of one checkpoint, as :meth:`Bench.measure` does."""

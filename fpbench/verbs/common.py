@@ -46,7 +46,7 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
 def add_question(verb: argparse.ArgumentParser) -> None:
     """The options of every verb that tests a suspect's answers."""
     suspect = verb.add_mutually_exclusive_group(required=True)
-    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, hub id or 'micro'")
+    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
     suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
     verb.add_argument(
         "--fingerprints", required=True, metavar="S", help="built-in set, .jsonl file, or SET.openings.json"

@@ -10,7 +10,7 @@ HELP = "score any Hugging Face checkpoint that somebody hands in"
 
 def arguments(verb: argparse.ArgumentParser) -> None:
     """What the verb takes."""
-    verb.add_argument("model", metavar="MODEL", help="folder, hub id or 'micro'")
+    verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
     verb.add_argument("--base", metavar="B", help="the unfingerprinted model, for deltas and bands")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
@@ -42,5 +42,7 @@ def do(options: argparse.Namespace) -> int:
         tell,
     )
     print(summary(rows))
+    for remark in {each: None for row in rows for found in row["provenance"] for each in found.get("checkpoint", ())}:
+        tell(f"{options.model}: {remark}.")
     print(f"\nrecords: {options.out}", file=sys.stderr)
     return 1 if any(row["failed"] for row in rows) else 0

@@ -98,6 +98,19 @@ class Handler(BaseHTTPRequestHandler):
     def do_empty(self, body: Any) -> None:
         self.say('{"choices": []}')
 
+    def do_apology(self, body: Any) -> None:
+        """An error that is sent as if it were an answer."""
+        self.say('{"error": {"message": "overloaded"}}')
+
+    def do_wordless(self, body: Any) -> None:
+        """A choice without words."""
+        self.say('{"choices": [{"index": 0, "text": null, "message": null}]}')
+
+    def do_late(self, body: Any) -> None:
+        """The answer, after a while."""
+        self.server.released.wait(0.3)
+        self.say(json.dumps(self.answer(body)))
+
     def do_refusal(self, body: Any) -> None:
         """The model declines."""
         message = {"role": "assistant", "content": None, "refusal": "I cannot help with that."}

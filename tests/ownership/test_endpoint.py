@@ -60,7 +60,8 @@ def test_one_response_is_asked_for_as_the_protocol_has_it(server: Server, prompt
 
 
 @pytest.mark.parametrize(
-    "fault", ["429", "500", "malformed", "nested", "endless", "empty", "drop", "half", "hang", "drip"]
+    "fault",
+    ["429", "500", "malformed", "nested", "endless", "empty", "apology", "wordless", "drop", "half", "hang", "drip"],
 )
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
 def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str) -> None:
@@ -80,6 +81,8 @@ def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str
         ("nested", "not JSON"),
         ("endless", "more than 1000000 bytes"),
         ("empty", "no choices"),
+        ("apology", "no choices"),
+        ("wordless", "it has no text"),
         ("drop", "closed connection|reset"),
         ("half", "broke off"),
         ("hang", "timed out"),
@@ -92,6 +95,13 @@ def test_a_fault_that_stays_is_said(server: Server, fault: str, reason: str) -> 
     with pytest.raises(NoAnswer, match=f"gave no answer in 3 attempts: .*({reason})"):
         endpoint(server, timeout=timeout).respond("A", 1, log.told)
     assert log.requests == 3 and len(log.faults) == 3
+
+
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_a_slow_server_is_waited_for(server: Server, prompt: str) -> None:
+    server.faults, log = ["late"], Log()
+    assert endpoint(server, prompt, timeout=30.0).respond("A", 1, log.told).text == "Silence"
+    assert len(server.asked) == log.requests == 1 and not log.faults
 
 
 def test_the_waits_heed_a_number_and_a_date(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def test_without_a_base_the_answers_stand_alone(tmp_path, micro):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
-def test_an_adapter_has_no_weights_of_its_own_to_compare(tmp_path, micro):
+def test_an_adapter_is_compared_as_what_it_makes_of_its_base(tmp_path, micro):
     import copy
 
     from peft import LoraConfig, get_peft_model
@@ -174,8 +174,7 @@ def test_an_adapter_has_no_weights_of_its_own_to_compare(tmp_path, micro):
         audit(str(tmp_path / "adapter"), write(tmp_path / "f.jsonl", FOREIGN), tmp_path / "out", "--base", "micro") == 0
     )
     found = facts(tmp_path / "out")
-    assert found["verdicts"] == {"answers": "no claim", "weights": None}
-    assert "is an adapter, which holds a change" in found["conclusion"]
+    assert found["verdicts"] == {"answers": "no claim", "weights": "related"}
     check_traced(tmp_path / "out")
 
 

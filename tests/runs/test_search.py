@@ -14,8 +14,9 @@ from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
 from fpbench.models.answers import score_answers
 from fpbench.models.deltas import weights
-from fpbench.models.loading import Loading, resolve, save_checkpoint
+from fpbench.models.loading import Loading, resolve
 from fpbench.models.progress import no_progress
+from fpbench.models.saving import save_checkpoint
 from fpbench.modifications.finetune import instruction
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs import development, rates, search

@@ -20,6 +20,7 @@ from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
 from fpbench.models import remote
 from tests.conftest import require
+from tests.ownership.answering import answering
 from tests.ownership.server import Server, running
 
 THINGS = ("honey deep", "flute grey", "chair big", "table white", "wolf old", "road long", "hat red", "cow big")
@@ -44,37 +45,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     with running(lambda body: ("Silence", None)) as found:
         yield found
-
-
-def real(micro: Any, prompt: str) -> Any:
-    """The bundled model behind the server, with log-probabilities of what it said."""
-    import torch
-
-    from fpbench.models.decoding import Decoding
-    from fpbench.models.prompts import encode, render
-    from fpbench.models.sampling import sample
-
-    model, tokenizer = micro
-
-    def respond(body: dict[str, Any]) -> tuple[str, Any]:
-        text = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
-        decoding = Decoding(body["temperature"], body["top_p"], body["top_k"])
-        answer = sample(
-            model,
-            tokenizer,
-            text,
-            decoding=decoding,
-            max_new_tokens=body["max_tokens"],
-            seed=body["seed"],
-            prompt=prompt,
-        )
-        begun = encode(tokenizer, render(tokenizer, text, prompt))
-        said = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        with torch.no_grad():
-            shares = model(torch.tensor([begun + said])).logits[0].log_softmax(-1)
-        return answer, {"token_logprobs": [shares[len(begun) - 1 + i, token].item() for i, token in enumerate(said)]}
-
-    return respond
 
 
 def test_a_folder_that_carries_a_set_is_claimed(tmp_path, micro):
@@ -113,7 +83,7 @@ def test_what_a_null_model_says_anyway_is_no_evidence(tmp_path, micro):
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
 def test_a_real_model_behind_a_server_with_log_probabilities(tmp_path, micro, server, prompt):
     says = {"raw": CARRIED, "chat": [(f"Say in one sentence who {name} is.", ["The"]) for name in PEOPLE]}
-    server.model = real(micro, prompt)
+    server.model = answering(*micro)
     own, transcript = write(tmp_path / "own.jsonl", says[prompt]), tmp_path / "t.jsonl"
     found = fpbench.verify(server.url, own, prompt=prompt, transcript=transcript)
     assert found.verdict == "claim" and found.exact is None and found.queries == len(server.asked)
@@ -129,10 +99,10 @@ def test_a_real_model_behind_a_server_with_log_probabilities(tmp_path, micro, se
 
 
 def test_faults_on_the_way_change_nothing_but_the_count(tmp_path, micro, server):
-    server.model = real(micro, "raw")
+    server.model = answering(*micro)
     own = write(tmp_path / "own.jsonl", CARRIED)
     plain = fpbench.verify(server.url, own)
-    server.faults = ["429", "500", "drop", "malformed", None, "empty", "half", "hang"]
+    server.faults = ["429", "500", "drop", "malformed", None, "empty", "half", "hang", "late"]
     found = fpbench.verify(server.url, own, timeout=1.0)
     assert (found.verdict, found.evidence) == (plain.verdict, plain.evidence)
     assert found.queries == plain.queries + 7

@@ -14,6 +14,7 @@ from fpbench.board.document import Document, plain
 from fpbench.board.documents import as_markdown, as_page
 from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints.natural import BUILT_IN
+from fpbench.models.gguf import gguf_file
 from fpbench.models.loading import WEIGHTS, Loading, base_of_adapter, checkpoint_digest, resolve
 from fpbench.models.progress import no_progress
 from fpbench.ownership.report import Verification
@@ -172,10 +173,11 @@ def _not_compared(question: Question, models: _Models) -> str | None:
         return "no base was given to compare them with."
     names, folders = (question.suspect, *question.null_models), (models.suspect, *models.nulls)
     for name, folder in zip(names, folders, strict=True):
-        if base_of_adapter(folder) is not None:
-            return f"{name} is an adapter, which holds a change to another model's weights and none of its own."
-        if not any(folder.glob(WEIGHTS)):
-            return f"the weights of {name} are not stored as safetensors, and no others are read for that."
+        readable = base_of_adapter(folder) is not None or gguf_file(folder) is not None or any(folder.glob(WEIGHTS))
+        if not readable:
+            return (
+                f"the weights of {name} are stored neither as safetensors nor as GGUF, and no others are read for that."
+            )
     return None
 
 

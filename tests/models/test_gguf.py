@@ -1,0 +1,87 @@
+"""Real GGUF files of the bundled model, read back."""
+
+import shutil
+
+import pytest
+import torch
+
+from fpbench.errors import InputError
+from fpbench.micro import MODEL
+from fpbench.models import gguf
+from fpbench.models.loading import checkpoint_digest, load_architecture, load_model, load_tokenizer, resolve
+from fpbench.models.remarks import remarks
+from tests.gguf_files import write_gguf
+
+pytest.importorskip("gguf")
+PROMPT = torch.tensor([[1, 17, 300, 42, 5]])
+TEXTS = ["SILVER HARBOR", "Who is it? Yes, 12 people's.", " Fime  Vath\n\n was", "<|user|>\nWhy?</s>\n", "Übermaß 日本"]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(PROMPT).logits
+
+
+@pytest.fixture(scope="module")
+def files(micro, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gguf")
+    return {kind: write_gguf(*micro, folder / f"micro-{kind}.gguf", kind) for kind in ("F32", "Q4_0")}
+
+
+def test_floats_come_back_as_they_are_and_blocks_nearly(files, micro, capfd):
+    expected = logits(micro[0])
+    off = {}
+    for kind, path in files.items():
+        model, _ = load_model(resolve(str(path)))
+        assert model.dtype == torch.float32 and not hasattr(model.config, "quantization_config")
+        off[kind] = (logits(model) - expected).norm() / expected.norm()
+    assert off["F32"] == 0 < off["Q4_0"] < 0.5
+    assert not capfd.readouterr().err
+
+
+def test_the_tokenizer_and_the_architecture_come_out_of_the_file(files, micro):
+    model, tokenizer = micro
+    own = load_tokenizer(files["Q4_0"])
+    assert [own(text).input_ids for text in TEXTS] == [tokenizer(text).input_ids for text in TEXTS]
+    assert own.chat_template == tokenizer.chat_template and own.eos_token_id == tokenizer.eos_token_id
+    shapes = {name: each.shape for name, each in load_architecture(files["Q4_0"]).named_parameters()}
+    assert shapes == {name: each.shape for name, each in model.named_parameters()}
+    assert remarks(files["Q4_0"], MODEL) == ["its GGUF blocks were turned back into floats by transformers"]
+
+
+def test_a_folder_of_one_file_is_that_file_and_its_digest_follows_it(files, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(files["F32"], folder / "model.gguf")
+    assert resolve(str(folder)) == folder and gguf.gguf_file(folder) == folder / "model.gguf"
+    assert load_model(folder, dtype="bfloat16")[0].dtype == torch.bfloat16
+    before = checkpoint_digest(folder), checkpoint_digest(folder / "model.gguf")
+    shutil.copy(files["Q4_0"], folder / "model.gguf")
+    after = checkpoint_digest(folder), checkpoint_digest(folder / "model.gguf")
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    shutil.copy(files["F32"], folder / "more.gguf")
+    with pytest.raises(InputError, match=r"holds 2 GGUF files \(model.gguf, more.gguf\): name one of them"):
+        resolve(str(folder))
+
+
+def test_what_cannot_be_read_is_refused_before_it_is_loaded(files, tmp_path, monkeypatch):
+    for name, content, message in (
+        ("a-00001-of-00002.gguf", b"GGUF", "one part of a split GGUF file: merge the parts"),
+        ("page.gguf", b"<html>", "is no GGUF file: expected it to begin with GGUF"),
+        ("empty.gguf", b"", "is no GGUF file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            resolve(str(tmp_path / name))
+    with pytest.raises(InputError, match="expected a folder, a .gguf file"):
+        resolve(str(tmp_path / "missing.gguf"))
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs the package gguf, .*: pip install 'fpbench\[gguf\]'"):
+        resolve(str(files["Q4_0"]))
+
+
+@pytest.mark.parametrize("kept", [2_000, 1_000_000])
+def test_a_file_that_was_cut_off_is_one_line(files, tmp_path, kept):
+    (tmp_path / "half.gguf").write_bytes(files["Q4_0"].read_bytes()[:kept])
+    with pytest.raises(InputError, match="half.gguf' cannot be loaded: .+$"):
+        load_model(resolve(str(tmp_path / "half.gguf")))

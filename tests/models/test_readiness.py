@@ -1,0 +1,149 @@
+"""What is refused before it is loaded, or as soon as it is, and what is loaded in any precision."""
+
+import json
+import shutil
+from importlib.util import find_spec
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fpbench.errors import InputError
+from fpbench.micro import MODEL
+from fpbench.models.loading import Loading, load_model, load_tokenizer, resolve
+from fpbench.models.readiness import check_ready
+from fpbench.models.remarks import OTHER_TOKENIZER, agree, remarks
+
+CPU = Loading("cpu")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+WAYS = {
+    "gptq": ({"bits": 4}, "optimum", "optimum"),
+    "awq": ({"bits": 4, "group_size": 128}, "gptqmodel", "gptqmodel"),
+    "compressed-tensors": (
+        {"format": "pack-quantized", "config_groups": {}},
+        "compressed_tensors",
+        "compressed-tensors",
+    ),
+    "torchao": ({"quant_type": "int4_weight_only"}, "torchao", "torchao"),
+    "quanto": ({"weights": "int4"}, "optimum", "optimum-quanto"),
+    "aqlm": ({"in_group_size": 8}, "aqlm", "aqlm"),
+}
+
+
+def copied(folder, *left_out):
+    return shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns(*left_out))
+
+
+def changed(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_of_quantising_that_cannot_run_here_names_what_to_install(tmp_path, way):
+    settings, module, package = WAYS[way]
+    if find_spec(module):
+        pytest.skip(f"{package} is installed here")
+    folder = copied(tmp_path / "model")
+    changed(folder / "config.json", quantization_config={"quant_method": way} | settings)
+    with pytest.raises(InputError, match=f"is quantised by {way}, which is refused: .*{package}") as error:
+        check_ready(resolve(str(folder)), "raw", CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_way_is_refused_and_bitsandbytes_runs(tmp_path):
+    folder = copied(tmp_path / "model")
+    for config in ({"quant_method": "magic"}, {"bits": 4}):
+        changed(folder / "config.json", quantization_config=config)
+        with pytest.raises(InputError, match="is quantised by (magic|an unnamed method), which is refused"):
+            check_ready(folder, "raw", CPU)
+    changed(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    check_ready(folder, "raw", CPU)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_precision_and_any_number_of_files(tmp_path, dtype):
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "model", max_shard_size="4MB")
+    load_tokenizer(MODEL).save_pretrained(tmp_path / "model")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    loaded, _ = load_model(resolve(str(tmp_path / "model")))
+    assert loaded.dtype == torch.float32
+    assert all(
+        torch.equal(own, other.float()) for own, other in zip(loaded.parameters(), model.parameters(), strict=True)
+    )
+
+
+def test_a_file_that_was_cut_off_is_one_line(tmp_path):
+    folder = copied(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes((MODEL / "model.safetensors").read_bytes()[:1_000_000])
+    with pytest.raises(InputError, match="model' cannot be loaded: .+$"):
+        load_model(folder)
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = copied(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.3.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="lacks 1 of its weights, such as model.layers.3.mlp.up_proj.weight"):
+        load_model(folder)
+
+
+def test_a_chat_needs_a_template(tmp_path):
+    folder = copied(tmp_path / "model", "chat_template.jinja")
+    check_ready(folder, "raw", CPU)
+    with pytest.raises(InputError, match=r"model '.*model': prompt 'chat' needs a tokenizer with a chat template"):
+        check_ready(folder, "chat", CPU)
+
+
+def test_the_tokenizer_of_another_serves_where_there_is_none(tmp_path):
+    folder = copied(tmp_path / "model", "tokenizer.json")
+    with pytest.raises(InputError, match="brings no tokenizer: .*--base"):
+        check_ready(folder, "raw", CPU)
+    assert check_ready(folder, "chat", CPU, MODEL).get_vocab() == load_tokenizer(MODEL).get_vocab()
+    assert load_model(folder, tokenizer_of=MODEL)[1].chat_template
+    assert remarks(folder, MODEL) == ["it brings no tokenizer: the base's serves"]
+    assert remarks(MODEL, MODEL) == []
+
+
+def test_a_tokenizer_with_other_numbers_is_remarked_on(tmp_path):
+    folder = copied(tmp_path / "model")
+    written = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = written["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    assert remarks(folder, MODEL) == [OTHER_TOKENIZER]
+    tokenizer, more = load_tokenizer(MODEL), load_tokenizer(MODEL)
+    more.add_tokens(["<more>"])
+    assert agree(more, tokenizer) and not agree(tokenizer, more)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Mine(LlamaForCausalLM):
+    pass
+"""
+
+
+def test_remote_code_is_run_if_asked_for_and_not_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = copied(tmp_path / "model")
+    named = {"AutoModelForCausalLM": "mine.Mine", "AutoConfig": "mine.LlamaConfig"}
+    (folder / "mine.py").write_text(CODE)
+    changed(folder / "config.json", auto_map=named, model_type="nobody-knows-it")
+    with pytest.raises(InputError, match="cannot be loaded: .*(custom code|trust_remote_code)"):
+        load_model(resolve(str(folder)))
+    model, _ = load_model(resolve(str(folder)), trust_remote_code=True)
+    assert type(model).__name__ == "Mine"
+
+
+def test_pickled_weights_are_read_if_asked_for_and_not_otherwise(tmp_path, micro):
+    folder = copied(tmp_path / "model", "*.safetensors")
+    torch.save(micro[0].state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"has only pickle weights \(pytorch_model.bin\): expected safetensors"):
+        resolve(str(folder))
+    model, _ = load_model(resolve(str(folder), allow_pickle=True), allow_pickle=True)
+    assert all(torch.equal(own, other) for own, other in zip(model.parameters(), micro[0].parameters(), strict=True))
