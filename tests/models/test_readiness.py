@@ -123,15 +123,18 @@ def test_a_tokenizer_with_other_numbers_is_remarked_on(tmp_path):
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 
+class MyConfig(LlamaConfig):  # transformers marks the class itself, for the rest of the process
+    model_type = "mine"
+
 class Mine(LlamaForCausalLM):
-    pass
+    config_class = MyConfig
 """
 
 
 def test_remote_code_is_run_if_asked_for_and_not_otherwise(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     folder = copied(tmp_path / "model")
-    named = {"AutoModelForCausalLM": "mine.Mine", "AutoConfig": "mine.LlamaConfig"}
+    named = {"AutoModelForCausalLM": "mine.Mine", "AutoConfig": "mine.MyConfig"}
     (folder / "mine.py").write_text(CODE)
     changed(folder / "config.json", auto_map=named, model_type="nobody-knows-it")
     with pytest.raises(InputError, match="cannot be loaded: .*(custom code|trust_remote_code)"):

@@ -12,9 +12,10 @@ from fpbench.micro import MODEL
 from fpbench.ownership.sensitivity import tolerated_chance
 from tests.board import test_page
 from tests.conftest import ROOT, require
+from tests.ownership.answering import answering
 from tests.runs import audited
 from tests.runs.audited import Page, audit, check_records, check_traced, facts
-from tests.runs.test_verify import CARRIED, FOREIGN, real, write
+from tests.runs.test_verify import CARRIED, FOREIGN, write
 
 browser, view, server = test_page.browser, test_page.view, audited.server
 RECORDS = {"verification.json", "comparison.json", "audit.json", "transcript.jsonl"}
@@ -35,7 +36,8 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> str:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fpbench.models.loading import load_tokenizer, save_checkpoint
+    from fpbench.models.loading import load_tokenizer
+    from fpbench.models.saving import save_checkpoint
 
     folder = tmp_path_factory.mktemp("stranger") / "other"
     torch.manual_seed(7)
@@ -228,7 +230,7 @@ def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, server, ch
     assert len(commands) == 2
     monkeypatch.chdir(tmp_path)
     Path("my-checkpoint").symlink_to(checkpoint)
-    server.model = real(micro, "raw")
+    server.model = answering(*micro)
     for command in commands:
         verb, *arguments = command.replace("http://127.0.0.1:8000/v1", server.url).removeprefix("fpbench ").split()
         assert main([verb, *arguments]) == 0

@@ -15,9 +15,10 @@ from fpbench.fingerprints.sealing import check, seal
 from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
 from tests.board import test_page
+from tests.ownership.answering import answering
 from tests.runs import audited
 from tests.runs.audited import Page, audit, check_records, check_traced, facts
-from tests.runs.test_verify import CARRIED, FOREIGN, real, write
+from tests.runs.test_verify import CARRIED, FOREIGN, write
 
 browser, view, server = test_page.browser, test_page.view, audited.server
 HOSTILE = [
@@ -29,7 +30,7 @@ HOSTILE = [
 
 
 def test_a_real_model_behind_a_server_has_no_weights_to_compare(tmp_path, micro, server):
-    server.model = real(micro, "raw")
+    server.model = answering(*micro)
     own, transcript = write(tmp_path / "own.jsonl", CARRIED), tmp_path / "t.jsonl"
     assert audit(server.url, own, tmp_path / "out", "--transcript", str(transcript), "--budget", "6") == 0
     found = facts(tmp_path / "out")
