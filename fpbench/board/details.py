@@ -17,6 +17,8 @@ PROOF = {
     "relative_change": lambda value: f"‖ΔW‖/‖W‖ {value:.3f}",
 }
 
+PEOPLE = {"method by": "authors", "adapted by": "adapted_by"}
+
 
 def result(row: Row) -> Row:
     """Everything that the article of a row shows, as text."""
@@ -142,8 +144,15 @@ def _provenance(source: Row) -> Pairs:
         ("memory", f"{machine['memory_gb']} GiB" if "memory_gb" in machine else None),
         ("Python", source.get("python")),
         ("packages", ", ".join(_packages(source.get("packages") or {}))),
+        *_submission(source.get("submission") or {}),
     ]
     return [(name, str(value)) for name, value in found if value]
+
+
+def _submission(about: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    """Whose method it is, as its submitter says."""
+    people = {name: ", ".join(map(str, about.get(key) or ())) for name, key in PEOPLE.items()}
+    return [*people.items(), *((name, str(about.get(name) or "")) for name in ("paper", "licence"))]
 
 
 def _packages(versions: Mapping[str, str | None]) -> Sequence[str]:

@@ -13,6 +13,7 @@ from fpbench.board.contested import contested
 from fpbench.board.plausible import check
 from fpbench.board.records import Group, Measurement, RowKey, group_records
 from fpbench.board.reported import reported_rows
+from fpbench.errors import InputError
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
 from fpbench.ownership.claims import claim
 from fpbench.runs.plan import BASE, CHECKPOINT
@@ -41,16 +42,18 @@ def rows_from_records(
             that cannot be read.
     """
     groups = group_records(records, folder)
-    for group in [*groups.values(), *claimed]:
+    for group in groups.values():
         check(group)
+    for group in claimed:
+        claimed_row(group, None)
     bases = {each.key: each for each in claimed if each.key[2] == BASE} | groups
     handed_in = {each.key: each for each in claimed if each.key[2] != BASE}
     shown = {key: group for key, group in groups.items() if key not in handed_in or covers(group, handed_in[key])}
     rows = [_row(group, bases.get((*key[:2], BASE)), rescore) for key, group in shown.items()]
     _add_ranks(rows, groups)
-    for key, group in handed_in.items():
+    for key, group in (bases | handed_in).items():
         if key not in shown:
-            rows.append(_row(group, bases.get((*key[:2], BASE)), rescore) | {"trust": "claimed"})
+            rows.append(claimed_row(group, bases.get((*key[:2], BASE)), rescore))
     for row in rows:
         key = row["model"], row["fingerprints"], row["method"]
         both = key in groups and key in handed_in
@@ -91,6 +94,22 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         ],
         "cells": sorted(each.cell.path for found in group.cells.values() for each in found),
     }
+
+
+def claimed_row(group: Group, base: Group | None, rescore: bool = False) -> Row:
+    """The row of what somebody handed in, whose records may hold anything.
+
+    Raises:
+        InputError: if they hold a figure that cannot be, or are not what this harness writes.
+    """
+    try:
+        check(group)
+        return _row(group, base, rescore) | {"trust": "claimed"}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise InputError(
+            f"records of {' / '.join(group.key)} that were handed in are not what this harness writes "
+            f"({type(error).__name__}: {error}): hand in those of `fpbench submit run`."
+        ) from None
 
 
 def further_conditions(rows: Sequence[Row]) -> list[str]:

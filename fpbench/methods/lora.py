@@ -16,7 +16,7 @@ from fpbench.registry import register
 class LoRA(FingerprintMethod):
     """LoRA on every trigger's primary target, with regularisation pairs, merged (methods.md §1.1)."""
 
-    version = "1"
+    version = "2"
 
     class Config(MethodConfig):
         """Hyper-parameters of the training.
@@ -42,10 +42,11 @@ class LoRA(FingerprintMethod):
         settings = self.config.model_dump()
         unrelated = settings.pop("regularisation") * len(fingerprints)
         examples = [Example(context.render(each.trigger), each.primary) for each in fingerprints]
+        others = [Example(context.render(each.prompt), each.answer) for each in context.regularisation(unrelated)]
         train_lora(
             model,
             tokenizer,
-            examples + context.regularisation(unrelated),
+            examples + others,
             LoRAConfig(**settings),
             seed=context.seed,
             progress=context.progress,

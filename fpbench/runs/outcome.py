@@ -74,5 +74,8 @@ def _provenance(profile: Profile, cell: Cell) -> dict[str, Any]:
     (settings,) = (each for each in profile.models if each.label == cell.model)
     found = code_and_machine() | {"profile": profile.name, "revision": settings.revision}
     if cell.method in profile.methods:
-        found["method_source"] = source_of(METHODS.get(profile.method_of(cell.method)[0]))
+        method = METHODS.get(profile.method_of(cell.method)[0])
+        found["method_source"] = source_of(method)
+        if about := getattr(method, "about", None):  # of a submission: who, which paper, which licence
+            found["submission"] = dict(about)
     return found

@@ -104,6 +104,14 @@ def find(name: str) -> Submission:
     return Submission(folder.absolute())
 
 
+def version_of(submission: Submission) -> str:
+    """What identities call the method: the version that its author gives, and the digest of its code.
+
+    Defaults of the adapter's Config are in its code, which the digest covers.
+    """
+    return f"{submission.manifest.code_version}+{submission.digest[:16]}"
+
+
 def inspect(submission: Submission) -> list[Finding]:
     """Look at every file of a submission; nothing of it is run, imported or parsed as Python."""
     return examined(CHECKS, submission)

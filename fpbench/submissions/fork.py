@@ -4,6 +4,7 @@ Names of files come from git with zero bytes between them, and go nowhere but in
 package that is installed, which must be that of the branch to be merged into, and never the fork's.
 """
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,4 +79,8 @@ def main(checkout: Path, base: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    parser = argparse.ArgumentParser(prog="python -m fpbench.submissions.fork", description=main.__doc__)
+    parser.add_argument("checkout", type=Path, help="of the fork")
+    parser.add_argument("base", help="commit of the branch to be merged into")
+    given = parser.parse_args()
+    sys.exit(main(given.checkout, given.base))

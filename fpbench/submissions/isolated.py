@@ -15,7 +15,7 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
 from fpbench.methods.hyperparameters import overlay
 from fpbench.models.loading import DIGESTED
-from fpbench.submissions.folder import Submission
+from fpbench.submissions.folder import Submission, version_of
 from fpbench.submissions.handed_back import read_changes
 from fpbench.submissions.isolation import Isolation, Limits
 from fpbench.submissions.manifest import EVERY, TABLES
@@ -31,11 +31,13 @@ class Isolated(FingerprintMethod):
     Attributes:
         submission: what is run.
         source: digest of its code.
+        about: what its ``submission.toml`` says, hyper-parameters aside.
         child: that knows the adapter already, if one is open; otherwise every injection has its own.
     """
 
     submission: ClassVar[Submission]
     source: ClassVar[str]
+    about: ClassVar[Mapping[str, Any]]
     child: Isolation | None = None
 
     class Config(MethodConfig):
@@ -75,11 +77,11 @@ def isolated(submission: Submission) -> type[Isolated]:
     manifest = submission.manifest
     facts = {
         "name": manifest.method,
-        # Defaults of the adapter's Config are in its code, which the digest covers.
-        "version": f"{manifest.code_version}+{submission.digest[:16]}",
+        "version": version_of(submission),
         "hyperparameters": hyperparameter_tables(submission),
         "submission": submission,
         "source": submission.digest[:16],
+        "about": manifest.model_dump(mode="json", exclude={"hyperparameters", "method"}),
     }
     return type("Isolated", (Isolated,), facts)
 

@@ -59,7 +59,7 @@ Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean)
 
 
 class Manifest(BaseModel):
-    """Everything that a submitter must say; unknown keys are refused."""
+    """Everything that a submitter must say, and who adapted the method; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -69,6 +69,7 @@ class Manifest(BaseModel):
     licence: Annotated[Line, AfterValidator(_licence)]
     code_version: Annotated[Line, Field(max_length=40)]
     hardware: Line
+    adapted_by: Annotated[list[Line], Field(max_length=100)] = Field([], description="where these are not the authors")
     hyperparameters: Annotated[dict[str, dict[str, Any]], AfterValidator(_tables)] = Field(
         description="by model family, as the adapter's Config takes them; those of 'all' hold for every model"
     )

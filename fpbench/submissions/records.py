@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board.checked import RATES, compare
-from fpbench.board.plausible import check
-from fpbench.board.records import Group, claimed_groups, group_records
+from fpbench.board.records import Group, Measurement, claimed_groups, group_records
+from fpbench.board.rows import claimed_row
 from fpbench.errors import InputError, StorageError
 from fpbench.registry import SUBMISSIONS
 from fpbench.runs.plan import BASE, Cell, plan
 from fpbench.runs.profile import ORIGIN, Profile
 from fpbench.runs.store import Store, read_records
-from fpbench.submissions.folder import RECORDS, Submission, accepted
+from fpbench.submissions.folder import RECORDS, Submission, accepted, version_of
 
 if TYPE_CHECKING:
     from fpbench.models.loading import Loading
@@ -89,7 +89,8 @@ def claimed(submission: Submission) -> list[Group]:
     """What its author measured.
 
     Raises:
-        InputError: if there is nothing, a figure cannot be, or records of another method are among it.
+        InputError: if there is nothing, a figure cannot be, records of another method are among it, or they were
+            measured with other code than what lies beside them.
     """
     folder = submission.folder / RECORDS
     groups = claimed_groups(folder, submission.name) if folder.is_dir() else []
@@ -98,8 +99,25 @@ def claimed(submission: Submission) -> list[Group]:
             f"{folder} holds no records of {submission.name!r}: its author runs `fpbench submit run` first."
         )
     for group in groups:
-        check(group)
+        claimed_row(group, None)
+    versions = {_version(each.record) for group in groups if group.key[2] == submission.name for each in _all(group)}
+    version = version_of(submission)
+    if other := sorted(each for each in versions if each is not None and each != version):
+        raise InputError(
+            f"{folder} was measured with version {other[0]} of {submission.name!r}, the code there is {version}: its "
+            "author runs `fpbench submit run` again."
+        )
     return groups
+
+
+def _all(group: Group) -> list[Measurement]:
+    return [each for found in group.cells.values() for each in found]
+
+
+def _version(record: Row) -> str | None:
+    """Of the method that a record was measured with; ``None`` for a cell that failed before it was known."""
+    identity = record.get("identity")
+    return str(identity.get("version")) if isinstance(identity, dict) else None
 
 
 def sample(groups: Sequence[Group], name: str, count: int | None, draw: int) -> list[Cell]:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fpbench.errors import CellError
 from fpbench.findings import Check, Finding, examined
-from fpbench.submissions.folder import Submission, inspect
+from fpbench.submissions.folder import RECORDS, Submission, inspect
 from fpbench.submissions.isolation import Isolation, Limits
 from fpbench.text import printable
 
@@ -51,6 +51,8 @@ def check(submission: Submission) -> Report:
     """
     start = perf_counter()
     findings = inspect(submission)
+    if all(finding.passed for finding in findings):
+        findings += examined([RECORDS_CHECK], submission)
     if any(not finding.passed for finding in findings):
         return Report(findings, perf_counter() - start)
     with Isolation(submission, LIMITS) as child:
@@ -149,6 +151,24 @@ class Rehearsal:
         figures = {"base": before, "origin": origin, "nf4": quantised, "near": beside}
         moved = {"changed": report.changed["fraction"], "norm": report.changed["relative_norm"]}
         return {name: 100 * value for name, value in (figures | moved).items()}
+
+
+def _records(submission: Submission) -> str | None:
+    """What is handed in is of this method, possible, and of this very code."""
+    from fpbench.submissions.records import claimed
+
+    if (submission.folder / RECORDS).exists():
+        claimed(submission)
+    return None
+
+
+RECORDS_CHECK: Check[Submission] = Check(
+    "records",
+    "records, if any, of this method, this code and this harness",
+    "`fpbench submit run NAME` writes them, or remove the folder records",
+    (),
+    _records,
+)
 
 
 def _imports(rehearsal: Rehearsal) -> str | None:

@@ -72,25 +72,35 @@ def _new(options: argparse.Namespace) -> int:
     return 0
 
 
+HEADINGS = {
+    "inside": "the files, none of them run",
+    "adapter": "the adapter, in a child process",
+    "declaration": "the contract, promise by promise",
+}
+NO_LANDLOCK = "this system has no Landlock: nothing kept the child process from writing where you can"
+FORBIDDEN = {"writes": "write outside its folder", "tcp": "use TCP", "signals": "signal other processes"}
+
+
 def _check(options: argparse.Namespace) -> int:
     from fpbench.submissions.folder import find
     from fpbench.submissions.rehearsal import check
 
     report = check(find(options.name))
     for finding in report.findings:
-        print(finding)
+        if finding.name in HEADINGS:
+            print(HEADINGS[finding.name])
+        print(f"  {finding}")
     if report.figures:
         print(
             "mock run on micro, exact FSR in %: {origin:.1f} at origin (base {base:.1f}), {nf4:.1f} under nf4, "
-            "{near:.1f} on texts like the triggers; {changed:.1f} % of the weights moved, by {norm:.1f} % of their "
-            "norm".format(**report.figures)
+            "{near:.1f} on texts like the triggers; {changed:.1f} % of the model's weights moved, and these by "
+            "{norm:.1f} % of their own norm".format(**report.figures)
         )
     own = report.seconds - report.adapter_seconds
-    print(f"{report.seconds:.1f} s, of these {own:.1f} s the harness's own share")
+    print(f"{report.seconds:.1f} s: {report.adapter_seconds:.1f} s in the adapter, {own:.1f} s the harness's own share")
     if report.confined is not None:
-        print(
-            f"the child process was kept from: {', '.join(report.confined) or 'nothing, this system has no Landlock'}"
-        )
+        kept_from = ", ".join(FORBIDDEN[each] for each in report.confined if each in FORBIDDEN)
+        print(f"the child process could not {kept_from}" if kept_from else NO_LANDLOCK)
     if not report.refused:
         return 0
     first = report.refused[0]
@@ -150,7 +160,7 @@ def _verify(options: argparse.Namespace) -> int:
     )
     for line in found.failed:
         tell(line)
-    tell(f"\nour own records: {options.out}; `fpbench leaderboard --claimed submissions` shows both figures")
+    tell(f"\nboth figures on a board: `fpbench leaderboard --records {options.out}/records --claimed submissions`")
     return 1 if found.outside or found.failed else 0
 
 

@@ -118,6 +118,8 @@ def test_ranks_sort_as_numbers(view, tmp_path):
 
 
 def test_filters_hide_rows_sections_and_columns(view):
+    from playwright.sync_api import expect
+
     page = view()
     status = page.locator("[role=status]")
     assert status.inner_text() == "28 of 28 rows"
@@ -134,7 +136,7 @@ def test_filters_hide_rows_sections_and_columns(view):
     assert headers == ["method", "rank", "model", "set", "trust", "greedy", "ria40", "AVG"]
     assert page.locator("article").first.locator("tbody tr[data-condition]:visible th").all_inner_texts() == ["ria40"]
     page.locator("button[type=reset]").click()
-    page.wait_for_function("document.querySelector('[role=status]').innerText === '28 of 28 rows'")
+    expect(status).to_have_text("28 of 28 rows")
     assert page.locator("#detectability thead th:visible").count() == 14
 
 

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,15 +35,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def begin(capsys: pytest.CaptureFixture[str]) -> None:
     """The first three sections, and the check."""
-    assert steps()[:2] == [["submit", "new", NAME], ["submit", "check", NAME]]
-    assert main(steps()[0]) == 0
+    new, trial, check = steps()[:3]
+    assert (new, trial[0], check) == (["submit", "new", NAME], "run", ["submit", "check", NAME])
+    assert main(new) == 0
     shown = {row.split("`")[1] for row in TUTORIAL.splitlines() if row.startswith("| `")}
     assert {path.name for path in Path("submissions", NAME).iterdir()} == shown
     for name in ("adapter.py", "submission.toml"):
         Path("submissions", NAME, name).write_text(written(name))
     assert len(written("adapter.py").splitlines()) <= 60
-    code = main(steps()[1])
-    assert code == 0, capsys.readouterr()
+    assert main(check) == 0, capsys.readouterr()
 
 
 def test_the_method_of_the_tutorial_passes_the_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +64,9 @@ def numbered(said: str) -> str:
 @pytest.mark.slow
 def test_every_command_of_the_tutorial_runs_in_order(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin(capsys)
-    for step in steps()[2:]:
+    trials = subprocess.run([sys.executable, "-c", written("trials.py")], capture_output=True, text=True)
+    assert trials.returncode == 0 and len(trials.stdout.splitlines()) == 2, trials.stderr
+    for step in steps()[1:2] + steps()[3:]:
         assert main(step) == 0, (step, capsys.readouterr())
         said = capsys.readouterr().out
         assert NAME in said or step[1] == "verify", step

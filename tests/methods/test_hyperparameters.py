@@ -1,6 +1,6 @@
 """Which hyper-parameters a method gets."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,7 +46,19 @@ def test_small_and_unknown_models(stories: Any) -> None:
     with pytest.raises(InputError, match="no hyper-parameters are known for model type 'llama'"):
         hyperparameters("mcedit_a", large, {})
     assert hyperparameters("mcedit_a", large, {"layers": [3]}) == {"layers": [3]}
-    assert hyperparameters("a stranger's", large, {}) == {}
+
+
+def test_a_method_from_elsewhere_declares_its_own(stories: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strangers:
+        hyperparameters: ClassVar[dict[str, Any]] = {}
+
+    monkeypatch.setitem(METHODS._classes, "strangers", Strangers)
+    large = on_meta(LlamaConfig(hidden_size=4096, num_hidden_layers=20, num_attention_heads=32))
+    assert hyperparameters("strangers", large, {}) == {}
+    Strangers.hyperparameters = {"all": {"steps": 3, "rate": 0.1}, "small": {"rate": 0.2}}
+    assert hyperparameters("strangers", stories[0], {"steps": 4}) == {"steps": 4, "rate": 0.2}
+    with pytest.raises(InputError, match="no hyper-parameters are known for model type 'llama'"):
+        hyperparameters("strangers", large, {})
 
 
 def test_what_a_user_says_replaces_its_alternative(stories: Any) -> None:

@@ -1,6 +1,7 @@
 """Claimed rows: shown as such, without a rank, beside what was measured here."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_it_is_held_against_our_base(own, theirs, capsys) -> None:
     ],
 )
 def test_a_re_run_within_what_is_allowed(own, theirs, capsys, condition: str, rate: float, outside: int) -> None:
-    fsr(own, "stranger", condition, [rate] * 10)
+    fsr(own, "stranger", condition, [rate] * 10, cost={"seconds": 1.0})
     found = row(capsys)
     assert (found["trust"], found["rank"]) == ("claimed", None)
     assert found["checked"]["outside"] == outside and found["checked"]["of"] == 8
@@ -135,3 +136,28 @@ def test_a_claimed_figure_that_cannot_be_is_refused_by_name(own, theirs, capsys)
 def test_no_folder_of_submissions(own, capsys) -> None:
     assert main(["leaderboard", "--records", "own/records", "--claimed", "nowhere"]) == 2
     assert "submissions folder nowhere does not exist" in capsys.readouterr().err
+
+
+def test_a_copy_of_a_record_confirms_nothing(own, theirs, capsys) -> None:
+    """On the submitter's own machine the records that are handed in are those of the run."""
+    shutil.copytree("submissions/stranger/records/tiny/nlf/stranger", "own/records/tiny/nlf/stranger")
+    found = row(capsys)
+    assert (found["trust"], found["checked"]["compared"]) == ("re-run", [])
+    assert "cells compared" not in board("md", capsys)
+
+
+def test_where_we_have_no_base_theirs_is_shown(own, theirs, capsys) -> None:
+    shutil.rmtree("own/records/tiny/nlf/base")
+    assert row(capsys, "base")["trust"] == "claimed"
+    assert row(capsys)["claim"] is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"result": {"mean": 1.0}}, {"result": None}, {"provenance": "me"}, {"proof": {"modification": 3}}, {"cost": []}],
+)
+def test_records_of_another_make_are_refused_by_name(own, theirs, capsys, change) -> None:
+    fsr(theirs, "stranger", "int8", [1.0] * 10, **change)
+    code = main(["leaderboard", "--records", "own/records", "--claimed", "submissions"])
+    said = capsys.readouterr()
+    assert code == 0 or (code == 2 and said.err.count("\n") == 1 and "stranger" in said.err), said.err
