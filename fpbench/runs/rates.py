@@ -1,4 +1,4 @@
-"""Which learning rate a search takes: decisions on figures alone (protocol §4; docs/methods.md §2.1, §3.1). No torch."""
+"""Which learning rate a search takes: decisions on figures alone (protocol §4; docs/methods.md §2.1, §3.1)."""
 
 import math
 from collections.abc import Callable, Sequence
