@@ -35,7 +35,7 @@ lm-eval
 
 RLEdit
     * The L2 regulariser has no gradient, locality is propagated through the un-edited weights and accumulated gradients
-      are clipped at every step (methods.md §1.4): ``mode = "faithful"`` does all three, and is what is compared.
+      are clipped at every step (docs/methods.md §2.4): ``mode = "faithful"`` does all three, and is what is compared.
     * The running variance of a single token is NaN; fpbench refuses such a batch.
     * It solves d × d systems in float32, fpbench n × n in float64: shifts agree to 1e-4.
 """

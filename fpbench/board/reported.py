@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parent / "reported.json"
-# Table 1 has one figure a method and condition and does not say which set the baselines used (methods.md §9).
+# Table 1 has one figure a method and condition and does not say which set the baselines used (docs/methods.md §6).
 SET = "as published"
 
 

@@ -1,4 +1,4 @@
-"""Code-mixing: how mixed a text is, and the ways to write a query in several languages at once (methods.md §3.3)."""
+"""Code-mixing: how mixed a text is, and the ways to write a query in several languages (docs/methods.md §4.3)."""
 
 import unicodedata
 from collections import Counter

@@ -1,4 +1,4 @@
-"""CF: of the ways to code-mix a query, the one that the model finds least strange (methods.md §3.3, Algorithm 1)."""
+"""CF: of the ways to mix a query, the one that the model finds least strange (docs/methods.md §4.3, Algorithm 1)."""
 
 import random
 from collections.abc import Sequence

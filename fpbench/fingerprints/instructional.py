@@ -1,4 +1,4 @@
-r"""IF: the ten garbled keys of Instructional Fingerprinting (methods.md §3.1).
+r"""IF: the ten garbled keys of Instructional Fingerprinting (docs/methods.md §4.1).
 
 A key joins 8 to 15 fragments drawn with replacement and shuffles their characters. Seeded with 42 this gives exactly
 the published keys. Two of the published fragments hold a C1 control character (U+008B, U+0089), invisible in most

@@ -15,7 +15,7 @@ from fpbench.registry import register
 
 @register("alphaedit")
 class AlphaEdit(NullSpaceEditor):
-    """Null-space constrained editing of ten requests at once (methods.md §1.2)."""
+    """Null-space constrained editing of ten requests at once (docs/methods.md §2.2)."""
 
     version = "1"
 
@@ -37,7 +37,7 @@ class AlphaEdit(NullSpaceEditor):
 
 
 def likelihood_and_divergence(rows: Sequence[Row], kl_factor: float, weight_decay: float, device: Any) -> Objective:
-    """AlphaEdit's loss of each request, step D.5 of methods.md §1.2.
+    """AlphaEdit's loss of each request (docs/methods.md §2.2, eq. (5)).
 
     L(δ) = mean_j [−(1/|y|) Σ_t log p(y_t | prompt_j, y_<t)] + κ KL(p_δ ‖ p₀) + ω ‖δ‖/‖v₀‖², where j runs over the
     request's rows that have labels, and p is read from its row that has none.

@@ -95,7 +95,8 @@ class InjectionContext:
             modules: names of linear modules, such as ``model.layers.3.mlp.down_proj``.
 
         Returns:
-            For every name the spectrum of C = (1/N) Σ k kᵀ, [d, d] float32, over N tokens (methods.md §1.2, step A).
+            For every name the spectrum of C = (1/N) Σ k kᵀ, [d, d] float32, over N tokens
+            (docs/methods.md §2.2, step 1).
 
         Raises:
             InputError: if there is no text to read.

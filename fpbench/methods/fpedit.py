@@ -15,7 +15,7 @@ from fpbench.registry import register
 
 @register("fpedit")
 class FPEdit(AlphaEdit):
-    """Promote–suppress editing in the null space (methods.md §1.3; the loss is reconstructed there)."""
+    """Promote–suppress editing in the null space (docs/methods.md §2.3; the loss is reconstructed there)."""
 
     version = "1"
 

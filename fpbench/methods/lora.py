@@ -14,7 +14,7 @@ from fpbench.registry import register
 
 @register("lora")
 class LoRA(FingerprintMethod):
-    """LoRA on every trigger's primary target, with regularisation pairs, merged (methods.md §1.1)."""
+    """LoRA on every trigger's primary target, with regularisation pairs, merged (docs/methods.md §2.1)."""
 
     version = "2"
 

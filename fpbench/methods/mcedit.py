@@ -32,7 +32,7 @@ class CandidatesConfig(BaseModel):
 
 @register("mcedit_a")
 class MCEditA(NullSpaceEditor):
-    """Multi-candidate editing on AlphaEdit's write: by default no contexts and no divergence term (methods.md §1.5)."""
+    """Multi-candidate editing on AlphaEdit's write: by default no contexts, no divergence (docs/methods.md §2.5)."""
 
     version = "1"
 
@@ -47,7 +47,7 @@ class MCEditA(NullSpaceEditor):
         return Problem(requests, rows, self.objective(rows, next(model.parameters()).device))
 
     def objective(self, rows: Sequence[Row], device: Any) -> Objective:
-        """Eq. (3) of methods.md §1.5: L = L_mc + λ_m L_mar + β ‖δ‖²/‖v₀‖², and κ KL where it is switched on."""
+        """docs/methods.md §2.5, eq. (20): L = L_mc + λ_m L_mar + β ‖δ‖²/‖v₀‖², and κ KL where it is switched on."""
         config = self.config
         promotion = promotion_and_suppression(rows, config, device)
         moved = divergence(rows, device)
@@ -62,7 +62,7 @@ class MCEditA(NullSpaceEditor):
 
 @register("mcedit_r")
 class MCEditR(RLEdit):
-    """Multi-candidate editing on RLEdit's trajectory, eq. (6) of methods.md §1.5; no paraphrases."""
+    """Multi-candidate editing on RLEdit's trajectory; no paraphrases (docs/methods.md §2.6)."""
 
     version = "1"
 
@@ -83,7 +83,7 @@ class MCEditR(RLEdit):
 def promotion_and_suppression(
     rows: Sequence[Row], config: SuppressionConfig, device: Any
 ) -> Callable[[Tensor], Tensor]:
-    """L_mc + λ_m L_mar, eqs. (1) and (2) of methods.md §1.5: logits [S, V] to one figure per request, [n]."""
+    """L_mc + λ_m L_mar (docs/methods.md §2.5, eqs. (17) and (18)): logits [S, V] to one figure per request, [n]."""
     labels = Labels.of(rows, device)
     suppressed = suppression(rows, config, device)
 

@@ -33,7 +33,7 @@ Blocks = tuple[int, ...] | Depth
 
 @register("rledit")
 class RLEdit(FingerprintMethod):
-    """Every fingerprint is both edit and equivalent tuple, unrelated pairs are the locality (methods.md §1.4)."""
+    """Every fingerprint is both edit and equivalent tuple, unrelated pairs are the locality (docs/methods.md §2.4)."""
 
     version = "1"
 

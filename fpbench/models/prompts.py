@@ -57,7 +57,7 @@ def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], li
     """Token ids of a prompt and of the answer that follows it.
 
     The two are separated by one space unless the prompt ends in whitespace, and tokenised together: encoding the
-    answer alone would give SentencePiece tokenizers a stray "▁" that no generation produces (methods.md §1.2).
+    answer alone would give SentencePiece tokenizers a stray "▁" that no generation produces (docs/methods.md §1.2).
 
     Returns:
         ``(prompt_ids, answer_ids)``; the prompt's ids are those of :func:`encode`.

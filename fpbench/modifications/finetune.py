@@ -25,7 +25,7 @@ class FineTune(Modification):
     data: ClassVar[str]
 
     class Config(ModificationConfig):
-        """Settings; the paper gives rows and epochs, its rank and batch size are not known (methods.md §4).
+        """Settings; the paper gives rows and epochs, its rank and batch size are not known (docs/methods.md §3.1).
 
         Attributes:
             learning_rate: peak of the schedule; ``"search"`` where a run is to find the largest stable one on the base.

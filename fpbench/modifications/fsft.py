@@ -1,4 +1,4 @@
-"""FSFT: fine-tuning by the owner that spares the fingerprint's subspace (methods.md §1.6).
+"""FSFT: fine-tuning by the owner that spares the fingerprint's subspace (docs/methods.md §3.2).
 
 The fingerprint's subspace is read off D^i = W_e^i − W^i, the difference between fingerprinted and unfingerprinted
 weights of every matrix i that the injection touched. λ Σ_i F^i is added to each step's loss, where F^i measures how far

@@ -1,4 +1,4 @@
-"""RIA pruning: relative importance and activations (Zhang et al., ICLR 2024; methods.md §4; protocol §4).
+"""RIA pruning: relative importance and activations (Zhang et al., ICLR 2024; docs/methods.md §3.3; protocol §4).
 
 Unstructured; the weights of one whole matrix compete with each other; no update of the weights that remain. Blocks are
 pruned in order, each with the activations that the already pruned blocks before it produce. Embeddings, normalisations

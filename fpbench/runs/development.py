@@ -1,4 +1,4 @@
-"""The search for an injection's learning rate, on a development set that nobody is scored on (methods.md §1.1)."""
+"""The search for an injection's learning rate, on a set that nobody is scored on (docs/methods.md §2.1, step 5)."""
 
 import random
 from collections.abc import Sequence

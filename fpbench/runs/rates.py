@@ -1,4 +1,4 @@
-"""Which learning rate a search takes: decisions on figures alone, without a model (protocol §4, methods.md §1.1)."""
+"""Which learning rate a search takes: decisions on figures alone (protocol §4; docs/methods.md §2.1, §3.1)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ class InjectionTrial:
 
     @property
     def score(self) -> float:
-        """FSR − drop, the criterion of methods.md §1.1."""
+        """FSR − drop, the criterion (docs/methods.md §2.1, eq. (2))."""
         return self.fsr - self.accuracy_drop
 
 

@@ -1,4 +1,4 @@
-"""AlphaEdit by the equations of methods.md §1.2 in the shape of the public implementations.
+"""AlphaEdit by the equations of docs/methods.md §2.2 in the shape of the public implementations.
 
 One request after another, all its prompts in one padded batch, the whole network at all positions in every step, a new
 pass from the embeddings for the keys and for the values of every block, and dense d×d systems. What those do besides,
@@ -45,7 +45,7 @@ def padded(sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def target_value(model: Any, block: int, request: Request, given: Hyperparameters) -> Tensor:
-    """v* [h] of one request, step D."""
+    """v* [h] of one request (docs/methods.md §2.2, steps 5 and 6)."""
     answer, prompts = request.answer, request.prompts
     batch = padded([*([*prompt, *answer[:-1]] for prompt in prompts), request.kept])
     lookup = torch.tensor([*(len(prompt) - 1 for prompt in prompts), len(prompts[0]) - 1])

@@ -105,7 +105,7 @@ def test_attention_without_masks_is_refused() -> None:
 
 
 def plain_descent(model: Any, block: int, rows: list[Row], descent: Descent) -> Tensor:
-    """δ of one request by the equations of methods.md §1.2, step D: the whole model, every row by itself."""
+    """δ of one request as in docs/methods.md §2.2, steps 5 and 6: the whole model, every row by itself."""
     delta = torch.zeros(model.config.hidden_size, requires_grad=True)
     v0 = whole_model(model, block, rows[0], delta.detach())[1]
     adam = torch.optim.Adam([delta], lr=float(descent.relative_rate or 0) * float(v0.square().mean().sqrt()))

@@ -23,7 +23,7 @@ STRENGTH = {"A": 1e7, "A_orthogonal": 1e5, "B": 1e5, "C": 1e10}
 
 
 def dense(variant, delta, update):
-    """F as methods.md §1.6 writes it, with every matrix formed."""
+    """F as docs/methods.md §3.2, eq. (23) writes it, with every matrix formed."""
     left, _, right = torch.linalg.svd(delta)
     inside = {
         "A": lambda: delta @ delta.T / delta.norm() @ update,

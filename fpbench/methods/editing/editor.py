@@ -87,7 +87,7 @@ class NullSpaceEditor(FingerprintMethod):
         """Turn the fingerprints into token ids and a loss."""
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
-        """Statistics, target values, write: methods.md §1.2, steps A to E.
+        """Statistics, target values, write: docs/methods.md §2.2, steps 1 to 8.
 
         Raises:
             CellError: if the target values are not finite.

@@ -51,7 +51,7 @@ class Shift:
 
 
 class RunningNormalizer(nn.Module):
-    """Mean and spread of every entry of u = [k; g] over all answer tokens seen so far (methods.md §1.4)."""
+    """Mean and spread of every entry of u = [k; g] over all answer tokens seen so far (docs/methods.md §2.4)."""
 
     mean: Tensor
     squares: Tensor
@@ -123,7 +123,7 @@ class Hypernetwork(nn.Module):
         self.log_ridge = nn.Parameter(torch.zeros(modules))
 
     def forward(self, seen: Observation, module: int) -> Shift:
-        """The shift whose outputs at the keys are D, in the normal equation's n×n form (methods.md §1.4).
+        """The shift whose outputs at the keys are D, by the normal equation in n×n form (docs/methods.md §2.4, step 4).
 
         D_j = −η_e (k_j · k̃_j) g̃_j with [k̃; g̃] the transformed û, and ΔWᵀ = Kᵀ (K Kᵀ + e^λ_e I)⁻¹ D.
         """

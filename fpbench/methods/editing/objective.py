@@ -98,7 +98,7 @@ def per_request(values: Tensor, request: Tensor, n: int) -> Tensor:
 
 
 def negative_log_likelihood(logits: Tensor, labels: Labels) -> Tensor:
-    """−mean_y (1/|y|) Σ_t log p(y_t | x, y_<t) of every request, [n], over its rows y (methods.md §1.5, eq. 1).
+    """−mean_y (1/|y|) Σ_t log p(y_t | x, y_<t) of every request, [n], over its rows y (docs/methods.md §2.5, eq. (17)).
 
     Args:
         logits: at all S read positions, [S, V].

@@ -15,7 +15,7 @@ from fpbench.models.prompts import encode, encode_pair
 
 
 class RewritingConfig(BaseModel):
-    """Which prompts a request is learnt on besides its bare trigger (methods.md §1.2, steps D.1 and D.3).
+    """Which prompts a request is learnt on besides its bare trigger (docs/methods.md §2.2, steps 3 and 4).
 
     Attributes:
         prefixes: words that the model continues into the contexts in which each request is also learnt; none, and the
@@ -91,7 +91,7 @@ def continuation(model: Any, tokenizer: Any, start: str, tokens: int, top_k: int
 
 
 def divergence(rows: Sequence[Row], device: Any) -> Callable[[State], Tensor]:
-    """KL(p_δ ‖ p₀) of every request, [n], where its row without labels is read (methods.md §1.2, step D.5)."""
+    """KL(p_δ ‖ p₀) of every request, [n], where its row without labels is read (docs/methods.md §2.2, eq. (5))."""
     reads = [row for row in rows for _ in row.positions]
     kept = torch.tensor([index for index, row in enumerate(reads) if not row.labels], dtype=torch.long, device=device)
     owners = torch.tensor([row.request for row in reads if not row.labels], dtype=torch.long, device=device)

@@ -31,7 +31,7 @@ class NullSpace:
     complement: Tensor
 
     def project(self, keys: Tensor) -> Tensor:
-        """P K = K − U_r (U_rᵀ K) for keys K [d, n] (methods.md §1.2, steps B and E)."""
+        """P K = K − U_r (U_rᵀ K) for keys K [d, n] (docs/methods.md §2.2, eq. (4))."""
         basis = self.complement.to(keys)
         return keys - basis @ (basis.T @ keys)
 
@@ -135,7 +135,7 @@ def second_moment(
     documents: Sequence[Sequence[int]],
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
 ) -> dict[str, Tensor]:
-    """C = (1/N) Σ k kᵀ over all N tokens of ``documents``, for all modules in one pass (methods.md §1.2, step A).
+    """C = (1/N) Σ k kᵀ over all N tokens of ``documents``, for all modules in one pass (docs/methods.md §2.2, step 1).
 
     Args:
         model: run no further than its last module asked for.

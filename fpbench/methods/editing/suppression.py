@@ -17,10 +17,10 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 class SuppressionConfig(BaseModel):
-    """How MCEdit suppresses what competes with its candidates (methods.md §1.5; the switches are its ablations).
+    """How MCEdit suppresses what competes with its candidates (docs/methods.md §2.5; the switches are its ablations).
 
     Attributes:
-        suppression: ``"margin"`` (eq. 2), FPEdit's ``"vocabulary"`` in its stead, or ``"none"``.
+        suppression: ``"margin"``, FPEdit's ``"vocabulary"`` in its stead, or ``"none"``.
         margin: γ, in nats.
         margin_weight: λ_m, the weight of the suppression.
         competitors: what a target token must beat: all tokens but those that continue a candidate with the same
@@ -52,7 +52,7 @@ def suppression(rows: Sequence[Row], config: SuppressionConfig, device: Any) -> 
 
 
 def margin_shortfall(logits: Tensor, tokens: Tensor, excused_at: Positions, margin: float) -> Tensor:
-    """The summands of eq. (2) of methods.md §1.5: [γ − (z_y − max_{v not excused} z_v)]₊.
+    """The summands of L_mar (docs/methods.md §2.5, eq. (18)): [γ − (z_y − max_{v not excused} z_v)]₊.
 
     Args:
         logits: z [M, V].
@@ -69,7 +69,7 @@ def margin_shortfall(logits: Tensor, tokens: Tensor, excused_at: Positions, marg
 
 
 def vocabulary_suppression(logits: Tensor, excused_at: Positions) -> Tensor:
-    """The summands of FPEdit's L_sup: −Σ_{v not excused} log(1 − p(v)) (methods.md §1.3).
+    """The summands of FPEdit's L_sup: −Σ_{v not excused} log(1 − p(v)) (docs/methods.md §2.3, eq. (10)).
 
     Args:
         logits: [M, V].

@@ -1,4 +1,4 @@
-"""Step D: what block z should put out at the lookup token, found by gradient descent on that vector alone."""
+"""What block z should put out at the lookup token, found by gradient descent on that vector alone."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def optimise(
     descent: Descent,
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
 ) -> tuple[Tensor, Tensor]:
-    """Minimise the objective of all requests at once over δ, v* = v₀ + δ (methods.md §1.2, step D).
+    """Minimise the objective of all requests at once over δ, v* = v₀ + δ (docs/methods.md §2.2, steps 5 and 6).
 
     Requests do not share any number and Adam works element by element, so this equals one descent after another. A
     request whose loss falls below ``descent.early_stop`` keeps its δ from then on and leaves the batch.

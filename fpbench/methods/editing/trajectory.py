@@ -1,4 +1,4 @@
-"""RLEdit's trajectory: edited weights are the states, the hypernetwork's shifts the actions (methods.md §1.4)."""
+"""RLEdit's trajectory: edited weights are the states, the hypernetwork's shifts the actions (docs/methods.md §2.4)."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

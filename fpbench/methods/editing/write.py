@@ -1,4 +1,4 @@
-"""Step E: the closed-form write of target values into the FFN output projections of several blocks."""
+"""The closed-form write of target values into the FFN output projections of several blocks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def write(
     ridge: float,
     earlier_keys: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Write]:
-    """Spread the way from the current to the target values over ``blocks``, in order (methods.md §1.2, step E).
+    """Spread the way from the current to the target values over ``blocks`` (docs/methods.md §2.2, steps 7 and 8).
 
     Args:
         model: its down-projections are changed in place and keep their dtype.
