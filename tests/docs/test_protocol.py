@@ -171,3 +171,14 @@ def test_the_tasks_have_as_many_examples_as_the_document_says(shared):
     validation = (shared / "data" / "rte" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     assert f"validation has {len(validation)}" in DOCUMENT
     assert PAPER.data["rte"].endswith(":train")
+
+
+def test_every_section_that_docstrings_name_is_there():
+    """``protocol §3`` in a docstring is the section of that number, and there is no §10."""
+    named = {
+        int(number)
+        for path in [*(ROOT / "fpbench").rglob("*.py"), *(ROOT / "fpbench").rglob("*.toml")]
+        for number in re.findall(r"[Pp]rotocol §(\d+)", path.read_text(encoding="utf-8"))
+    }
+    sections = {int(number) for number in re.findall(r"^## (\d+)\. ", DOCUMENT, flags=re.M)}
+    assert named and named <= sections == set(range(1, 10))
