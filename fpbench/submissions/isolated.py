@@ -63,7 +63,7 @@ class Isolated(FingerprintMethod):
         if self.child is not None:
             inject_in(self.child, model, fingerprints, context, config)
             return
-        with Isolation(self.submission, limits_for(context.base.folder)) as child:
+        with Isolation(self.submission, limits_for(model)) as child:
             introduce(child, self.submission)
             inject_in(child, model, fingerprints, context, config)
 
@@ -93,11 +93,9 @@ def hyperparameter_tables(submission: Submission) -> dict[str, dict[str, Any]]:
     return {family: overlay(tables.get(EVERY, {}), tables.get(family, {})) for family in families}
 
 
-def limits_for(base: Path) -> Limits:
-    """What an adapter may take for a model: half a day, most of the free memory, files as large as the model."""
-    weights = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    # In float32 on a CPU a bfloat16 checkpoint takes twice its size.
-    file = 2 * weights + SPARE
+def limits_for(model: torch.nn.Module) -> Limits:
+    """What an adapter may take for a model: half a day, most of the free memory, a file as large as its weights."""
+    file = sum(parameter.nbytes for parameter in model.parameters()) + SPARE
     return Limits(HOURS * 3600, int(psutil.virtual_memory().available * MEMORY_SHARE), file, 3 * file)
 
 
