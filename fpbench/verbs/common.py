@@ -11,10 +11,11 @@ from fpbench.errors import InputError
 
 
 def progress_bar(iterable: Iterable[Any], label: str) -> Iterable[Any]:
-    """A progress bar on standard error that appears only if the work takes longer than two seconds."""
+    """A progress bar on standard error, if that is a terminal and the work takes longer than two seconds."""
     from tqdm import tqdm
 
-    bar: Iterable[Any] = tqdm(iterable, desc=label, delay=2, leave=False, file=sys.stderr, dynamic_ncols=True)
+    options: Any = {"delay": 2, "leave": False, "file": sys.stderr, "dynamic_ncols": True, "disable": None}
+    bar: Iterable[Any] = tqdm(iterable, desc=label, **options)
     return bar
 
 

@@ -9,6 +9,7 @@ from fpbench.runs.tables import table_files
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "leaderboard"
+RECORDS = ["--records", str(FOLDER / "records"), "--claimed", str(ROOT / "submissions")]
 
 
 def without_figures(page: str) -> str:
@@ -16,7 +17,7 @@ def without_figures(page: str) -> str:
 
 
 def test_committed_records_give_the_committed_files_byte_for_byte(tmp_path, capsys):
-    assert main(["leaderboard", "--records", str(FOLDER / "records"), "--out", str(tmp_path)]) == 0
+    assert main(["leaderboard", *RECORDS, "--out", str(tmp_path)]) == 0
     for kind, path in table_files(FOLDER).items():
         committed, made = path.read_text(encoding="utf-8"), (tmp_path / path.name).read_text(encoding="utf-8")
         assert made == (without_figures(committed) if kind == "html" else committed), path.name
@@ -30,7 +31,7 @@ def test_the_committed_page_shows_its_figures():
 
 @pytest.mark.parametrize("kind", ["html", "latex"])
 def test_the_printed_format_is_the_written_file(kind, capsys):
-    assert main(["leaderboard", "--records", str(FOLDER / "records"), "--format", kind]) == 0
+    assert main(["leaderboard", *RECORDS, "--format", kind]) == 0
     committed = table_files(FOLDER)[kind].read_text(encoding="utf-8")
     assert capsys.readouterr().out == without_figures(committed)
 

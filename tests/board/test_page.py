@@ -122,21 +122,21 @@ def test_filters_hide_rows_sections_and_columns(view):
 
     page = view()
     status = page.locator("[role=status]")
-    assert status.inner_text() == "28 of 28 rows"
+    assert status.inner_text() == "36 of 36 rows"
     page.select_option("select[name=trust]", "reported")
-    assert status.inner_text() == "21 of 28 rows" and page.locator("article:visible").count() == 0
+    assert status.inner_text() == "21 of 36 rows" and page.locator("article:visible").count() == 0
     page.select_option("select[name=model]", "Qwen/Qwen3-8B")
     assert set(column(page, MODEL)) == {"Qwen/Qwen3-8B"}
     page.select_option("select[name=trust]", "")
     page.select_option("select[name=model]", "")
     page.select_option("select[name=fingerprints]", "nlf")
-    assert len(column(page, METHOD)) == 7 and page.locator("article:visible").count() == 7
+    assert len(column(page, METHOD)) == 15 and page.locator("article:visible").count() == 15
     page.select_option("select[name=condition]", "ria40")
     headers = page.locator("#detectability thead th:visible").all_inner_texts()
     assert headers == ["method", "rank", "model", "set", "trust", "greedy", "ria40", "AVG"]
     assert page.locator("article").first.locator("tbody tr[data-condition]:visible th").all_inner_texts() == ["ria40"]
     page.locator("button[type=reset]").click()
-    expect(status).to_have_text("28 of 28 rows")
+    expect(status).to_have_text("36 of 36 rows")
     assert page.locator("#detectability thead th:visible").count() == 14
 
 
@@ -144,7 +144,7 @@ def test_filters_work_by_keyboard(view):
     page = view()
     page.focus("select[name=trust]")
     page.keyboard.press("ArrowDown")
-    assert page.locator("[role=status]").inner_text() == "7 of 28 rows"
+    assert page.locator("[role=status]").inner_text() == "15 of 36 rows"
 
 
 def test_reset_brings_the_order_back(view):
@@ -167,9 +167,9 @@ def test_intervals_stand_in_the_text_and_on_hover(view):
 
 def test_a_method_leads_to_its_section(view):
     page = view()
-    page.locator("#detectability a", has_text="mcedit_a").click()
+    page.locator("#detectability a", has_text="mcedit_a").first.click()
     section = page.locator("section.method", has=page.locator("#method-mcedit_a"))
-    assert page.url.endswith("#method-mcedit_a") and section.locator("figure svg").count() == 3
+    assert page.url.endswith("#method-mcedit_a") and section.locator("figure svg").count() == 2 * 3
     text = section.inner_text()
     for name in ("Cost", "Perplexity of the triggers", "Detectability by condition", "Provenance", "torch 2"):
         assert name in text
@@ -178,7 +178,7 @@ def test_a_method_leads_to_its_section(view):
 def test_without_javascript_it_is_a_plain_table(view):
     page = view(java_script_enabled=False)
     assert page.locator("#filters").is_visible() is False and page.locator("thead button").count() == 0
-    assert page.locator("#detectability tbody tr").count() == 28
+    assert page.locator("#detectability tbody tr").count() == 36
     assert page.locator("#detectability").is_visible()
 
 
