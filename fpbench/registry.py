@@ -46,6 +46,11 @@ class Registry(Generic[T]):
         self._targets = dict(built_in)
         self._classes: dict[str, type[T]] = {}
 
+    @property
+    def own(self) -> list[str]:
+        """The names of what the package itself brings, in the order given."""
+        return list(self._targets)
+
     def names(self) -> list[str]:
         """Every registered name: the built-in ones first, in the order given, then installed ones, then folders."""
         found = self._elsewhere.names() if self._folders else []

@@ -147,11 +147,11 @@ def part(section: str, name: str) -> str:
     return " ".join(found.split())
 
 
-@pytest.mark.parametrize("method", METHODS._targets)
+@pytest.mark.parametrize("method", METHODS.own)
 def test_every_method_has_a_section_with_all_its_parts(method: str):
     section = section_of(method)
     assert SECTIONS[section].strip().startswith("**Idea.**") and steps(section) and equations(SECTIONS[section])
-    module, _, name = METHODS._targets[method].partition(":")
+    module, _, name = METHODS.own[method].partition(":")
     assert f"{module.replace('.', '/')}.py:{name}" in names(part(section, "Code"))
     for each in ("Otherwise than the reference", "Cost"):
         assert SECTIONS[section].count(f"- **{each}.**") == 1
@@ -164,7 +164,7 @@ def test_every_method_has_a_section_with_all_its_parts(method: str):
 
 
 def test_there_is_no_section_of_a_method_that_is_not_there():
-    assert sorted(TITLES[number].lower() for number in OF_METHODS) == sorted(METHODS._targets)
+    assert sorted(TITLES[number].lower() for number in OF_METHODS) == sorted(METHODS.own)
 
 
 @pytest.mark.parametrize(("section", "name"), [("3.1", "finetune_math"), ("3.2", "fsft_alpaca"), ("3.3", "ria30")])
@@ -227,5 +227,5 @@ def test_papers_that_the_code_names_are_listed():
     named = set(re.findall(r"arXiv (\d{4}\.\d{5})", text))
     assert named and named <= set(re.findall(r"arXiv (\d{4}\.\d{5})", SECTIONS["7"]))
     assert tomllib.loads((ROOT / "fpbench/methods/hyperparameters.toml").read_text(encoding="utf-8")).keys() == set(
-        METHODS._targets
+        METHODS.own
     )

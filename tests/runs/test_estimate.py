@@ -225,6 +225,6 @@ def test_models_that_are_not_here_keep_their_cells(capsys, tmp_path, monkeypatch
 
 
 def test_every_method_of_the_package_can_be_counted(workload):
-    for name in METHODS.names():
+    for name in METHODS.own:
         found = workload.injection(create_method(name, workload.model, {}), find_set("nlf"))
         assert found is not None and found.steps > 0
