@@ -151,7 +151,7 @@ def part(section: str, name: str) -> str:
 def test_every_method_has_a_section_with_all_its_parts(method: str):
     section = section_of(method)
     assert SECTIONS[section].strip().startswith("**Idea.**") and steps(section) and equations(SECTIONS[section])
-    module, _, name = METHODS.own[method].partition(":")
+    module, _, name = METHODS._targets[method].partition(":")
     assert f"{module.replace('.', '/')}.py:{name}" in names(part(section, "Code"))
     for each in ("Otherwise than the reference", "Cost"):
         assert SECTIONS[section].count(f"- **{each}.**") == 1

@@ -24,7 +24,7 @@ def on_meta(config: Any) -> Any:
 
 
 @pytest.mark.parametrize("family", [*PAPER, "small"])
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", METHODS.own)
 def test_every_built_in_method_has_complete_defaults(method: str, family: str) -> None:
     METHODS.get(method)(**defaults(method, family))
 
