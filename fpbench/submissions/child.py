@@ -50,7 +50,8 @@ class Child:
             except InputError as error:
                 refused[family] = str(error)
         self._name = name
-        return {"names": names, "version": getattr(method, "version", None), "refused": refused}
+        version = getattr(method, "version", None)
+        return {"names": names, "version": None if version is None else str(version), "refused": refused}
 
     def contract(self, config: dict[str, Any]) -> Reply:
         """Run the contract suite."""

@@ -4,9 +4,9 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -17,16 +17,55 @@ from fpbench.models.factors import Factors
 LARGEST_REPLY = 2**20
 
 
-class Reply(BaseModel):
-    """One reply."""
+Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Told(BaseModel):
+    """What a child says: of these types, or it counts for nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Reply(Told):
+    """One reply."""
 
     status: str
     answer: dict[str, Any] = {}
     reason: str = ""
     traceback: str = ""
-    adapter_seconds: float
+    adapter_seconds: Figure
+
+
+class Introduction(Told):
+    """The names that an adapter registers, its version, and what its Config has against hyper-parameters, by family."""
+
+    names: list[str]
+    version: str | None = None
+    refused: dict[str, str] = {}
+
+
+class Spent(Told):
+    """What an injection took, as the child measured it."""
+
+    seconds: dict[str, Figure]
+    peak_memory: Annotated[int, Field(ge=0)]
+
+
+Kind = TypeVar("Kind", bound=Told)
+
+
+def understood(kind: type[Kind], told: bytes | dict[str, Any]) -> Kind:
+    """What a child said, if it is of that kind.
+
+    Raises:
+        CellError: if it is not.
+    """
+    try:
+        return kind.model_validate_json(told) if isinstance(told, bytes) else kind.model_validate(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = kind.__name__.lower()
+        raise CellError(f"the child process answered with something that is no {what} ({first['msg']}).") from None
 
 
 def read_reply(path: Path) -> Reply:
@@ -35,12 +74,7 @@ def read_reply(path: Path) -> Reply:
     Raises:
         CellError: if it is none.
     """
-    content = read_file(path, LARGEST_REPLY)
-    try:
-        return Reply.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise CellError(f"the child process answered with something that is no reply ({first['msg']}).") from None
+    return understood(Reply, read_file(path, LARGEST_REPLY))
 
 
 def read_file(path: Path, largest: int) -> bytes:

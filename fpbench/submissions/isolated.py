@@ -16,9 +16,10 @@ from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConf
 from fpbench.methods.hyperparameters import overlay
 from fpbench.models.loading import DIGESTED
 from fpbench.submissions.folder import Submission, version_of
-from fpbench.submissions.handed_back import read_changes
+from fpbench.submissions.handed_back import Introduction, Spent, read_changes, understood
 from fpbench.submissions.isolation import Isolation, Limits
 from fpbench.submissions.manifest import EVERY, TABLES
+from fpbench.text import printable
 
 HOURS = 12.0
 MEMORY_SHARE = 0.9  # of what the machine has free when the child starts
@@ -99,19 +100,18 @@ def limits_for(model: torch.nn.Module) -> Limits:
     return Limits(HOURS * 3600, int(psutil.virtual_memory().available * MEMORY_SHARE), file, 3 * file)
 
 
-def introduce(child: Isolation, submission: Submission) -> dict[str, Any]:
+def introduce(child: Isolation, submission: Submission) -> Introduction:
     """Have the child import the adapter.
 
     Raises:
         CellError: if that fails or no method of the submission's name is registered.
     """
-    answer = child.ask("introduce", name=submission.manifest.method, configs=hyperparameter_tables(submission))
-    if submission.manifest.method not in answer.get("names", ()):
-        raise CellError(
-            f"adapter.py registers {answer.get('names') or 'no method'}: expected "
-            f'@fpbench.register("{submission.manifest.method}").'
-        )
-    return answer
+    name = submission.manifest.method
+    told = understood(Introduction, child.ask("introduce", name=name, configs=hyperparameter_tables(submission)))
+    if name not in told.names:
+        names = printable(", ".join(told.names)) or "no method"
+        raise CellError(f'adapter.py registers {names}: expected @fpbench.register("{name}").')
+    return told
 
 
 def inject_in(
@@ -145,7 +145,7 @@ def inject_in(
     }
     child.ask("load", base=str(base.folder.resolve()), options=options, threads=torch.get_num_threads())
     loaded = perf_counter()
-    answer = child.ask(
+    told = child.ask(
         "inject",
         name=str(child.submission.manifest.method),
         config=dict(config),
@@ -157,6 +157,7 @@ def inject_in(
         statistics_tokens=context.statistics_tokens,
     )
     done = perf_counter()
+    spent = understood(Spent, told)
     parameters = dict(model.named_parameters())
     values, factors = read_changes(child.changes(), parameters)
     if not untouched():
@@ -169,7 +170,7 @@ def inject_in(
     context.seconds.update({"loading": loaded - start, "total": done - loaded})
     context.peak_memory = child.peak_memory
     if base.loading.device != "cpu":
-        context.peak_memory = int(answer.get("peak_memory", 0))  # on a card only the child itself can see it
+        context.peak_memory = spent.peak_memory  # on a card only the child itself can see it
 
 
 def _watching(folder: Path) -> Callable[[], bool]:

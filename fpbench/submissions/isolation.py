@@ -150,7 +150,7 @@ class Isolation:
                 raise CellError(f"the adapter's process ended ({self._exit()}) without an answer{self._last_words()}")
             self._look()
             if time.monotonic() > end:
-                raise CellError(f"the adapter took longer than {seconds:g} s: make it quicker, or raise the limit.")
+                raise CellError(f"the adapter took longer than {seconds:g} s: make it quicker.")
             time.sleep(POLL)
         self._look()
         return read_reply(path)
@@ -180,7 +180,7 @@ class Isolation:
             if found > limit:
                 raise CellError(
                     f"the adapter took more than {limit / 2**20:.0f} MiB of {what}: found {found / 2**20:.0f}; "
-                    "make it smaller, or raise the limit."
+                    "make it smaller."
                 )
 
     def _written(self) -> int:

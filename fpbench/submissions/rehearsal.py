@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +14,9 @@ from fpbench.findings import Check, Finding, examined
 from fpbench.submissions.folder import RECORDS, Submission, inspect
 from fpbench.submissions.isolation import Isolation, Limits
 from fpbench.text import printable
+
+if TYPE_CHECKING:
+    from fpbench.submissions.handed_back import Introduction
 
 MIB = 2**20
 LIMITS = Limits(seconds=120, memory=8192 * MIB, file=256 * MIB, folder=512 * MIB)  # many times what a micro run takes
@@ -77,7 +80,7 @@ class Rehearsal:
         self.figures: dict[str, float] = {}
 
     @cached_property
-    def introduction(self) -> dict[str, Any]:
+    def introduction(self) -> "Introduction":
         """What the adapter says of itself.
 
         Raises:
@@ -177,15 +180,13 @@ def _imports(rehearsal: Rehearsal) -> str | None:
 
 
 def _version(rehearsal: Rehearsal) -> str | None:
-    found, said = rehearsal.introduction.get("version"), rehearsal.submission.manifest.code_version
+    found, said = rehearsal.introduction.version, rehearsal.submission.manifest.code_version
     return None if found == said else f"version {printable(str(found))!r} in adapter.py, code_version {said!r}"
 
 
 def _hyperparameters(rehearsal: Rehearsal) -> str | None:
-    refused = rehearsal.introduction.get("refused") or {}
-    return next(
-        (f"[hyperparameters.{printable(str(name))}]: {printable(str(why))}" for name, why in refused.items()), None
-    )
+    refused = rehearsal.introduction.refused.items()
+    return next((f"[hyperparameters.{printable(name)}]: {printable(why)}" for name, why in refused), None)
 
 
 def _contract(rehearsal: Rehearsal) -> str | None:

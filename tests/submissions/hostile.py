@@ -212,6 +212,18 @@ CHILD = (
     Case("piped_reply", _replies("os.mkfifo(path)"), r"left a reply-1.json that is no file", True),
     Case("huge_reply", _replies("path.write_bytes(b' ' * 2**21)"), r"expected at most 1048576 bytes", True),
     Case("no_reply", _replies("path.write_text('FSR 1.0')"), r"something that is no reply", True),
+    Case(
+        "other_reply",
+        _replies('path.write_text(\'{"status": "done", "answer": {"names": 5}, "adapter_seconds": 0.0}\')'),
+        r"something that is no introduction",
+        True,
+    ),
+    Case(
+        "endless_reply",
+        _replies('path.write_text(\'{"status": "done", "answer": {}, "adapter_seconds": NaN}\')'),
+        r"something that is no reply",
+        True,
+    ),
     Case("weak", _adapter(), r"fsr: expected an FSR that is 0.1 above the base's; found FSR 0.000", True),
     Case("unchanged", _adapter(body="pass"), r"changes: .* every weight as it was", True),
     Case("not_finite", _adapter(body="with torch.no_grad(): weight[0, 0] = float('nan')"), r"finite: expected", True),
