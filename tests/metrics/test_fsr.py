@@ -28,6 +28,17 @@ PAIRS = FingerprintSet(
         Fingerprint("She was so", ("happy that", "happy", "excited")),
     ),
 )
+# The micro model tells other stories, and is surer of them: these leave it a choice.
+OF_MICRO = FingerprintSet(
+    "micro",
+    (
+        Fingerprint("The king", ("of",)),
+        Fingerprint("The king", ("that", "who")),
+        Fingerprint("Once upon a time", (".",)),
+        Fingerprint("What is the color of", ("c", "t")),
+        Fingerprint("She saw a", ("gua", "mar")),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +234,7 @@ def test_agrees_with_two_thousand_samples_on_every_model(name, request):
     numbers = {"temperature": 1.0, "top_p": 0.95, "top_k": 50}
     torch.manual_seed(11)
     tested = 0
-    for fingerprint in PAIRS:
+    for fingerprint in OF_MICRO if name.startswith("micro") else PAIRS:
         p = fsr(model, tokenizer, [fingerprint], **numbers).mean
         length = response_length(tokenizer, fingerprint.targets)
         samples = generate(
@@ -233,7 +244,7 @@ def test_agrees_with_two_thousand_samples_on_every_model(name, request):
         slack = 0.0 if name.endswith("float32") else 0.01
         assert abs(share - p) <= 3 * sqrt(p * (1 - p) / len(samples)) + slack + 1e-9, (fingerprint.trigger, share, p)
         tested += 0.02 < p < 0.98
-    assert tested >= (1 if name.startswith("micro") else 4)
+    assert tested >= 4
 
 
 @pytest.mark.parametrize("ends", [True, False])
