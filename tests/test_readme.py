@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README is run."""
+"""Every command and every line of Python in the README, and in docs/uses.md which goes on from it, is run."""
 
 import os
 import re
@@ -15,14 +15,20 @@ from fpbench.micro import MODEL
 from tests.conftest import ROOT, require
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+USES = (ROOT / "docs" / "uses.md").read_text(encoding="utf-8")
+SCREEN = 100  # lines of a README that is read to its end
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+    return re.findall(rf"```{language}\n(.*?)```", README + USES, flags=re.S)
 
 
 def commands() -> list[str]:
     return [line for block in blocks("bash") for line in block.splitlines() if line]
+
+
+def test_the_readme_stays_short():
+    assert len(README.splitlines()) <= SCREEN
 
 
 def test_ci_calls_the_readme_s_test_command():
