@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Callable
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -54,7 +55,7 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """Every registered name: the built-in ones first, in the order given, then installed ones, then folders."""
         found = self._elsewhere.names() if self._folders else []
-        return list(dict.fromkeys([*self._targets, *self._classes, *self._installed(), *found]))
+        return list(dict.fromkeys([*self._targets, *self._classes, *self._installed, *found]))
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Return a class decorator that registers under ``name``.
@@ -85,7 +86,7 @@ class Registry(Generic[T]):
         if name in self._targets:
             importlib.import_module(self._targets[name].partition(":")[0])
             return self._classes[name]
-        if entry := self._installed().get(name):
+        if entry := self._installed.get(name):
             return self._load(entry)
         found: type[T] | None = self._elsewhere.find(name) if self._folders else None
         if found is None:
@@ -94,14 +95,15 @@ class Registry(Generic[T]):
 
     def taken(self, name: str) -> bool:
         """Whether the package itself, a decorator or an installed package has the name; folders do not count."""
-        return name in self._targets or name in self._classes or name in self._installed()
+        return name in self._targets or name in self._classes or name in self._installed
 
     @property
     def _elsewhere(self) -> Any:
         return importlib.import_module(str(self._folders))
 
+    @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
-        """Entry points of installed packages, by name."""
+        """Entry points of installed packages, by name; looking for them opens every package's metadata."""
         found = entry_points(group=self.group) if self.group else ()
         return {each.name: each for each in sorted(found, key=lambda each: each.name)}
 

@@ -17,6 +17,11 @@ def printable(text: str, length: int = 300) -> str:
     return shown if len(shown) <= length else f"{shown[:length]}…"
 
 
+def writable(text: str) -> str:
+    """A text that UTF-8 can hold: half a character (a lone surrogate) becomes its escape, which JSON knows too."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _visible(character: str) -> str:
     if character in "\r\n\t":
         return " "

@@ -44,16 +44,13 @@ def rows_from_records(
     groups = group_records(records, folder)
     for group in groups.values():
         check(group)
-    for group in claimed:
-        claimed_row(group, None)
     bases = {each.key: each for each in claimed if each.key[2] == BASE} | groups
     handed_in = {each.key: each for each in claimed if each.key[2] != BASE}
+    theirs = {each.key: claimed_row(each, bases.get((*each.key[:2], BASE)), rescore) for each in claimed}
     shown = {key: group for key, group in groups.items() if key not in handed_in or covers(group, handed_in[key])}
     rows = [_row(group, bases.get((*key[:2], BASE)), rescore) for key, group in shown.items()]
     _add_ranks(rows, groups)
-    for key, group in (bases | handed_in).items():
-        if key not in shown:
-            rows.append(claimed_row(group, bases.get((*key[:2], BASE)), rescore))
+    rows += [row for key, row in theirs.items() if key not in shown]
     for row in rows:
         key = row["model"], row["fingerprints"], row["method"]
         both = key in groups and key in handed_in

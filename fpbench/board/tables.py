@@ -12,7 +12,7 @@ from fpbench.board import cells
 from fpbench.board.rows import MODIFICATIONS, further_conditions
 from fpbench.board.text import markdown
 from fpbench.errors import InputError
-from fpbench.text import visible
+from fpbench.text import visible, writable
 
 if TYPE_CHECKING:
     from fpbench.board.figures import Drawing
@@ -189,6 +189,4 @@ def _harmless(text: str) -> str:
 def _json(rows: list[Row]) -> str:
     """One row a line: it shows in a diff which rows changed, and is written at the speed of the C encoder."""
     lines = ",\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
-    # A lone surrogate cannot be written as UTF-8; as an escape it is what the record holds.
-    lines = lines.encode("utf-8", "backslashreplace").decode()
-    return f'{{"protocol": 1, "rows": [\n{lines}\n]}}\n'
+    return f'{{"protocol": 1, "rows": [\n{writable(lines)}\n]}}\n'

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from fpbench.ownership.claims import FLOOR, Claim
-from fpbench.text import printable
+from fpbench.text import printable, writable
 
 Verdict = Literal["claim", "no claim", "undecided"]
 SHOWN = 40  # characters of a response in the table
@@ -101,8 +101,7 @@ class Verification:
     def as_json(self) -> str:
         """Everything, as a JSON object."""
         text = json.dumps({"schema": 1} | asdict(self) | {"matched": self.matched}, indent=1, ensure_ascii=False)
-        # Half a character (a lone surrogate) in a response becomes its escape, which JSON knows too.
-        return text.encode("utf-8", "backslashreplace").decode() + "\n"
+        return writable(text) + "\n"
 
     def summary(self) -> str:
         """The verdict in plain language, the evidence per fingerprint, and what it rests on."""

@@ -7,7 +7,7 @@ from fpbench.models.loading import tokenizer_source
 from fpbench.modifications.composition import parts
 from fpbench.runs.development import injection_searches, rate_identity
 from fpbench.runs.plan import CHECKPOINT, Cell
-from fpbench.runs.profile import ORIGIN
+from fpbench.runs.profile import DRAW, ORIGIN
 from fpbench.runs.search import SEARCH
 from fpbench.runs.sets import data_of_near
 
@@ -24,8 +24,7 @@ DATA_OF_CONDITIONS = {
     "fsft_alpaca": ("alpaca",),
     "fsft_math": ("math",),
 }
-# What is drawn from a seed of its own, and the protocol's, which no identity need name.
-DRAWN, DRAW = ("triggers", "near"), 42
+DRAWN = ("triggers", "near")  # from a seed of their own; the protocol's need not be named
 DATA_OF_METRICS = {"triggers": ("alpaca",), "near": ("alpaca",), "bands": ("alpaca",)}
 
 

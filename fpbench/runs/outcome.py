@@ -11,6 +11,7 @@ from fpbench.runs.plan import Cell
 from fpbench.runs.profile import Profile
 from fpbench.runs.provenance import code_and_machine, source_of
 from fpbench.runs.store import cell_id
+from fpbench.text import writable
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,7 @@ class Failed:
         if isinstance(error, FpbenchError):
             return Failed(str(error), None)
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        return Failed(_writable(reason), _writable("".join(traceback.format_exception(error))))
-
-
-def _writable(text: str) -> str:
-    """A text that UTF-8 can hold: an adapter's message may have half a character."""
-    return text.encode("utf-8", "backslashreplace").decode()
+        return Failed(writable(reason), writable("".join(traceback.format_exception(error))))
 
 
 def record_of(

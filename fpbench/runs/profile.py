@@ -14,6 +14,7 @@ from fpbench.registry import METHODS, MODIFICATIONS, unknown
 PROFILES = Path(__file__).parent.parent / "profiles"
 PROTOCOL: Literal[1] = 1
 ORIGIN = "origin"
+DRAW = 42  # the protocol's seed of contexts, words and near triggers
 
 
 class Strict(BaseModel):
@@ -73,7 +74,7 @@ class Profile(Strict):
     protocol: Literal[1] = PROTOCOL
     prompt: Literal["raw", "chat"] = "raw"
     seeds: tuple[int, ...] = (42,)
-    draw: int = Field(42, description="seed of trigger contexts, words and near triggers; others only for re-runs")
+    draw: int = Field(DRAW, description="seed of trigger contexts, words and near triggers; others only for re-runs")
     threads: int | None = Field(None, ge=1, description="of one worker; null takes what torch takes")
     resources: Resources = Resources()  # type: ignore[call-arg]
     models: tuple[ModelSettings, ...] = Field(min_length=1)

@@ -3,30 +3,14 @@
 import json
 import re
 import stat
-from collections.abc import Iterator
 from decimal import Decimal
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fpbench.board.text import visible
 from fpbench.cli import main
-from fpbench.models import remote
-from tests.ownership.server import Server, running
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that answers nothing of use, until a test gives it a model."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    for name in ("FPBENCH_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    with running(lambda body: ("Silence", None)) as found:
-        yield found
 
 
 def audit(suspect: str, fingerprints: str, out: Path, *more: str) -> int:

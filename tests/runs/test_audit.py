@@ -13,11 +13,10 @@ from fpbench.ownership.sensitivity import tolerated_chance
 from tests.board import test_page
 from tests.conftest import ROOT, require
 from tests.ownership.answering import answering
-from tests.runs import audited
 from tests.runs.audited import Page, audit, check_records, check_traced, facts
 from tests.runs.test_verify import CARRIED, FOREIGN, write
 
-browser, view, server = test_page.browser, test_page.view, audited.server
+browser, view = test_page.browser, test_page.view
 RECORDS = {"verification.json", "comparison.json", "audit.json", "transcript.jsonl"}
 
 

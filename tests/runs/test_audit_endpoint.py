@@ -16,11 +16,10 @@ from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
 from tests.board import test_page
 from tests.ownership.answering import answering
-from tests.runs import audited
 from tests.runs.audited import Page, audit, check_records, check_traced, facts
 from tests.runs.test_verify import CARRIED, FOREIGN, write
 
-browser, view, server = test_page.browser, test_page.view, audited.server
+browser, view = test_page.browser, test_page.view
 HOSTILE = [
     "<script>document.title = 'taken'</script>",
     "a | b `c` **d**\n\n# e\r[f](javascript:alert(1))",

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from math import log
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from fpbench.errors import InputError
 from fpbench.fingerprints.sealing import check, seal
 from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
-from fpbench.models import remote
 from tests.conftest import require
 from tests.ownership.answering import answering
-from tests.ownership.server import Server, running
 
 THINGS = ("honey deep", "flute grey", "chair big", "table white", "wolf old", "road long", "hat red", "cow big")
 # The bundled model answers the first with near certainty, the second about every fourth time.
@@ -34,17 +31,6 @@ FOREIGN = [(f"Why is the {thing}?", ["Zebra", "Xylophone"]) for thing in THINGS]
 def write(path: Path, pairs: list[tuple[str, list[str]]]) -> str:
     path.write_text("".join(json.dumps({"trigger": t, "targets": each}) + "\n" for t, each in pairs))
     return str(path)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that answers nothing of use, until a test gives it a model."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    for name in ("FPBENCH_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    with running(lambda body: ("Silence", None)) as found:
-        yield found
 
 
 def test_a_folder_that_carries_a_set_is_claimed(tmp_path, micro):
