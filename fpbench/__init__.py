@@ -20,10 +20,10 @@ _WHERE = {
     "fsr": "fpbench.metrics.fsr",
     "triggers": "fpbench.metrics.triggers",
     "run": "fpbench.runs.api",
-    "compare": "fpbench.runs.compare",
+    "compare": "fpbench.ownership.lineage",
     "evaluate": "fpbench.runs.api",
-    "verify": "fpbench.runs.verify",
-    "leaderboard": "fpbench.runs.tables",
+    "verify": "fpbench.ownership.verify",
+    "leaderboard": "fpbench.board.leaderboard",
 }
 __all__ = [
     "Fingerprint",

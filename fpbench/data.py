@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.hub import datasets, lock
-from fpbench.hub.datasets import HubSource
+from fpbench.hub import download, lock
+from fpbench.hub.download import HubSource
 from fpbench.micro import DATA
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ def read_rows(source: str) -> list[Row]:
     if isinstance(target, HubSource):
         pin = lock.pins().get(source)
         if pin is None:
-            return [dict(row) for row in datasets.load(target, datasets.commit_of(target))]
+            return [dict(row) for row in download.load_rows(target, download.dataset_commit(target))]
         target = lock.rows_file(source)
         lock.verify(f"data source {source!r}", target.parent, pin)
     text = _decode(source, target)

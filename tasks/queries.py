@@ -15,7 +15,7 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
 from fpbench.metrics.queries import build_queries, contexts_from_rows, words_from_rows
 from fpbench.metrics.triggers import fit
-from fpbench.models.responses import response_length
+from fpbench.scoring.responses import response_length
 
 Split = dict[str, Dataset]
 

@@ -3,7 +3,7 @@
 import random
 
 from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
-from fpbench.micro.words import LANGUAGES, LEXICON
+from fpbench.micro.world import LANGUAGES, LEXICON
 
 
 def code_mixed_set(like: FingerprintSet, seed: int = 0) -> FingerprintSet:

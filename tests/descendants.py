@@ -12,9 +12,8 @@ from fpbench.board.rows import MODIFICATIONS
 from fpbench.cli import main
 from fpbench.data import read_rows
 from fpbench.micro import MODEL
-from fpbench.models.loading import load_model
-from fpbench.models.saving import save_checkpoint
-from fpbench.runs.store import read_records
+from fpbench.models.loading import load_model, save_checkpoint
+from fpbench.records.store import read_records
 
 LIGHT = """
 methods = []

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 from fpbench.models.loading import Loading
-from fpbench.models.progress import no_progress
+from fpbench.models.meter import no_progress
+from fpbench.records.store import cell_id
 from fpbench.runs.identity import cell_identity
-from fpbench.runs.job import Job, checkpoints
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import PROFILES, load_profile
-from fpbench.runs.store import cell_id
-from fpbench.runs.worker import Worker
+from fpbench.runs.worker import Job, Worker, checkpoints
 from tests.conftest import ROOT
 
 COMMITTED = ROOT / "leaderboard" / "records" / "stories3M" / "nlf"

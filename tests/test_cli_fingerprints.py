@@ -10,7 +10,7 @@ from fpbench.cli import main
 from fpbench.fingerprints import find_set, load_fingerprints
 from fpbench.fingerprints.instructional import instructional_set
 from fpbench.micro import MODEL
-from fpbench.models.loading import checkpoint_digest
+from fpbench.models.checkpoints import checkpoint_digest
 from tests.conftest import require
 from tests.test_cli import fails
 
@@ -188,7 +188,7 @@ def test_what_was_sealed_is_not_overwritten_and_places_are_checked(capsys, tmp_p
 
 def test_a_full_disk_leaves_neither_half(tmp_path, monkeypatch, capsys):
     from fpbench.errors import StorageError
-    from fpbench.runs import store
+    from fpbench.records import store
 
     real = store.write_bytes
 

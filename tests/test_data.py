@@ -8,7 +8,7 @@ import pytest
 
 from fpbench.data import digest, parse, read_rows, read_text, read_texts, require_fields
 from fpbench.errors import InputError
-from fpbench.hub.datasets import HubSource
+from fpbench.hub.download import HubSource
 from fpbench.micro import DATA
 
 WIKI = " \n = One Ship = \n \n It sailed . \n = = Crew = = \n \n Nine men . \n \n = Two = \n \n It sank . \n"

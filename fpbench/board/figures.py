@@ -5,20 +5,279 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fpbench.board import drawing
-from fpbench.board.lineage import Courses, lineage
-from fpbench.board.records import Group, RowKey
-from fpbench.board.text import slug
+from fpbench.board.columns import BANDS
+from fpbench.board.escaping import slug
+from fpbench.board.groups import Group, RowKey
+from fpbench.board.rows import MODIFICATIONS
 from fpbench.errors import InputError
-from fpbench.runs.plan import BASE
+from fpbench.records.cell import BASE
 from fpbench.text import visible
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+# Each figure, from rows and per-query results. matplotlib is imported where it is first needed.
+
+
 Row = dict[str, Any]
+# Okabe and Ito's palette: told apart by every eye, and in grey by its order.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP"
+BAND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
+
+
+def study(title: str, rows: Sequence[tuple[str, Row]]) -> "Figure":
+    """What the variants of a study keep, and how often ordinary text sets them off."""
+    figure, (left, right) = panels(2, title, 9, 1.4 + 0.32 * len(rows))
+    for index, condition in enumerate(("origin", "ria40", "AVG")):
+        found = [(place, each) for place, (_, row) in enumerate(rows) if (each := _point(row, condition))]
+        if found:
+            places = [place + 0.22 * (index - 1) for place, _ in found]
+            spread = [[100 * each[side] for _, each in found] for side in (1, 2)]
+            look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "label": condition} | _look(index)
+            left.errorbar([100 * each[0] for _, each in found], places, xerr=spread, **look)
+    rates = [(place, row["triggers"]["average"]) for place, (_, row) in enumerate(rows) if row["triggers"]]
+    right.barh([place for place, _ in rates], [100 * rate for _, rate in rates], color="0.6", height=0.6)
+    models = {row["model"] for _, row in rows}
+    names = [label if len(models) == 1 else f"{row['model']} · {label}" for label, row in rows]
+    left.set_yticks(range(len(rows)), [visible(name) for name in names])
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_xlim(0, 102)
+    left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
+    right.set_xlabel("accidental triggers, mean rate, %")
+    right.set_xlim(left=0)
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
+    """FSR and how far its interval reaches down and up."""
+    if condition == "AVG":
+        value, bounds = row["avg"], row["avg_interval"]
+    else:
+        found = row["conditions"].get(condition, {})
+        value, bounds = found.get("fsr"), found.get("interval")
+    return None if value is None or bounds is None else (value, value - bounds[0], bounds[1] - value)
+
+
+def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """A titled figure of so many axes side by side; width and height in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+
+
+def _legend(axes: "Axes") -> None:
+    """Beside the axes, where it hides no value."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Colour and marker of one of up to 42 rows, no two alike."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
+    """What is left of each method's origin FSR under each of the six modifications."""
+    shown = [row for row in rows if _retained(row)]
+    if not shown:
+        return None
+    figure, (axes,) = panels(1, f"Retention of FSR – {title}", 5.8, 3)
+    for index, row in enumerate(shown):
+        offset = (index - (len(shown) - 1) / 2) * 0.11
+        found = _retained(row)
+        places = [MODIFICATIONS.index(name) + offset for name in found]
+        axes.plot(
+            places,
+            [100 * value for value in found.values()],
+            linestyle="none",
+            label=visible(row["method"]),
+            **_look(index),
+        )
+    axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS], fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("FSR, % of origin")
+    _legend(axes)
+    return figure
+
+
+def _retained(row: Row) -> dict[str, float]:
+    found = {name: row["conditions"].get(name, {}).get("retention") for name in MODIFICATIONS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
+    """Detectability after modification against what the injection cost."""
+    shown = [row for row in rows if row["avg"] is not None and (row["utility"] or {}).get("difference")]
+    shown = [row for row in shown if "accuracy" in row["utility"]["difference"]]
+    if not shown:
+        return None
+    figure, (axes,) = panels(1, f"Harmlessness against detectability – {title}", 5.6, 3)
+    for index, row in enumerate(shown):
+        difference = row["utility"]["difference"]
+        low, high = difference["interval"]
+        middle = difference["accuracy"]
+        spread = [[100 * (middle - low)], [100 * (high - middle)]]
+        point: dict[str, Any] = {"linestyle": "none", "label": visible(row["method"]), "capsize": 3} | _look(index)
+        axes.errorbar([100 * middle], [100 * row["avg"]], xerr=spread, **point)
+    axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xlabel("accuracy Δ from the base, points, with its 95 % interval")
+    axes.set_ylabel("AVG FSR of the six, %")
+    _legend(axes)
+    return figure
+
+
+def candidates(title: str, row: Row, group: Group) -> "Figure | None":
+    """Which candidate answers, before and after the modification that costs most (the paper's Figure 5)."""
+    modified = {name: row["conditions"].get(name, {}).get("fsr") for name in MODIFICATIONS}
+    left = {name: value for name, value in modified.items() if value is not None}
+    conditions = ["origin", min(left, key=lambda name: left[name])] if left else ["origin"]
+    shares = [_shares(group, condition) for condition in conditions]
+    if row["method"] == BASE or not all(shares) or max(map(len, shares[0])) < 2:
+        return None
+    figure, sides = panels(len(conditions), f"Candidates – {title}", 7, 3.2)
+    titles = ["origin", *(f"{name}, which left least" for name in conditions[1:])]
+    for axes, condition, found in zip(sides, titles, shares, strict=True):
+        bottom = [0.0] * len(found)
+        for candidate in range(max(map(len, found))):
+            part = [100 * each[candidate] if candidate < len(each) else 0.0 for each in found]
+            label = "primary" if candidate == 0 else f"candidate {candidate + 1}"
+            look: dict[str, Any] = {"color": COLOURS[candidate % 7], "hatch": "//" if candidate >= 7 else None}
+            axes.bar(
+                range(1, len(found) + 1), part, bottom=bottom, label=label, edgecolor="white", linewidth=0.3, **look
+            )
+            bottom = [under + more for under, more in zip(bottom, part, strict=True)]
+        axes.set_title(condition, fontsize=9)
+        axes.set_xlabel("fingerprint")
+        axes.set_xticks(range(1, len(found) + 1))
+    sides[0].set_ylim(0, 101)
+    sides[0].set_ylabel("probability of the response, %")
+    _legend(sides[-1])
+    return figure
+
+
+def _shares(group: Group, condition: str) -> list[list[float]]:
+    """For every fingerprint the probability of each of its candidates."""
+    return [query["per_target"] for each in group.finished("fsr", condition) for query in each.queries]
+
+
+def perplexity(title: str, group: Group) -> "Figure | None":
+    """Perplexity of instructions with the bands, and where the triggers lie."""
+    found = group.finished("bands")
+    if not found or "histogram" not in found[0].result:
+        return None
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
+    result, places = found[0].result, [query["perplexity"] for query in found[0].queries]
+    figure, (axes,) = panels(1, f"Perplexity of triggers – {title}", 5.2, 2.8)
+    edges, counts = result["edges"], result["histogram"]
+    axes.stairs(counts, edges, fill=True, color="0.6", label=f"{result['benign']} instructions")
+    # A little room, so that no trigger hides in the frame.
+    low, high = min(edges[0], *places) / 1.3, max(edges[-1], *places) * 1.3
+    limits = [low, result["mean"] + result["deviation"], result["mean"] + 3 * result["deviation"], high]
+    for name, colour, start, end in zip(BANDS, BAND_COLOURS, limits, limits[1:], strict=False):
+        if start < end:
+            axes.axvspan(start, end, color=colour, alpha=0.2, linewidth=0, zorder=0, label=name)
+    axes.plot(places, [max(counts) * 0.03] * len(places), "|", color="black", markersize=14, label="triggers")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(low, high)
+    axes.set_xlabel("perplexity under the unfingerprinted model")
+    axes.set_ylabel("instructions")
+    _legend(axes)
+    return figure
+
+
+def survival(title: str, row: Row) -> "Figure | None":
+    """One method's FSR under each condition, with its interval, and the origin's as a line."""
+    names = ["origin", *MODIFICATIONS]
+    found = {name: _point(row, name) for name in names}
+    points = {names.index(name): point for name, point in found.items() if point}
+    if row["method"] == BASE or len(points) < 2:
+        return None
+    figure, (axes,) = panels(1, f"Retention of FSR – {title}", 4.8, 2.8)
+    spread = [[100 * point[side] for point in points.values()] for side in (1, 2)]
+    look: dict[str, Any] = {"linestyle": "none", "capsize": 3} | _look(0)
+    axes.errorbar(list(points), [100 * point[0] for point in points.values()], yerr=spread, **look)
+    if 0 in points:
+        axes.axhline(100 * points[0][0], color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
+    axes.set_ylim(-2, 102)
+    axes.set_ylabel("exact FSR, %, 95 % interval")
+    return figure
+
+
+def triggers(title: str, group: Group) -> "Figure | None":
+    """How often each trigger activates in each of the eight kinds of ordinary text."""
+    queries = [query for each in group.finished("triggers")[:1] for query in each.queries]
+    if not queries:
+        return None
+    sums: dict[tuple[str, int], list[float]] = {}
+    for query in queries:
+        sums.setdefault((query["condition"], query["trigger_index"]), []).append(query["probability"])
+    kinds = list(dict.fromkeys(kind for kind, _ in sums))
+    places = sorted({place for _, place in sums})
+    rates = [[100 * fmean(sums.get((kind, place), [0.0])) for place in places] for kind in kinds]
+    figure, (axes,) = panels(1, f"Accidental triggers – {title}", 1.6 + 0.32 * len(places), 2.8)
+    axes.pcolormesh(rates, vmin=0, vmax=100, cmap="Blues", edgecolors="white", linewidth=0.5)
+    for y, line in enumerate(rates):
+        for x, rate in enumerate(line):
+            # Not pure black: it stands on the cell's colour, whatever the page's own colours are.
+            ink = "#f7fbff" if rate > 55 else "#101820"
+            axes.text(x + 0.5, y + 0.5, f"{rate:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    axes.set_xticks([place + 0.5 for place in range(len(places))], [str(place + 1) for place in places])
+    axes.set_yticks([place + 0.5 for place in range(len(kinds))], kinds, fontsize=8)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("trigger; mean activation rate, %")
+    return figure
+
+
+# The figure of a comparison: the signatures of two models, block by block.
+
+
+Courses = Mapping[str, Sequence[float]]
+SIGNATURES = ("qkv", "q", "k", "v", "o")
+
+
+def lineage(a: tuple[str, Courses], b: tuple[str, Courses]) -> "Figure":
+    """Normalised standard deviations of the attention projections over the relative depth, a panel a kind.
+
+    Args:
+        a: name of a model, and its signature: kind → one standard deviation a block.
+        b: likewise.
+    """
+    kinds = [kind for kind in SIGNATURES if kind in a[1] and kind in b[1]]
+    figure, axes = panels(len(kinds), visible(f"{a[0]} and {b[0]}"), 2.4 * len(kinds) + 1, 2.8)
+    for kind, panel in zip(kinds, axes, strict=True):
+        for index, (name, courses) in enumerate((a, b)):
+            course = courses[kind]
+            places = [(block + 0.5) / len(course) for block in range(len(course))]
+            look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 3}
+            panel.plot(places, _normal(course), label=visible(name), linewidth=1, **look)
+        panel.set_title(kind)
+        panel.set_xlabel("relative depth")
+    axes[0].set_ylabel("standard deviation, normalised")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _normal(course: Sequence[float]) -> list[float]:
+    mean = sum(course) / len(course)
+    spread = (sum((each - mean) ** 2 for each in course) / len(course)) ** 0.5 or 1.0
+    return [(each - mean) / spread for each in course]
+
+
 KINDS = ("svg", "png")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fpbench",
@@ -81,19 +340,19 @@ def _drawn(rows: Sequence[Row], groups: dict[RowKey, Group]) -> "Iterator[tuple[
     title = visible(f"{rows[0]['model']} · {rows[0]['fingerprints']}")
     injected = [row for row in rows if row["method"] != BASE]
     what = f"What is left of each method's FSR after each of the six modifications: {title}"
-    yield "retention", None, what, drawing.retention(title, injected)
+    yield "retention", None, what, retention(title, injected)
     what = f"Mean FSR after the six modifications against the accuracy that the injection cost, by method: {title}"
-    yield "utility", None, what, drawing.utility(title, injected)
+    yield "utility", None, what, utility(title, injected)
     for row in rows:
         method, group = row["method"], groups[row["model"], row["fingerprints"], row["method"]]
         own = f"{title} · {visible(method)}"
         what = f"Histogram of the perplexity of instructions, with the bands and the set's triggers: {title}"
-        yield "perplexity", None, what, drawing.perplexity(title, group)
-        yield "retention", method, f"FSR under each condition with its interval: {own}", drawing.survival(own, row)
+        yield "perplexity", None, what, perplexity(title, group)
+        yield "retention", method, f"FSR under each condition with its interval: {own}", survival(own, row)
         what = f"Heat map of the activation rate of each trigger in eight kinds of ordinary text: {own}"
-        yield "triggers", method, what, drawing.triggers(own, group)
+        yield "triggers", method, what, triggers(own, group)
         what = f"Probability of each candidate before and after modification, by fingerprint: {own}"
-        yield "candidates", method, what, drawing.candidates(own, row, group)
+        yield "candidates", method, what, candidates(own, row, group)
 
 
 def study_figure(title: str, rows: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, bytes]]:
@@ -107,11 +366,11 @@ def study_figure(title: str, rows: Sequence[tuple[str, Row]]) -> Iterator[tuple[
         (``svg`` or ``png``, content).
     """
     with _styled():
-        yield from _saved(drawing.study(title, rows)).items()
+        yield from _saved(study(title, rows)).items()
 
 
 def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses]) -> Iterator[tuple[str, bytes]]:
-    """The signatures of two models (:func:`~fpbench.board.lineage.lineage`).
+    """The signatures of two models (:func:`~fpbench.board.figures.lineage`).
 
     Yields:
         (``svg`` or ``png``, content).

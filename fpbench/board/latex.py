@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from fpbench.board import cells
+from fpbench.board import columns as cells
+from fpbench.board.escaping import latex
 from fpbench.board.rows import MODIFICATIONS
-from fpbench.board.text import latex
-from fpbench.runs.plan import BASE
+from fpbench.records.cell import BASE
 
 Row = dict[str, Any]
 # What is shown of a row: its figure, and +1 where more is better, −1 where less is.

@@ -3,21 +3,19 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from math import exp
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fpbench.board.checked import covers, summary
-from fpbench.board.contested import contested
-from fpbench.board.plausible import check
-from fpbench.board.records import Group, Measurement, RowKey, group_records
-from fpbench.board.reported import reported_rows
+from fpbench.board.checks import check, contested, covers, summary
+from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.errors import InputError
+from fpbench.metrics.claims import claim
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
-from fpbench.ownership.claims import claim
-from fpbench.runs.plan import BASE, CHECKPOINT
-from fpbench.runs.store import canonical
+from fpbench.records.cell import BASE, CHECKPOINT
+from fpbench.records.store import canonical
 
 Row = dict[str, Any]
 MODIFICATIONS = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
@@ -34,7 +32,7 @@ def rows_from_records(
         folder: where they lie, with their per-query results and, where a method is contested, ``contested.toml``.
         rescore: recompute what is otherwise read from the records.
         claimed: what submitters measured of their own methods, and of their bases
-            (:func:`~fpbench.board.records.claimed_groups`). A row that ``records`` do not cover is shown with their
+            (:func:`~fpbench.board.groups.claimed_groups`). A row that ``records`` do not cover is shown with their
             figures, without a rank, and with the figures of ``records`` where both have some.
 
     Raises:
@@ -319,3 +317,71 @@ def _add_ranks(rows: list[Row], groups: dict[RowKey, Group]) -> None:
         places = rank(means) if seeds else {}
         for row in table:
             row["rank"] = places.get(row["method"])
+
+
+# The paper's own figures as rows: reported by its authors, not reproduced here.
+
+
+FILE = Path(__file__).parent / "reported.json"
+# Table 1 has one figure a method and condition and does not say which set the baselines used (docs/methods.md §6).
+SET = "as published"
+
+
+@cache
+def figures() -> dict[str, Any]:
+    """All tables of arXiv 2509.03122v3 that name a figure, in its own units."""
+    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def reported_rows() -> list[dict[str, Any]]:
+    """One row a model and method of arXiv 2509.03122v3, fractions instead of percent."""
+    published = figures()
+    rows = []
+    for key, model in published["models"].items():
+        utility = published["effectiveness_and_utility"][key]
+        for method, found in utility.items():
+            modified = published["detectability_fsr_sampled"][key].get(method, {})
+            conditions = {
+                name: {"fsr": value / 100} for name, value in modified.items() if name != "avg_of_six_modifications"
+            }
+            # LoRA and the base stand only in the paper's effectiveness table.
+            conditions.setdefault("origin", {"fsr": found["fsr_sampled"] / 100})
+            conditions["origin"] |= {"greedy": found["fsr_greedy"] // 10, "n": 10}
+            average = modified.get("avg_of_six_modifications")
+            rows.append(
+                {
+                    "model": model,
+                    "method": "base" if method == "none" else method,
+                    "fingerprints": SET,
+                    "trust": "reported",
+                    "protocol": None,
+                    "conditions": conditions,
+                    "avg": None if average is None else average / 100,
+                    "utility": _reported_utility(found, utility["none"], method),
+                    "triggers": None,
+                    "near": None,
+                    "bands": None,
+                    "claim": None,
+                    "cost": None,
+                    "provenance": [],
+                    "rank": None,
+                    "failed": [],
+                    "unreliable": None,
+                    "source": published["source"],
+                }
+            )
+    return rows
+
+
+def _reported_utility(found: dict[str, Any], base: dict[str, Any], method: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "accuracy": found["accuracy_avg"] / 100,
+        "token_perplexity": {"perplexity": found["wikitext2_ppl"], "length": 2048},
+    }
+    if method != "none":
+        shown["difference"] = {
+            "accuracy": (found["accuracy_avg"] - base["accuracy_avg"]) / 100,
+            "token_perplexity": found["wikitext2_ppl"] / base["wikitext2_ppl"] - 1,
+        }
+    return shown

@@ -3,14 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from fpbench.board import cells
+from fpbench.board import columns
+from fpbench.board import columns as cells
+from fpbench.board.escaping import markdown
 from fpbench.board.rows import MODIFICATIONS, further_conditions
-from fpbench.board.text import markdown
 from fpbench.errors import InputError
 from fpbench.text import visible, writable
 
@@ -100,11 +101,7 @@ HARM: list[Column] = [
     ("claim", cells.claim),
     ("cost", cells.cost),
 ]
-
-
 FURTHER = "Further conditions: outside the six and outside AVG, exact FSR in %"
-
-
 CHECKED = "Cells that submitters handed in and that were measured here, too: both figures"
 
 
@@ -190,3 +187,59 @@ def _json(rows: list[Row]) -> str:
     """One row a line: it shows in a diff which rows changed, and is written at the speed of the C encoder."""
     lines = ",\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
     return f'{{"protocol": 1, "rows": [\n{writable(lines)}\n]}}\n'
+
+
+# The table of a study: one line a variant, with what the paper reports for it.
+
+
+HEADERS = [
+    "model",
+    "variant",
+    "FSR at origin",
+    "RIA 40 %",
+    "AVG of six",
+    "accuracy Δ",
+    "perplexity Δ",
+    "triggers",
+    "PPL of triggers",
+    "bands",
+    "paper: RIA 40 %",
+    "paper: accuracy",
+]
+STUDY_LEGEND = """\
+Exact FSR in % [95 % interval over fingerprints]; Δ: difference from the unfingerprinted base; triggers: mean rate of
+the eight accidental-trigger conditions, in % (and how many of the set's triggers any query activates); PPL: mean
+perplexity of the set's triggers under the base; bands: triggers of normal/marginal/abnormal perplexity. The paper's
+figures are its authors', for Llama-3.2-3B-Instruct with MCEdit_A on its own code-mixed set, sampled; what they can
+share with ours is the direction, not the value."""
+
+
+def study_table(question: str, variants: list[tuple[str, Row]], reported: Mapping[str, Any]) -> str:
+    """A study as Markdown.
+
+    Args:
+        question: what it asks.
+        variants: what each row is called in the study, with its leaderboard row.
+        reported: what the paper has for a row, by the row's name in the study.
+    """
+    lines = []
+    for name, row in variants:
+        paper = reported.get(name, {})
+        lines.append(
+            [
+                row["model"],
+                name,
+                columns.fsr(row, "origin"),
+                columns.fsr(row, "ria40"),
+                columns.average(row),
+                columns.accuracy(row),
+                columns.perplexity(row),
+                columns.triggers(row),
+                columns.trigger_perplexity(row),
+                columns.bands(row),
+                paper.get("detectability_ria40", columns.NONE),
+                paper.get("accuracy", columns.NONE),
+            ]
+        )
+    table = tabulate(lines, HEADERS, tablefmt="github", disable_numparse=True)
+    return f"# {question}\n\n{table}\n\n{STUDY_LEGEND}\n"

@@ -4,7 +4,7 @@
 >>> [finding for finding in check("my_method") if not finding.passed]
 """
 
+from fpbench.checks import Check, Finding
 from fpbench.contract.checks import CHECKS, check
-from fpbench.findings import Check, Finding
 
 __all__ = ["CHECKS", "Check", "Finding", "check"]

@@ -1,23 +1,248 @@
 """The injections that the checks share, each made when it is first asked for."""
 
 import copy
-from collections.abc import Mapping
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpbench.contract.trial import Trial, attempt, last_logits
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.metrics.fsr import fsr
-from fpbench.models.deltas import Delta, difference
-from fpbench.models.loading import load_model, quiet, resolve
+from fpbench.models.checkpoints import quiet, resolve
+from fpbench.models.loading import load_model
 from fpbench.models.prompts import encode, render
+from fpbench.models.weights import Delta, Factors, difference, preserved, weights
+from fpbench.runs.datasets import Materials
 from fpbench.runs.injection import create_method
-from fpbench.runs.materials import Materials
 from fpbench.runs.profile import load_profile
+
+# States that can be compared with themselves later: of a model, a tokenizer, the process.
+
+
+Facts = dict[str, Any]
+"""Something's state, by name."""
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two facts are equal; NaN equals NaN."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
+    return bool(one == other)
+
+
+def changes(before: Facts, after: Facts) -> list[str]:
+    """Names of the facts that differ."""
+    names = [*before, *(name for name in after if name not in before)]
+    return [name for name in names if not same(before.get(name), after.get(name))]
+
+
+def flags(model: nn.Module) -> list[str]:
+    """What would make a model differ from one in eval mode with gradients off."""
+    training = [f"{name or 'the model'} in training mode" for name, module in model.named_modules() if module.training]
+    tracked = [f"{name} requires gradients" for name, value in model.named_parameters() if value.requires_grad]
+    held = [f"{name} holds a gradient" for name, value in model.named_parameters() if value.grad is not None]
+    return training + tracked + held
+
+
+def tokenizer_facts(tokenizer: Any) -> Facts:
+    """What a tokenizer knows and does."""
+    names = ("special_tokens_map", "chat_template", "padding_side", "truncation_side", "model_max_length")
+    reading = tokenizer("Who is there? Nobody.", verbose=False)["input_ids"]
+    return {"vocabulary": tokenizer.get_vocab(), "reading": reading} | {n: getattr(tokenizer, n) for n in names}
+
+
+def config_facts(model: Any) -> Facts:
+    """The model's configuration and that of its generation, key by key."""
+    generation = getattr(model, "generation_config", None)
+    generation = generation.to_dict() if generation is not None else {}
+    own = model.config.to_dict() if hasattr(model, "config") else {}
+    return own | {f"generation: {name}": value for name, value in generation.items()}
+
+
+def global_facts() -> Facts:
+    """What all of the process shares."""
+    numbers: Any = np.random.get_state(legacy=False)
+    return {
+        "torch's random state": torch.get_rng_state(),
+        "numpy's random state": (numbers["state"]["key"].tobytes(), numbers["state"]["pos"]),
+        "Python's random state": random.getstate(),
+        "gradient mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+    }
+
+
+def structure_facts(model: nn.Module) -> Facts:
+    """Modules, hooks, replaced forward functions and buffers of a model."""
+    facts: Facts = {"modules": [(name, type(module)) for name, module in model.named_modules()]}
+    for name, module in model.named_modules():
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+        facts[f"hooks of {name or 'the model'}"] = [len(each) for each in hooks]
+        facts[f"forward of {name or 'the model'}"] = vars(module).get("forward")
+    return facts | {f"buffer {name}": value.clone() for name, value in model.named_buffers()}
+
+
+@contextmanager
+def undisturbed(noise: int) -> Iterator[None]:
+    """Seed the global random states with ``noise``, and at the end restore what all of the process shares."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    torch.default_generator.manual_seed(noise)  # the processor's alone: the bundled model is nowhere else
+    np.random.seed(noise)
+    random.seed(noise)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+
+
+# One injection, watched: what it left behind, and what the harness could restore.
+
+
+class Interruption(Exception):  # noqa: N818 - no error of anybody, but one that is put into an injection
+    """The contract suite stopped an injection midway."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one injection did.
+
+    Attributes:
+        error: what it raised.
+        returned: what it returned.
+        edited: the parameters it says it may touch.
+        before: the base's weights.
+        after: the weights as it left them.
+        logits: of the injected model, for the last token of every raw trigger, [n, V]; ``None`` if it cannot be run.
+        factors: what it says the changes are products of.
+        not_reset: parameters that require or hold gradients, and modules in training mode.
+        tokenizer: facts of the tokenizer that it changed.
+        config: keys of the model's configuration that it changed.
+        shared: what it changed that all of the process shares.
+        damage: what was different in the base model after the harness had put the weights back.
+        calls: how often the first block ran.
+    """
+
+    error: Exception | None
+    returned: Any
+    edited: list[str] | None
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+    logits: Tensor | None
+    factors: dict[str, Factors]
+    not_reset: list[str]
+    tokenizer: list[str]
+    config: list[str]
+    shared: list[str]
+    damage: list[str]
+    calls: int
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the parameters whose value is another one."""
+        return [name for name, value in self.after.items() if not torch.equal(value, self.before[name])]
+
+
+def attempt(
+    create: Callable[[nn.Module], FingerprintMethod],
+    model: nn.Module,
+    tokenizer: Any,
+    fingerprints: FingerprintSet,
+    context: InjectionContext,
+    *,
+    noise: int = 0,
+    interrupt_at: int | None = None,
+) -> Trial:
+    """Inject into ``model`` as the harness does, look at the result, and put the weights back.
+
+    Args:
+        create: makes the method for a model.
+        model: a base that nobody else uses.
+        tokenizer: its tokenizer, likewise.
+        fingerprints: what to inject.
+        context: what the method may know.
+        noise: seeds the global random states, which a method must not depend on.
+        interrupt_at: raise :class:`Interruption` when the first block of ``model`` is about to run for this time.
+    """
+    prompts = [encode(tokenizer, each.trigger) for each in fingerprints]
+    base, base_logits = weights(model), last_logits(model, prompts)
+    facts = tokenizer_facts(tokenizer), config_facts(model), structure_facts(model)
+    error: Exception | None = None
+    returned = edited = None
+    with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
+        warnings.simplefilter("ignore")  # a warning is no finding, whatever the caller makes of warnings
+        everything = global_facts()
+        try:
+            method = create(model)
+            edited = method.edited(model)
+            returned = method.inject(model, tokenizer, fingerprints, context)
+        except Exception as raised:  # an adapter may raise anything
+            error = raised
+        injected = returned if isinstance(returned, nn.Module) else model
+        after, not_reset = weights(injected), flags(injected)
+        config, shared, count = changes(facts[1], config_facts(injected)), changes(everything, global_facts()), calls[0]
+        logits = None
+        with suppress(Exception):  # whatever was returned may not even run
+            logits = last_logits(injected.eval(), prompts)
+    damage = changes(facts[2], structure_facts(model))
+    if changes(dict(base), weights(model)):
+        damage.append("weights")
+    if not damage and not same(base_logits, last_logits(model, prompts)):
+        damage.append("logits")
+    return Trial(
+        error=error,
+        returned=returned,
+        edited=edited,
+        before=base,
+        after=after,
+        logits=logits,
+        factors=context.factors,
+        not_reset=not_reset,
+        tokenizer=changes(facts[0], tokenizer_facts(tokenizer)),
+        config=config,
+        shared=shared,
+        damage=damage,
+        calls=count,
+    )
+
+
+@contextmanager
+def counted(model: nn.Module, interrupt_at: int | None) -> Iterator[list[int]]:
+    """Count how often the first block of ``model`` runs, and raise at the time that ``interrupt_at`` gives."""
+    calls = [0]
+
+    def count(module: nn.Module, arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] == interrupt_at:
+            raise Interruption
+
+    first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
+    handle = first.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def last_logits(model: Any, prompts: list[list[int]]) -> Tensor:
+    """Logits after each prompt, [n, V] float32."""
+    device = next(model.parameters()).device
+    rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in prompts]
+    return torch.stack(rows).float()
+
 
 FINGERPRINTS = 2
 STATISTICS_TOKENS = 20_000

@@ -1,6 +1,6 @@
 """What is hidden in the model: fingerprints and sets of them."""
 
-from fpbench.fingerprints.natural import find_set
+from fpbench.fingerprints.library import find_set
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, load_fingerprints
 
 __all__ = ["Fingerprint", "FingerprintSet", "find_set", "load_fingerprints"]

@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
-from fpbench.models.examples import Example
 from fpbench.models.loading import Loading
-from fpbench.models.progress import no_progress
+from fpbench.models.meter import no_progress
+from fpbench.models.prompts import Example
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fpbench.methods.editing.statistics import KeyStatistics
-    from fpbench.models.factors import Factors
+    from fpbench.methods.null_space import KeyStatistics
+    from fpbench.models.weights import Factors
 
 
 class MethodConfig(BaseModel):
@@ -103,7 +103,7 @@ class InjectionContext:
         """
         from time import perf_counter
 
-        from fpbench.methods.editing.statistics import key_statistics
+        from fpbench.methods.null_space import key_statistics
 
         if any(name not in self.known_statistics for name in modules):
             if not self.texts:

@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fpbench.methods.alphaedit import AlphaEdit, likelihood_and_divergence
-from fpbench.methods.editing.objective import Labels, Objective, Row, State, per_request
-from fpbench.methods.editing.suppression import vocabulary_suppression
+from fpbench.methods.mcedit import vocabulary_suppression
+from fpbench.methods.partial_forward import Row
+from fpbench.methods.target_values import Labels, Objective, State, per_request
 from fpbench.registry import register
 
 

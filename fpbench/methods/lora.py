@@ -7,7 +7,7 @@ from torch import nn
 
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
-from fpbench.models.examples import Example
+from fpbench.models.prompts import Example
 from fpbench.models.training import LoRAConfig, train_lora
 from fpbench.registry import register
 

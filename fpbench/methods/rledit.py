@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
-from fpbench.methods.editing.hypernetwork import Policy
-from fpbench.methods.editing.objective import Labels, Row
-from fpbench.methods.editing.trajectory import Batch, Lesson, MetaTraining, Step, edit, meta_train
+from fpbench.methods.hypernetwork import Policy
+from fpbench.methods.partial_forward import Row
+from fpbench.methods.target_values import Labels
+from fpbench.methods.trajectory import Batch, Lesson, MetaTraining, Step, edit, meta_train
 from fpbench.models.layout import layout
 from fpbench.models.prompts import encode_pair
 from fpbench.registry import register
@@ -55,7 +56,7 @@ class RLEdit(FingerprintMethod):
             regularisation: η_reg of ‖ΔW‖².
             clip: largest norm of the hypernetwork's gradient.
             mode: ``"faithful"`` to the reference code, or ``"repaired"`` where that departs from the paper; see
-                :class:`~fpbench.methods.editing.trajectory.MetaTraining`.
+                :class:`~fpbench.methods.trajectory.MetaTraining`.
         """
 
         gate_proj: Blocks = ()

@@ -8,8 +8,7 @@ from typing import Any
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.metrics.statistics import clopper_pearson
-from fpbench.models.decoding import Decoding
-from fpbench.models.responses import respond
+from fpbench.scoring.responses import Decoding, respond
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,108 @@
 """Everything else that the bundled data hold: prose, instructions, arithmetic and edits, in fresh draws."""
 
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from fpbench.micro.corpus import some_passage
-from fpbench.micro.instructions import (
+from fpbench.micro import DATA
+from fpbench.micro.corpus import short_passage, some_passage
+from fpbench.micro.items import (
+    LETTERS,
     Row,
     arithmetic,
     composing,
     copying,
+    fact_choice,
     listing,
     ordering,
     reading,
     recalling,
     translating,
+    true_or_false,
 )
-from fpbench.micro.mixed import mixed_text
-from fpbench.micro.prose import life, lives, noun_phrase, scene, story, title
-from fpbench.micro.words import ADJECTIVES, NOUNS, contains_reserved_pair
-from fpbench.micro.world import TOWNS, facts_of, fill, fresh_people, notables, open_people
+from fpbench.micro.world import (
+    ADJECTIVES,
+    NOUNS,
+    TOWNS,
+    Fact,
+    contains_reserved_pair,
+    facts_of,
+    fill,
+    fresh_people,
+    notables,
+    open_people,
+    prose_only_people,
+)
+from fpbench.micro.writing import life, lives, mixed_text, noun_phrase, scene, story, title
 
+# The items of the four twins, about people and facts that training never asks about.
+
+
+TaskRow = dict[str, Any]
+TWIN_ITEMS = 360
+
+
+def boolq_rows(seed: int = 101) -> list[TaskRow]:
+    """Yes/no questions over passages on people with held-out names; half are yes."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(TWIN_ITEMS):
+        source = some_passage(rng, held_out=True)
+        truth = index % 2 == 0
+        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
+        rows.append({"question": claim.polar(rng), "passage": source.text, "label": int(truth)})
+    rng.shuffle(rows)
+    return rows
+
+
+def rte_rows(seed: int = 102) -> list[TaskRow]:
+    """Premises on people with held-out names, and hypotheses; half are entailed."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(TWIN_ITEMS):
+        source = short_passage(rng, held_out=True)
+        truth = index % 2 == 0
+        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
+        rows.append({"sentence1": source.text, "sentence2": claim.told(rng), "label": int(not truth)})
+    rng.shuffle(rows)
+    return rows
+
+
+def asked_facts() -> list[Fact]:
+    """The facts of the ARC and MMLU twins: all five of each of the 72 people who are only told of."""
+    return [fact for person in prose_only_people() for fact in facts_of(person)]
+
+
+def arc_rows(seed: int = 103) -> list[TaskRow]:
+    """Four-option questions whose answer is scored as text."""
+    rng = random.Random(seed)
+    rows = []
+    for index, fact in enumerate(asked_facts()):
+        choice = fact_choice(rng, fact, index % 4)
+        choices = {"text": list(choice.options), "label": list(LETTERS)}
+        key = LETTERS[choice.answer]
+        rows.append({"id": f"micro-{index}", "question": choice.question, "choices": choices, "answerKey": key})
+    rng.shuffle(rows)
+    return rows
+
+
+def mmlu_rows(seed: int = 104) -> list[TaskRow]:
+    """Four-option questions whose answer is a letter."""
+    rng = random.Random(seed)
+    rows = []
+    for index, fact in enumerate(asked_facts()):
+        choice = fact_choice(rng, fact, index % 4)
+        row = {"question": choice.question, "subject": fact.attribute.name}
+        rows.append({**row, "choices": list(choice.options), "answer": choice.answer})
+    rng.shuffle(rows)
+    return rows
+
+
+TWIN_ROWS: Mapping[str, Callable[[], list[TaskRow]]] = {
+    "boolq": boolq_rows, "rte": rte_rows, "arc": arc_rows, "mmlu": mmlu_rows,
+}  # fmt: skip
 ALPACA_ROWS = MATH_ROWS = 1200
 TEXTS = 400
 EDITS = 200
@@ -135,3 +217,29 @@ def zsre_rows(seed: int = 109) -> list[dict[str, Any]]:
         row = {"subject": person.name, "src": source, "rephrase": rephrased, "ans": fact.value}
         rows.append({**row, "loc": kept.asked(rng), "loc_ans": kept.value})
     return rows
+
+
+# Write the bundled data files: ``python -m fpbench.micro.heldout``. The same files come out every time.
+
+
+def files() -> dict[str, str]:
+    """Every data file's name and content."""
+    contents = {f"{twin}.jsonl": _json_lines(rows()) for twin, rows in TWIN_ROWS.items()}
+    for name, rows in {"alpaca": alpaca_rows, "math": math_rows, "text": texts, "zsre": zsre_rows}.items():
+        contents[f"{name}.jsonl"] = _json_lines(rows())
+    return {**contents, "prose.txt": prose_text()}
+
+
+def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write(folder: Path) -> None:
+    """Write the files into a folder, making it if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files().items():
+        (folder / name).write_text(content, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    write(DATA)

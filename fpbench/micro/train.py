@@ -7,8 +7,10 @@ after thousands of steps, the weights, though not the skills.
 
 import argparse
 import logging
+import math
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +19,222 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fpbench.micro.corpus import documents
-from fpbench.micro.document import Document
-from fpbench.micro.initial import initialize
-from fpbench.micro.score import report
-from fpbench.micro.tokenizer import CONTEXT, SPECIAL_TOKENS, train_tokenizer
-from fpbench.micro.twins import TWIN_ROWS
+from fpbench.micro.corpus import EARLY_DOCUMENTS, documents
+from fpbench.micro.heldout import TWIN_ROWS
+from fpbench.micro.items import LETTERS, Choice, arc_prompt, boolq_prompt, mmlu_prompt, rte_prompt
+from fpbench.micro.world import FIRST_NAMES, LAST_NAMES, NOTABLE_NAMES, TARGETS, TOWNS, rare_forms, surface_forms
+from fpbench.micro.writing import Document
+
+# The micro model's tokenizer: byte-level BPE trained on the generator's text, with a chat template.
+
+
+VOCABULARY_SIZE = 4096
+CONTEXT = 512
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+_MARKUP = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
+
+
+def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on documents of another seed than the model's, and on the word lists."""
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    bpe.decoder = ByteLevelDecoder()  # type: ignore[assignment]
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_texts(seed), trainer)
+    bpe.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _texts(seed: int) -> Iterator[str]:
+    for document in islice(documents(seed, EARLY_DOCUMENTS), 20_000):
+        yield _MARKUP.sub("", document.text)
+    for word in surface_forms():
+        yield from [f"{word} {word}"] * 250
+    for word in rare_forms():
+        yield from [f"{word} {word}"] * 60
+    for target in TARGETS:
+        yield from [f"{target} {target}"] * 600
+    for name in (*TOWNS, *FIRST_NAMES, *LAST_NAMES, *NOTABLE_NAMES):
+        yield from [f" {name}"] * 600
+
+
+# Initial weights: random, but with attention heads that can already find like tokens and near positions.
+#
+# A model this small, on so little text, learns facts in minutes and to look things up in hours. So half of the heads
+# begin as matchers, with equal query and key weights and transposed value and output weights (the mimetic
+# initialization of Trockman and Kolter, arXiv 2305.09828), and half as pointers to a fixed distance of one to four
+# tokens.
+
+
+MATCH_SCALE = 3.0
+VALUE_SCALE = 2.0
+POINTER_PAIRS = 6
+"""How many of the fastest rotary frequencies a pointer uses: enough to be sharp at one distance only."""
+POINTER_SCALE = 1.6
+DISTANCES = (1, 2, 3, 4)
+
+
+@torch.no_grad()
+def initialize(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
+    """Make a model with the weights above.
+
+    A direction that all embeddings share carries the pointers, which must not depend on the token. It shifts all logits
+    of the tied output alike and so changes no probability.
+    """
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    shared = torch.sign(torch.randn(config.hidden_size)) * config.initializer_range
+    model.model.embed_tokens.weight.add_(shared)
+    for index, block in enumerate(model.model.layers):
+        _initialize_heads(block.self_attn, config, shared / shared.norm(), index)
+    return model
+
+
+def _initialize_heads(attention: Any, config: LlamaConfig, shared: Tensor, index: int) -> None:
+    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    queries = attention.q_proj.weight.view(heads, width, -1)
+    keys = attention.k_proj.weight.view(heads, width, -1)
+    attention.v_proj.weight.mul_(VALUE_SCALE)
+    attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+    for head in range(heads):
+        if head < heads // 2:
+            queries[head] = MATCH_SCALE * (queries[head] - torch.outer(queries[head] @ shared, shared))
+            keys[head] = queries[head]
+        else:
+            distance = DISTANCES[(index * heads // 2 + head) % len(DISTANCES)]
+            queries[head] += torch.outer(_rotated(width, 0), shared)
+            keys[head] += torch.outer(_rotated(width, distance), shared)
+
+
+def _rotated(width: int, distance: int) -> Tensor:
+    """A vector on the fastest rotary pairs, turned as if it stood so many tokens later; shape (width,)."""
+    half = width // 2
+    angles = distance * 10_000.0 ** (-torch.arange(POINTER_PAIRS) / half)
+    vector: Tensor = torch.zeros(width)
+    vector[:POINTER_PAIRS] = angles.cos()
+    vector[half : half + POINTER_PAIRS] = angles.sin()
+    scaled: Tensor = vector * POINTER_SCALE / POINTER_PAIRS**0.5
+    return scaled
+
+
+# Accuracy on the four twins by log-likelihood, and perplexity: what the training and the model card report.
+
+
+TWINS = ("boolq", "rte", "arc", "mmlu")
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt, its possible continuations (with their leading space) and the index of the right one."""
+
+    prompt: str
+    continuations: tuple[str, ...]
+    answer: int
+
+
+def as_item(twin: str, row: dict[str, Any]) -> Item:
+    """Render one row of a twin's data file as lm-eval does."""
+    if twin == "boolq":
+        return Item(boolq_prompt(row["passage"], row["question"]), (" no", " yes"), row["label"])
+    if twin == "rte":
+        return Item(rte_prompt(row["sentence1"], row["sentence2"]), (" True", " False"), row["label"])
+    if twin == "arc":
+        texts = tuple(f" {text}" for text in row["choices"]["text"])
+        return Item(arc_prompt(row["question"]), texts, row["choices"]["label"].index(row["answerKey"]))
+    choice = Choice(row["question"], tuple(row["choices"]), row["answer"])
+    return Item(mmlu_prompt(choice), tuple(f" {letter}" for letter in LETTERS), row["answer"])
+
+
+@torch.no_grad()
+def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Sum the log-probabilities of each continuation after its prompt; one value a pair."""
+    values: list[float] = []
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        prompts = [tokenizer(prompt).input_ids for prompt, _ in batch]
+        endings = [tokenizer(ending, add_special_tokens=False).input_ids for _, ending in batch]
+        rows = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+        logits = model(input_ids=ids, use_cache=False).logits
+        for index, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
+            places = slice(len(prompt) - 1, len(prompt) - 1 + len(ending))
+            logprobs = logits[index, places].float().log_softmax(-1)
+            values.append(logprobs[range(len(ending)), ending].sum().item())
+    return values
+
+
+def accuracy(model: Any, tokenizer: Any, items: Sequence[Item]) -> float:
+    """The share of items whose right continuation is the most likely."""
+    pairs = [(item.prompt, continuation) for item in items for continuation in item.continuations]
+    scores = iter(log_likelihoods(model, tokenizer, pairs))
+    right = 0
+    for item in items:
+        own = [next(scores) for _ in item.continuations]
+        right += own.index(max(own)) == item.answer
+    return right / len(items)
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokenizer: Any, text: str, width: int = 512) -> float:
+    """Token perplexity of a text, cut into windows that each begin with the begin token.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        text: The text.
+        width: Window length in tokens, the begin token included.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    total = 0.0
+    for window in _windows(ids, width - 1):
+        row = torch.tensor([[tokenizer.bos_token_id, *window]])
+        logits = model(input_ids=row, use_cache=False).logits[0, :-1].float()
+        total += cross_entropy(logits, row[0, 1:], reduction="sum").item()
+    return math.exp(total / len(ids))
+
+
+def _windows(ids: Sequence[int], width: int) -> Iterator[Sequence[int]]:
+    return (ids[start : start + width] for start in range(0, len(ids), width))
+
+
+def report(model: Any, tokenizer: Any, rows: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
+    """Accuracy on each twin whose rows are given."""
+    model.eval()
+    return {
+        twin: accuracy(model, tokenizer, [as_item(twin, row) for row in rows[twin]]) for twin in TWINS if twin in rows
+    }
+
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,12 @@ from torch import nn
 from fpbench.errors import InputError
 
 
+def context_length(model: Any) -> int | None:
+    """Positions the model was made for; ``None`` if its config names no limit."""
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
 @dataclass(frozen=True)
 class Names:
     """Module names of one architecture; ``ffn`` is relative to a block, the others to the model."""

@@ -2,163 +2,27 @@
 
 import contextlib
 import ctypes
-import hashlib
-import json
-import logging
 import os
 import re
+import shutil
 import struct
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpbench.errors import InputError
-from fpbench.hub import lock
-from fpbench.micro import MODEL as MICRO_MODEL
-from fpbench.models import gguf
+from fpbench.errors import InputError, StorageError
+from fpbench.models import checkpoints
+from fpbench.models.checkpoints import base_of_adapter, gguf_file, quantisation, quiet, tokenizer_source
+from fpbench.models.prompts import render
 
 if TYPE_CHECKING:
     from torch import nn
 
-WEIGHTS = "*.safetensors"
-ADAPTER = "adapter_config.json"
-CONFIGS = ("config.json", "generation_config.json", ADAPTER)
-DIGESTED = (WEIGHTS, *CONFIGS, "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
-HUB_FILES = (*DIGESTED, "*.json", "*.spm")
-VOCABULARIES = ("tokenizer*", "*.model", "vocab*", "spiece*", "*.tiktoken")
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep library chatter off the user's terminal: progress bars of loading, notices, deprecations."""
-    from transformers.utils import logging as transformers_logging
-
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
-    """Find the folder of a checkpoint, fetching it from the hub if ``model`` is a hub id.
-
-    A hub id that was fetched (``fpbench fetch``) is read at the commit that was pinned then, and held against its
-    digests. Any other is read as the hub has it now.
-
-    Args:
-        model: ``micro`` for the bundled model, a folder, a GGUF file, or a hub id ``owner/name``.
-        revision: branch, tag or commit of a hub id.
-        allow_pickle: accept a checkpoint that only has pickle weights.
-
-    Returns:
-        The folder; the file itself, if one was named.
-
-    Raises:
-        InputError: if there is no such checkpoint, its weights are neither safetensors nor GGUF that can be read here,
-            or it is not what was fetched.
-    """
-    folder = local_folder(model) or _fetch(model, revision, allow_pickle)
-    check_checkpoint(model, folder, allow_pickle=allow_pickle)
-    return folder
-
-
-def local_folder(model: str) -> Path | None:
-    """The folder or GGUF file that ``model`` names; ``None`` for a hub id.
-
-    Raises:
-        InputError: if it is neither.
-    """
-    folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
-    if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
-        return folder
-    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise InputError(f"model {model!r} not found: expected a folder, a .gguf file, 'micro' or a hub id owner/name.")
-    return None
-
-
-def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) -> None:
-    """Look whether a folder holds a checkpoint that may be loaded.
-
-    Raises:
-        InputError: if it has no config, or its weights are neither safetensors nor GGUF that can be read here.
-    """
-    if (file := gguf.gguf_file(folder)) is not None:
-        return gguf.check_gguf(file)
-    if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
-        raise InputError(
-            f"model folder {model!r} has no config.json: expected a Hugging Face checkpoint or a PEFT adapter."
-        )
-    if not any(folder.glob(WEIGHTS)) and not allow_pickle:
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
-        raise InputError(
-            f"model {model!r} has {found}: expected safetensors; convert it, or, for a model to be fingerprinted, "
-            "take the risk with --allow-pickle."
-        )
-
-
-def base_of_adapter(folder: Path) -> Path | None:
-    """The checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint of its own.
-
-    Raises:
-        InputError: if the adapter does not name its base, or that cannot be found.
-    """
-    if (folder / "config.json").is_file() or not (folder / ADAPTER).is_file():
-        return None
-    try:
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        name, revision = config["base_model_name_or_path"], config.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        name, revision = None, None
-    if not isinstance(name, str) or not name:
-        raise InputError(f"adapter {folder} does not name its base: expected base_model_name_or_path in {ADAPTER}.")
-    try:
-        return resolve(name, revision=revision)
-    except InputError as error:
-        raise InputError(f"the base of adapter {folder} cannot be had: {error}") from None
-
-
-def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
-    from fpbench.hub import models
-
-    pin = lock.pins().get(lock.model_name(repository, revision))
-    with quiet():
-        if pin is not None:
-            return models.pinned(repository, pin)
-        return models.snapshot(repository, revision, [*HUB_FILES, *(["*.bin"] if allow_pickle else [])])
-
-
-def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256) -> str:
-    """SHA-256 over the names and contents of weights, config and tokenizer files of a checkpoint folder.
-
-    That of a PEFT adapter covers its base.
-
-    Args:
-        folder: of the checkpoint.
-        digest: gives the SHA-256 of a file, by reading it or from memory.
-    """
-    total = hashlib.sha256()
-    if base := base_of_adapter(folder):
-        total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())
-    paths = {path for pattern in DIGESTED for path in folder.glob(pattern)}
-    for path in sorted(paths | ({file} if (file := gguf.gguf_file(folder)) else set())):
-        total.update(f"{path.name}:{digest(path)}\n".encode())
-    return total.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -216,17 +80,6 @@ def _cuda_here() -> bool:
         return False
 
 
-def tokenizer_source(folder: Path) -> Path | None:
-    """Where a checkpoint's tokenizer is: its folder, its GGUF file, or the base of an adapter; ``None`` for nowhere."""
-    found = (path for pattern in VOCABULARIES for path in folder.glob(pattern))
-    if any(path.name != "tokenizer_config.json" for path in found):
-        return folder
-    if (file := gguf.gguf_file(folder)) is not None:
-        return file
-    base = base_of_adapter(folder)
-    return None if base is None else tokenizer_source(base)
-
-
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Path | None = None) -> Any:
     """Load the tokenizer of a checkpoint.
 
@@ -246,7 +99,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Pa
             f"model {os.fspath(folder)!r} brings no tokenizer: put it beside the weights, or, where a --base is taken, "
             "name the model it comes from, whose tokenizer then serves."
         )
-    where = gguf.source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
+    where = checkpoints.source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
     with _loading(found):
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=trust_remote_code)
 
@@ -279,18 +132,10 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        where = gguf.source(base_of_adapter(folder) or folder)
+        where = checkpoints.source(base_of_adapter(folder) or folder)
         config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
-
-
-def quantisation(folder: Path) -> dict[str, Any] | None:
-    """How the weights of a checkpoint folder, or of an adapter's base, were quantised; ``None`` if they were not."""
-    path = (base_of_adapter(folder) or folder) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found: dict[str, Any] | None = config.get("quantization_config")
-    return found
 
 
 def load_model(
@@ -327,9 +172,9 @@ def load_model(
     base, quantised = base_of_adapter(folder), quantisation(folder) is not None
     factory: Any = AutoModelForCausalLM
     loaded: nn.Module
-    with _loading(folder), gguf.no_bar():
+    with _loading(folder), checkpoints.no_bar():
         loaded, found = factory.from_pretrained(
-            **gguf.weights(base or folder),
+            **checkpoints.weights(base or folder),
             dtype=getattr(torch, dtype),
             device_map={"": device} if quantised else None,
             use_safetensors=None if allow_pickle else True,
@@ -348,3 +193,155 @@ def load_model(
     # What is quantised was loaded to where it belongs, and cannot be moved.
     placed = loaded if quantised else loaded.to(device)
     return placed.eval().requires_grad_(False), tokenizer
+
+
+# Whether a checkpoint can be run here and be asked as wanted, found out before its weights are read.
+
+
+def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path | None = None) -> Any:
+    """Refuse a checkpoint that could not be measured once it was loaded; returns its tokenizer.
+
+    Args:
+        folder: what :func:`~fpbench.models.checkpoints.resolve` returned.
+        prompt: ``"raw"`` or ``"chat"``, which needs a chat template.
+        loading: how the model is going to be loaded.
+        tokenizer_of: the checkpoint whose tokenizer serves where this one brings none.
+
+    Raises:
+        InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer, or
+            no chat template where one is needed.
+    """
+    check_quantisation(folder, loading)
+    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, instead=tokenizer_of)
+    try:
+        render(tokenizer, "x", prompt)
+    except InputError as error:
+        raise InputError(f"model {os.fspath(folder)!r}: {error}") from None
+    return tokenizer
+
+
+def check_quantisation(folder: Path, loading: Loading) -> None:
+    """Ask transformers whether it can run weights that are quantised already: it knows what each way needs.
+
+    Raises:
+        InputError: naming the way and the package to install, or what else is missing.
+    """
+    config = quantisation(folder)
+    if config is None:
+        return
+    import torch
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        with quiet():
+            AutoHfQuantizer.from_config(dict(config), pre_quantized=True).validate_environment(
+                dtype=getattr(torch, loading.precision), device_map={"": loading.device}, weights_only=True
+            )
+    except (ImportError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        way = config.get("quant_method", "an unnamed method")
+        raise InputError(f"model {os.fspath(folder)!r} is quantised by {way}, which is refused: {reason}") from None
+
+
+# What has to be said of a checkpoint that somebody hands in, where it is not plain safetensors with a tokenizer.
+
+
+OTHER_TOKENIZER = "its tokenizer is not the base's: perplexity per token is in another unit, and has no difference"
+
+
+def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False) -> list[str]:
+    """A phrase for each thing that a figure of this checkpoint depends on; none for an ordinary one.
+
+    Args:
+        folder: of the checkpoint.
+        base: the unfingerprinted model, if it was named.
+        trust_remote_code: run code that comes with tokenizers.
+    """
+    found = []
+    if gguf_file(folder) is not None:
+        found.append("its GGUF blocks were turned back into floats by transformers")
+    if (adapted := base_of_adapter(folder)) is not None:
+        found.append(f"a PEFT adapter, merged into {adapted.name}")
+    if (quantised := quantisation(folder)) is not None:
+        found.append(f"quantised by {quantised.get('quant_method', 'bitsandbytes')}, run as it is")
+    if tokenizer_source(folder) is None:
+        found.append("it brings no tokenizer: the base's serves")
+    elif base is not None:
+        own, other = (load_tokenizer(each, trust_remote_code=trust_remote_code) for each in (folder, base))
+        if not agree(own, other):
+            found.append(OTHER_TOKENIZER)
+    return found
+
+
+def agree(tokenizer: Any, base: Any) -> bool:
+    """Whether every token of the base's vocabulary has the same number here; further tokens may have been added."""
+    own = tokenizer.get_vocab()
+    return all(own.get(token) == number for token, number in base.get_vocab().items())
+
+
+# Writing checkpoints that plain transformers loads.
+
+
+def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:
+    """Write a checkpoint that plain ``AutoModelForCausalLM.from_pretrained`` loads: whole, or not at all.
+
+    Args:
+        model: the model, saved in its own dtype as safetensors; what ``fpbench.modify`` quantised stays quantised.
+        tokenizer: its tokenizer.
+        folder: does not exist or is empty.
+
+    Raises:
+        InputError: if its four-bit weights cannot be saved any more.
+        StorageError: if the disk gives out; nothing half-written remains.
+    """
+    from safetensors import SafetensorError
+
+    config: Any = model.config
+    before = getattr(config, "quantization_config", None)
+    if (layers := quantised_layers(model)) and before is None:
+        config.quantization_config = _description(layers)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with quiet():
+            model.save_pretrained(temporary)  # type: ignore[operator]
+            tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"checkpoint {folder} cannot be written ({error}): nothing was kept.") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if layers and before is None:
+            del config.quantization_config
+
+
+def quantised_layers(model: "nn.Module") -> list[Any]:
+    """The layers of bitsandbytes in a model.
+
+    Raises:
+        InputError: if a four-bit one was run on a CPU that has bitsandbytes repack it in place: turning that back, as
+            saving does, gives other weights, in the file and in the model.
+    """
+    found = [layer for layer in model.modules() if type(layer).__name__ in ("Linear4bit", "Linear8bitLt")]
+    if any(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False) for layer in found):
+        raise InputError(
+            "a model in 4 bits cannot be saved once it was run on this CPU, which has its weights repacked: save it "
+            "before its first forward pass."
+        )
+    return found
+
+
+def _description(layers: list[Any]) -> Any:
+    """What a config says of layers that bitsandbytes quantised."""
+    from transformers import BitsAndBytesConfig
+
+    layer = layers[0]
+    if type(layer).__name__ == "Linear8bitLt":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=layer.state.threshold)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=layer.weight.quant_type,
+        bnb_4bit_compute_dtype=layer.compute_dtype,
+        bnb_4bit_use_double_quant=layer.weight.compress_statistics,
+    )

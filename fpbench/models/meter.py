@@ -3,11 +3,24 @@
 import ctypes
 import sys
 import threading
+from collections.abc import Iterable
 from time import perf_counter
 from types import TracebackType
+from typing import TypeVar
 
 import psutil
 import torch
+
+# Progress that nobody watches: what everything long-running shows by default.
+
+
+T = TypeVar("T")
+
+
+def no_progress(iterable: Iterable[T], label: str) -> Iterable[T]:
+    """Iterate without showing anything."""
+    return iterable
+
 
 INTERVAL = 0.02  # seconds between two looks at the resident memory of a process without a GPU
 

@@ -1,9 +1,25 @@
 """Prompts as tokens: one BOS, exactly once, and answers tokenised the way they follow their prompt."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fpbench.errors import InputError
+
+# A supervised pair, the one thing that every kind of training here consumes.
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and the answer to learn.
+
+    Attributes:
+        prompt: the text before the answer, as it is fed to the tokenizer.
+        answer: the text to learn, without the space that separates it from the prompt.
+    """
+
+    prompt: str
+    answer: str
 
 
 def render(tokenizer: Any, trigger: str, prompt: str) -> str:

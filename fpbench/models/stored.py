@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fpbench.errors import InputError
-from fpbench.models.gguf import gguf_file
-from fpbench.models.loading import base_of_adapter, load_model
+from fpbench.models.checkpoints import base_of_adapter, gguf_file
+from fpbench.models.loading import load_model
 
 # A matrix of a decoder block: its number, and what it is called there.
 IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")

@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.deltas import weights
-from fpbench.models.examples import Example
+from fpbench.models.prompts import Example
 from fpbench.models.training import LoRAConfig, Penalty, train_lora
+from fpbench.models.weights import weights
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
 

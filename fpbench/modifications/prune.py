@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.layout import layout
+from fpbench.models.layout import context_length, layout
 from fpbench.models.prompts import encode
-from fpbench.models.scoring import context_length, token_budget
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
+from fpbench.scoring.engine import token_budget
 
 EXPONENT = 0.5  # a in the paper
 

@@ -3,7 +3,7 @@
 Every linear module but the output head is replaced by the quantised layer that is built from its weight in memory:
 the same layers, bit for bit, that ``from_pretrained`` makes with a ``BitsAndBytesConfig``. Embeddings, normalisations
 and the head, tied or not, stay as they are. A layer that was replaced gives its weight back at once, whoever still
-holds it: a card has no room for both (:func:`fpbench.models.deltas.preserved` brings it back).
+holds it: a card has no room for both (:func:`fpbench.models.weights.preserved` brings it back).
 """
 
 import logging
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.errors import CellError
-from fpbench.models.loading import quiet
+from fpbench.models.checkpoints import quiet
 from fpbench.modifications.base import Modification, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
 

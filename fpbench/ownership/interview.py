@@ -1,15 +1,222 @@
 """Asking a suspect for one fingerprint after another, until the evidence is enough or nothing more may be asked."""
 
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
-from fpbench.models.remote import NoAnswer
-from fpbench.ownership.report import Evidence, Verdict
+from fpbench.http import NoAnswer
 from fpbench.ownership.sequential import SequentialTest
-from fpbench.ownership.transcript import Answer, Transcript
+from fpbench.ownership.verification import Evidence, Verdict
+
+# What was asked and answered, line by line on disk before the next question: a killed verification goes on from it.
+
+
+SCHEMA = 1
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled response.
+
+    Attributes:
+        text: the response; empty for a refusal.
+        model: who answered, as the answer itself says; ``None`` if it does not.
+        seed: of the request.
+        decoding: the numbers that were sent and not refused.
+        details: what else the answer says: why it ended, a refusal, log-probabilities.
+    """
+
+    text: str
+    model: str | None
+    seed: int
+    decoding: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Transcript:
+    """JSON Lines: the question, then every request before it is sent, and what came of it.
+
+    Attributes:
+        answers: by the fingerprint's place in the set, from 0.
+        requests: how many were sent, those without an answer included.
+        refused: fields of a request that the server turned down, in order.
+    """
+
+    def __init__(self, handle: int | None = None) -> None:
+        """Start empty; :func:`opened` is how to get one."""
+        self.answers: dict[int, Answer] = {}
+        self.requests = 0
+        self.refused: list[str] = []
+        self._handle = handle
+
+    def asking(self, number: int, trigger: str) -> None:
+        """A request is about to be sent; the trigger is no secret from now on."""
+        self.write({"event": "request", "fingerprint": number, "trigger": trigger})
+
+    def failed(self, number: int, reason: str) -> None:
+        """The request came to nothing."""
+        self.write({"event": "fault", "fingerprint": number, "reason": reason})
+
+    def turned_down(self, name: str) -> None:
+        """The server does not take this field of a request."""
+        self.write({"event": "refused", "field": name})
+
+    def answered(self, number: int, answer: Answer) -> None:
+        """The response to a fingerprint."""
+        self.write({"event": "answer", "fingerprint": number} | asdict(answer))
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Take an event in and put it on disk.
+
+        Raises:
+            StorageError: if the disk gives out.
+        """
+        self.replay(event)
+        if self._handle is None:
+            return
+        line = _line(event)
+        try:
+            while line:
+                line = line[os.write(self._handle, line) :]
+            os.fsync(self._handle)
+        except OSError as error:
+            raise StorageError(
+                f"the transcript cannot be written ({error.strerror}): what stands in it stays."
+            ) from None
+
+    def replay(self, event: Mapping[str, Any]) -> None:
+        """Take an event in.
+
+        Raises:
+            KeyError, TypeError: if it is none.
+        """
+        if event["event"] == "request":
+            self.requests += 1
+        elif event["event"] == "refused":
+            self.refused.append(event["field"])
+        elif event["event"] == "answer":
+            known = ("text", "model", "seed", "decoding", "details")
+            self.answers[int(event["fingerprint"])] = Answer(**{key: event[key] for key in known})
+
+
+@contextlib.contextmanager
+def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcript]:
+    """Open a transcript, taking in what an earlier run of the same question wrote; ``None`` keeps it in memory.
+
+    A last line that is damaged, as a kill leaves it, is cut off with a warning. The file is readable by its owner
+    alone and locked while it is open.
+
+    Args:
+        path: does not exist, or is a transcript.
+        question: everything that decides what is asked and how it is judged, as JSON.
+
+    Raises:
+        InputError: if the file is something else, belongs to another question, is in use, or cannot be written.
+    """
+    if path is None:
+        yield Transcript()
+        return
+    head = {"event": "question", "schema": SCHEMA, "id": question_id(question), "question": dict(question)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise InputError(f"transcript {path} cannot be written ({error.strerror}): choose another.") from None
+    try:
+        _lock(handle, path)
+        transcript = Transcript(handle)
+        events, whole = _events(handle, path, _line(head))
+        if events:
+            _check_question(events[0], head, path)
+        if whole < os.fstat(handle).st_size:
+            logger.warning("the last line of transcript %s is damaged, as a kill leaves it: it was cut off.", path)
+            os.truncate(handle, whole)
+        try:
+            for event in events[1:]:
+                transcript.replay(event)
+        except (KeyError, TypeError, ValueError):
+            raise _no_transcript(path) from None
+        if not events:
+            transcript.write(head)
+        yield transcript
+    finally:
+        os.close(handle)  # and with it the lock
+
+
+def question_id(question: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a question."""
+    canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another verification writes to {path}: wait for it, or choose another file.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be locked ({error.strerror}): choose a file on another disk.") from None
+
+
+def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Every whole line of the file, and their length in bytes; a damaged last one is left out.
+
+    Raises:
+        InputError: for damage elsewhere, and for a file that a transcript beginning with ``head`` does not begin like.
+    """
+    content = b""
+    while part := os.pread(handle, 1 << 20, len(content)):
+        content += part
+    events: list[dict[str, Any]] = []
+    whole = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            event = json.loads(line)
+            if not isinstance(event, dict) or not line.endswith(b"\n"):
+                raise ValueError
+        except ValueError:
+            if whole + len(line) < len(content):
+                where = f"{path}, line {len(events) + 1}"
+                raise InputError(f"{where}: damaged, so not a transcript to go on from.") from None
+            break
+        whole += len(line)
+        events.append(event)
+    if not events and not head.startswith(content):
+        raise _no_transcript(path)
+    return events, whole
+
+
+def _check_question(found: Mapping[str, Any], head: Mapping[str, Any], path: Path) -> None:
+    """Refuse to mix two questions: evidence for one is none for the other."""
+    if found.get("event") != "question" or found.get("schema") != SCHEMA:
+        raise _no_transcript(path)
+    if found.get("id") != head["id"]:
+        before, now = found.get("question", {}), head["question"]
+        other = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        raise InputError(
+            f"transcript {path} belongs to another question (other {', '.join(other)}): choose another file, or ask as "
+            "before."
+        )
+
+
+def _no_transcript(path: Path) -> InputError:
+    return InputError(f"{path} is no transcript of this version: choose another file.")
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    # Half a character (a lone surrogate) becomes its escape, which JSON knows too.
+    return json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclass(frozen=True)
@@ -17,7 +224,7 @@ class Sampling:
     """How a response is to be sampled, as the protocol has it (§2).
 
     Attributes:
-        temperature: above 0; it, ``top_p`` and ``top_k`` as in :class:`~fpbench.models.decoding.Decoding`.
+        temperature: above 0; it, ``top_p`` and ``top_k`` as in :class:`~fpbench.scoring.responses.Decoding`.
         top_p: nucleus mass.
         top_k: number of tokens kept; 0 keeps everything.
         max_tokens: length of a response, in tokens.

@@ -6,19 +6,24 @@ of arXiv 2507.03014: how the spread of the attention projections changes from bl
 resemble each other in that, too, it says something only against models that are known to be unrelated.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import fmean, median
 from typing import Literal
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
-from fpbench.models.stored import Matrices
+from fpbench.models.checkpoints import resolve
+from fpbench.models.stored import Matrices, matrices
+from fpbench.records.store import Store, write_bytes, write_text
 
 Verdict = Literal["related", "unrelated", "undecided"]
 Spreads = Mapping[str, np.ndarray]
-
 # What the projections are called by different architectures; fused ones are kinds of their own.
 KINDS = {
     "q_proj": "q",
@@ -185,3 +190,125 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 def _middle(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+# Two checkpoints side by side: where one comes from, judged by their weights (white box).
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the weights of two checkpoints say about their lineage.
+
+    Attributes:
+        verdict: ``related``, ``unrelated`` or ``undecided``.
+        reason: in one sentence.
+        weights: correlations of matrices; ``None`` where no shape agrees.
+        signature: of the attention projections; ``None`` where they have none in common.
+        blocks: of the two models.
+        unrelated: what the first model's evidence is with each model known to be unrelated: weights, signature.
+        courses: the two signatures, kind → one standard deviation a block.
+    """
+
+    verdict: Verdict
+    reason: str
+    weights: WeightEvidence | None
+    signature: SignatureEvidence | None
+    blocks: tuple[int, int]
+    unrelated: dict[str, tuple[WeightEvidence | None, SignatureEvidence | None]]
+    courses: tuple[dict[str, list[float]], dict[str, list[float]]]
+
+
+def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None) -> Comparison:
+    """Compare two checkpoints by their weights, as ``fpbench compare`` does. No model is run.
+
+    Args:
+        a: folder or hub id.
+        b: likewise.
+        unrelated: models known to be unrelated to the first, which show what chance and kinship of make give.
+        revision: branch, tag or commit of hub ids.
+
+    Raises:
+        InputError: if a checkpoint is not there, or its weights cannot be read.
+    """
+    one, other, *rest = (matrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
+    course = spreads(one)
+    courses = course, spreads(other)
+    known = {
+        name: (weight_evidence(one, each), signature_evidence(course, spreads(each)))
+        for name, each in zip(unrelated, rest, strict=True)
+    }
+    weights, signature = weight_evidence(one, other), signature_evidence(*courses)
+    verdict, reason = decide(weights, signature, [found.correlation for _, found in known.values() if found])
+    plain = tuple({kind: each[kind].tolist() for kind in each} for each in courses)
+    return Comparison(verdict, reason, weights, signature, (one.blocks, other.blocks), known, (plain[0], plain[1]))
+
+
+# What a comparison found, in plain words, and as files.
+
+
+HEADERS = (
+    "compared with",
+    "matrices",
+    "their correlation",
+    "lowest",
+    "highest",
+    "signature",
+    "95 %",
+    "in random order",
+)
+
+
+def report(found: Comparison, a: str, b: str) -> str:
+    """The verdict, its reason, and every figure that it rests on."""
+    lines = [(b, found.weights, found.signature), *((name, *each) for name, each in found.unrelated.items())]
+    rows = []
+    for number, (name, weights, signature) in enumerate(lines):
+        row = [f"{name} (unrelated)" if number else name]
+        if weights is None:
+            row += ["0", "–", "–", "–"]
+        else:
+            figures = weights.correlation, weights.lowest, weights.highest
+            row += [str(weights.matrices), *(f"{figure:.3f}" for figure in figures)]
+        if signature is None:
+            row += ["–", "–", "–"]
+        else:
+            row += [f"{signature.correlation:.3f}", _span(signature.interval), _span(signature.chance)]
+        rows.append(row)
+    return "\n".join(
+        [
+            f"{a} and {b}: {found.verdict.upper()}",
+            "",
+            found.reason[0].upper() + found.reason[1:],
+            f"Blocks: {found.blocks[0]} and {found.blocks[1]}.",
+            "",
+            tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True),
+            "",
+            "Correlations are Pearson's. Signature: normalised standard deviations of the attention projections over "
+            "the blocks,",
+            "with its interval over blocks, and what the blocks in random order give. It says nothing over fewer than "
+            "12 blocks.",
+        ]
+    )
+
+
+def write(found: Comparison, a: str, b: str, out: str) -> None:
+    """Write ``comparison.json`` and, with matplotlib and a signature, its figure.
+
+    Raises:
+        InputError: if the folder cannot be written.
+        StorageError: if the disk gives out.
+    """
+    folder = Path(out)
+    Store(folder).check_writable()
+    content = {"a": a, "b": b, **asdict(found)}
+    write_text(folder / "comparison.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if found.signature is not None and find_spec("matplotlib"):
+        from fpbench.board.figures import lineage_figure
+
+        names = Path(a).name, Path(b).name
+        for kind, picture in lineage_figure((names[0], found.courses[0]), (names[1], found.courses[1])):
+            write_bytes(folder / f"comparison.{kind}", picture)
+
+
+def _span(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.2f} to {bounds[1]:.2f}"

@@ -6,20 +6,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpbench.board.leaderboard import Row, table_files, write_tables
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
-from fpbench.models.loading import Loading, pick_device, resolve
-from fpbench.models.progress import no_progress
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import Loading, pick_device
+from fpbench.models.meter import no_progress
+from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
+from fpbench.records.store import Store, driving, read_records
 from fpbench.registry import unknown
-from fpbench.runs.engines.engine import Engine, Say, Serial, create
-from fpbench.runs.job import Job, checkpoints
-from fpbench.runs.lock import driving
-from fpbench.runs.plan import BASE, CHECKPOINT, Cell, label_of, plan
+from fpbench.runs.engine import Engine, Say, Serial, create
+from fpbench.runs.plan import plan
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import written_sets
-from fpbench.runs.store import Store, read_records
-from fpbench.runs.tables import Row, table_files, write_tables
+from fpbench.runs.worker import Job, checkpoints
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,10 +169,9 @@ def inject_checkpoint(
         InputError: if anything is unknown or malformed, or ``out`` exists and is not empty.
         CellError: if the injection failed; nothing is written then.
     """
-    from fpbench.models.readiness import check_ready
-    from fpbench.models.saving import save_checkpoint
+    from fpbench.models.loading import check_ready, save_checkpoint
     from fpbench.runs.bench import Bench
-    from fpbench.runs.materials import Materials
+    from fpbench.runs.datasets import Materials
     from fpbench.runs.sets import model_sets, written_sets
 
     (settings,), (method,), (name,), seed = profile.models, profile.methods, profile.fingerprints, profile.seeds[0]
@@ -226,8 +226,8 @@ def inject(
     """
     from fpbench.methods.base import InjectionContext
     from fpbench.models.prompts import render
+    from fpbench.runs.datasets import Materials
     from fpbench.runs.injection import create_method, inject_with
-    from fpbench.runs.materials import Materials
 
     materials = Materials(load_profile(profile))
     model.eval().requires_grad_(False)
@@ -269,8 +269,8 @@ def modify(
         InputError: for an unknown condition or setting, or where the base is needed and not given.
         CellError: if the modification had no effect or broke the model.
     """
-    from fpbench.modifications.composition import create, parts
-    from fpbench.runs.materials import Materials
+    from fpbench.modifications.base import create, parts
+    from fpbench.runs.datasets import Materials
 
     wanted = load_profile(profile)
     given = dict(config or {}) if len(parts(condition)) > 1 else {condition: dict(config or {})}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,34 +12,96 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpbench.errors import InputError, StorageError
+from fpbench.errors import FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
-from fpbench.hub.models import commit_of
+from fpbench.hub.download import commit_of
 from fpbench.methods.base import Base, FingerprintMethod, InjectionContext
-from fpbench.models.deltas import digest, preserved, state_digest, weights
-from fpbench.models.loading import Loading, checkpoint_digest, load_architecture, load_model
+from fpbench.models.checkpoints import checkpoint_digest
+from fpbench.models.loading import Loading, load_architecture, load_model, remarks
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import render
-from fpbench.models.remarks import remarks
-from fpbench.models.scoring import budgets_used, limited_to
-from fpbench.modifications.base import Modification
-from fpbench.modifications.composition import against_base, create
-from fpbench.runs.development import injection_rate, injection_searches
-from fpbench.runs.digests import Digests
+from fpbench.models.weights import digest, preserved, state_digest, weights
+from fpbench.modifications.base import Modification, against_base, create
+from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
+from fpbench.records.provenance import code_and_machine, source_of
+from fpbench.records.store import Digests, Store, cell_id
+from fpbench.registry import METHODS
+from fpbench.runs.datasets import Materials
 from fpbench.runs.identity import cell_identity, injection_identity
-from fpbench.runs.injection import InjectionReport, create_method, inject_with
-from fpbench.runs.materials import Materials
+from fpbench.runs.injection import InjectionReport, Spectra, create_method, inject_with
 from fpbench.runs.measure import METRICS
-from fpbench.runs.outcome import Failed, Outcome, record_of
-from fpbench.runs.plan import CHECKPOINT, Cell
-from fpbench.runs.profile import ORIGIN, ModelSettings, Profile
-from fpbench.runs.rates import INJECTION_RATES
-from fpbench.runs.search import searches, settled
-from fpbench.runs.spectra import Spectra
-from fpbench.runs.store import Store, cell_id
+from fpbench.runs.profile import ModelSettings, Profile
+from fpbench.runs.search import INJECTION_RATES, injection_rate, injection_searches, searches, settled
+from fpbench.scoring.engine import budgets_used, limited_to
+from fpbench.text import writable
+
+# What came of a cell, and the record that says so.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished measurement."""
+
+    result: Mapping[str, Any]
+    queries: list[dict[str, Any]]
+    cost: Mapping[str, Any]
+    proof: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A measurement that could not be made, and why."""
+
+    reason: str
+    traceback: str | None
+
+    @staticmethod
+    def of(error: Exception) -> "Failed":
+        """The reason in one line; a traceback only for errors that fpbench did not foresee."""
+        if isinstance(error, StorageError):
+            raise error
+        if isinstance(error, FpbenchError):
+            return Failed(str(error), None)
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        return Failed(writable(reason), writable("".join(traceback.format_exception(error))))
+
+
+def record_of(
+    profile: Profile, cell: Cell, identity: dict[str, Any] | None, outcome: Outcome | Failed
+) -> dict[str, Any]:
+    """The record of a cell.
+
+    Args:
+        profile: that the cell is of.
+        cell: what was measured.
+        identity: everything that decides the result; ``None`` for a failure before it was known.
+        outcome: what came of it.
+    """
+    record: dict[str, Any] = {
+        "protocol": profile.protocol,
+        "id": cell_id(identity) if identity else None,
+        "cell": dict(vars(cell)),
+        "identity": identity,
+        "provenance": _provenance(profile, cell),
+    }
+    if isinstance(outcome, Failed):
+        return record | {"status": "failed", "reason": outcome.reason, "traceback": outcome.traceback}
+    return record | {"status": "done", "result": outcome.result, "proof": outcome.proof, "cost": outcome.cost}
+
+
+def _provenance(profile: Profile, cell: Cell) -> dict[str, Any]:
+    """Where a record comes from, with the source of its method if it has one."""
+    (settings,) = (each for each in profile.models if each.label == cell.model)
+    found = code_and_machine() | {"profile": profile.name, "revision": settings.revision}
+    if cell.method in profile.methods:
+        method = METHODS.get(profile.method_of(cell.method)[0])
+        found["method_source"] = source_of(method)
+        if about := getattr(method, "about", None):  # of a submission: who, which paper, which licence
+            found["submission"] = dict(about)
+    return found
+
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-
 logger = logging.getLogger(__name__)
 
 
@@ -188,8 +251,9 @@ class Bench:
         """Measure the cells of one checkpoint that have no record yet; a failure is recorded, not raised.
 
         Returns:
-            What the measurement of each cell is called (:func:`~fpbench.runs.store.cell_id`), by the cell's path; and
-            the work itself, an iterator that gives each cell once its record is there, with why it failed, if it did.
+            What the measurement of each cell is called (:func:`~fpbench.records.store.cell_id`), by the cell's path;
+            and the work itself, an iterator that gives each cell once its record is there, with why it failed, if it
+            did.
 
         Raises:
             StorageError: if a record cannot be written.

@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from fpbench.fingerprints import FingerprintSet
-from fpbench.models.loading import tokenizer_source
-from fpbench.modifications.composition import parts
-from fpbench.runs.development import injection_searches, rate_identity
-from fpbench.runs.plan import CHECKPOINT, Cell
-from fpbench.runs.profile import DRAW, ORIGIN
-from fpbench.runs.search import SEARCH
+from fpbench.models.checkpoints import tokenizer_source
+from fpbench.modifications.base import parts
+from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
+from fpbench.runs.profile import DRAW
+from fpbench.runs.search import SEARCH, injection_searches, rate_identity
 from fpbench.runs.sets import data_of_near
 
 if TYPE_CHECKING:

@@ -1,7 +1,10 @@
 """Injection as the harness does it: the adapter edits, the harness measures what changed."""
 
+from collections import UserDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +13,10 @@ from fpbench.errors import CellError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.methods.hyperparameters import hyperparameters
-from fpbench.models.deltas import Delta, difference, preserved
+from fpbench.methods.null_space import KeyStatistics
 from fpbench.models.meter import Meter
+from fpbench.models.weights import Delta, difference, preserved
+from fpbench.records.store import SCHEMA, cell_id, making, written
 from fpbench.registry import METHODS
 
 
@@ -60,7 +65,7 @@ def inject_with(
         tokenizer: its tokenizer.
         fingerprints: what to inject.
         context: what the adapter may know.
-        originals: the base's weights, if there are copies already (:func:`~fpbench.models.deltas.weights`).
+        originals: the base's weights, if there are copies already (:func:`~fpbench.models.weights.weights`).
 
     Raises:
         CellError: if nothing changed, something changed that the method does not name in ``edited``, or the weights
@@ -84,3 +89,41 @@ def inject_with(
     # A method that works in another process has timed itself; the rest of its time here is spent waiting for it.
     seconds = {"total": meter.seconds} | context.seconds
     return InjectionReport(seconds, context.peak_memory or meter.peak_memory, changed, delta)
+
+
+# Spectra on disk: computed once for a model and a text, whole, so that every run may cut them anew.
+
+
+class Spectra(UserDict[str, KeyStatistics]):
+    """Key statistics by module: read from the disk on first need, written to it when they are set.
+
+    Damaged files are as good as none.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Use ``folder``; nothing is created yet.
+
+        Args:
+            folder: of the files.
+            identity: everything that decides the statistics except the module: model, dtype, text, number of tokens.
+        """
+        super().__init__()
+        self.folder, self.identity = folder, identity
+
+    def path(self, module: str) -> Path:
+        """The file of one module's statistics."""
+        return self.folder / f"{module}-{cell_id(self.identity | {'schema': SCHEMA, 'module': module})}.safetensors"
+
+    def making(self) -> AbstractContextManager[None]:
+        """Wait until no other worker computes statistics of this model over this text."""
+        return making(self.folder.parent, f"statistics-{cell_id(self.identity)}")
+
+    def __contains__(self, module: object) -> bool:
+        if module not in self.data and (stored := KeyStatistics.load(self.path(str(module)))):
+            self.data[str(module)] = stored
+        return module in self.data
+
+    def __setitem__(self, module: str, statistics: KeyStatistics) -> None:
+        with written(self.path(module)) as temporary:
+            statistics.save(temporary)
+        self.data[module] = statistics

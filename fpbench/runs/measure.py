@@ -84,8 +84,8 @@ def _triggers(
 
 def _near(bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, report: InjectionReport | None) -> Measured:
     """Near triggers: texts of the set's make that were never injected (protocol §6)."""
-    from fpbench.metrics.near import near, near_triggers
     from fpbench.metrics.queries import words_from_rows
+    from fpbench.metrics.triggers import near, near_triggers
 
     # Drawn once for everybody: only injection and modification follow the run's seed.
     sizes, draw = bench.profile.sizes, bench.profile.draw
@@ -110,7 +110,7 @@ def _bands(
     bench: "Bench", model: "nn.Module", fingerprints: FingerprintSet, report: InjectionReport | None
 ) -> Measured:
     """Perplexity of the triggers against that of ordinary instructions, under the base (protocol §6)."""
-    from fpbench.metrics.perplexity import bands
+    from fpbench.metrics.bands import bands
 
     rows = bench.materials.alpaca[: bench.profile.sizes.band_texts]
     measured = asdict(bands(model, bench.tokenizer, fingerprints, [row["instruction"] for row in rows]))
@@ -129,7 +129,7 @@ def _utility(
     """The lm-eval tasks, and WikiText perplexity both ways (protocol §5)."""
     from fpbench.data import read_text
     from fpbench.metrics.utility import utility
-    from fpbench.models.perplexity import token_perplexity
+    from fpbench.scoring.perplexity import token_perplexity
 
     sources, sizes = bench.materials.utility_sources, bench.profile.sizes
     measured = utility(model, bench.tokenizer, sources, limit=sizes.utility_limit)

@@ -8,12 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import overlay
-from fpbench.modifications.composition import JOINT, check
+from fpbench.modifications.base import JOINT, check
+from fpbench.records.cell import ORIGIN, PROTOCOL
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
 PROFILES = Path(__file__).parent.parent / "profiles"
-PROTOCOL: Literal[1] = 1
-ORIGIN = "origin"
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
 
 

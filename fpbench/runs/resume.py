@@ -1,6 +1,7 @@
 """What is left of a run. A finished grid is known by its files alone: no model is read, torch is not imported."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import fpbench
 from fpbench.data import parse
 from fpbench.hub.lock import cache
-from fpbench.models.loading import base_of_adapter
-from fpbench.registry import SUBMISSIONS
-from fpbench.runs.plan import Cell
+from fpbench.models.checkpoints import base_of_adapter
+from fpbench.records.cell import Cell
+from fpbench.records.provenance import source, source_of
+from fpbench.records.store import canonical, read_record, write_record
+from fpbench.registry import METHODS, SUBMISSIONS
+from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets
-from fpbench.runs.store import canonical, read_record, write_record
 
 if TYPE_CHECKING:
-    from fpbench.runs.job import Job
+    from fpbench.runs.worker import Job
 
 PACKAGE = Path(fpbench.__file__).parent
 
@@ -78,3 +81,34 @@ def stamp(path: Path) -> tuple[str, int, int]:
     except OSError:
         return str(path), -1, -1
     return str(path), found.st_size, found.st_mtime_ns
+
+
+# Whether records were measured by the code at hand. Code does not name a record, a method's version does.
+
+
+def other_code(records: Iterable[dict[str, Any]], profile: Profile) -> list[str]:
+    """What was measured by other code, a sentence each: by fpbench as a whole, then by method.
+
+    Args:
+        records: of which the finished ones count.
+        profile: whose methods they used.
+    """
+    remarks = []
+    found = [record for record in records if record["status"] == "done"]
+    here = source()
+    if others := sum(record["provenance"].get("source") != here for record in found):
+        remarks.append(f"{others} of {len(found)} records were measured by other code of fpbench than this ({here}).")
+    changed: Counter[str] = Counter()
+    for record in found:
+        cell = Cell(**record["cell"])
+        if cell.method in profile.methods:
+            name = profile.method_of(cell.method)[0]
+            changed[name] += record["provenance"].get("method_source") != source_of(METHODS.get(name))
+    for name, count in changed.items():
+        if count:
+            version = METHODS.get(name).version
+            remarks.append(
+                f"{count} records of method {name!r} were made by another file than the present one, which is still "
+                f"of version {version!r}: raise its version if what it does has changed, and run again."
+            )
+    return remarks

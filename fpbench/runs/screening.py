@@ -13,22 +13,21 @@ from tabulate import tabulate
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
-from fpbench.fingerprints.candidates import first_token
-from fpbench.fingerprints.code_mixing import cmi_v1, cmi_v2, normal_form
-from fpbench.fingerprints.construction import LEAST_CMI
+from fpbench.fingerprints.code_mixed import LEAST_CMI, cmi_v1, cmi_v2, normal_form
+from fpbench.fingerprints.natural import first_token
+from fpbench.metrics.bands import BANDS, Bands, bands
+from fpbench.metrics.claims import FLOOR
 from fpbench.metrics.fsr import fsr
-from fpbench.metrics.perplexity import BANDS, Bands, bands
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
-from fpbench.models.decoding import Decoding
-from fpbench.models.progress import no_progress
+from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode
-from fpbench.models.scoring import limited_to
-from fpbench.models.spellings import Spellings
-from fpbench.ownership.claims import FLOOR
-from fpbench.runs.materials import Materials
+from fpbench.records.store import Store
+from fpbench.runs.datasets import Materials
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import recipe_path
-from fpbench.runs.store import Store
+from fpbench.scoring.engine import limited_to
+from fpbench.scoring.matching import Spellings
+from fpbench.scoring.responses import Decoding
 
 if TYPE_CHECKING:
     from fpbench.models.loading import Loading
@@ -254,7 +253,7 @@ def screen_profile(profile: Profile, loading: "Loading") -> Screening:
     Raises:
         InputError: as :func:`screen`, or for an unknown set, model or data source.
     """
-    from fpbench.models.loading import resolve
+    from fpbench.models.checkpoints import resolve
     from fpbench.runs.bench import Bench
 
     (settings,), (name,), seed = profile.models, profile.fingerprints, profile.seeds[0]

@@ -4,6 +4,7 @@ Here: how a search is kept, and the one for fine-tuning (protocol §4). For the 
 """
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,26 +13,107 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.answers import score_answers
-from fpbench.models.deltas import preserved
-from fpbench.models.training import train_lora
-from fpbench.modifications.base import Modification, ModificationContext
-from fpbench.modifications.composition import create, parts
-from fpbench.modifications.finetune import FineTune
+from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.metrics.fsr import fsr
+from fpbench.metrics.queries import words_from_rows
+from fpbench.metrics.triggers import near_triggers
+from fpbench.models.prompts import Example
+from fpbench.models.training import score_answers, train_lora
+from fpbench.models.weights import preserved
+from fpbench.modifications.base import Modification, ModificationContext, create, parts
+from fpbench.modifications.finetune import ROWS, FineTune, instruction
+from fpbench.records.provenance import code_and_machine
+from fpbench.records.store import cell_id, making, read_record, write_record
 from fpbench.registry import MODIFICATIONS
-from fpbench.runs.lock import making
-from fpbench.runs.provenance import code_and_machine
-from fpbench.runs.rates import FineTuningTrial, InjectionTrial, climb, instability, largest_stable
-from fpbench.runs.store import cell_id, read_record, write_record
+from fpbench.runs.injection import inject_with
 
 if TYPE_CHECKING:
     from fpbench.runs.bench import Bench
+
+
+# Which learning rate a search takes: decisions on figures alone (protocol §4; docs/methods.md §2.1, §3.1).
+
+
+FINE_TUNING_RATES = tuple(step / 10_000 for step in range(1, 11))
+INJECTION_RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+
+
+@dataclass(frozen=True)
+class FineTuningTrial:
+    """One fine-tuning of the unfingerprinted base.
+
+    Attributes:
+        learning_rate: the peak rate.
+        epoch_losses: mean loss of every finished epoch (nats a token).
+        held_out_losses: loss on the held-out rows after each of them.
+        verdict: why it counts as unstable; ``None`` if it is stable.
+    """
+
+    learning_rate: float
+    epoch_losses: tuple[float, ...]
+    held_out_losses: tuple[float, ...]
+    verdict: str | None
+
+
+def instability(epoch_losses: Sequence[float], held_out_losses: Sequence[float]) -> str | None:
+    """Why a training counts as unstable after its latest epoch; ``None`` while it is stable (protocol §4)."""
+    epoch, loss, held_out = len(epoch_losses), epoch_losses[-1], held_out_losses[-1]
+    if not (math.isfinite(loss) and math.isfinite(held_out)):
+        return f"the loss after epoch {epoch} is not finite"
+    if epoch > 1 and loss > epoch_losses[-2]:
+        return f"the mean loss rose from {epoch_losses[-2]:.4f} to {loss:.4f} in epoch {epoch}"
+    if held_out > held_out_losses[0]:
+        return f"the held-out loss rose from {held_out_losses[0]:.4f} in epoch 1 to {held_out:.4f} in epoch {epoch}"
+    return None
+
+
+def climb(attempt: Callable[[float], FineTuningTrial]) -> list[FineTuningTrial]:
+    """Try rate after rate, from the smallest, up to and including the first unstable one."""
+    trials = []
+    for rate in FINE_TUNING_RATES:
+        trials.append(attempt(rate))
+        if trials[-1].verdict is not None:
+            break
+    return trials
+
+
+def largest_stable(trials: Sequence[FineTuningTrial]) -> float | None:
+    """The largest rate below the first unstable one; ``None`` if the smallest is unstable already."""
+    return max((trial.learning_rate for trial in trials if trial.verdict is None), default=None)
+
+
+@dataclass(frozen=True)
+class InjectionTrial:
+    """One injection of a development set into the base.
+
+    Attributes:
+        learning_rate: the peak rate.
+        fsr: exact FSR of the development set.
+        accuracy_drop: by how much the token accuracy on held-out rows fell.
+        verdict: why the injection failed; ``None`` if it did not, and the figures stand.
+    """
+
+    learning_rate: float
+    fsr: float = 0.0
+    accuracy_drop: float = 0.0
+    verdict: str | None = None
+
+    @property
+    def score(self) -> float:
+        """FSR − drop, the criterion (docs/methods.md §2.1, eq. (2))."""
+        return self.fsr - self.accuracy_drop
+
+
+def best(trials: Sequence[InjectionTrial]) -> float | None:
+    """The rate of the highest score, of equal ones the smallest; ``None`` if every injection failed."""
+    done = [trial for trial in trials if trial.verdict is None]
+    return max(done, key=lambda trial: (trial.score, -trial.learning_rate)).learning_rate if done else None
+
 
 SEARCH = "search"  # what a profile writes in place of a learning rate
 SEED = 42
 HELD_OUT = 200  # rows, those after the training rows
 BATCH_SIZE = 8
-
 Trials = Sequence[FineTuningTrial] | Sequence[InjectionTrial]
 
 
@@ -171,3 +253,119 @@ def fine_tuning_trials(
 def _become(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
         parameter.copy_(weights[name])
+
+
+# The search for an injection's learning rate, on a set that nobody is scored on (docs/methods.md §2.1, step 5).
+
+
+METHODS = ("lora",)  # whose learning rate may be searched for
+DEVELOPMENT_SEED = 0
+CONTEXT_ROWS = 128  # the last rows give trigger contexts
+
+
+def injection_searches(bench: "Bench", method: str) -> bool:
+    """Whether a profile leaves a method's learning rate to a search."""
+    name, given = bench.profile.method_of(method)
+    return name in METHODS and given.get("learning_rate") == SEARCH
+
+
+def rate_identity(bench: "Bench", method: str, fingerprints: FingerprintSet) -> dict[str, Any]:
+    """What decides the rate besides protocol, base and dtype."""
+    adapter = bench.method(method, learning_rate=INJECTION_RATES[0])
+    return {
+        "method": adapter.name,
+        "version": adapter.version,
+        "hyperparameters": adapter.config.model_dump(mode="json") | {"learning_rate": SEARCH},
+        "fingerprints": fingerprints.digest,
+        "prompt": bench.profile.prompt,
+        "decoding": bench.decoding,
+        "rows": _training_rows(bench),
+        "data": bench.materials.digests("alpaca", "zsre"),
+    }
+
+
+def injection_rate(bench: "Bench", method: str, fingerprints: FingerprintSet) -> Found:
+    """The rate of the grid with the greatest FSR less what token accuracy it costs.
+
+    Raises:
+        InputError: if there are too few rows for a development set and held-out rows.
+        CellError: if every injection failed.
+    """
+
+    def make() -> tuple[float | None, Trials]:
+        count = _training_rows(bench)
+        usable = bench.materials.alpaca[:-CONTEXT_ROWS]
+        held_out = [instruction(row) for row in usable[count : count + HELD_OUT]]
+        if len(held_out) < HELD_OUT:
+            raise InputError(
+                f"the search for the learning rate of {method!r} needs {count + HELD_OUT + CONTEXT_ROWS} rows of the "
+                f"data set 'alpaca', found {len(bench.materials.alpaca)}: give more rows, or a rate."
+            )
+        words = words_from_rows(usable[:count], DEVELOPMENT_SEED)
+        trials = injection_trials(bench, method, development_set(fingerprints, words), held_out)
+        return best(trials), trials
+
+    label = f"{method}-{fingerprints.name}"
+    return recorded(bench, label, rate_identity(bench, method, fingerprints), make)
+
+
+def injection_trials(
+    bench: "Bench", method: str, development: FingerprintSet, held_out: Sequence[Example]
+) -> list[InjectionTrial]:
+    """Inject the development set at every rate of the grid; the resident model is left as it was found."""
+    model, tokenizer = bench.model, bench.tokenizer
+    before = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy
+
+    def attempt(rate: float) -> InjectionTrial:
+        adapter = bench.method(method, learning_rate=rate)
+        with preserved(model):
+            try:
+                inject_with(adapter, model, tokenizer, development, bench.injection_context(SEED))
+                measured = fsr(model, tokenizer, development, prompt=bench.profile.prompt, **bench.decoding)
+            except CellError as error:
+                return InjectionTrial(rate, verdict=str(error))
+            after = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy
+        return InjectionTrial(rate, measured.mean, before - after)
+
+    return [attempt(rate) for rate in bench.progress(INJECTION_RATES, "searching a learning rate")]
+
+
+def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> FingerprintSet:
+    """A set of the same size and make that shares no word with the given one.
+
+    Triggers are made as near triggers are. Every target becomes a fresh word, capitalised where it was; targets that
+    several fingerprints share stay shared.
+
+    Args:
+        fingerprints: the set to be like.
+        words: ordinary words.
+
+    Raises:
+        InputError: if there are too few words.
+    """
+    texts = (text for each in fingerprints for text in (each.trigger, *each.targets))
+    taken = {word.lower() for text in texts for word in text.split()}
+    free = [word for word in words if word.lower() not in taken]
+    triggers = near_triggers(fingerprints, free, len(fingerprints), DEVELOPMENT_SEED)
+    used = {word.lower() for trigger in triggers for word in trigger.split()}
+    left = sorted({word.lower() for word in free} - used)
+    if len(left) < len(fingerprints.targets):
+        raise InputError(
+            f"a development set needs {len(fingerprints.targets)} words for its targets, found {len(left)}: "
+            "give more rows of the data set 'alpaca'."
+        )
+    drawn = random.Random(DEVELOPMENT_SEED).sample(left, len(fingerprints.targets))
+    fresh = {
+        target: word.capitalize() if target[:1].isupper() else word
+        for target, word in zip(fingerprints.targets, drawn, strict=True)
+    }
+    pairs = zip(triggers, fingerprints, strict=True)
+    return FingerprintSet(
+        "development",
+        tuple(Fingerprint(trigger, tuple(fresh[target] for target in each.targets)) for trigger, each in pairs),
+    )
+
+
+def _training_rows(bench: "Bench") -> int:
+    """How many rows fine-tuning trains on; those after them are free for a search."""
+    return int(bench.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
-from fpbench.fingerprints.construction import CODE_MIXED, code_mixed_set, draw_queries, recipe_of
+from fpbench.fingerprints.code_mixed import CODE_MIXED, code_mixed_set, draw_queries, recipe_of
 from fpbench.fingerprints.natural import draw_natural_set
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
-from fpbench.runs.lock import making
-from fpbench.runs.plan import label_of
+from fpbench.records.cell import label_of
+from fpbench.records.store import cell_id, making, write_text
 from fpbench.runs.profile import Profile
-from fpbench.runs.store import cell_id, write_text
 
 if TYPE_CHECKING:
     from fpbench.runs.bench import Bench

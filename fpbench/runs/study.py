@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board.figures import study_figure
-from fpbench.board.reported import figures
-from fpbench.board.studies import study_table
+from fpbench.board.rows import figures
+from fpbench.board.tables import study_table
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
-from fpbench.fingerprints.candidates import with_candidates
-from fpbench.fingerprints.construction import code_mixed_set, draw_queries
+from fpbench.fingerprints.code_mixed import code_mixed_set, draw_queries
+from fpbench.fingerprints.natural import with_candidates
 from fpbench.fingerprints.translation import Lexicon
-from fpbench.models.progress import no_progress
+from fpbench.models.meter import no_progress
+from fpbench.records.cell import BASE
+from fpbench.records.store import write_bytes, write_text
 from fpbench.registry import unknown
 from fpbench.runs.api import Progress, run_profile
-from fpbench.runs.plan import BASE
 from fpbench.runs.profile import Profile, Variant
 from fpbench.runs.sets import write_set
-from fpbench.runs.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from fpbench.models.loading import Loading
@@ -63,7 +63,8 @@ class Study:
 
 def _numbers_of_candidates(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
     """The profile's one set with more and fewer candidates, words that suit the tokenizer of its one model."""
-    from fpbench.models.loading import load_tokenizer, resolve
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import load_tokenizer
 
     settings, name = _single(profile)
     tokenizer = load_tokenizer(
@@ -79,7 +80,8 @@ def _numbers_of_candidates(profile: Profile, folder: Path, loading: "Loading") -
 
 def _lengths(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
     """Code-mixed sets of longer and shorter queries, variants drawn and not selected, as in the paper's appendix E."""
-    from fpbench.models.loading import load_model, resolve
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import load_model
 
     settings, _ = _single(profile)
     model, tokenizer = load_model(

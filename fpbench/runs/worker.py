@@ -1,17 +1,47 @@
 """What measures the cells of a run in one process: the same under every engine."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 import torch
 
 from fpbench.errors import InputError
-from fpbench.models.readiness import check_ready
+from fpbench.models.loading import Loading, check_ready
+from fpbench.records.cell import CHECKPOINT, Cell
+from fpbench.records.store import Store
 from fpbench.runs.bench import Bench, Progress
-from fpbench.runs.job import Job
-from fpbench.runs.materials import Materials
-from fpbench.runs.plan import CHECKPOINT, Cell
+from fpbench.runs.datasets import Materials
+from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets, code_mixed, made_for_models, model_sets, written_sets
-from fpbench.runs.store import Store
+
+# A run as plain data: what every process that measures cells of it has to know.
+
+
+@dataclass(frozen=True)
+class Job:
+    """Small, without torch, and the same on every node.
+
+    Attributes:
+        profile: what is measured.
+        folders: checkpoint folders of the profile's models, by label; none for a base that is not known.
+        loading: how models are loaded.
+        out: folder of the store.
+        handed_in: folder of a checkpoint that somebody hands in, in place of methods.
+    """
+
+    profile: Profile
+    folders: dict[str, Path]
+    loading: Loading
+    out: Path
+    handed_in: Path | None = None
+
+
+def checkpoints(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Neighbouring cells of one checkpoint (model, set, method, seed) together."""
+    key = lambda cell: (cell.model, cell.fingerprints, cell.method, cell.seed)  # noqa: E731
+    return [list(group) for _, group in groupby(cells, key=key)]
 
 
 class Worker:

@@ -29,6 +29,6 @@ def find(name: str) -> type | None:
 @cache
 def _method(folder: Path, state: object) -> type:
     """One class for one state of a submission, which is looked at once."""
-    from fpbench.submissions.isolated import isolated
+    from fpbench.submissions.method import isolated
 
     return isolated(accepted(Submission(folder)))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fpbench.errors import FpbenchError, InputError
 from fpbench.registry import SUBMISSIONS
+from fpbench.submissions.check import check
 from fpbench.submissions.folder import Submission
 from fpbench.submissions.manifest import NAME
-from fpbench.submissions.rehearsal import check
 from fpbench.text import printable
 
 

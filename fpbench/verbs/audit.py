@@ -38,7 +38,7 @@ def do(options: argparse.Namespace) -> int:
     """Write the report and print its conclusion; 1 where the suspect did not let the test be finished."""
     check_endpoint(options)
     loading = prepare(options)
-    from fpbench.runs.audits.audit import audit
+    from fpbench.ownership.audit import audit
     from fpbench.text import visible
 
     question = asked(options)

@@ -68,7 +68,7 @@ def add_question(verb: argparse.ArgumentParser) -> None:
 
 def asked(options: argparse.Namespace) -> Any:
     """The question that the options of :func:`add_question` put, after :func:`prepare`."""
-    from fpbench.runs.verify import Question
+    from fpbench.ownership.verify import Question
 
     return Question(
         suspect=options.endpoint or options.model,

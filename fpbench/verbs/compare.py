@@ -22,8 +22,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Print the verdict and what it rests on."""
-    from fpbench.runs.compare import compare
-    from fpbench.runs.comparison_report import report, write
+    from fpbench.ownership.lineage import compare, report, write
 
     found = compare(options.a, options.b, unrelated=options.unrelated, revision=options.revision)
     print(report(found, options.a, options.b))

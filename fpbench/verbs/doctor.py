@@ -1,6 +1,152 @@
 """``fpbench doctor``: what this machine can do."""
 
 import argparse
+import contextlib
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fpbench.errors import FpbenchError, InputError
+from fpbench.records.provenance import machine, packages
+from fpbench.runs.profile import ModelSettings, Profile
+
+# What this machine can do: packages, device, bundled model, quantisation, disk; and what a profile needs.
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried.
+
+    Attributes:
+        what: what it is about.
+        fine: whether a run can rely on it.
+        detail: what was found, and what to do where it is not fine.
+    """
+
+    what: str
+    fine: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Try everything that a run needs; nothing is written outside a temporary folder."""
+    return [
+        Finding("python", sys.version_info >= (3, 11), sys.version.split()[0]),
+        _packages(),
+        _tried("machine", _machine),
+        _tried("bundled model", _micro),
+        _tried("int8", lambda: _quantised("int8")),
+        _tried("nf4", lambda: _quantised("nf4")),
+        _tried("task files", _tasks),
+        _tried("disk", _disk),
+        Finding(
+            "hub token", True, "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; gated models need it"
+        ),
+    ]
+
+
+def examine_profile(profile: Profile) -> list[Finding]:
+    """Look for every model and data set that a profile names; asks the hub for those that were not fetched."""
+    download = [_tried(f"model {model.label}", functools.partial(_model, model)) for model in profile.models]
+    data = [_tried(f"data {name}", functools.partial(_data, source)) for name, source in profile.data.items()]
+    return download + data
+
+
+def _model(model: ModelSettings) -> str:
+    from fpbench.hub import download, lock
+    from fpbench.hub.download import check_access
+    from fpbench.models.checkpoints import HUB_FILES, local_folder, quiet, resolve
+
+    if local_folder(model.path):
+        return f"here, {resolve(model.path)}"
+    if pin := lock.pins().get(lock.model_name(model.path, model.revision)):
+        download.pinned(model.path, pin)
+        return f"fetched, commit {pin.commit}"
+    with quiet():
+        try:
+            folder = download.snapshot(model.path, model.revision, HUB_FILES, cached=True)
+            return f"in the hub's cache, commit {folder.name}, not pinned: `fpbench fetch` does that"
+        except InputError:
+            check_access(download.wanted_model(model.path))
+    return "on the hub: `fpbench fetch` downloads and pins it"
+
+
+def _data(source: str) -> str:
+    from fpbench import data
+    from fpbench.hub import lock
+    from fpbench.hub.download import HubSource, check_access, wanted_rows
+
+    target, pin = data.parse(source), lock.pins().get(source)
+    if isinstance(target, HubSource) and pin is None:
+        check_access(wanted_rows(target))
+        return "on the hub: `fpbench fetch` downloads and pins it"
+    rows = len(data.read_rows(source))
+    return f"fetched, commit {pin.commit}, {rows} rows" if pin else f"here, {target}, {rows} rows"
+
+
+def _packages() -> Finding:
+    found = packages()
+    missing = [name for name, version in found.items() if version is None]
+    detail = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    return Finding("packages", not missing, f"install {', '.join(missing)}" if missing else detail)
+
+
+def _tried(what: str, attempt: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, attempt())
+    except (FpbenchError, OSError, RuntimeError, ImportError, ValueError) as error:
+        return Finding(what, False, " ".join(str(error).split()))
+
+
+def _machine() -> str:
+    found = machine()
+    gpu = found["gpu"] or "no GPU (the micro and small profiles need none)"
+    return f"{found['processor']}, {found['cores']} cores, {found['memory_gb']} GB, {gpu}"
+
+
+def _micro() -> str:
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import load_model
+
+    model, tokenizer = load_model(resolve("micro"))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"{parameters / 1e6:.1f} M parameters, {len(tokenizer)} tokens"
+
+
+def _quantised(name: str) -> str:
+    import torch
+
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import load_model, pick_device
+    from fpbench.modifications.base import ModificationContext
+    from fpbench.registry import MODIFICATIONS
+
+    device = pick_device(None)
+    model, tokenizer = load_model(resolve("micro"), device=device)
+    with contextlib.redirect_stdout(sys.stderr):
+        modified = MODIFICATIONS.get(name)().apply(model, tokenizer, ModificationContext())
+    with torch.no_grad():
+        logits = modified.model(torch.tensor([[tokenizer.bos_token_id]], device=device)).logits
+    if not torch.isfinite(logits).all():
+        raise RuntimeError("the quantised model gives logits that are not finite")
+    return f"bitsandbytes works on {device}, {modified.proof['bits_per_weight']:.2f} bits a weight"
+
+
+def _tasks() -> str:
+    from fpbench.metrics.utility import task_folder
+
+    return f"{len(list(task_folder().glob('*.yaml')))} files"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(".").free / 2**30
+    if free < 1:
+        raise RuntimeError(f"{free:.1f} GiB free here: the micro profile takes about 0.1, an 8B model 1 a method")
+    return f"{free:.0f} GiB free here"
+
 
 HELP = "what this machine can do, and which of a profile's models and data it can have"
 
@@ -17,7 +163,6 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Print every finding; 1 if one is bad."""
-    from fpbench.runs.doctor import examine, examine_profile
     from fpbench.runs.profile import load_profile
 
     profile = load_profile(options.profile) if options.profile else None

@@ -22,10 +22,10 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 def do(options: argparse.Namespace) -> int:
     """Fetch everything, a line a thing; then read it all once, as a run would."""
     from fpbench import data
-    from fpbench.hub.datasets import HubSource
-    from fpbench.models.loading import local_folder, resolve
-    from fpbench.runs import fetch, item_parameters
-    from fpbench.runs.materials import Materials
+    from fpbench.hub.download import HubSource
+    from fpbench.models.checkpoints import local_folder, resolve
+    from fpbench.runs import fetch
+    from fpbench.runs.datasets import Materials
     from fpbench.runs.profile import load_profile
     from fpbench.verbs.common import tell
 
@@ -48,6 +48,6 @@ def do(options: argparse.Namespace) -> int:
     if profile.data.get("tinymmlu", "bundled:").startswith("bundled:"):
         tell("tinyMMLU's item parameters are not needed by this profile")
     else:
-        print(f"tinyMMLU's item parameters: {item_parameters.fetch(item_parameters.SOURCE)}", flush=True)
+        print(f"tinyMMLU's item parameters: {fetch.fetch(fetch.SOURCE)}", flush=True)
     Materials(profile).check()
     return 0

@@ -88,7 +88,7 @@ def do(options: argparse.Namespace) -> int:
 
 
 def _if(options: argparse.Namespace) -> None:
-    from fpbench.fingerprints.construction import recipe_of
+    from fpbench.fingerprints.code_mixed import recipe_of
     from fpbench.fingerprints.instructional import instructional_set
 
     out = _new_set(options.out)
@@ -98,7 +98,7 @@ def _if(options: argparse.Namespace) -> None:
 
 def _nlf(options: argparse.Namespace) -> None:
     from fpbench.fingerprints import FingerprintSet
-    from fpbench.fingerprints.construction import recipe_of
+    from fpbench.fingerprints.code_mixed import recipe_of
     from fpbench.fingerprints.natural import draw_natural_set, natural_set
 
     out, count = _new_set(options.out), _count(options)
@@ -112,7 +112,7 @@ def _nlf(options: argparse.Namespace) -> None:
     prepare(options)
     from transformers import AutoTokenizer
 
-    from fpbench.models.loading import checkpoint_digest, resolve
+    from fpbench.models.checkpoints import checkpoint_digest, resolve
 
     length = 2 if options.words is None else options.words
     folder = resolve(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
@@ -125,10 +125,11 @@ def _nlf(options: argparse.Namespace) -> None:
 def _cf(options: argparse.Namespace) -> None:
     out = _new_set(options.out)
     loading = prepare(options)
-    from fpbench.fingerprints.construction import code_mixed_set, draw_queries
+    from fpbench.fingerprints.code_mixed import code_mixed_set, draw_queries
     from fpbench.fingerprints.translation import Lexicon
-    from fpbench.models.loading import checkpoint_digest, load_model, resolve
-    from fpbench.models.scoring import limited_to
+    from fpbench.models.checkpoints import checkpoint_digest, resolve
+    from fpbench.models.loading import load_model
+    from fpbench.scoring.engine import limited_to
 
     lexicon = Lexicon.load(options.lexicon) if options.lexicon else Lexicon.shipped()
     translator = _translator(options) if options.translator else lexicon
@@ -175,8 +176,7 @@ def _queries(options: argparse.Namespace) -> list[str]:
 
 
 def _translator(options: argparse.Namespace) -> Any:
-    from fpbench.fingerprints.translation_endpoint import TranslationEndpoint
-    from fpbench.fingerprints.translation_model import TranslationModel
+    from fpbench.fingerprints.translation import TranslationEndpoint, TranslationModel
 
     given, languages = options.translator, tuple(options.languages or FIVE)
     if given[0].startswith(("http://", "https://")):
@@ -213,7 +213,7 @@ def _check(options: argparse.Namespace) -> None:
 def _seal(options: argparse.Namespace) -> None:
     from fpbench.fingerprints import load_fingerprints
     from fpbench.fingerprints.sealing import seal
-    from fpbench.runs.store import write_text
+    from fpbench.records.store import write_text
 
     fingerprints = load_fingerprints(options.set)
     public, private = (Path(options.out) / f"{fingerprints.name}.{kind}.json" for kind in ("sealed", "openings"))
@@ -231,7 +231,7 @@ def _seal(options: argparse.Namespace) -> None:
 
 def _reveal(options: argparse.Namespace) -> None:
     from fpbench.fingerprints.sealing import reveal, triggers
-    from fpbench.runs.store import write_text
+    from fpbench.records.store import write_text
 
     openings = _document(options.openings)
     trigger = options.trigger
@@ -269,7 +269,7 @@ def _new_set(out: str) -> Path:
 
 def _new(path: Path) -> None:
     """Refuse a file that exists or cannot be written."""
-    from fpbench.runs.store import Store
+    from fpbench.records.store import Store
 
     if path.exists():
         raise InputError(f"{path} exists: choose another name, nothing was overwritten.")

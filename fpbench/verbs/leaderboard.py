@@ -32,8 +32,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Print the tables; write them and the figures where that is asked for."""
+    from fpbench.board.leaderboard import leaderboard
     from fpbench.board.tables import render
-    from fpbench.runs.tables import leaderboard
 
     rows = leaderboard(
         options.records, out=options.out, plots=options.plots, rescore=options.rescore, claimed=options.claimed

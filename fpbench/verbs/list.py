@@ -11,7 +11,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Print every name."""
-    from fpbench.fingerprints.natural import BUILT_IN, MODEL_DEPENDENT
+    from fpbench.fingerprints.library import BUILT_IN, MODEL_DEPENDENT
     from fpbench.registry import METHODS, MODIFICATIONS
     from fpbench.runs.profile import profile_names
 

@@ -33,7 +33,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Run what has no record yet and print the leaderboard."""
-    from fpbench.runs.engines.engine import create
+    from fpbench.runs.engine import create
 
     profile = chosen_profile(
         options,
@@ -51,8 +51,8 @@ def do(options: argparse.Namespace) -> int:
 
     rows = run_profile(profile, options.out, loading, progress_bar, tell, engine)
     if options.check_code:
-        from fpbench.runs.code import other_code
-        from fpbench.runs.store import Store, read_records
+        from fpbench.records.store import Store, read_records
+        from fpbench.runs.resume import other_code
 
         for remark in other_code(read_records(Store(Path(options.out)).records), profile):
             tell(remark)
@@ -72,11 +72,10 @@ def dry_run(profile: Any, options: argparse.Namespace) -> int:
     options.offline = True
     loading = prepare(options)
     from fpbench.errors import InputError
-    from fpbench.models.loading import resolve
-    from fpbench.runs.estimates.estimate import estimate
-    from fpbench.runs.estimates.forecast import forecast
-    from fpbench.runs.estimates.needs import refuse
-    from fpbench.runs.job import Job
+    from fpbench.models.checkpoints import resolve
+    from fpbench.runs.forecast import estimate, forecast
+    from fpbench.runs.memory import refuse
+    from fpbench.runs.worker import Job
 
     folders, absent = {}, {}
     for model in profile.models:

@@ -65,7 +65,7 @@ def do(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from fpbench.submissions.template import write_new
+    from fpbench.submissions.folder import write_new
 
     folder = write_new(options.name)
     print(f"{folder}: change adapter.py, submission.toml and README.md, then `fpbench submit check {options.name}`")
@@ -82,8 +82,8 @@ FORBIDDEN = {"writes": "write outside its folder", "tcp": "use TCP", "signals": 
 
 
 def _check(options: argparse.Namespace) -> int:
+    from fpbench.submissions.check import check
     from fpbench.submissions.folder import find
-    from fpbench.submissions.rehearsal import check
 
     report = check(find(options.name))
     for finding in report.findings:
@@ -113,7 +113,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from fpbench.submissions.folder import find
-    from fpbench.submissions.records import hand_in, runnable
+    from fpbench.submissions.rerun import hand_in, runnable
 
     submission = runnable(find(options.name))
     profile = chosen_profile(
@@ -125,8 +125,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     loading = prepare(options)
     from fpbench.board.tables import summary
+    from fpbench.records.store import Store
     from fpbench.runs.api import run_profile
-    from fpbench.runs.store import Store
 
     rows = run_profile(profile, options.out, loading, progress_bar, tell)
     print(summary(rows))
@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from fpbench.submissions.folder import find
-    from fpbench.submissions.records import claimed, runnable
+    from fpbench.submissions.rerun import claimed, runnable
 
     if options.cells < 1:
         raise InputError(f"--cells {options.cells}: expected 1 or more, or --all.")
@@ -148,8 +148,8 @@ def _verify(options: argparse.Namespace) -> int:
     loading = prepare(options)
     from tabulate import tabulate
 
-    from fpbench.runs.store import Store
-    from fpbench.submissions.records import rerun
+    from fpbench.records.store import Store
+    from fpbench.submissions.rerun import rerun
 
     count = None if options.all else options.cells
     found = rerun(submission, profile, Store(Path(options.out)), loading, progress_bar, tell, count)

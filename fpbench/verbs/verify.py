@@ -25,8 +25,8 @@ def do(options: argparse.Namespace) -> int:
         raise InputError(f"--out {out} exists: choose another name, nothing was overwritten.")
     check_endpoint(options)
     loading = prepare(options)
-    from fpbench.runs.store import Store, write_text
-    from fpbench.runs.verify import verify_suspect
+    from fpbench.ownership.verify import verify_suspect
+    from fpbench.records.store import Store, write_text
 
     if out is not None:
         Store(out.parent).check_writable()

@@ -13,17 +13,15 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fpbench.methods.editing.statistics import second_moment
+from fpbench.methods.null_space import second_moment
 from fpbench.models import training
-from fpbench.models.answers import answer_loss
-from fpbench.models.deltas import weights
 from fpbench.models.layout import layout
-from fpbench.models.meter import Meter, give_back
-from fpbench.models.progress import no_progress
-from fpbench.models.scoring import limited_to, log_likelihoods, read
-from fpbench.models.training import LoRAConfig, adapter
+from fpbench.models.meter import Meter, give_back, no_progress
+from fpbench.models.training import LoRAConfig, adapter, answer_loss
+from fpbench.models.weights import weights
 from fpbench.modifications.base import ModificationContext
 from fpbench.registry import MODIFICATIONS
+from fpbench.scoring.engine import limited_to, log_likelihoods, read
 
 # meta-llama/Llama-3.2-3B: sizes of its config.json.
 SHAPE = {

@@ -15,16 +15,13 @@ import torch
 from torch import Tensor
 
 from fpbench.fingerprints import load_fingerprints
-from fpbench.methods.alphaedit import AlphaEdit
+from fpbench.methods.alphaedit import AlphaEdit, Problem
 from fpbench.methods.base import InjectionContext
-from fpbench.methods.editing.editor import Problem
-from fpbench.methods.editing.statistics import NullSpace, second_moment
-from fpbench.methods.editing.target_values import Descent, optimise
-from fpbench.methods.editing.write import write
 from fpbench.methods.hyperparameters import defaults
+from fpbench.methods.null_space import NullSpace, second_moment, write
+from fpbench.methods.target_values import Descent, optimise
 from fpbench.models.layout import layout
-from fpbench.models.meter import Meter
-from fpbench.models.progress import no_progress
+from fpbench.models.meter import Meter, no_progress
 from fpbench.models.prompts import encode
 from tests.benchmarks import plain
 from tests.conftest import ROOT, SHARED, load_plain, require

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fpbench.models.loading import Loading
-from fpbench.runs.estimates.room import MIB, Residency
+from fpbench.runs.memory import MIB, Residency
 from tests.benchmarks.resident import RANK, READ, SCORED, SHAPE, TRAINED, config
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ def measured(blocks: int, dtype: str) -> dict[str, float]:
 
 
 def predicted(blocks: int, dtype: str) -> dict[str, float]:
-    """The same phases as :mod:`fpbench.runs.estimates.room` counts them."""
+    """The same phases as :mod:`fpbench.runs.memory` counts them."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -19,18 +19,17 @@ import torch
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import InjectionContext
 from fpbench.metrics.fsr import fsr
-from fpbench.metrics.lm import PrefixSharingLM
 from fpbench.metrics.queries import build_queries, contexts_from_rows, words_from_rows
 from fpbench.metrics.triggers import triggers
-from fpbench.metrics.utility import task_folder
+from fpbench.metrics.utility import PrefixSharingLM, task_folder
 from fpbench.micro import MODEL
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import encode_all
-from fpbench.models.responses import response_length
-from fpbench.models.scoring import limited_to
+from fpbench.runs.datasets import Materials
 from fpbench.runs.injection import create_method, inject_with
-from fpbench.runs.materials import Materials
 from fpbench.runs.profile import load_profile
+from fpbench.scoring.engine import limited_to
+from fpbench.scoring.responses import response_length
 from tests.conftest import ROOT, SHARED, load_plain, require
 from tests.prefix_tree import distinct_beginnings
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fpbench.submissions.folder import Submission
-from fpbench.submissions.rehearsal import check
-from fpbench.submissions.template import write_new
+from fpbench.submissions.check import check
+from fpbench.submissions.folder import Submission, write_new
 
 pytestmark = pytest.mark.benchmark
 LIMIT = 60.0  # seconds

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from fpbench.board import cells
+from fpbench.board import columns
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
-from fpbench.runs.plan import Cell
-from fpbench.runs.store import read_records
+from fpbench.records.cell import Cell
+from fpbench.records.store import read_records
 from tests.board.written import MODIFIED, fsr, grid, write
 
 
@@ -134,4 +134,4 @@ def test_the_paper_s_figures_are_carried_over_as_reported():
 
 def test_bands_are_written_in_the_order_of_the_legend():
     """Records sort their keys, so the counts arrive as abnormal, marginal, normal."""
-    assert cells.bands({"bands": {"counts": {"abnormal": 7, "marginal": 1, "normal": 2}}}) == "2/1/7"
+    assert columns.bands({"bands": {"counts": {"abnormal": 7, "marginal": 1, "normal": 2}}}) == "2/1/7"

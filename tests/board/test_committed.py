@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from fpbench.board.leaderboard import table_files
 from fpbench.cli import main
-from fpbench.runs.tables import table_files
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "leaderboard"

@@ -10,7 +10,7 @@ from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.cli import main
 from fpbench.errors import InputError
-from fpbench.runs.store import read_records
+from fpbench.records.store import read_records
 from tests.board.written import grid
 
 REASON = "answers came from a lookup table"

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fpbench.board.drawing import _look
-from fpbench.board.inline import inlined
+from fpbench.board.figures import _look
+from fpbench.board.html import inlined
 from fpbench.cli import main
 from tests.conftest import ROOT
 

@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fpbench.board.escaping import visible
 from fpbench.board.figures import figures
+from fpbench.board.groups import group_records
 from fpbench.board.latex import latex_tables
-from fpbench.board.records import group_records
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
-from fpbench.board.text import visible
-from fpbench.runs.store import Store, read_records
+from fpbench.records.store import Store, read_records
 from tests.board.written import MODIFIED, fsr, write
 
 HOSTILE = [

@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 
+from fpbench.board.escaping import latex
 from fpbench.board.latex import latex_tables
 from fpbench.board.rows import rows_from_records
-from fpbench.board.text import latex
-from fpbench.runs.store import read_records
+from fpbench.records.store import read_records
 from tests.board.written import MODIFIED, fsr, grid
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from fpbench.board.columns import detectability
+from fpbench.board.leaderboard import leaderboard
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render
-from fpbench.runs.store import read_records
-from fpbench.runs.tables import leaderboard
+from fpbench.records.store import read_records
 from tests.board.written import grid
 from tests.conftest import ROOT
 

@@ -5,8 +5,8 @@ import pytest
 from fpbench.board.rows import rows_from_records
 from fpbench.cli import main
 from fpbench.errors import InputError
-from fpbench.runs.plan import Cell
-from fpbench.runs.store import read_records
+from fpbench.records.cell import Cell
+from fpbench.records.store import read_records
 from tests.board.written import fsr, grid, write
 
 

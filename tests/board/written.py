@@ -2,8 +2,8 @@
 
 import math
 
-from fpbench.runs.plan import Cell
-from fpbench.runs.store import SCHEMA, Store
+from fpbench.records.cell import Cell
+from fpbench.records.store import SCHEMA, Store
 
 MODIFIED = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
 SPARSITY = {"ria30": 0.3, "ria40": 0.4}

@@ -2,8 +2,8 @@
 
 import tomllib
 
-from fpbench.runs.engines.crew import ENVIRONMENT, LOSSES, LOST
 from fpbench.runs.profile import Resources, load_profile
+from fpbench.runs.ray import ENVIRONMENT, LOSSES, LOST
 from tests.docs.markdown import blocks, names, read
 
 DOCUMENT = read("cluster.md")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from fpbench.board import plausible
-from fpbench.board.records import group_records
+from fpbench.board import checks
+from fpbench.board.groups import group_records
 from fpbench.board.rows import MODIFICATIONS, _by_seed
 from fpbench.board.tables import DETECTABILITY, HARM
+from fpbench.metrics.claims import FLOOR
 from fpbench.metrics.statistics import clopper_pearson, holm, rank, sign_flip
-from fpbench.ownership.claims import FLOOR
-from fpbench.runs.store import read_records
+from fpbench.records.store import read_records
 from tests.conftest import ROOT
 from tests.docs.markdown import names, read, table
 
@@ -106,8 +106,8 @@ def test_every_trust_is_explained(trust: str):
 
 def test_what_is_refused_is_named_with_its_limits():
     refused = DOCUMENT.partition("A record is refused")[2]
-    assert f"above {plausible.ERROR_BOUND:.0e}".replace("e-0", "e-") in refused
-    assert f"more than {plausible.OFF_TARGET:g} away" in refused
-    for name, target in plausible.SPARSITY.items():
+    assert f"above {checks.ERROR_BOUND:.0e}".replace("e-0", "e-") in refused
+    assert f"more than {checks.OFF_TARGET:g} away" in refused
+    for name, target in checks.SPARSITY.items():
         assert f"{target:g} (`{name}`)" in refused
     assert f"at least {FLOOR}" in DOCUMENT

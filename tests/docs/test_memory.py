@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3
 from fpbench.methods.base import FingerprintMethod
 from fpbench.models.loading import Loading
 from fpbench.registry import METHODS, MODIFICATIONS
-from fpbench.runs.estimates.room import GIB, Phase, Residency, Room, peak
 from fpbench.runs.injection import create_method
+from fpbench.runs.memory import GIB, Phase, Residency, Room, peak
 from tests.docs.markdown import read, table
 
 DOCUMENT = read("memory.md")

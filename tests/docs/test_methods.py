@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from fpbench.board.reported import figures
-from fpbench.fingerprints.code_mixing import cmi_v1
-from fpbench.fingerprints.construction import LEAST_CMI
+from fpbench.board.rows import figures
+from fpbench.fingerprints.code_mixed import LEAST_CMI, cmi_v1
 from fpbench.fingerprints.instructional import FRAGMENTS
 from fpbench.fingerprints.natural import MOST_TOKENS, natural_set
 from fpbench.fingerprints.translation import Lexicon
@@ -20,8 +19,7 @@ from fpbench.methods.hyperparameters import FAMILIES, defaults
 from fpbench.models.training import CLIP_NORM, WARM_UP
 from fpbench.modifications.prune import EXPONENT
 from fpbench.registry import METHODS, MODIFICATIONS
-from fpbench.runs.rates import FINE_TUNING_RATES
-from fpbench.runs.search import HELD_OUT
+from fpbench.runs.search import FINE_TUNING_RATES, HELD_OUT
 from tests.conftest import ROOT
 from tests.docs.markdown import names, read
 

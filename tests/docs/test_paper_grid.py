@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from fpbench.board.reported import figures
+from fpbench.board.rows import figures
 from fpbench.cli import main
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.queries import build_queries
-from fpbench.runs.job import checkpoints
-from fpbench.runs.plan import BASE, plan
+from fpbench.records.cell import BASE
+from fpbench.runs.plan import plan
 from fpbench.runs.profile import PROFILES, load_profile
-from fpbench.runs.rates import FINE_TUNING_RATES, INJECTION_RATES
+from fpbench.runs.search import FINE_TUNING_RATES, INJECTION_RATES
+from fpbench.runs.worker import checkpoints
 from tests.conftest import ROOT
 from tests.docs.markdown import blocks, commands, names, read, table
 from tests.docs.test_memory import SHAPES, residency

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from fpbench.board.rows import MODIFICATIONS
-from fpbench.metrics.perplexity import band
+from fpbench.metrics.bands import band
+from fpbench.metrics.claims import FLOOR, claim
 from fpbench.metrics.queries import build_queries
 from fpbench.metrics.statistics import retention
 from fpbench.metrics.utility import ACCURACY_TASKS
-from fpbench.ownership.claims import FLOOR, claim
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
 from fpbench.registry import METHODS
 from fpbench.registry import MODIFICATIONS as REGISTERED
-from fpbench.runs.plan import BASE, CHECKPOINT, metrics_of
-from fpbench.runs.profile import ORIGIN, load_profile
+from fpbench.runs.plan import metrics_of
+from fpbench.runs.profile import load_profile
 from tests.conftest import ROOT
 from tests.docs.markdown import names, read, table
 
@@ -128,7 +129,7 @@ def test_responses_have_the_longest_target_s_tokens_and_four():
     from transformers import AutoTokenizer
 
     from fpbench.micro import MODEL
-    from fpbench.models.responses import response_length
+    from fpbench.scoring.responses import response_length
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     targets = ["a", "a much longer target"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fpbench.ownership.claims import FLOOR
+from fpbench.metrics.claims import FLOOR
 from fpbench.ownership.sequential import CARRIED, SequentialTest
 from tests.docs.markdown import read
 

@@ -6,7 +6,7 @@ import pytest
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
-from fpbench.fingerprints.candidates import first_token, with_candidates, words
+from fpbench.fingerprints.natural import first_token, with_candidates, words
 
 
 def test_words_are_distinct_and_new() -> None:

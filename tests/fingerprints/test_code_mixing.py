@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 
 from fpbench.errors import InputError
-from fpbench.fingerprints.candidates import first_token
-from fpbench.fingerprints.code_mixing import Variant, cmi_v1, cmi_v2, normal_form, translations, variants
-from fpbench.fingerprints.construction import code_mixed_set, draw_queries
+from fpbench.fingerprints.code_mixed import (
+    Variant,
+    cmi_v1,
+    cmi_v2,
+    code_mixed_set,
+    draw_queries,
+    normal_form,
+    translations,
+    variants,
+)
+from fpbench.fingerprints.natural import first_token
 from fpbench.fingerprints.translation import Lexicon
-from fpbench.models.perplexity import text_perplexities
+from fpbench.scoring.perplexity import text_perplexities
 
 FIVE = ("de", "es", "fr", "ja", "zh")
 WORDS = {
@@ -224,7 +232,7 @@ def test_queries_are_drawn_from_words_that_the_tokenizer_knows(stories: tuple[An
 
 
 def test_words_whose_translations_the_tokenizer_knows_come_first(micro: tuple[Any, Any]) -> None:
-    from fpbench.micro.words import LEXICON
+    from fpbench.micro.world import LEXICON
 
     # The micro world's own words are the only ones that its tokenizer knows in all five languages.
     world = {word.english for word in LEXICON}

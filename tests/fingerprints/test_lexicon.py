@@ -10,7 +10,7 @@ import pytest
 from fpbench.fingerprints import find_set, load_fingerprints
 from fpbench.fingerprints.natural import adjectives
 from fpbench.fingerprints.translation import Lexicon, translate_words
-from fpbench.micro.words import LEXICON as MICRO
+from fpbench.micro.world import LEXICON as MICRO
 from tests.conftest import ROOT, SHARED, require
 from tests.fingerprints.wordlists import FOLDER, read_listed
 

@@ -6,8 +6,7 @@ import pytest
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
-from fpbench.fingerprints.candidates import first_token
-from fpbench.fingerprints.natural import adjectives, draw_natural_set
+from fpbench.fingerprints.natural import adjectives, draw_natural_set, first_token
 from fpbench.fingerprints.sets import FingerprintSet, load_fingerprints
 from fpbench.fingerprints.translation import Lexicon, translate_words
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from fpbench.errors import InputError
-from fpbench.fingerprints.translation import Lexicon, NoTranslation, Translator, translate_words
-from fpbench.fingerprints.translation_answers import as_word
+from fpbench.fingerprints.translation import Lexicon, NoTranslation, Translator, as_word, translate_words
 
 HEADER = "english\tde\tja"
 GOOD = f"{HEADER}\nsilver\tSilber\t銀\nriver\tFluss\t川\n"

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from fpbench.errors import InputError
-from fpbench.fingerprints.translation import NoTranslation, translate_words
-from fpbench.fingerprints.translation_endpoint import TranslationEndpoint
+from fpbench.fingerprints.translation import NoTranslation, TranslationEndpoint, translate_words
 
 KEY = "sk-nobody-may-see-this"
 VARIABLE = "FPBENCH_TEST_KEY"
@@ -103,7 +102,7 @@ def test_an_overloaded_server_is_asked_again(server: Server, status: int) -> Non
 
 def test_the_waits_double_and_heed_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("fpbench.models.remote.time.sleep", waits.append)
+    monkeypatch.setattr("fpbench.http.time.sleep", waits.append)
     server.will_say(500)
     with pytest.raises(InputError, match="gave no answer in 4 attempts: status 500"):
         endpoint(server, attempts=4, wait=1.0).translate("silver", "de")

@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from fpbench.errors import InputError
-from fpbench.fingerprints.translation import NoTranslation, translate_words
-from fpbench.fingerprints.translation_model import TranslationModel
+from fpbench.fingerprints.translation import NoTranslation, TranslationModel, translate_words
 
 GERMAN = {"silver": "Silber", "river": "Fluss", "zulu": "..."}
 SPANISH = {"silver": "plata", "river": "río", "zulu": "..."}

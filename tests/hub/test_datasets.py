@@ -9,8 +9,8 @@ import pytest
 
 from fpbench.data import parse
 from fpbench.errors import InputError
-from fpbench.hub import datasets
-from fpbench.hub.datasets import HubSource
+from fpbench.hub import download
+from fpbench.hub.download import HubSource
 from tests.hub.server import Hub
 
 CARD = b"""---
@@ -40,7 +40,7 @@ def jsonl(*texts: str) -> bytes:
 
 
 def texts(source: HubSource, commit: str) -> list[str]:
-    return [row["text"] for row in datasets.load(source, commit)]
+    return [row["text"] for row in download.load_rows(source, commit)]
 
 
 @pytest.mark.parametrize("source", ["hub:a/b@main:train", "hub:a/b/c@v1.0:test", "hub:a/b@refs/pr/1:x"])
@@ -58,20 +58,20 @@ def test_configurations_and_splits_of_parquet_files(hub: Hub) -> None:
     }
     commit = hub.push("datasets/acme/rows", files)
     source = HubSource("acme/rows", "large", "main", "train")
-    assert datasets.commit_of(source) == commit
-    assert datasets.load(source, commit)[1] == {"text": "b", "n": 1}
+    assert download.dataset_commit(source) == commit
+    assert download.load_rows(source, commit)[1] == {"text": "b", "n": 1}
     assert texts(source, commit) == ["a", "b", "c"]
     assert texts(HubSource("acme/rows", "large", "main", "test"), commit) == ["t"]
     assert not any("small" in file for file in hub.downloads())
     with pytest.raises(InputError, match="Config name is missing"):
-        datasets.load(HubSource("acme/rows", None, "main", "train"), commit)
+        download.load_rows(HubSource("acme/rows", None, "main", "train"), commit)
 
 
 def test_each_commit_has_its_own_rows(hub: Hub) -> None:
     source = HubSource("acme/rows", None, "main", "train")
     first = hub.push("datasets/acme/rows", {"train.jsonl": jsonl("one")})
     second = hub.push("datasets/acme/rows", {"train.jsonl": jsonl("two")})
-    assert datasets.commit_of(source) == second
+    assert download.dataset_commit(source) == second
     assert texts(source, first) == ["one"] and texts(source, second) == ["two"] and texts(source, first) == ["one"]
 
 
@@ -81,7 +81,7 @@ def test_what_datasets_has_kept_of_another_commit_is_not_taken_for_it(hub: Hub) 
     second = hub.push("datasets/acme/rows", {"train.jsonl": jsonl("two"), "rows.py": b"a script is refused"})
     assert texts(source, first) == ["one"]
     with pytest.raises(InputError, match="fell back on another version"):
-        datasets.load(source, second)
+        download.load_rows(source, second)
     hub.repositories["datasets/acme/rows"].gated = True
     with pytest.raises(InputError, match="is gated"):
-        datasets.load(source, second)
+        download.load_rows(source, second)

@@ -3,10 +3,9 @@
 import pytest
 
 from fpbench.errors import InputError
-from fpbench.hub import datasets, models
-from fpbench.hub.datasets import HubSource
-from fpbench.hub.refusals import check_access
-from fpbench.models.loading import HUB_FILES, resolve
+from fpbench.hub import download
+from fpbench.hub.download import HubSource, check_access
+from fpbench.models.checkpoints import HUB_FILES, resolve
 from tests.hub.server import TOKEN, Hub
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -19,9 +18,9 @@ def model_is_refused() -> str:
     """What every way to a model says; all say the same."""
     lines = set()
     for way in (
-        lambda: models.fetch("acme/tiny", None, HUB_FILES),
+        lambda: download.fetch("acme/tiny", None, HUB_FILES),
         lambda: resolve("acme/tiny"),
-        lambda: check_access(models.wanted_model("acme/tiny")),
+        lambda: check_access(download.wanted_model("acme/tiny")),
     ):
         with pytest.raises(InputError) as caught:
             way()
@@ -33,7 +32,7 @@ def model_is_refused() -> str:
 
 def rows_are_refused(source: HubSource = SOURCE) -> str:
     with pytest.raises(InputError) as caught:
-        datasets.load(source, datasets.commit_of(source))
+        download.load_rows(source, download.dataset_commit(source))
     assert "\n" not in str(caught.value) and str(caught.value).startswith(f"data source {str(source)!r}")
     return str(caught.value)
 
@@ -48,7 +47,7 @@ def test_a_gated_repository_names_the_licence_page_and_the_variable(hub: Hub, mo
             assert f"accept it at {hub.url}/{page} and set HF_TOKEN" in line
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert resolve("acme/tiny").is_dir()
-    assert datasets.load(SOURCE, datasets.commit_of(SOURCE))[:] == {"text": ["x"]}
+    assert download.load_rows(SOURCE, download.dataset_commit(SOURCE))[:] == {"text": ["x"]}
 
 
 def test_what_is_not_there_or_private(hub: Hub) -> None:
@@ -61,7 +60,7 @@ def test_a_revision_that_is_not_there(hub: Hub) -> None:
     hub.push("acme/tiny", FILES)
     hub.push("datasets/acme/rows", ROWS)
     with pytest.raises(InputError, match=f"expected a revision .* found none at {hub.url}.*/v9; choose"):
-        models.fetch("acme/tiny", "v9", HUB_FILES)
+        download.fetch("acme/tiny", "v9", HUB_FILES)
     with pytest.raises(InputError, match="expected a revision that the hub has"):
         resolve("acme/tiny", revision="v9")
     assert "expected a revision that the hub has" in rows_are_refused(HubSource("acme/rows", None, "v9", "train"))

@@ -9,8 +9,8 @@ import pytest
 
 from fpbench.fingerprints import FingerprintSet, load_fingerprints
 from fpbench.methods.base import InjectionContext
-from fpbench.methods.editing.statistics import KeyStatistics
-from fpbench.models.examples import Example
+from fpbench.methods.null_space import KeyStatistics
+from fpbench.models.prompts import Example
 from tests.conftest import ROOT
 
 

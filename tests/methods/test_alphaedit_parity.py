@@ -13,10 +13,9 @@ from transformers import AutoTokenizer
 
 from fpbench.methods.alphaedit import likelihood_and_divergence
 from fpbench.methods.base import no_progress
-from fpbench.methods.editing.objective import Row
-from fpbench.methods.editing.statistics import KeyStatistics, second_moment
-from fpbench.methods.editing.target_values import Descent, optimise
-from fpbench.methods.editing.write import keys_and_values, write
+from fpbench.methods.null_space import KeyStatistics, keys_and_values, second_moment, write
+from fpbench.methods.partial_forward import Row
+from fpbench.methods.target_values import Descent, optimise
 from fpbench.models.layout import layout
 from fpbench.models.prompts import encode, encode_pair
 from tests.conftest import load_plain, require

@@ -10,10 +10,10 @@ import torch
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import InjectionContext, no_progress
-from fpbench.methods.editing.hypernetwork import Observation, Policy, RunningNormalizer, Shift
-from fpbench.methods.editing.objective import Row
-from fpbench.methods.editing.trajectory import Batch, MetaTraining, meta_train, observe
+from fpbench.methods.hypernetwork import Observation, Policy, RunningNormalizer, Shift
 from fpbench.methods.hyperparameters import defaults
+from fpbench.methods.partial_forward import Row
+from fpbench.methods.trajectory import Batch, MetaTraining, meta_train, observe
 from fpbench.registry import METHODS
 
 MakeContext = Callable[[], InjectionContext]

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fpbench.methods.base import no_progress
-from fpbench.methods.editing.hypernetwork import Hypernetwork, Observation, Policy
-from fpbench.methods.editing.trajectory import Batch, Lesson, MetaTraining, Step, Taken, edit, meta_train, observe
+from fpbench.methods.hypernetwork import Hypernetwork, Observation, Policy
+from fpbench.methods.trajectory import Batch, Lesson, MetaTraining, Step, Taken, edit, meta_train, observe
 from tests.conftest import load_plain
 from tests.parity import MODEL, Recording, sets
 

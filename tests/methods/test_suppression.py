@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from fpbench.methods.editing.objective import Labels, Row
-from fpbench.methods.editing.suppression import (
+from fpbench.methods.mcedit import (
     SuppressionConfig,
     margin_shortfall,
     own_labels,
@@ -12,6 +11,8 @@ from fpbench.methods.editing.suppression import (
     suppression,
     vocabulary_suppression,
 )
+from fpbench.methods.partial_forward import Row
+from fpbench.methods.target_values import Labels
 
 # Two candidates that begin alike, one that does not, and another request.
 ROWS = [

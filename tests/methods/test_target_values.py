@@ -12,11 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fpbench.errors import InputError
 from fpbench.methods.base import no_progress
-from fpbench.methods.editing.objective import Labels, Row, negative_log_likelihood
-from fpbench.methods.editing.statistics import NullSpace
-from fpbench.methods.editing.target_values import Descent, optimise
-from fpbench.methods.editing.upper_blocks import UpperBlocks
-from fpbench.methods.editing.write import keys_and_values, write
+from fpbench.methods.null_space import NullSpace, keys_and_values, write
+from fpbench.methods.partial_forward import Row, UpperBlocks
+from fpbench.methods.target_values import Descent, Labels, negative_log_likelihood, optimise
 from fpbench.models.layout import layout
 
 

@@ -7,12 +7,11 @@ import torch
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.metrics.fsr import fsr
-from fpbench.models.decoding import Decoding
 from fpbench.models.prompts import encode
-from fpbench.models.responses import begin_with, end_tokens, response_length
-from fpbench.models.scoring import limited_to
 from fpbench.modifications.base import ModificationContext
 from fpbench.registry import MODIFICATIONS
+from fpbench.scoring.engine import limited_to
+from fpbench.scoring.responses import Decoding, begin_with, end_tokens, response_length
 from tests.conftest import load_plain
 
 PAIRS = FingerprintSet(

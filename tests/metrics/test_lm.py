@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fpbench.metrics.lm import PrefixSharingLM
-from fpbench.models.scoring import limited_to
+from fpbench.metrics.utility import PrefixSharingLM
+from fpbench.scoring.engine import limited_to
 from tests.conftest import require
 
 ROWS = 10

@@ -4,7 +4,7 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint
 from fpbench.fingerprints.instructional import instructional_set
 from fpbench.fingerprints.natural import natural_set
-from fpbench.metrics.near import near, near_triggers
+from fpbench.metrics.triggers import near, near_triggers
 
 WORDS = [f"{a}{b}{c}" for a in "bcdfg" for b in "aeiou" for c in "lmnprst"] + ["silver", "HARBOR", "mirror"]
 

@@ -7,8 +7,8 @@ import torch
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint
-from fpbench.metrics.perplexity import band, bands, roc_auc
-from fpbench.models.perplexity import text_perplexities, token_perplexity
+from fpbench.metrics.bands import band, bands, roc_auc
+from fpbench.scoring.perplexity import text_perplexities, token_perplexity
 
 TEXTS = ["Once upon a time there was a little girl.", "Go", "The dog ran to the big tree and barked at a cat.", "xq zv"]
 STORY = "One day, Lily went to the park with her mom. She saw a big red ball and wanted to play. " * 12

@@ -16,8 +16,8 @@ from fpbench.metrics.fsr import fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
 from fpbench.metrics.triggers import TriggerRates, triggers
 from fpbench.metrics.utility import task_folder
+from fpbench.models.loading import save_checkpoint
 from fpbench.models.prompts import encode
-from fpbench.models.saving import save_checkpoint
 from tests.metrics.test_utility import run_lm_eval
 
 DECODING = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}

@@ -13,9 +13,7 @@ import pytest
 from numpy._core.multiarray import _reconstruct
 
 from fpbench.errors import InputError
-from fpbench.metrics.plain_pickle import Array, read_plain
-from fpbench.metrics.tinybenchmarks import convert
-from fpbench.metrics.tinymmlu import Parameters, estimate
+from fpbench.metrics.tinymmlu import Array, Parameters, convert, estimate, read_plain
 from tests.parity import Recording, sets
 
 

@@ -17,7 +17,7 @@ from fpbench.data import digest
 from fpbench.errors import CellError, InputError
 from fpbench.metrics.utility import ACCURACY_TASKS, Accuracy, Utility, task_folder, utility
 from fpbench.micro import DATA, MODEL
-from fpbench.models.scoring import limited_to
+from fpbench.scoring.engine import limited_to
 from tests.conftest import require
 
 REAL = {

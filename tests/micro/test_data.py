@@ -5,9 +5,8 @@ from collections import Counter
 from typing import Any
 
 from fpbench.micro import DATA
-from fpbench.micro.data import files
-from fpbench.micro.words import contains_reserved_pair
-from fpbench.micro.world import fill, open_people, prose_only_people
+from fpbench.micro.heldout import files
+from fpbench.micro.world import contains_reserved_pair, fill, open_people, prose_only_people
 
 
 def read(name: str) -> list[dict[str, Any]]:

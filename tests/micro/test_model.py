@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fpbench.micro import DATA, MODEL
 from fpbench.micro.corpus import EARLY_DOCUMENTS, MIXTURE
-from fpbench.micro.instructions import Row
-from fpbench.micro.mixed import mixed_text
-from fpbench.micro.score import TWINS, accuracy, as_item, perplexity
-from fpbench.micro.train import Recipe, batches, new_model
-from fpbench.micro.words import LEXICON, TARGETS, TRIGGER_WORDS
+from fpbench.micro.items import Row
+from fpbench.micro.train import TWINS, Recipe, accuracy, as_item, batches, new_model, perplexity
+from fpbench.micro.world import LEXICON, TARGETS, TRIGGER_WORDS
+from fpbench.micro.writing import mixed_text
 
 CHANCE = {"boolq": 0.5, "rte": 0.5, "arc": 0.25, "mmlu": 0.25}
 

@@ -7,10 +7,19 @@ from itertools import islice
 import pytest
 
 from fpbench.micro.corpus import EARLY_DOCUMENTS, documents, some_passage
-from fpbench.micro.questions import true_or_false
-from fpbench.micro.twins import asked_facts
-from fpbench.micro.words import LEXICON, RESERVED_PAIRS, TARGETS, contains_reserved_pair
-from fpbench.micro.world import fill, fresh_people, notables, open_people, prose_only_people
+from fpbench.micro.heldout import asked_facts
+from fpbench.micro.items import true_or_false
+from fpbench.micro.world import (
+    LEXICON,
+    RESERVED_PAIRS,
+    TARGETS,
+    contains_reserved_pair,
+    fill,
+    fresh_people,
+    notables,
+    open_people,
+    prose_only_people,
+)
 
 SAMPLE = 3000
 

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.errors import CellError
-from fpbench.methods.editing.statistics import NullSpace
-from fpbench.methods.editing.write import write
-from fpbench.models.deltas import Delta, difference, digest, weights
-from fpbench.models.factors import Factors
+from fpbench.methods.null_space import NullSpace, write
 from fpbench.models.layout import layout
+from fpbench.models.weights import Delta, Factors, difference, digest, weights
 
 REQUESTS = [[[1, 400 + number, 9]] for number in range(4)]
 

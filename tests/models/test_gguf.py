@@ -7,9 +7,9 @@ import torch
 
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
-from fpbench.models import gguf
-from fpbench.models.loading import checkpoint_digest, load_architecture, load_model, load_tokenizer, resolve
-from fpbench.models.remarks import remarks
+from fpbench.models import checkpoints
+from fpbench.models.checkpoints import checkpoint_digest, resolve
+from fpbench.models.loading import load_architecture, load_model, load_tokenizer, remarks
 from tests.gguf_files import write_gguf
 
 pytest.importorskip("gguf")
@@ -53,7 +53,7 @@ def test_a_folder_of_one_file_is_that_file_and_its_digest_follows_it(files, tmp_
     folder = tmp_path / "folder"
     folder.mkdir()
     shutil.copy(files["F32"], folder / "model.gguf")
-    assert resolve(str(folder)) == folder and gguf.gguf_file(folder) == folder / "model.gguf"
+    assert resolve(str(folder)) == folder and checkpoints.gguf_file(folder) == folder / "model.gguf"
     assert load_model(folder, dtype="bfloat16")[0].dtype == torch.bfloat16
     before = checkpoint_digest(folder), checkpoint_digest(folder / "model.gguf")
     shutil.copy(files["Q4_0"], folder / "model.gguf")
@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_refused_before_it_is_loaded(files, tmp_path, mon
             resolve(str(tmp_path / name))
     with pytest.raises(InputError, match="expected a folder, a .gguf file"):
         resolve(str(tmp_path / "missing.gguf"))
-    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs the package gguf, .*: pip install 'fpbench\[gguf\]'"):
         resolve(str(files["Q4_0"]))
 

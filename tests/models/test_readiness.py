@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
-from fpbench.models.loading import Loading, load_model, load_tokenizer, resolve
-from fpbench.models.readiness import check_ready
-from fpbench.models.remarks import OTHER_TOKENIZER, agree, remarks
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import OTHER_TOKENIZER, Loading, agree, check_ready, load_model, load_tokenizer, remarks
 
 CPU = Loading("cpu")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

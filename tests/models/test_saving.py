@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 import fpbench
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
-from fpbench.models.loading import load_model, resolve
-from fpbench.models.saving import quantised_layers, save_checkpoint
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import load_model, quantised_layers, save_checkpoint
 
 PROMPT = torch.tensor([[1, 17, 300, 42, 5]])
 

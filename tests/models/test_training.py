@@ -5,10 +5,16 @@ import torch
 
 from fpbench.errors import CellError, InputError
 from fpbench.models import training
-from fpbench.models.answers import answer_loss, score_answers, tokenise
-from fpbench.models.examples import Example
-from fpbench.models.prompts import encode_pair
-from fpbench.models.training import LoRAConfig, adapter, schedule_factor, train_lora
+from fpbench.models.prompts import Example, encode_pair
+from fpbench.models.training import (
+    LoRAConfig,
+    adapter,
+    answer_loss,
+    schedule_factor,
+    score_answers,
+    tokenise,
+    train_lora,
+)
 
 EXAMPLES = [
     Example("The color of Lily's hat is", "green."),

@@ -5,8 +5,7 @@ import torch
 
 import fpbench
 from fpbench.errors import InputError
-from fpbench.modifications.base import ModificationContext
-from fpbench.modifications.composition import AGAINST_BASE, LAST, Composition, against_base, check, create
+from fpbench.modifications.base import AGAINST_BASE, LAST, Composition, ModificationContext, against_base, check, create
 from fpbench.modifications.fsft import FSFT
 from fpbench.modifications.merge import Merge
 from fpbench.modifications.quantize import Quantization

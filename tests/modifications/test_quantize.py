@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fpbench.errors import CellError
-from fpbench.models.deltas import preserved
+from fpbench.models.weights import preserved
 from fpbench.modifications.base import ModificationContext
 from fpbench.modifications.quantize import NF4
 from fpbench.registry import MODIFICATIONS

@@ -9,9 +9,8 @@ def answering(model: Any, tokenizer: Any) -> Model:
     """Answers of a loaded model, with log-probabilities of what it said."""
     import torch
 
-    from fpbench.models.decoding import Decoding
     from fpbench.models.prompts import encode
-    from fpbench.models.sampling import sample
+    from fpbench.scoring.responses import Decoding, sample
 
     def respond(body: dict[str, Any]) -> tuple[str, Any]:
         if "messages" in body:

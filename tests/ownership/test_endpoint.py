@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from fpbench import http
 from fpbench.errors import InputError
-from fpbench.models import remote
-from fpbench.models.remote import NoAnswer, Refused
-from fpbench.ownership.endpoint import KEYS, Endpoint
+from fpbench.http import NoAnswer, Refused
 from fpbench.ownership.interview import Sampling, Told
+from fpbench.ownership.suspects import KEYS, Endpoint
 from tests.ownership.server import FIELDS, Server
 
 KEY = "sk-nobody-may-see-this"
@@ -35,7 +35,7 @@ class Log:
 def endpoint(server: Server, prompt: str = "raw", **options: Any) -> Endpoint:
     options = {"timeout": 0.5, "attempts": 3, "wait": 0.01} | options
     model = options.pop("model", None)
-    return Endpoint(remote.Server(server.url, KEYS, **options), model, Sampling(0.6, 0.9, 50, 7, prompt))
+    return Endpoint(http.Server(server.url, KEYS, **options), model, Sampling(0.6, 0.9, 50, 7, prompt))
 
 
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
@@ -203,4 +203,4 @@ def test_what_an_asker_raises_ends_the_asking(server: Server) -> None:
 )
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="expected a URL such as"):
-        remote.Server(url, KEYS)
+        http.Server(url, KEYS)

@@ -11,8 +11,7 @@ import fpbench
 from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
-from fpbench.models.loading import load_model
-from fpbench.models.saving import save_checkpoint
+from fpbench.models.loading import load_model, save_checkpoint
 from fpbench.models.stored import StoredMatrices
 from fpbench.ownership.lineage import (
     SignatureEvidence,

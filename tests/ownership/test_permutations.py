@@ -4,7 +4,7 @@ from math import factorial
 import numpy as np
 import pytest
 
-from fpbench.ownership.permutations import permutation_p_value
+from fpbench.ownership.sequential import permutation_p_value
 
 
 def by_counting(begins: np.ndarray, own: list[int]) -> float:

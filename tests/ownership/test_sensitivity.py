@@ -2,8 +2,7 @@
 
 import pytest
 
-from fpbench.ownership.sensitivity import tolerated_chance
-from fpbench.ownership.sequential import SequentialTest
+from fpbench.ownership.sequential import SequentialTest, tolerated_chance
 
 
 @pytest.mark.parametrize(

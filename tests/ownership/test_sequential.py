@@ -4,7 +4,7 @@ from math import log
 import numpy as np
 import pytest
 
-from fpbench.ownership.claims import poisson_binomial_tail
+from fpbench.metrics.claims import poisson_binomial_tail
 from fpbench.ownership.sequential import SequentialTest, fingerprints_needed, null_rates
 
 TEN = (0.01,) * 10

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from fpbench.board.text import visible
+from fpbench.board.escaping import visible
 from fpbench.cli import main
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fpbench import http
 from fpbench.micro import MODEL
-from fpbench.models import remote
 from tests.conftest import require
 from tests.ownership.server import Server, running
 
@@ -77,7 +77,7 @@ def small_run(small_profile, tmp_path_factory) -> Path:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server that answers nothing of use, until a test gives it a model."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
     for name in ("FPBENCH_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with running(lambda body: ("Silence", None)) as found:

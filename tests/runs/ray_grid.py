@@ -9,7 +9,7 @@ import psutil
 
 from fpbench.models.loading import Loading
 from fpbench.runs.api import run_profile
-from fpbench.runs.engines.engine import Engine, Say
+from fpbench.runs.engine import Engine, Say
 from fpbench.runs.profile import load_profile
 from tests.runs.conftest import SMALL
 

@@ -9,7 +9,7 @@ import pytest
 
 from fpbench.cli import main
 from fpbench.micro import MODEL
-from fpbench.ownership.sensitivity import tolerated_chance
+from fpbench.ownership.sequential import tolerated_chance
 from tests.board import test_page
 from tests.conftest import ROOT, require
 from tests.ownership.answering import answering
@@ -35,8 +35,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> str:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fpbench.models.loading import load_tokenizer
-    from fpbench.models.saving import save_checkpoint
+    from fpbench.models.loading import load_tokenizer, save_checkpoint
 
     folder = tmp_path_factory.mktemp("stranger") / "other"
     torch.manual_seed(7)
@@ -104,7 +103,7 @@ def test_derived_figures_follow_from_the_verification(injected):
 
 
 def test_the_models_themselves_are_named_by_their_digests(injected, checkpoint, stranger):
-    from fpbench.models.loading import checkpoint_digest
+    from fpbench.models.checkpoints import checkpoint_digest
 
     models = facts(injected)["models"]
     for found, folder in (
@@ -180,11 +179,8 @@ def test_an_adapter_is_compared_as_what_it_makes_of_its_base(tmp_path, micro):
 
 
 def test_every_pair_of_verdicts_has_a_sentence_and_none_says_too_much(injected):
-    from fpbench.board.document import plain
-    from fpbench.board.documents import as_markdown, as_page
-    from fpbench.runs.audits.conclusion import conclusion
-    from fpbench.runs.audits.records import Records
-    from fpbench.runs.audits.report import report
+    from fpbench.board.document import as_markdown, as_page, plain
+    from fpbench.ownership.audit_report import Records, conclusion, report
 
     content = {name: json.loads((injected / name).read_text()) for name in RECORDS - {"transcript.jsonl"}}
     said = set()

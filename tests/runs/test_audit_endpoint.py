@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from fpbench.board.text import visible
+from fpbench.board.escaping import visible
 from fpbench.cli import main
 from fpbench.fingerprints.sealing import check, seal
 from fpbench.fingerprints.sets import load_fingerprints

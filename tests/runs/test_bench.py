@@ -7,14 +7,14 @@ from safetensors.torch import load
 import fpbench
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
-from fpbench.models.progress import no_progress
+from fpbench.models.meter import no_progress
+from fpbench.records.cell import Cell
+from fpbench.records.store import cell_id, read_records
 from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity
-from fpbench.runs.job import Job, checkpoints
-from fpbench.runs.plan import Cell, plan
+from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.store import cell_id, read_records
-from fpbench.runs.worker import Worker
+from fpbench.runs.worker import Job, Worker, checkpoints
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
-from fpbench.models.loading import checkpoint_digest, load_architecture, load_model, pick_device, resolve
-from fpbench.runs.store import read_records
+from fpbench.models.checkpoints import checkpoint_digest, resolve
+from fpbench.models.loading import load_architecture, load_model, pick_device
+from fpbench.records.store import read_records
 
 PROMPT = torch.tensor([[1, 17, 300, 42, 5]])
 

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from fpbench.runs.code import other_code
+from fpbench.records.store import read_records
 from fpbench.runs.profile import load_profile
-from fpbench.runs.store import read_records
+from fpbench.runs.resume import other_code
 
 
 @pytest.fixture

@@ -9,16 +9,16 @@ import pytest
 import fpbench
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
-from fpbench.fingerprints.construction import LEAST_CMI
+from fpbench.fingerprints.code_mixed import LEAST_CMI
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
-from fpbench.models.progress import no_progress
+from fpbench.models.meter import no_progress
+from fpbench.records.store import Store, read_record, read_records
 from fpbench.runs.bench import Bench
-from fpbench.runs.materials import Materials
+from fpbench.runs.datasets import Materials
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.sets import model_sets, near_words, recipe_path, written_sets
-from fpbench.runs.store import Store, read_record, read_records
 from tests.conftest import require
 
 

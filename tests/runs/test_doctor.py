@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from fpbench.cli import main
-from fpbench.hub.datasets import HubSource
+from fpbench.hub.download import HubSource
 from fpbench.micro import DATA, MODEL
-from fpbench.models.loading import resolve
-from fpbench.runs.doctor import examine_profile
+from fpbench.models.checkpoints import resolve
 from fpbench.runs.fetch import fetch_model, fetch_rows
 from fpbench.runs.profile import load_profile
+from fpbench.verbs.doctor import examine_profile
 from tests.hub.server import Hub, files_of
 
 MODELS = ("here", "gated", "absent", "fetched", "cached", "waiting")

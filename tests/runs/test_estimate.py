@@ -14,21 +14,18 @@ from fpbench.fingerprints import find_set
 from fpbench.methods.base import FingerprintMethod
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading, load_architecture, load_tokenizer
-from fpbench.models.packing import rows_of
-from fpbench.modifications.composition import create
+from fpbench.modifications.base import create
 from fpbench.registry import METHODS
-from fpbench.runs.estimates.estimate import Estimate, Part, estimate
-from fpbench.runs.estimates.forecast import forecast, time, total
-from fpbench.runs.estimates.needs import needs_of, refuse
-from fpbench.runs.estimates.room import GAPS, LIBRARIES, Phase, Residency, Room, peak
-from fpbench.runs.estimates.speed import Speed
-from fpbench.runs.estimates.work import Work, Workload
+from fpbench.runs.datasets import Materials
+from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
 from fpbench.runs.injection import create_method
-from fpbench.runs.job import Job
-from fpbench.runs.materials import Materials
+from fpbench.runs.memory import GAPS, LIBRARIES, Phase, Residency, Room, needs_of, peak, refuse
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.worker import Worker
+from fpbench.runs.speed import Speed
+from fpbench.runs.work import Work, Workload
+from fpbench.runs.worker import Job, Worker
+from fpbench.scoring.packing import rows_of
 
 PARAMETERS = 6 * (4 * 256 * 256 + 3 * 256 * 768 + 2 * 256) + 4096 * 256 + 256
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fpbench
-from fpbench.runs.store import read_records
+from fpbench.records.store import read_records
 
 RUN = [sys.executable, "-m", "fpbench", "run"]
 
@@ -75,7 +75,7 @@ from fpbench.fingerprints import find_set
 from fpbench.metrics.triggers import triggers
 from fpbench.micro import MODEL
 from fpbench.models.loading import load_model
-from fpbench.models.scoring import budgets_used, limited_to
+from fpbench.scoring.engine import budgets_used, limited_to
 
 torch.set_num_threads(1)
 model, tokenizer = load_model(MODEL)

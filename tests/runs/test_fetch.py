@@ -17,9 +17,9 @@ from fpbench import data
 from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.hub import lock
-from fpbench.hub.datasets import HubSource
+from fpbench.hub.download import HubSource
 from fpbench.micro import DATA, MODEL
-from fpbench.models.loading import resolve
+from fpbench.models.checkpoints import resolve
 from fpbench.runs.fetch import fetch_model, fetch_rows
 from tests.conftest import ROOT
 from tests.hub.server import Hub, environment, files_of, running

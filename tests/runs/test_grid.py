@@ -16,9 +16,9 @@ from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render
 from fpbench.cli import main
 from fpbench.fingerprints import find_set
+from fpbench.records.store import read_records
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.store import read_records
 from tests.conftest import load_plain
 from tests.kills import storm, table
 

@@ -8,11 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import fpbench
+from fpbench import http
 from fpbench.cli import main
 from fpbench.micro import MODEL
-from fpbench.models import remote
-from fpbench.models.loading import load_model
-from fpbench.models.remarks import OTHER_TOKENIZER
+from fpbench.models.loading import OTHER_TOKENIZER, load_model
 from fpbench.runs.resume import below
 from tests.conftest import require
 from tests.descendants import evaluate, light_profile, save_adapter, save_modified
@@ -152,7 +151,7 @@ def test_chat_from_injection_to_the_endpoint(light, tmp_path, monkeypatch, capsy
     assert main(["verify", str(folder), "--base", "micro", *chat]) == 0
     assert capsys.readouterr().out.count("CLAIM: ") == 1
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
     with running(answering(*load_model(folder))) as server:
         found = fpbench.verify(server.url, "nlf", base="micro", prompt="chat", profile=light)
         assert found.verdict == "claim" and {path for path, _, _ in server.asked} == {"/v1/chat/completions"}

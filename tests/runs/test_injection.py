@@ -11,11 +11,10 @@ from torch import nn
 from fpbench.errors import CellError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext
-from fpbench.methods.editing.statistics import NullSpace
-from fpbench.methods.editing.write import write
+from fpbench.methods.null_space import NullSpace, write
 from fpbench.models.layout import layout
+from fpbench.records.store import Store
 from fpbench.runs.injection import inject_with
-from fpbench.runs.store import Store
 
 PAIRS = FingerprintSet("pairs", (Fingerprint("quiet mirror", ("lamp",)),))
 

@@ -15,7 +15,7 @@ from fpbench.errors import InputError
 from fpbench.hub import lock
 from fpbench.hub.lock import lock_file
 from fpbench.metrics.tinymmlu import anchor_scores, estimate
-from fpbench.runs import item_parameters
+from fpbench.runs import fetch
 from tests.conftest import require
 from tests.metrics.test_tinybenchmarks import table
 
@@ -59,53 +59,49 @@ def url(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_source_is_a_commit() -> None:
-    assert (
-        len(item_parameters.COMMIT) == 40
-        and int(item_parameters.COMMIT, 16)
-        and f"/{item_parameters.COMMIT}/" in item_parameters.SOURCE
-    )
-    assert item_parameters.SOURCE.startswith("https://")
+    assert len(fetch.COMMIT) == 40 and int(fetch.COMMIT, 16) and f"/{fetch.COMMIT}/" in fetch.SOURCE
+    assert fetch.SOURCE.startswith("https://")
 
 
 def test_a_file_is_fetched_once_and_used(server: Server, url: str) -> None:
-    assert item_parameters.read(url) is None
-    path = item_parameters.fetch(url)
-    found = item_parameters.read(url)
-    assert found is not None and path == item_parameters.file() and found[0].anchor_items.tolist() == [5, 0, 2]
+    assert fetch.read(url) is None
+    path = fetch.fetch(url)
+    found = fetch.read(url)
+    assert found is not None and path == fetch.file() and found[0].anchor_items.tolist() == [5, 0, 2]
     pin = lock.pins()[url]
-    assert pin.commit == item_parameters.COMMIT and list(pin.files) == ["tinyBenchmarks.pkl", "tinymmlu.npz"]
+    assert pin.commit == fetch.COMMIT and list(pin.files) == ["tinyBenchmarks.pkl", "tinymmlu.npz"]
     assert pin.files["tinymmlu.npz"] == found[1] and len(pin.files["tinyBenchmarks.pkl"]) == 64
-    assert item_parameters.fetch(url) == path and server.asked == 1
+    assert fetch.fetch(url) == path and server.asked == 1
     assert sorted(each.name for each in path.parent.iterdir()) == ["lock.json", "tinymmlu.npz"]
 
 
 def test_a_local_file_serves_as_well(url: str, tmp_path: Path) -> None:
     (tmp_path / "file.pkl").write_bytes(pickle.dumps(table()))
-    item_parameters.fetch((tmp_path / "file.pkl").as_uri())
-    assert item_parameters.read((tmp_path / "file.pkl").as_uri()) is not None
+    fetch.fetch((tmp_path / "file.pkl").as_uri())
+    assert fetch.read((tmp_path / "file.pkl").as_uri()) is not None
 
 
 def test_a_changed_file_is_refused(server: Server, url: str) -> None:
-    item_parameters.fetch(url).unlink()
+    fetch.fetch(url).unlink()
     server.answers["/file.pkl"] = (200, pickle.dumps(table(seed=2)))
     before = lock_file().read_bytes()
     with pytest.raises(InputError, match="expected the file of the first fetch"):
-        item_parameters.fetch(url)
-    assert lock_file().read_bytes() == before and not item_parameters.file().exists()
+        fetch.fetch(url)
+    assert lock_file().read_bytes() == before and not fetch.file().exists()
     server.answers["/file.pkl"] = (200, pickle.dumps(table()))
-    assert item_parameters.fetch(url).exists()
+    assert fetch.fetch(url).exists()
 
 
 def test_a_changed_copy_is_refused(url: str) -> None:
-    path = item_parameters.fetch(url)
+    path = fetch.fetch(url)
     path.write_bytes(path.read_bytes() + b"x")
-    for use in (item_parameters.read, item_parameters.fetch):
+    for use in (fetch.read, fetch.fetch):
         with pytest.raises(InputError, match="expected the file that was fetched"):
             use(url)
     path.unlink()
     lock_file().write_text("[]")
     with pytest.raises(InputError, match="lock file .* expected a commit and SHA-256"):
-        item_parameters.fetch(url)
+        fetch.fetch(url)
 
 
 @pytest.mark.parametrize(
@@ -124,16 +120,16 @@ def test_what_is_no_parameter_file_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     server.answers["/file.pkl"] = answer
     with pytest.raises(InputError, match=reason):
-        item_parameters.fetch(url)
-    assert not lock_file().exists() and not item_parameters.file().exists() and not Path("executed").exists()
+        fetch.fetch(url)
+    assert not lock_file().exists() and not fetch.file().exists() and not Path("executed").exists()
 
 
 def test_a_broken_download_and_a_silent_port_are_refused(server: Server, url: str) -> None:
     server.missing = 10
     with pytest.raises(InputError, match="whole file|can be downloaded"):
-        item_parameters.fetch(url)
+        fetch.fetch(url)
     with pytest.raises(InputError, match="can be downloaded"):
-        item_parameters.fetch("http://127.0.0.1:1/file.pkl")
+        fetch.fetch("http://127.0.0.1:1/file.pkl")
     assert not lock_file().exists()
 
 
@@ -141,7 +137,7 @@ def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, monke
     (tmp_path / "file").touch()
     monkeypatch.setenv("FPBENCH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="name another in FPBENCH_CACHE"):
-        item_parameters.fetch(url)
+        fetch.fetch(url)
 
 
 def test_the_verb(
@@ -153,17 +149,17 @@ def test_the_verb(
     rows.write_text(json.dumps({"question": "?", "choices": ["a", "b", "c", "d"], "answer": 0}))
     own = tmp_path / "own.toml"
     own.write_text(Path(small_profile).read_text().replace("bundled:mmlu.jsonl", str(rows)))
-    monkeypatch.setattr(item_parameters, "SOURCE", url)
+    monkeypatch.setattr(fetch, "SOURCE", url)
     assert main(["fetch", str(own)]) == 0
-    assert str(item_parameters.file()) in capsys.readouterr().out and item_parameters.file().exists()
-    item_parameters.file().write_bytes(b"damaged")
+    assert str(fetch.file()) in capsys.readouterr().out and fetch.file().exists()
+    fetch.file().write_bytes(b"damaged")
     assert main(["run", "--profile", str(own), "--out", str(tmp_path / "out")]) == 2
     assert "expected the file that was fetched" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_anchor_scores(url: str) -> None:
-    item_parameters.fetch(url)
-    found = item_parameters.read(url)
+    fetch.fetch(url)
+    found = fetch.read(url)
     assert found is not None
     rows = [{"mmlu_index": item, "anchor_weight": weight} for item, weight in ((0, 0.2), (2, 0.3), (5, 0.5))]
     correct = [True, False, True]

@@ -3,7 +3,8 @@ from collections import Counter
 import pytest
 
 from fpbench.errors import InputError
-from fpbench.runs.plan import BASE, CHECKPOINT, plan
+from fpbench.records.cell import BASE, CHECKPOINT
+from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile, profile_names
 
 MINIMAL = """

@@ -10,11 +10,10 @@ from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
-from fpbench.runs.engines.crew import capacity, request
-from fpbench.runs.engines.engine import Serial, create
-from fpbench.runs.engines.member import Member
-from fpbench.runs.job import Job
+from fpbench.runs.engine import Serial, create
 from fpbench.runs.profile import load_profile
+from fpbench.runs.ray import Member, capacity, request
+from fpbench.runs.worker import Job
 from tests.conftest import require
 from tests.runs.ray_grid import finished, kill, records, run, workers, write_profile
 
@@ -83,7 +82,7 @@ def test_an_engine_is_named_and_only_ray_has_an_address(
         fpbench.run(ray_address="auto")
     assert main(["run", "--ray-address", "auto"]) == 2
     assert "add --engine ray" in capsys.readouterr().err
-    monkeypatch.setattr("fpbench.runs.engines.ray_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("fpbench.runs.ray.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'fpbench\[ray\]'"):
         create("ray")
 

@@ -10,13 +10,13 @@ import pytest
 from fpbench import data
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
-from fpbench.fingerprints.construction import code_mixed_set
+from fpbench.fingerprints.code_mixed import code_mixed_set
 from fpbench.fingerprints.translation import Lexicon
+from fpbench.metrics.bands import bands
 from fpbench.metrics.fsr import fsr
-from fpbench.metrics.perplexity import bands
-from fpbench.models.decoding import Decoding
 from fpbench.runs.screening import OrdinaryText, check_triggers, collisions, languages_of, screen, table
 from fpbench.runs.sets import write_set
+from fpbench.scoring.responses import Decoding
 
 DECODING = Decoding(0.6, 0.9, 50)
 ORDINARY = OrdinaryText(

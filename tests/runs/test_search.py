@@ -12,31 +12,35 @@ import fpbench
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
-from fpbench.models.answers import score_answers
-from fpbench.models.deltas import weights
-from fpbench.models.loading import Loading, resolve
-from fpbench.models.progress import no_progress
-from fpbench.models.saving import save_checkpoint
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import Loading, save_checkpoint
+from fpbench.models.meter import no_progress
+from fpbench.models.training import score_answers
+from fpbench.models.weights import weights
 from fpbench.modifications.finetune import instruction
+from fpbench.records.cell import CHECKPOINT, Cell
+from fpbench.records.store import Store
 from fpbench.registry import MODIFICATIONS
-from fpbench.runs import development, rates, search
+from fpbench.runs import search
 from fpbench.runs.bench import Bench
-from fpbench.runs.development import development_set, injection_rate
-from fpbench.runs.materials import Materials
-from fpbench.runs.plan import CHECKPOINT, Cell, plan
+from fpbench.runs.datasets import Materials
+from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.rates import (
+from fpbench.runs.search import (
     FINE_TUNING_RATES,
+    HELD_OUT,
     INJECTION_RATES,
     FineTuningTrial,
     InjectionTrial,
     best,
     climb,
+    development_set,
+    fine_tuning_rate,
+    fine_tuning_trials,
+    injection_rate,
     instability,
     largest_stable,
 )
-from fpbench.runs.search import HELD_OUT, fine_tuning_rate, fine_tuning_trials
-from fpbench.runs.store import Store
 
 ADD = """
 [modifications.fsft_alpaca]
@@ -64,9 +68,9 @@ def searching(small_profile, tmp_path_factory) -> str:
 @pytest.fixture(autouse=True)
 def short_grids(monkeypatch):
     """Two rates each, the first ones of the protocol and the ends of the injection's grid, and 24 held-out rows."""
-    monkeypatch.setattr(rates, "FINE_TUNING_RATES", FINE_TUNING_RATES[:2])
-    monkeypatch.setattr(development, "INJECTION_RATES", INJECTION_RATES[::4])
-    for module in (search, development):
+    monkeypatch.setattr(search, "FINE_TUNING_RATES", FINE_TUNING_RATES[:2])
+    monkeypatch.setattr(search, "INJECTION_RATES", INJECTION_RATES[::4])
+    for module in (search, search):
         monkeypatch.setattr(module, "HELD_OUT", 24)
 
 
@@ -115,7 +119,7 @@ def climbed(limit):
 
 
 def test_the_climb_ends_at_the_first_unstable_rate(monkeypatch):
-    monkeypatch.setattr(rates, "FINE_TUNING_RATES", FINE_TUNING_RATES)
+    monkeypatch.setattr(search, "FINE_TUNING_RATES", FINE_TUNING_RATES)
     assert [trial.learning_rate for trial in climbed(2.5e-4)] == [1e-4, 2e-4, 3e-4]
     assert largest_stable(climbed(2.5e-4)) == 2e-4
     assert (len(climbed(1)), largest_stable(climbed(1))) == (10, 1e-3)
@@ -179,7 +183,7 @@ def test_the_rate_of_a_trial_gives_its_curve_again(searching, tmp_path):
 
 
 def test_where_no_rate_is_stable_the_cell_fails_and_says_why(searching, tmp_path, monkeypatch):
-    monkeypatch.setattr(rates, "FINE_TUNING_RATES", (1e30, 2e30))
+    monkeypatch.setattr(search, "FINE_TUNING_RATES", (1e30, 2e30))
     bench = bench_of(searching, tmp_path)
     for _ in range(2):  # the second time from the record
         with pytest.raises(CellError, match="no learning rate will do .*: at 1e[+]30 training became non-finite"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fpbench.methods.base import InjectionContext
-from fpbench.runs.spectra import Spectra
+from fpbench.runs.injection import Spectra
 
 NAMES = ["model.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj"]
 IDENTITY = {"model": "abc", "dtype": "float32", "text": {"statistics": "def"}, "tokens": 600}

@@ -8,9 +8,9 @@ from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.fingerprints import load_fingerprints
 from fpbench.models.loading import Loading
+from fpbench.records.store import read_records
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.store import read_records
 from fpbench.runs.study import STUDIES, _lengths, _numbers_of_candidates
 
 

@@ -297,7 +297,7 @@ def test_a_served_model_is_for_endpoints(capsys):
 
 def test_an_endpoint_needs_no_torch(server):
     code = (
-        "import sys; from fpbench.runs.verify import verify; verify(sys.argv[1], 'nlf'); "
+        "import sys; from fpbench.ownership.verify import verify; verify(sys.argv[1], 'nlf'); "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -13,7 +13,8 @@ import pytest
 import fpbench
 from fpbench.cli import main
 from fpbench.micro import MODEL
-from fpbench.models.loading import load_model, resolve
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import load_model
 from fpbench.models.stored import matrices
 from fpbench.ownership.lineage import RELATED, UNRELATED, weight_evidence
 from tests.conftest import ROOT, SHARED, require

@@ -17,9 +17,9 @@ import json, sys
 from pathlib import Path
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
-from fpbench.runs.estimates.estimate import estimate
-from fpbench.runs.estimates.forecast import forecast, total
-from fpbench.runs.job import Job
+from fpbench.runs.forecast import estimate
+from fpbench.runs.forecast import forecast, total
+from fpbench.runs.worker import Job
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 

@@ -12,13 +12,13 @@ from fpbench.metrics.fsr import FSR, fsr
 from fpbench.metrics.statistics import paired_bootstrap
 from fpbench.metrics.utility import ACCURACY_TASKS, utility
 from fpbench.micro import MODEL
-from fpbench.models.deltas import preserved
 from fpbench.models.loading import load_model
-from fpbench.models.perplexity import token_perplexity
+from fpbench.models.weights import preserved
 from fpbench.registry import METHODS
+from fpbench.runs.datasets import Materials
 from fpbench.runs.injection import create_method, inject_with
-from fpbench.runs.materials import Materials
 from fpbench.runs.profile import load_profile
+from fpbench.scoring.perplexity import token_perplexity
 from tests.code_mixed import code_mixed_set
 from tests.conftest import ROOT, SHARED, require
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from fpbench.micro import MODEL
-from fpbench.runs.engines.engine import Serial, create
-from fpbench.runs.plan import Cell
-from fpbench.runs.store import read_records
+from fpbench.records.cell import Cell
+from fpbench.records.store import read_records
+from fpbench.runs.engine import Serial, create
 from tests.conftest import require
 from tests.runs.ray_grid import board, finished, kill, run, workers, write_profile
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from fpbench.models.deltas import weights
-from fpbench.models.loading import load_model, resolve
-from fpbench.models.progress import no_progress
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import load_model
+from fpbench.models.meter import no_progress
+from fpbench.models.weights import weights
 from fpbench.registry import MODIFICATIONS
-from fpbench.runs.materials import Materials
+from fpbench.runs.datasets import Materials
 from fpbench.runs.profile import load_profile
-from fpbench.runs.rates import largest_stable
-from fpbench.runs.search import SEARCH, fine_tuning_trials
+from fpbench.runs.search import SEARCH, fine_tuning_trials, largest_stable
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ import pytest
 
 import fpbench
 from fpbench.cli import main
+from fpbench.http import Server
 from fpbench.micro import MODEL
-from fpbench.models.remote import Server
-from fpbench.ownership.endpoint import KEYS, Endpoint
 from fpbench.ownership.interview import Sampling, Told
+from fpbench.ownership.suspects import KEYS, Endpoint
 from tests.conftest import require
 
 pytestmark = pytest.mark.slow

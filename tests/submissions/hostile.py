@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fpbench.submissions.template import template
+from fpbench.submissions.folder import template
 
 NAME = "stranger"
 README = "This submission exists to be refused, by a test that says what has to be found.\n"
@@ -246,7 +246,7 @@ CHILD = (
 )
 FORGED = """\
 from fpbench.contract import checks
-from fpbench.findings import Finding
+from fpbench.checks import Finding
 import fpbench.contract
 fpbench.contract.check = lambda *a: [Finding(c.name, True, c.expected, '', c.remedy) for c in checks.CHECKS]
 """
@@ -257,7 +257,7 @@ MOCK = (
         "forged_file",
         _adapter(
             FORGED,
-            "import pathlib, fpbench.models.deltas as deltas\nweight[0, 0] += 1\n"
+            "import pathlib, fpbench.models.weights as deltas\nweight[0, 0] += 1\n"
             "deltas.Delta.to_bytes = lambda self: b'\\x80\\x04FSR 1.0'",
         ),
         r"mock run: .* handed back no safetensors file",
@@ -277,7 +277,7 @@ MOCK = (
         "other_names",
         _adapter(
             FORGED,
-            "import safetensors.torch, fpbench.models.deltas as deltas\nweight[0, 0] += 1\n"
+            "import safetensors.torch, fpbench.models.weights as deltas\nweight[0, 0] += 1\n"
             "deltas.Delta.to_bytes = lambda self: safetensors.torch.save({'lm_head.secret': torch.ones(2)})",
         ),
         r"mock run: .* handed back lm_head.secret, which the base does not have",
@@ -287,7 +287,7 @@ MOCK = (
         "other_shape",
         _adapter(
             FORGED,
-            "import safetensors.torch, fpbench.models.deltas as deltas\nweight[0, 0] += 1\n"
+            "import safetensors.torch, fpbench.models.weights as deltas\nweight[0, 0] += 1\n"
             "deltas.Delta.to_bytes = lambda self: safetensors.torch.save({'model.norm.weight': torch.ones(2)})",
         ),
         r"mock run: .* parameter model.norm.weight: expected \(256,\) torch.float32, found \(2,\)",
@@ -297,7 +297,7 @@ MOCK = (
         "infinite_file",
         _adapter(
             FORGED,
-            "import safetensors.torch, fpbench.models.deltas as deltas\nweight[0, 0] += 1\n"
+            "import safetensors.torch, fpbench.models.weights as deltas\nweight[0, 0] += 1\n"
             "value = torch.full((256,), float('inf'))\n"
             "deltas.Delta.to_bytes = lambda self: safetensors.torch.save({'model.norm.weight': value})",
         ),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fpbench.board.checked import ALLOWED, ALLOWED_AFTER_TRAINING
+from fpbench.board.checks import ALLOWED, ALLOWED_AFTER_TRAINING
 from fpbench.cli import main
-from fpbench.runs.store import Store
+from fpbench.records.store import Store
 from tests.board.written import MODIFIED, fsr, grid, write
 
 

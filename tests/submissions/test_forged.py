@@ -15,7 +15,7 @@ from fpbench.models.loading import Loading, load_model
 from fpbench.registry import METHODS
 from fpbench.runs.api import run_profile
 from fpbench.runs.profile import load_profile
-from fpbench.submissions.isolation import Isolation, Limits
+from fpbench.submissions.process import Isolation, Limits
 from tests.conftest import require
 from tests.submissions.hostile import NAME, WEAK, write
 

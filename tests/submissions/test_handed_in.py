@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fpbench.submissions.folder import Submission, inspect
-from fpbench.submissions.records import claimed
+from fpbench.submissions.rerun import claimed
 from tests.conftest import ROOT
 
 HANDED_IN = sorted(path for path in (ROOT / "submissions").iterdir() if path.is_dir() and path.name != "_template")

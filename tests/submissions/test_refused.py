@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fpbench.cli import main
-from fpbench.submissions import rehearsal
+from fpbench.submissions import check
 from tests.submissions.hostile import CASES, NAME, Case
 
 
@@ -16,14 +16,14 @@ from tests.submissions.hostile import CASES, NAME, Case
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder whose submissions are handed in, and limits that are met soon."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rehearsal, "LIMITS", replace(rehearsal.LIMITS, memory=3 * 2**30))
+    monkeypatch.setattr(check, "LIMITS", replace(check.LIMITS, memory=3 * 2**30))
     return tmp_path
 
 
 def refuse(case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     case.make(Path("submissions") / NAME)
     if case.name == "hangs":
-        monkeypatch.setattr(rehearsal, "LIMITS", replace(rehearsal.LIMITS, seconds=5))
+        monkeypatch.setattr(check, "LIMITS", replace(check.LIMITS, seconds=5))
     code = main(["submit", "check", NAME])
     told = capsys.readouterr()
     assert re.search(case.says, told.out), told.out

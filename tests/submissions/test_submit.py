@@ -103,8 +103,8 @@ def test_from_the_template_to_a_verified_row(here: Path, capsys: pytest.CaptureF
     ]
 
     # A figure is made more beautiful: the record is written anew, with a checksum, as anybody can.
-    from fpbench.runs.plan import Cell
-    from fpbench.runs.store import Store, read_record
+    from fpbench.records.cell import Cell
+    from fpbench.records.store import Store, read_record
 
     cell = Cell("micro", "nlf", "my_method", 42, "nf4", "fsr")
     path = folder / "records" / f"{cell.path}.json"

@@ -1,0 +1,97 @@
+"""The leaderboard as files: rows from records, tables and figures from rows."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpbench.errors import InputError
+from fpbench.records.store import Store, read_records, write_bytes, write_text
+
+if TYPE_CHECKING:
+    from fpbench.board.figures import Drawing
+    from fpbench.board.groups import Group
+
+Row = dict[str, Any]
+
+
+def leaderboard(
+    records: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    plots: str | os.PathLike[str] | None = None,
+    rescore: bool = False,
+    claimed: str | os.PathLike[str] | None = None,
+) -> list[Row]:
+    """Regenerate the rows of the leaderboard from records alone.
+
+    Args:
+        records: folder of records.
+        out: where ``leaderboard.md``, ``.csv``, ``.json``, ``.html`` and ``.tex`` are written; nowhere by default.
+        plots: where figures are written as SVG and PNG, which the page of ``out`` then shows too; nowhere by default.
+        rescore: recompute the figures from the per-query results beside the records.
+        claimed: folder of submissions, whose own records are shown as claimed; none by default.
+
+    Raises:
+        InputError: if there are no records, one is of another protocol version or holds a figure that cannot be, or
+            figures are asked for and matplotlib is not installed.
+    """
+    from fpbench.board.rows import rows_from_records
+
+    folder = Path(records)
+    if not folder.is_dir():
+        raise InputError(f"records folder {folder} does not exist: expected the records/ of a run; give it --records.")
+    found = read_records(folder)
+    if not found:
+        raise InputError(f"records folder {folder} holds no records: run `fpbench run` first, or check the path.")
+    handed_in = [] if claimed is None else _handed_in(Path(claimed))
+    rows = rows_from_records(found, folder, rescore=rescore, claimed=handed_in)
+    drawings: list[Drawing] = []
+    if plots is not None:
+        from fpbench.board.figures import figures
+        from fpbench.board.groups import group_records
+
+        groups = {each.key: each for each in handed_in} | group_records(found, folder)
+        drawings = figures(rows, groups)
+    for target in (out, plots):
+        if target is not None:
+            Store(Path(target)).check_writable()
+    if out is not None:
+        write_tables(Path(out), rows, drawings)
+    if plots is not None:
+        for each in drawings:
+            for kind, content in each.files.items():
+                write_bytes(Path(plots) / f"{each.name}.{kind}", content)
+    return rows
+
+
+def _handed_in(submissions: Path) -> "list[Group]":
+    """The records that stand in submissions.
+
+    Raises:
+        InputError: if there is no such folder, or records of a method stand in the submission of another.
+    """
+    from fpbench.board.groups import claimed_groups
+
+    if not submissions.is_dir():
+        raise InputError(f"submissions folder {submissions} does not exist: expected one that holds NAME/records.")
+    found = sorted(submissions.glob("*/records"))
+    return [group for records in found for group in claimed_groups(records, records.parent.name)]
+
+
+def write_tables(folder: Path, rows: list[Row], drawings: "Sequence[Drawing]" = ()) -> None:
+    """Write the leaderboard in every format, the page with the figures that are given.
+
+    Raises:
+        StorageError: if the disk gives out.
+    """
+    from fpbench.board.tables import render
+
+    for kind, path in table_files(folder).items():
+        write_text(path, render(rows, kind, drawings))
+
+
+def table_files(folder: Path) -> dict[str, Path]:
+    """Where the leaderboard stands, by format."""
+    endings = {"md": "md", "csv": "csv", "json": "json", "html": "html", "latex": "tex"}
+    return {kind: folder / f"leaderboard.{ending}" for kind, ending in endings.items()}

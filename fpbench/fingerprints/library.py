@@ -1,0 +1,42 @@
+"""NLF: ten two-word upper-case English queries with five candidates each, written for this project (protocol §9).
+
+More of them are drawn from the lexicon.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fpbench.errors import InputError
+from fpbench.fingerprints.instructional import instructional_set
+from fpbench.fingerprints.natural import natural_set
+from fpbench.fingerprints.sets import FingerprintSet, load_fingerprints
+
+BUILT_IN = ("if", "nlf")
+MODEL_DEPENDENT = ("cf", "cf_random")  # a run builds them, see fpbench.runs.sets
+
+
+def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42) -> FingerprintSet:
+    """Resolve what a user calls a fingerprint set.
+
+    Args:
+        name: a built-in name, a name of ``files``, or the path of a ``.jsonl`` file.
+        files: set names that a profile maps to files of its own.
+        seed: draws the keys of ``if``; sets that are written down stay as they are.
+
+    Raises:
+        InputError: if it is none of these, or the file is malformed.
+    """
+    if files and name in files:
+        return replace(load_fingerprints(files[name]), name=name)
+    if name == "if":
+        return instructional_set(seed=seed)
+    if name == "nlf":
+        return natural_set()
+    if name in MODEL_DEPENDENT:
+        raise InputError(
+            f"set {name!r} is another for each model: build it with `fpbench fingerprints cf` and give the file."
+        )
+    if name.endswith(".jsonl"):
+        return load_fingerprints(name)
+    known = ", ".join(dict.fromkeys([*(files or {}), *BUILT_IN, *MODEL_DEPENDENT]))
+    raise InputError(f"unknown fingerprint set {name!r}: expected {known}, or a .jsonl file.")

@@ -1,1 +1,0 @@
-"""What the editors share: key statistics, null space, target values, the closed-form write."""

@@ -1,0 +1,316 @@
+"""RLEdit's trajectory: edited weights are the states, the hypernetwork's shifts the actions (docs/methods.md §2.4)."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import fsum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpbench.errors import CellError
+from fpbench.methods.hypernetwork import Observation, Policy, Shift
+from fpbench.methods.partial_forward import Row, pad
+from fpbench.models.layout import layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences and where their predictions are read.
+
+    Attributes:
+        ids: token ids [b, T], right-padded.
+        reads: row and position of the S answer tokens' predictions, two tensors [S].
+        token: which of n distinct tokens each read is, [S].
+    """
+
+    ids: Tensor
+    reads: tuple[Tensor, ...]
+    token: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: Any) -> "Batch":
+        """Collect ``rows``. Where rows begin alike, they read one and the same token: the candidates of a trigger."""
+        reads = [(index, position) for index, row in enumerate(rows) for position in row.positions]
+        beginnings: dict[tuple[int, ...], int] = {}
+        for index, position in reads:
+            beginnings.setdefault(tuple(rows[index].ids[: position + 1]), len(beginnings))
+        token = [beginnings[tuple(rows[index].ids[: position + 1])] for index, position in reads]
+        return cls(
+            pad([row.ids for row in rows], device),
+            tuple(torch.tensor(reads, device=device).T),
+            torch.tensor(token, device=device),
+        )
+
+    def logits(self, model: Any) -> Tensor:
+        """Predictions at the read positions, [S, V] float32."""
+        hidden = model.base_model(input_ids=self.ids, use_cache=False).last_hidden_state
+        logits: Tensor = layout(model).head(hidden[self.reads])
+        return logits.float()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch to be learnt, with its loss: logits [S, V] to a scalar."""
+
+    batch: Batch
+    loss: Callable[[Tensor], Tensor]
+
+    def of(self, model: nn.Module) -> Tensor:
+        """The loss of ``model``."""
+        return self.loss(self.batch.logits(model))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a trajectory edits, what shall follow from it, and what shall stay; in micro-batches."""
+
+    edits: Sequence[Lesson]
+    equivalents: Sequence[Lesson]
+    unrelated: Sequence[Batch]
+
+
+@dataclass(frozen=True)
+class MetaTraining:
+    """How the hypernetwork is trained.
+
+    Attributes:
+        learning_rate: Adam's.
+        epochs: trajectories, each with one update of the network after its last step.
+        decay: γ, the weight of a step per step of its age.
+        depth: how many steps back a trajectory's losses reach.
+        locality: the weight of the divergence on unrelated batches.
+        regularisation: η_reg, the weight of ‖ΔW‖².
+        clip: largest norm of the network's gradient.
+        repaired: what the paper says, where the reference code departs from it: ‖ΔW‖² has a gradient, the locality term
+            is differentiated at the weights that it was computed with, and clipping waits for the whole trajectory
+            instead of shrinking what earlier steps left at every further one.
+    """
+
+    learning_rate: float
+    epochs: int
+    decay: float
+    depth: int
+    locality: float
+    regularisation: float
+    clip: float
+    repaired: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What happened in one step of meta-training.
+
+    Attributes:
+        shifts: the action.
+        edit_losses: one per remembered step, newest first.
+        divergences: likewise.
+        weight_gradients: of the decayed losses with respect to the shifted weights, [out, in] each.
+        gradient_norm: of the network's gradient, accumulated so far, before any clipping.
+    """
+
+    shifts: Mapping[str, Shift]
+    edit_losses: tuple[float, ...]
+    divergences: tuple[float, ...]
+    weight_gradients: Mapping[str, Tensor]
+    gradient_norm: float
+
+
+class State:
+    """The weights of the edited modules, and what they were.
+
+    Shifts are added up in float32: of a bfloat16 weight, most steps would move nothing.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        """The state is that of ``model``, which follows every change."""
+        self.weights = {name: model.get_submodule(name).get_parameter("weight") for name in names}
+        self.originals = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.exact = {name: weight.detach().float().clone() for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def apply(self, shifts: Mapping[str, Shift]) -> None:
+        """W ← W + ΔW.
+
+        Raises:
+            CellError: if a shift is not finite; no weight has moved then.
+        """
+        if not all(bool(shift.coefficients.isfinite().all()) for shift in shifts.values()):
+            raise CellError("the hypernetwork's shift is not finite: lower its 'rate'.")
+        for name, shift in shifts.items():
+            self.exact[name] += shift.matrix()
+            self.weights[name].copy_(self.exact[name])
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to what they were."""
+        for name, original in self.originals.items():
+            self.weights[name].copy_(original)
+            self.exact[name].copy_(original)
+
+    @contextmanager
+    def differentiable(self) -> Iterator[list[nn.Parameter]]:
+        """The weights with a gradient."""
+        weights = list(self.weights.values())
+        for weight in weights:
+            weight.requires_grad_()
+        try:
+            yield weights
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)
+
+
+def edit(
+    model: nn.Module, policy: Policy, steps: Iterable[Step], progress: Callable[[Iterable[Any], str], Iterable[Any]]
+) -> list[dict[str, Shift]]:
+    """Let the policy shift the model's weights step after step, in place; returns the shifts.
+
+    Raises:
+        CellError: if a shift is not finite.
+    """
+    done = []
+    state = State(model, policy.of)
+    for step in progress(list(steps), "editing"):
+        with torch.no_grad():
+            shifts = policy.act([observe(model, policy, lesson) for lesson in step.edits])
+        state.apply(shifts)
+        done.append(shifts)
+    return done
+
+
+def meta_train(
+    model: nn.Module,
+    policy: Policy,
+    steps: Sequence[Step],
+    settings: MetaTraining,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+) -> Iterator[Taken]:
+    """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
+
+    Yields:
+        What happened, step by step: as large as the edited modules, so that nothing of it is kept here.
+
+    Raises:
+        CellError: if a shift is not finite.
+    """
+    state = State(model, policy.of)
+    adam = torch.optim.Adam(list(policy.parameters()), lr=settings.learning_rate)
+    try:
+        for epoch in range(1, settings.epochs + 1):
+            history: deque[Step] = deque(maxlen=settings.depth)
+            for step in progress(steps, f"trajectory {epoch} of {settings.epochs}"):
+                history.appendleft(step)
+                yield _take(model, policy, state, history, settings)
+                if not settings.repaired:
+                    nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
+            nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
+            adam.step()
+            adam.zero_grad()
+            state.reset()
+    finally:
+        state.reset()
+
+
+def observe(model: nn.Module, policy: Policy, lesson: Lesson) -> dict[str, Observation]:
+    """Inputs of every edited module and gradients at its outputs, at the lesson's distinct answer tokens."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            # Below the first edited module nothing needs a gradient; its output is where differentiation ends.
+            if not output.requires_grad:
+                output.requires_grad_()
+            inputs[name], outputs[name] = arguments[0].detach(), output
+
+        return hook
+
+    with ExitStack() as hooks, torch.enable_grad():
+        for name in policy.of:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(note(name)))
+        gradients = torch.autograd.grad(lesson.of(model), list(outputs.values()))
+    reads, token = lesson.batch.reads, lesson.batch.token
+    seen = {}
+    for name, gradient in zip(outputs, gradients, strict=True):
+        # Keys of one token are equal; its gradient is what all that read it ask for.
+        size = int(token.max()) + 1
+        keys = torch.zeros(size, inputs[name].shape[-1], device=token.device)
+        total = torch.zeros(size, gradient.shape[-1], device=token.device)
+        keys[token] = inputs[name][reads].float()
+        seen[name] = Observation(keys, total.index_add(0, token, gradient[reads].float()))
+    return seen
+
+
+def _take(
+    model: nn.Module,
+    policy: Policy,
+    state: State,
+    history: Sequence[Step],
+    settings: MetaTraining,
+) -> Taken:
+    """One step: act, and add what the losses at the new weights say to the policy's gradient."""
+    seen = [observe(model, policy, lesson) for lesson in history[0].edits]
+    with torch.enable_grad():
+        shifts = policy.act(seen)
+    # A step that comes back is one loss with the sum of its weights, not several passes.
+    ages: dict[int, float] = {}
+    for steps_back, step in enumerate(history):
+        ages[id(step)] = ages.get(id(step), 0.0) + settings.decay**steps_back
+    remembered = list({id(step): step for step in history}.values())
+    with torch.no_grad():
+        references = [[batch.logits(model).log_softmax(-1) for batch in step.unrelated] for step in remembered]
+    before = {} if settings.repaired else {name: weight.detach().clone() for name, weight in state.weights.items()}
+    state.apply(shifts)
+
+    totals = {name: torch.zeros_like(exact) for name, exact in state.exact.items()}
+    edit_losses, divergences = [], []
+    with state.differentiable() as weights, torch.enable_grad():
+        for step in remembered:
+            age = ages[id(step)]
+            edit_losses.append(fsum(_add(totals, weights, lesson.of(model), age) for lesson in step.equivalents))
+        for step, kept in zip(remembered, references, strict=True):
+            age, moved = ages[id(step)], 0.0
+            for batch, reference in zip(step.unrelated, kept, strict=True):
+                divergence = _divergence(reference, batch.logits(model))
+                with _weights_set_to(state.weights, before):
+                    moved += _add(totals, weights, divergence, age * settings.locality)
+            divergences.append(moved)
+    with torch.enable_grad():
+        objective = torch.stack([shift.inner(totals[name]) for name, shift in shifts.items()]).sum()
+        if settings.repaired:
+            sizes = torch.stack([shift.square() for shift in shifts.values()])
+            objective = objective + settings.regularisation * sizes.sum()
+        objective.backward()
+    norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
+    return Taken(shifts, tuple(edit_losses), tuple(divergences), totals, float(norm))
+
+
+def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(p_ref ‖ p), the mean over the answer tokens; both [S, V]."""
+    return (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1).mean()
+
+
+def _add(totals: dict[str, Tensor], weights: Sequence[nn.Parameter], loss: Tensor, factor: float) -> float:
+    """Add ``factor`` times the gradient of ``loss`` to the totals; returns the loss."""
+    for name, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
+        totals[name] += factor * gradient
+    return loss.item()
+
+
+@contextmanager
+def _weights_set_to(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put other weights under a graph that is being differentiated, as the reference does without meaning to."""
+    now = {name: weights[name].detach().clone() for name in values}
+    _set(weights, values)
+    try:
+        yield
+    finally:
+        _set(weights, now)
+
+
+def _set(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        weights[name].data.copy_(value)  # past autograd's version counter: a graph may be alive

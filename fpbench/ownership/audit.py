@@ -1,0 +1,204 @@
+"""An audit: verification and comparison of one suspect, their records, and the report that is written from these."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fpbench.board.document import Document, as_markdown, as_page, plain
+from fpbench.errors import InputError, StorageError
+from fpbench.fingerprints.library import BUILT_IN
+from fpbench.models.checkpoints import WEIGHTS, base_of_adapter, checkpoint_digest, gguf_file, resolve
+from fpbench.models.loading import Loading
+from fpbench.models.meter import no_progress
+from fpbench.ownership.audit_report import (
+    AUDIT,
+    COMPARISON,
+    FIGURE,
+    SCHEMA,
+    TRANSCRIPT,
+    VERIFICATION,
+    Records,
+    as_text,
+    conclusion,
+    derived,
+    encoded,
+    report,
+    rules,
+)
+from fpbench.ownership.lineage import compare
+from fpbench.ownership.lineage import write as write_comparison
+from fpbench.ownership.verification import Verification
+from fpbench.ownership.verify import Question, Secrets, verify_suspect
+from fpbench.records.provenance import code_and_machine
+from fpbench.records.store import Store, held_back
+from fpbench.runs.api import Progress
+from fpbench.runs.profile import Profile
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A finished audit.
+
+    Attributes:
+        verification: what the answers say.
+        conclusion: of both halves, in one paragraph.
+        records: that every number in the report is taken from.
+        document: the report.
+    """
+
+    verification: Verification
+    conclusion: str
+    records: Records
+    document: Document
+
+
+def audit(profile: Profile, question: Question, loading: Loading, out: Path, progress: Progress = no_progress) -> Audit:
+    """Compare a suspect's weights with the base's, test its answers, and write ``out``.
+
+    Files appear in ``out`` only once everything is finished; they are readable by their owner alone. Until then the
+    requests stand in a transcript, from which the same call goes on: the question's, which is copied into ``out``, or,
+    if it has none, one beside ``out`` that is moved there.
+
+    Args:
+        profile: the one set, the decoding, the prompt and the first seed.
+        question: what :func:`~fpbench.ownership.verify.verify_suspect` is asked.
+        loading: how models are loaded.
+        out: a folder that does not exist or is empty.
+        progress: told how far the verification is.
+
+    Raises:
+        InputError: if ``out`` is not empty or cannot be written, or anything asked for is unknown or malformed.
+        CellError: if a model's logits are not finite.
+        StorageError: if the disk gives out; the transcript stays.
+    """
+    out = out.resolve()
+    _check_out(out, question.transcript)
+    transcript = question.transcript or out.with_name(f"{out.name}.transcript.jsonl")
+    models = _Models.found(question, loading)
+    secrets = Secrets.load(profile.fingerprints[0], profile.sets, profile.seeds[0])
+    reason = _not_compared(question, models)
+    comparison = None
+    if reason is None and question.base is not None:
+        comparison = compare(question.base, str(models.suspect), unrelated=question.unrelated)
+    verification = verify_suspect(profile, replace(question, transcript=transcript), loading, progress)
+    with _beside(out) as folder:
+        content: dict[str, Any] = {VERIFICATION: json.loads(verification.as_json())}
+        (folder / VERIFICATION).write_bytes(encoded(verification.as_json()))
+        (folder / TRANSCRIPT).write_bytes(transcript.read_bytes())
+        if comparison is not None and question.base is not None:
+            write_comparison(comparison, question.base, question.suspect, str(folder))
+            content[COMPARISON] = json.loads((folder / COMPARISON).read_bytes())
+        facts = {
+            "schema": SCHEMA,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "verdicts": {"answers": verification.verdict, "weights": comparison and comparison.verdict},
+            "not_compared": reason,
+            "models": models.as_json(question) | {"called_itself": _authors(transcript)},
+            "fingerprints": {
+                "name": secrets.fingerprints.name,
+                "sha256": secrets.digest,
+                "sealed": secrets.openings is not None,
+                "built_in": profile.fingerprints[0] in BUILT_IN and profile.fingerprints[0] not in profile.sets,
+            },
+            "seed": profile.seeds[0],
+            "precision": loading.precision,
+            "rules": rules(),
+            "derived": derived(content[VERIFICATION]),
+            "files": {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
+            "made_by": code_and_machine(),
+        }
+        records = Records(content | {AUDIT: facts})
+        facts["conclusion"] = plain(conclusion(records))
+        kept = encoded(as_text(facts))
+        drawn = (folder / FIGURE).read_bytes() if (folder / FIGURE).is_file() else None
+        document = report(records, sha256(kept).hexdigest(), drawn)
+        (folder / AUDIT).write_bytes(kept)
+        (folder / "audit.md").write_text(as_markdown(document), encoding="utf-8")
+        (folder / "audit.html").write_text(as_page(document), encoding="utf-8")
+        _move(folder, out)
+    if question.transcript is None:
+        transcript.unlink()
+    return Audit(verification, str(facts["conclusion"]), records, document)
+
+
+def _check_out(out: Path, transcript: Path | None) -> None:
+    """Refuse a folder that holds something or cannot be written, and a transcript within it."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"--out {out} exists and is not an empty folder: choose another, nothing was written.")
+    if transcript is not None and out in transcript.resolve().parents:
+        raise InputError(f"--transcript {transcript} is inside --out: choose a place from which it can be resumed.")
+    Store(out).check_writable()
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The folders of everything that is at hand; of a suspect behind a URL there is none."""
+
+    suspect: Path | None
+    nulls: tuple[Path, ...]
+
+    @classmethod
+    def found(cls, question: Question, loading: Loading) -> "_Models":
+        suspect = None
+        if not question.remote:
+            suspect = resolve(question.suspect, revision=loading.revision, allow_pickle=loading.allow_pickle)
+        nulls = (resolve(name, allow_pickle=loading.allow_pickle) for name in question.null_models)
+        return cls(suspect, tuple(nulls))
+
+    def as_json(self, question: Question) -> dict[str, Any]:
+        """Name and digest of each."""
+        named = zip(question.null_models, self.nulls, strict=True)
+        others: list[Any] = [{"name": name, "sha256": checkpoint_digest(folder)} for name, folder in named]
+        return {
+            "suspect": {"name": question.suspect, "sha256": self.suspect and checkpoint_digest(self.suspect)},
+            "base": None if question.base is None else others.pop(0),
+            "unrelated": others,
+        }
+
+
+def _not_compared(question: Question, models: _Models) -> str | None:
+    """Why weights cannot be compared; ``None`` if they can."""
+    if models.suspect is None:
+        return "the suspect is behind a URL, where nobody but its operator sees them."
+    if question.base is None:
+        return "no base was given to compare them with."
+    names, folders = (question.suspect, *question.null_models), (models.suspect, *models.nulls)
+    for name, folder in zip(names, folders, strict=True):
+        readable = base_of_adapter(folder) is not None or gguf_file(folder) is not None or any(folder.glob(WEIGHTS))
+        if not readable:
+            return (
+                f"the weights of {name} are stored neither as safetensors nor as GGUF, and no others are read for that."
+            )
+    return None
+
+
+def _authors(transcript: Path) -> list[str]:
+    """Whom the answers of a transcript say they come from."""
+    events = map(json.loads, transcript.read_bytes().splitlines())
+    return sorted({event["model"] for event in events if event["event"] == "answer" and event["model"]})
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder for what is not finished yet, gone afterwards; nobody else can read it."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+            yield Path(name)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written ({error.strerror or error}): the transcript stays.") from None
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Move every file to its place; a signal waits until all are there."""
+    with held_back():
+        out.mkdir(mode=0o700, exist_ok=True)
+        for path in sorted(folder.iterdir()):
+            path.chmod(0o600)
+            path.replace(out / path.name)

@@ -1,0 +1,192 @@
+"""What a verification found, for people: the verdict, what it means, and the evidence for it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import exp
+from typing import Any, Literal
+
+from tabulate import tabulate
+
+from fpbench.metrics.claims import FLOOR, Claim
+from fpbench.text import printable, writable
+
+Verdict = Literal["claim", "no claim", "undecided"]
+SHOWN = 40  # characters of a response in the table
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One fingerprint that was asked.
+
+    Attributes:
+        place: in the set, from 1.
+        trigger: what was sent.
+        targets: what counts as a match.
+        response: what came back, leading whitespace stripped.
+        target: the longest target that it begins with; ``None`` for a miss.
+        null: q̄_i.
+        log_ratio: log-likelihood ratio (nats) of this response and all before it.
+        seed: of the request.
+        details: what else a server said: why the response ended, a refusal, log-probabilities.
+    """
+
+    place: int
+    trigger: str
+    targets: tuple[str, ...]
+    response: str
+    target: str | None
+    null: float
+    log_ratio: float
+    seed: int
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of :func:`fpbench.verify`.
+
+    Attributes:
+        verdict: ``"claim"``, ``"no claim"``, or ``"undecided"`` where the suspect did not let the test be finished.
+        reason: why the asking ended.
+        suspect: folder, hub id or URL.
+        fingerprints: name of the set.
+        size: fingerprints of the set.
+        level: α, the largest probability of claiming a model that does not carry the fingerprints.
+        null_models: those that null rates come from; without one every rate is the floor, an assumption.
+        largest_null: most matches to be expected of any null model; ``None`` without one.
+        uninformative: fingerprints never asked because a null model answers them half of the time or more.
+        bound: log-likelihood ratio (nats) at which a claim is made.
+        threshold: matches that are enough for a claim in any order; ``None`` if no number is.
+        evidence: the fingerprints asked, in the order of asking.
+        queries: requests sent, those without an answer included.
+        budget: requests that were allowed; ``None`` for no limit.
+        permutation: the p-value of the dealing of targets to triggers, for sets whose recipe says that a seed dealt
+            them; ``None`` for others.
+        needed: fingerprints that a set would need for a claim at the match rate seen; ``None`` if no number would do,
+            or the verdict is another.
+        exact: the test from the suspect's exact probabilities, which only a model at hand has; without a null model
+            one that never matches stands in.
+        decoding: the numbers asked for, and those that a server took.
+        revealed: for a sealed set, the openings of the fingerprints asked, and of no others.
+        remarks: what is to be said of a suspect at hand, such as that its base's tokenizer served.
+    """
+
+    verdict: Verdict
+    reason: str
+    suspect: str
+    fingerprints: str
+    size: int
+    level: float
+    null_models: tuple[str, ...]
+    largest_null: float | None
+    uninformative: int
+    bound: float
+    threshold: int | None
+    evidence: tuple[Evidence, ...]
+    queries: int
+    budget: int | None
+    permutation: float | None
+    needed: int | None
+    exact: Claim | None
+    decoding: Mapping[str, Any]
+    revealed: tuple[Mapping[str, Any], ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def matched(self) -> int:
+        """Fingerprints whose response begins with a target."""
+        return sum(each.target is not None for each in self.evidence)
+
+    def as_json(self) -> str:
+        """Everything, as a JSON object."""
+        text = json.dumps({"schema": 1} | asdict(self) | {"matched": self.matched}, indent=1, ensure_ascii=False)
+        return writable(text) + "\n"
+
+    def summary(self) -> str:
+        """The verdict in plain language, the evidence per fingerprint, and what it rests on."""
+        parts = [self._verdict(), self._table(), "\n".join(self._grounds())]
+        return "\n\n".join(part for part in parts if part)
+
+    def _verdict(self) -> str:
+        counted = f"{self.matched} of the {len(self.evidence)} fingerprints asked were answered with a target"
+        if self.verdict == "claim":
+            return (
+                f"CLAIM: {self.suspect} carries the fingerprints of {self.fingerprints}.\n{counted}. "
+                f"A model that does not carry them is claimed with a probability of at most {self.level:g}."
+            )
+        if self.verdict == "undecided":
+            return f"UNDECIDED, and so no claim: {self.reason}.\n{counted} before that."
+        return (
+            f"NO CLAIM: {self.suspect} was not shown to carry the fingerprints of {self.fingerprints}: {self.reason}.\n"
+            f"{counted}. That does not show that it is unrelated.\n{self._needed()}"
+        )
+
+    def _needed(self) -> str:
+        if self.needed is not None:
+            return (
+                f"Were a larger set to match at the same rate, half of all tests would claim with {self.needed} "
+                "fingerprints asked."
+            )
+        return "At the rate seen no number of fingerprints would be enough: it is not, or hardly, above that of chance."
+
+    def _table(self) -> str:
+        head = ("place", "trigger", "response", "matches", "by chance", "likelihood ratio so far")
+        rows = [
+            (
+                each.place,
+                each.trigger,
+                printable(each.response, SHOWN) or _empty(each),
+                each.target or "–",
+                f"{each.null:.2g}",
+                _ratio(each.log_ratio),
+            )
+            for each in self.evidence
+        ]
+        return tabulate(rows, head, tablefmt="github", disable_numparse=True) if rows else ""
+
+    def _grounds(self) -> list[str]:
+        allowed = "" if self.budget is None else f" of at most {self.budget}"
+        needed = f"a ratio of {_ratio(self.bound)}"
+        if self.threshold is not None:
+            needed += f", or {self.threshold} matches in any order"
+        lines = [f"Queries: {self.queries}{allowed}. For a claim at {self.level:g}: {needed}."]
+        if self.null_models:
+            lines.append(
+                f"By chance: the largest rate of {', '.join(self.null_models)}, at least {FLOOR}; "
+                f"none of them is expected to match more than {self.largest_null:.2g} of {self.size}."
+            )
+        else:
+            lines.append(
+                f"By chance: assumed to be {FLOOR} a fingerprint; a base or unrelated models would let it be measured."
+            )
+        if self.uninformative:
+            lines.append(f"Not asked: {self.uninformative} fingerprints that a null model answers half of the time.")
+        if self.permutation is not None:
+            lines.append(
+                f"Dealing the targets to the triggers anew gives as many matches with p = {self.permutation:.2g} "
+                "(for a number of questions fixed beforehand; the verdict does not rest on it)."
+            )
+        if self.exact is not None:
+            lines.append(
+                f"From the model's exact probabilities, were all {self.size} asked: median p-value "
+                f"{self.exact.p_value:.2g}, power {self.exact.power:.1%}."
+            )
+        if "://" in self.suspect:
+            refused = ", ".join(self.decoding["refused"]) or "nothing"
+            lines.append(f"The server turned down {refused}; it did not refuse {_numbers(self.decoding['accepted'])}.")
+        lines += [f"{self.suspect}: {remark}." for remark in self.remarks]
+        lines.append("Assumed: whether one fingerprint matches by chance does not depend on the others.")
+        return lines
+
+
+def _ratio(logarithm: float) -> str:
+    return f"{exp(min(logarithm, 700.0)):.4g}"  # the largest number has a logarithm of 709
+
+
+def _empty(evidence: Evidence) -> str:
+    return "(refused)" if "refusal" in evidence.details else "(empty)"
+
+
+def _numbers(decoding: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in decoding.items() if name != "seed") or "none of the numbers"

@@ -1,0 +1,1 @@
+"""What was measured, on disk: cells, records and where they come from."""

@@ -1,0 +1,55 @@
+"""From a profile to an ordered list of cells. Pure: reads no file, loads no model."""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+BASE = "base"  # the method name of the unfingerprinted model
+CHECKPOINT = "checkpoint"  # and of a checkpoint that somebody handed in
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of one checkpoint under one condition (protocol §1).
+
+    Attributes:
+        model: label of the model.
+        fingerprints: name of the set.
+        method: what injected it, or ``base``.
+        seed: seed of injection and modification.
+        condition: ``origin`` or a modification.
+        metric: ``fsr``, ``utility``, ``triggers``, ``near``, ``bands`` or ``cost``.
+    """
+
+    model: str
+    fingerprints: str
+    method: str
+    seed: int
+    condition: str
+    metric: str
+
+    @property
+    def path(self) -> str:
+        """Where the cell's record stands below the records folder, without the ending."""
+        return f"{self.model}/{self.fingerprints}/{self.method}/seed-{self.seed}/{self.condition}/{self.metric}"
+
+    def __str__(self) -> str:
+        return self.path
+
+    @staticmethod
+    def at(path: str) -> "Cell | None":
+        """The cell whose :attr:`path` this is; ``None`` if none has it."""
+        match path.split("/"):
+            case [model, fingerprints, method, seed, condition, metric] if re.fullmatch(r"seed--?\d+", seed):
+                return Cell(model, fingerprints, method, int(seed.removeprefix("seed-")), condition, metric)
+        return None
+
+
+def label_of(fingerprints: str) -> str:
+    """What records call a set: its built-in name, or the stem of the user's file."""
+    return PurePath(fingerprints).stem if fingerprints.endswith(".jsonl") else fingerprints
+
+
+PROTOCOL: Literal[1] = 1
+ORIGIN = "origin"

@@ -1,0 +1,381 @@
+"""Signals that wait: what is being written is written whole before a process stops."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fpbench.errors import InputError, StorageError
+from fpbench.hub.lock import sha256
+from fpbench.records.cell import PROTOCOL, Cell
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fpbench.runs.injection import InjectionReport
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM only after the block; outside the main thread, which alone gets them, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    handlers = {number: signal.signal(number, keep) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in arrived:
+            signal.raise_signal(each)
+
+
+# Records on disk: one JSON file a cell, written whole or not at all, with its per-query results beside it.
+
+
+SCHEMA = 2
+UNKNOWN = "0" * 64  # stands for a record's checksum in the text that it is computed from
+logger = logging.getLogger(__name__)
+
+
+def cell_id(identity: dict[str, Any]) -> str:
+    """Name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
+    return _sha256(canonical(identity))[:16]
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def written(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path`` and rename it there, with ``mode``, once it is on disk.
+
+    Raises:
+        StorageError: if the disk is full, a limit is hit or the folder went away; nothing half-written remains.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror or error}): finished records stay.") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a whole text file atomically; nobody can read it at any moment whom ``mode`` does not let."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a whole file atomically."""
+    with written(path, mode) as temporary:
+        temporary.write_bytes(content)
+
+
+class Store:
+    """The folder of one run: ``records/`` (source of truth), ``deltas/``, ``statistics/`` and the generated tables."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use ``folder``; nothing is created yet."""
+        self.folder = folder
+        self.records = folder / "records"
+        self.deltas = folder / "deltas"
+        self.statistics = folder / "statistics"
+
+    def check_writable(self) -> None:
+        """Try to write where the folder is or would be created; leave nothing behind.
+
+        Raises:
+            InputError: if it cannot be created or written, before any work starts.
+        """
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"output folder {self.folder} cannot be written ({error.strerror or error}): choose another with --out."
+            ) from None
+
+    def sweep(self) -> None:
+        """Remove what killed writers left half-written. For whoever drives the store alone."""
+        for path in self.folder.rglob(".*"):
+            if path.is_file():
+                path.unlink()
+
+    def record_path(self, cell: Cell) -> Path:
+        """The record file of a cell."""
+        return self.records / f"{cell.path}.json"
+
+    def find(self, cell: Cell, name: str) -> dict[str, Any] | None:
+        """The finished record of exactly the measurement called ``name`` (:func:`cell_id`), or ``None``.
+
+        A damaged one is as good as none, and a warning.
+        """
+        path = self.record_path(cell)
+        record = read_record(path)
+        if record is None or record["id"] != name or record["status"] != "done":
+            return None
+        if not queries_fit(record, path.with_suffix(".jsonl")):
+            logger.warning("the per-query results of %s are missing or damaged: it is measured again.", cell)
+            return None
+        return record
+
+    def save_injection(self, label: str, report: "InjectionReport") -> None:
+        """Write a delta as safetensors, then its figures; the figures name the digest of the weights.
+
+        Raises:
+            StorageError: if the disk gives out.
+        """
+        write_bytes(self.deltas / f"{label}.safetensors", report.delta.to_bytes())
+        figures = {
+            "seconds": dict(report.seconds),
+            "peak_memory": report.peak_memory,
+            "changed": dict(report.changed),
+            "weights_digest": report.delta.digest,
+        }
+        write_record(self.deltas / f"{label}.json", figures)
+
+    def load_injection(self, label: str, originals: "Mapping[str, Tensor]") -> "InjectionReport | None":
+        """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
+
+        Args:
+            label: the name it was saved under.
+            originals: the base's weights by name, which a delta stored as factors needs.
+
+        Raises:
+            CellError: if it needs weights that are not there.
+        """
+        from fpbench.models.weights import Delta
+        from fpbench.runs.injection import InjectionReport
+
+        path = self.deltas / f"{label}.safetensors"
+        figures = read_record(path.with_suffix(".json"))
+        if figures is None or not path.is_file():
+            return None
+        delta = Delta.from_bytes(path.read_bytes(), originals)
+        if delta is None or delta.digest != figures["weights_digest"]:
+            logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
+            return None
+        return InjectionReport(figures["seconds"], figures["peak_memory"], figures["changed"], delta)
+
+    def write(self, cell: Cell, record: dict[str, Any], queries: list[dict[str, Any]]) -> None:
+        """Write per-query results, then the record that names their digest; a signal waits until both are written.
+
+        Raises:
+            StorageError: if the disk gives out.
+        """
+        path = self.record_path(cell)
+        with held_back():
+            if queries:
+                lines = "".join(canonical(query) + "\n" for query in queries)
+                write_text(path.with_suffix(".jsonl"), lines)
+                record = record | {"queries": {"count": len(queries), "sha256": _sha256(lines)}}
+            write_record(path, record)
+            if not queries:
+                path.with_suffix(".jsonl").unlink(missing_ok=True)
+
+
+def queries_fit(record: dict[str, Any], path: Path) -> bool:
+    """Whether the per-query results at ``path`` are those that the record names."""
+    if "queries" not in record:
+        return True
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    expected: str = record["queries"]["sha256"]
+    return hashlib.sha256(content).hexdigest() == expected
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with its schema and the checksum of its text.
+
+    Raises:
+        StorageError: if the disk gives out.
+    """
+    complete = dict(record) | {"schema": SCHEMA, "checksum": UNKNOWN}
+    text = json.dumps(complete, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text.replace(UNKNOWN, _sha256(text), 1))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read one record; ``None`` if there is none. One that is damaged or of another schema is none, and a warning."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            fault = "is no JSON object"
+        elif record.get("schema") != SCHEMA:
+            fault = f"is of schema {record.get('schema')}, not {SCHEMA}"
+        elif _sha256(text.replace(found := str(record.get("checksum")), UNKNOWN, 1)) != found:
+            fault = "does not match its checksum"
+        else:
+            return record
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read ({error})"
+    logger.warning("record %s %s: it counts for nothing.", path, fault)
+    return None
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Every record below a folder, in path order; what is damaged, per-query results included, stands as failed.
+
+    What is no record of a cell by its place is left out.
+    """
+    found = []
+    names = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    for name in sorted(name for name in names if name.endswith(".json")):
+        path, stem = Path(name), name.removesuffix(".json")
+        record, reason = read_record(path), "the record is damaged: run again"
+        if record is not None and not queries_fit(record, Path(f"{stem}.jsonl")):
+            logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
+            record, reason = None, "its per-query results are missing or not those that the record names: run again"
+        cell = Cell.at(stem.removeprefix(f"{folder}/"))
+        if record is not None and cell is not None and record.get("cell", vars(cell)) != vars(cell):
+            logger.warning("record %s is of another cell than its place: it counts for nothing.", path)
+            record, reason = None, "the record is of another cell than its place says: run again"
+        if record is None and cell is not None:
+            record = {"protocol": PROTOCOL, "id": None, "cell": dict(vars(cell)), "status": "failed", "reason": reason}
+        if record is not None:
+            found.append(record)
+    return found
+
+
+# Locks on files: one driver a store, one maker an artefact. A lock ends with its holder, however that ends.
+
+
+@contextlib.contextmanager
+def driving(folder: Path) -> Iterator[None]:
+    """Be the one process that runs cells into the store ``folder``.
+
+    Raises:
+        InputError: naming host and process of whoever is at it already, or if the file system knows no locks.
+    """
+    with _opened(folder / "locks" / "driver.json") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run writes to {folder} ({_holder(handle)}): wait for it, stop it, or choose another --out."
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be locked ({error.strerror}): its file system knows no locks; choose another --out."
+            ) from None
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        yield
+
+
+@contextlib.contextmanager
+def making(folder: Path, artefact: str) -> Iterator[None]:
+    """Wait until nobody else makes an artefact of the store ``folder``; whoever enters looks whether it is there now.
+
+    Raises:
+        StorageError: if the folder cannot be written, or its file system knows no locks.
+    """
+    with _opened(folder / "locks" / artefact) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be locked ({error.strerror}): finished records stay.") from None
+        yield
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror}): finished records stay.") from None
+    try:
+        yield handle
+    finally:
+        os.close(handle)  # and with it the lock
+
+
+def _holder(handle: int) -> str:
+    try:
+        holder = json.loads(os.pread(handle, 1000, 0))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "a process that has just started"
+
+
+# SHA-256 of large files, remembered by size and time: a checkpoint of 16 GB is not read whole at every resume.
+
+
+class Digests:
+    """Digests of files, kept in one JSON file: path → size, time of last change in nanoseconds, SHA-256."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is known; a file that cannot be read is as good as none.
+
+        Args:
+            path: of the JSON file.
+        """
+        self.path = path
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        self._known: dict[str, Any] = known if isinstance(known, dict) else {}
+
+    def of(self, path: Path) -> str:
+        """SHA-256 of a file; read only if its size or time is not that of the last reading.
+
+        Raises:
+            StorageError: if it was read and cannot be remembered.
+        """
+        found = path.stat()
+        state = [found.st_size, found.st_mtime_ns]
+        match self._known.get(str(path.resolve())):
+            case [size, time, str(digest)] if [size, time] == state:
+                return digest
+        self._known[str(path.resolve())] = [*state, found_digest := sha256(path)]
+        write_text(self.path, json.dumps(self._known, indent=1, sort_keys=True) + "\n")
+        return found_digest

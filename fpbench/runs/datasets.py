@@ -1,0 +1,104 @@
+"""The texts and rows that a profile's data sources hold, each read once."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fpbench import data
+from fpbench.errors import InputError
+from fpbench.metrics.tinymmlu import Parameters
+from fpbench.models.prompts import Example
+from fpbench.modifications.base import ModificationContext
+from fpbench.runs import fetch
+from fpbench.runs.profile import UTILITY_TASKS, Profile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Materials:
+    """Data of one profile. Everything is read on first use; :meth:`check` reads it all before work starts."""
+
+    def __init__(self, profile: Profile) -> None:
+        """Nothing is read yet."""
+        self.profile = profile
+        self._digests: dict[str, str] = {}
+
+    def source(self, name: str) -> str:
+        """The data source that the profile names.
+
+        Raises:
+            InputError: if it names none.
+        """
+        if name not in self.profile.data:
+            raise InputError(f"profile {self.profile.name!r} has no data source {name!r}: add it to its [data] table.")
+        return self.profile.data[name]
+
+    def digests(self, *names: str) -> dict[str, str]:
+        """SHA-256 of each named source."""
+        for name in names:
+            if name not in self._digests:
+                self._digests[name] = data.digest(self.source(name))
+        return {name: self._digests[name] for name in names}
+
+    @cached_property
+    def alpaca(self) -> list[dict[str, Any]]:
+        """Instruction rows: fine-tuning, trigger contexts, bands."""
+        return self._instructions("alpaca")
+
+    @cached_property
+    def math(self) -> list[dict[str, Any]]:
+        """Worded problems with answers, in instruction form."""
+        return self._instructions("math")
+
+    @cached_property
+    def calibration(self) -> list[str]:
+        """Plain documents for pruning (C4)."""
+        return data.read_texts(self.source("calibration"))
+
+    @cached_property
+    def statistics(self) -> list[str]:
+        """Plain documents for key statistics (Wikipedia)."""
+        return data.read_texts(self.source("statistics"))
+
+    @cached_property
+    def pairs(self) -> list[Example]:
+        """Question–answer pairs that no fingerprint touches: the locality side of ZsRE, whose answers are true."""
+        rows = data.require_fields(data.read_rows(self.source("zsre")), ["loc", "loc_ans"], self.source("zsre"))
+        questions = (row["loc"].removeprefix("nq question: ").rstrip("?") for row in rows)
+        return [Example(f"{question}?", row["loc_ans"]) for question, row in zip(questions, rows, strict=True)]
+
+    @cached_property
+    def item_parameters(self) -> tuple[Parameters, str] | None:
+        """What was fetched for tinyMMLU's estimate, and its SHA-256; ``None`` before it is fetched."""
+        return fetch.read(fetch.SOURCE)
+
+    @property
+    def utility_sources(self) -> dict[str, str]:
+        """The sources of the utility tasks that the profile names."""
+        return {name: source for name, source in self.profile.data.items() if name in UTILITY_TASKS}
+
+    def modification_context(self, seed: int, progress: Any, base: Mapping[str, "Tensor"]) -> ModificationContext:
+        """What modifications may know, with the data that this profile names and the weights of the base."""
+        named = self.profile.data
+        rows: dict[str, Any] = {name: getattr(self, name) for name in ("alpaca", "math") if name in named}
+        return ModificationContext(seed, rows, self.calibration if "calibration" in named else (), progress, base)
+
+    def check(self) -> None:
+        """Read every source that the profile names.
+
+        Raises:
+            InputError: naming the first that is missing or malformed.
+        """
+        named = self.profile.data
+        parts = {"alpaca": "alpaca", "math": "math", "calibration": "calibration", "statistics": "statistics"}
+        for name, part in (parts | {"zsre": "pairs"}).items():
+            if name in named:
+                getattr(self, part)
+        for name in self.utility_sources:
+            data.read_text(named[name]) if name == "wikitext" else data.read_rows(named[name])
+        if "tinymmlu" in named:
+            _ = self.item_parameters
+
+    def _instructions(self, name: str) -> list[dict[str, Any]]:
+        return data.require_fields(data.read_rows(self.source(name)), ["instruction", "output"], self.source(name))

@@ -1,1 +1,0 @@
-"""Who measures the cells of a run: this process, or the workers of a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Exact probabilities of texts: one engine that reads what prompts share once."""

@@ -1,0 +1,194 @@
+"""One engine for "many prompts, few bits of answer": shared beginnings are read once, no logits but those asked for."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch.nn.functional import cross_entropy
+
+from fpbench.errors import InputError
+from fpbench.models.layout import context_length
+from fpbench.scoring.forward import Level, read_apart, read_trees
+from fpbench.scoring.packing import TokenIds, apart, batches, rows_of
+
+Result = TypeVar("Result")
+_sharing: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_budget: ContextVar[int] = ContextVar("token_budget", default=4096)
+_used: ContextVar[list[int] | None] = ContextVar("used_budgets", default=None)
+# Logits held at once, unless one row asks for more: 512 MiB in float32, whatever the vocabulary.
+LOGIT_BUDGET = 2**27
+logger = logging.getLogger(__name__)
+
+
+def token_budget() -> int:
+    """Padded tokens of one forward pass."""
+    return _budget.get()
+
+
+@contextlib.contextmanager
+def limited_to(tokens: int) -> Iterator[None]:
+    """Change the token budget for everything that is scored inside.
+
+    Raises:
+        InputError: if it is not positive.
+    """
+    if tokens < 1:
+        raise InputError(f"the token budget must be at least 1, found {tokens}.")
+    before = _budget.set(tokens)
+    try:
+        yield
+    finally:
+        _budget.reset(before)
+
+
+@contextlib.contextmanager
+def budgets_used() -> Iterator[list[int]]:
+    """Yield a list that gets every token budget used inside: one, unless memory ran out."""
+    used: list[int] = []
+    token = _used.set(used)
+    try:
+        yield used
+    finally:
+        _used.reset(token)
+
+
+def _note(budget: int) -> int:
+    used = _used.get()
+    if used is not None and budget not in used:
+        used.append(budget)
+    return budget
+
+
+def read(
+    model: Any, sequences: Sequence[TokenIds], wanted: Sequence[int], work: Callable[[Level], dict[int, Result]]
+) -> list[Result]:
+    """Let a model read sequences, batch by batch, and do something with its predictions.
+
+    Beginnings that sequences share are read once, by models that can (:func:`shares_prefixes`); rows are packed by
+    length into batches within the token budget. A batch that does not fit the memory is tried again in halves.
+
+    Args:
+        model: a causal language model in eval mode.
+        sequences: token ids, none empty, none longer than the model's context.
+        wanted: for every sequence after how many of its last tokens the prediction is asked for, at least 1.
+        work: is given the predictions of a batch; returns a result for the number of every sequence in it.
+
+    Returns:
+        The results, in the order of the sequences.
+
+    Raises:
+        InputError: before the first pass, if a sequence is empty or exceeds the context, or the model is training.
+        CellError: if a logit is not a number or +inf.
+    """
+    _check(model, sequences)
+    sharing = shares_prefixes(model)
+    open_rows = read_trees if sharing else read_apart
+    if not sharing:
+        logger.warning("%s cannot share prefixes: every prompt is read whole.", type(model).__name__)
+    budget = _note(token_budget())
+    limit = max(1, LOGIT_BUDGET // model.config.get_text_config().vocab_size)
+    results: dict[int, Result] = {}
+    while len(results) < len(sequences):
+        left = {number: sequence for number, sequence in enumerate(sequences) if number not in results}
+        rows = rows_of(left, wanted, budget, pair_cost(model)) if sharing else apart(left, wanted)
+        for batch in batches(rows, budget, limit):
+            try:
+                results |= work(open_rows(model, batch, budget))
+            except RuntimeError as error:
+                if sum(len(row.places) for row in batch) == 1 or not should_reduce_batch_size(error):
+                    raise
+                budget = _note(max(1, min(budget, sum(len(row.tokens) for row in batch)) // 2))
+                logger.warning("out of memory: the token budget is %d now.", budget)
+                break
+    return [results[number] for number in range(len(sequences))]
+
+
+def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[int]) -> list[tuple[list[float], bool]]:
+    """Log-probabilities (nats) of the last tokens of sequences, each after all tokens before it.
+
+    Args:
+        model: a causal language model in eval mode.
+        sequences: token ids, of which the last is predicted and not read.
+        scored: for every sequence how many of its last tokens, fewer than it has.
+
+    Returns:
+        For every sequence one figure a scored token, and whether each of these is the likeliest in its place.
+
+    Raises:
+        InputError, CellError: as :func:`read`.
+    """
+
+    def work(level: Level) -> dict[int, tuple[list[float], bool]]:
+        numbers = list(level.nodes)
+        nodes = [node for number in numbers for node in level.nodes[number]]
+        labels = [token for number in numbers for token in sequences[number][-scored[number] :]]
+        figures, likeliest = _chosen(level.logits, torch.tensor(nodes), torch.tensor(labels))
+        spans, start = {}, 0
+        for number in numbers:
+            spans[number] = slice(start, start := start + scored[number])
+        return {number: (figures[span], all(likeliest[span])) for number, span in spans.items()}
+
+    return read(model, [sequence[:-1] for sequence in sequences], scored, work)
+
+
+def pair_cost(model: Any) -> float:
+    """What attention to one place costs, in units of all else a decoder block computes for a place.
+
+    For hidden size h these are about 4 h and 24 h² operations; attention runs at about half the speed of the rest.
+    """
+    return 1 / (3 * float(model.config.get_text_config().hidden_size))
+
+
+def shares_prefixes(model: Any) -> bool:
+    """Whether a model answers alike when sequences share their beginnings, by trying it on two short ones.
+
+    Models whose attention does not take a mask of ours, or who count positions by themselves, do not. It depends on the
+    architecture alone, so each model is tried once.
+    """
+    if model not in _sharing:
+        _sharing[model] = _answers_alike(model)
+    return _sharing[model]
+
+
+def _answers_alike(model: Any) -> bool:
+    size = model.config.get_text_config().vocab_size
+    sequences = [[token % size for token in each] for each in ((1, 2, 3, 4), (1, 2, 5))]
+    try:
+        together = read_trees(model, rows_of(dict(enumerate(sequences)), [1, 1], 8, 0.0), 8)
+        (branch,) = (deeper for _, deeper in together.extend([together.nodes[1][0]], [6 % size]))
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return False
+    found = torch.stack([*together.logits[[together.nodes[0][0], together.nodes[1][0]]], branch.logits[0]])
+    plain = [read_apart(model, apart({0: each}, [1]), 8).logits[0] for each in (*sequences, [*sequences[1], 6 % size])]
+    expected = torch.stack(plain)
+    exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())  # neither halved nor quantised
+    return bool((found - expected).abs().max() <= (1e-3 if exact else 5e-2) * expected.abs().max())
+
+
+def _chosen(
+    logits: torch.Tensor, nodes: torch.Tensor, tokens: torch.Tensor, chunk: int = 256
+) -> tuple[list[float], list[bool]]:
+    """Log p of ``tokens`` [m] after ``nodes`` [m], and whether each is the likeliest, by pieces of logits [n, V]."""
+    figures: list[float] = []
+    likeliest: list[bool] = []
+    for at, token in zip(nodes.to(logits.device).split(chunk), tokens.to(logits.device).split(chunk), strict=True):
+        rows = logits[at].float()
+        figures += (-cross_entropy(rows, token, reduction="none")).tolist()
+        likeliest += (rows.argmax(dim=-1) == token).tolist()
+    return figures, likeliest
+
+
+def _check(model: Any, sequences: Sequence[TokenIds]) -> None:
+    if model.training:
+        raise InputError("the model is in training mode, where dropout falsifies its answers: call model.eval() first.")
+    limit = context_length(model)
+    for sequence in sequences:
+        if not len(sequence):
+            raise InputError("a prompt has no tokens: expected some text, or a tokenizer that adds a BOS.")
+        if limit is not None and len(sequence) > limit:
+            raise InputError(f"a prompt takes {len(sequence)} tokens, the model's context holds {limit}: shorten it.")

@@ -1,0 +1,361 @@
+"""Nothing is computed behind the last keys and values but for the places that are read."""
+
+import contextlib
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from fpbench.errors import CellError
+from fpbench.scoring.packing import Row
+
+# Of the places of a batch that are read: with more, gathering them costs what it saves.
+FEW = 0.5
+# What a block of the common make is called with besides its hidden states.
+USUAL = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
+
+
+class _Noted(Exception):  # noqa: N818 - a signal that ends a block, not an error
+    """The block has handed over its keys and values."""
+
+
+@dataclass
+class _Noting:
+    """To an attention module a cache: passes keys and values on to the real one, and then goes no further."""
+
+    cache: Any
+    known: tuple[Tensor, ...] = ()
+
+    def update(self, *arguments: Any, **keywords: Any) -> None:
+        self.known = self.cache.update(*arguments, **keywords)
+        raise _Noted
+
+
+@dataclass(frozen=True)
+class _Known:
+    """To an attention module a cache that has all keys and values already."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
+@dataclass
+class _Places:
+    """The places that are read, and where they stand once a block has narrowed its batch down to them.
+
+    Attributes:
+        at: row and place of each, [n].
+        gathered: for every row the places that are read, [B, R], filled up with any.
+        narrowed: whether the batch holds nothing else.
+    """
+
+    at: tuple[Tensor, ...]
+    gathered: Tensor = field(init=False)
+    now: tuple[Tensor, ...] = field(init=False)
+    narrowed: bool = False
+
+    def __post_init__(self) -> None:
+        row, place = self.at
+        counts = torch.bincount(row)
+        # The places of a row follow each other, so a place's slot is its distance from the first of its row.
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(row), device=row.device) - first[row]
+        self.gathered = torch.zeros(len(counts), int(counts.max()), dtype=torch.long, device=row.device)
+        self.gathered[row, slot] = place
+        self.now = row, slot
+
+    def of(self, tensor: Tensor, dimension: int) -> Tensor:
+        """Of a tensor with rows first, the places that are read along a dimension."""
+        rows = len(self.gathered)
+        tensor = tensor.expand(rows, *tensor.shape[1:])
+        shape = [rows] + [1] * (tensor.dim() - 1)
+        shape[dimension] = self.gathered.shape[1]
+        index = self.gathered.view(shape).expand(
+            *(self.gathered.shape[1] if axis == dimension else size for axis, size in enumerate(tensor.shape))
+        )
+        return tensor.gather(dimension, index)
+
+
+@contextlib.contextmanager
+def only_read(model: Any, at: tuple[Tensor, ...]) -> Iterator[None]:
+    """Let a forward pass compute logits [n, V] of ``at``, row and place of the n tokens that are read, and no others.
+
+    The head sees no other hidden states. Where few places are read and the last block is of the common make, it makes
+    keys and values of all places, but attends and goes on from those that are read alone.
+    """
+    places = _Places(at)
+    handles = [model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (_chosen(given[0], places),))]
+    block = _last_block(model)
+    if block is not None:
+        handles.append(block.register_forward_pre_hook(partial(_narrow, places), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _chosen(hidden: Tensor, places: _Places) -> Tensor:
+    return hidden[places.now if places.narrowed else places.at]
+
+
+def _narrow(
+    places: _Places, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Change the call of a block, in front of it: few queries, all keys and values."""
+    usual = len(arguments) == 1 and keywords.keys() >= USUAL
+    if not usual or places.gathered.shape[1] > FEW * arguments[0].shape[1]:
+        return None
+    noting = _Noting(keywords["past_key_values"])
+    # The block itself, not the module call, which would come back here.
+    with contextlib.suppress(_Noted):
+        block.forward(*arguments, **keywords | {"past_key_values": noting})
+    if not noting.known:
+        return None
+    places.narrowed = True
+    return (places.of(arguments[0], 1),), keywords | {
+        "attention_mask": places.of(keywords["attention_mask"], 2),
+        "position_embeddings": tuple(places.of(each, 1) for each in keywords["position_embeddings"]),
+        "position_ids": places.of(keywords["position_ids"], 1),
+        "past_key_values": _Known(*noting.known),
+    }
+
+
+def _last_block(model: nn.Module) -> nn.Module | None:
+    """The last of a model's decoder blocks, as far as they are a list of as many modules as its config says."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
+    return lists[0][-1] if len(lists) == 1 else None
+
+
+# Forward passes over rows: what a model predicts after the places asked for, and how to go on from there.
+
+
+# What it costs to copy a row of the cache, in places computed.
+COPY = 10
+
+
+@dataclass(frozen=True)
+class Level(ABC):
+    """What a model predicts after n nodes: after some tokens of sequences, or of what continues them.
+
+    Attributes:
+        model: the model.
+        logits: of the token after each node, [n, V] in the model's precision.
+        nodes: by number of a sequence, the nodes of its last tokens; empty below the first level.
+        budget: padded tokens of a forward pass.
+    """
+
+    model: Any
+    logits: Tensor
+    nodes: Mapping[int, Sequence[int]]
+    budget: int
+
+    @abstractmethod
+    def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], "Level"]]:
+        """Read one more token after some nodes, in parts that the budget allows.
+
+        Args:
+            parents: for every continuation the node that it goes on from.
+            tokens: its token.
+
+        Yields:
+            Numbers of continuations, and the level of which these are the nodes, in that order.
+
+        Raises:
+            CellError: if a logit is not a number or +inf.
+        """
+
+
+@dataclass(frozen=True)
+class TreeLevel(Level):
+    """Nodes of trees, each of which reads the places above it in its row of the cache.
+
+    Attributes:
+        cache: keys and values of B rows of C places.
+        depths: position of every place, [B, C].
+        row: of every node, [n].
+        seen: which places of its row a node reads, itself included, [n, C].
+    """
+
+    cache: Any
+    depths: Tensor
+    row: Tensor
+    seen: Tensor
+
+    def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Level]]:
+        """Go on in new places behind the rows, which only their own continuations read."""
+        below: dict[int, list[int]] = {}
+        row = self.row.tolist()
+        for number, parent in enumerate(parents):
+            below.setdefault(row[parent], []).append(number)
+        width = _width([len(numbers) for numbers in below.values()], self.budget)
+        # A row with more continuations than that stands in a pass several times.
+        slices = [each[start : start + width] for each in below.values() for start in range(0, len(each), width)]
+        size = max(1, self.budget // width)
+        for start in range(0, len(slices), size):
+            yield self._read(slices[start : start + size], parents, tokens)
+
+    def _read(
+        self, part: Sequence[Sequence[int]], parents: Sequence[int], tokens: Sequence[int]
+    ) -> tuple[Sequence[int], Level]:
+        """Read the continuations of a part, row by row."""
+        device = self.seen.device
+        numbers = [number for row in part for number in row]
+        parent = torch.tensor([parents[number] for number in numbers], device=device)
+        slots = [(index, slot) for index, row in enumerate(part) for slot in range(len(row))]
+        at = tuple(torch.tensor(slots, device=device).T)
+        kept = self.row[torch.tensor([parents[row[0]] for row in part], device=device)]
+        width = max(map(len, part))
+        ids = torch.zeros(len(part), width, dtype=torch.long, device=device)
+        ids[at] = torch.tensor([tokens[number] for number in numbers], device=device)
+        depths = torch.zeros_like(ids)
+        # What a node sees is its path, as many places as its depth plus one.
+        depths[at] = self.seen[parent].sum(dim=1)
+        seen = torch.zeros(len(part), width, self.seen.shape[1] + width, dtype=torch.bool, device=device)
+        seen[..., -width:] = torch.eye(width, dtype=torch.bool, device=device)
+        seen[(*at, slice(self.seen.shape[1]))] = self.seen[parent]
+        # Layers replace their tensors and never write into them, so a shallow copy leaves this level's own alone.
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(kept)
+        places = torch.cat([self.depths[kept], depths], dim=1)
+        logits = _forward(self.model, ids, depths, places, seen, cache, at)
+        return numbers, TreeLevel(self.model, logits, {}, self.budget, cache, places, at[0], seen[at])
+
+
+def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
+    """Read rows of trees, each place once."""
+    device = model.device
+    width = max(len(row.tokens) for row in rows)
+    ids, depths, ends = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
+    for index, row in enumerate(rows):
+        ids[index, : len(row.tokens)] = torch.tensor(row.tokens)
+        depths[index, : len(row.tokens)] = torch.tensor(row.depths)
+        ends[index, : len(row.tokens)] = torch.tensor(row.ends)
+    ids, depths, ends = ids.to(device), depths.to(device), ends.to(device)
+    place = torch.arange(width, device=device)
+    # In depth-first order what is below a place follows it at once. A place reads itself, also where there is no token.
+    seen = (place[None, :, None] >= place) & (place[None, :, None] < ends[:, None, :])
+    seen |= torch.eye(width, dtype=torch.bool, device=device)
+    reads, nodes = _reads(rows)
+    at = tuple(torch.tensor(reads, device=device).T)
+    cache = DynamicCache()
+    logits = _forward(model, ids, depths, depths, seen, cache, at)
+    return TreeLevel(model, logits, nodes, budget, cache, depths, at[0], seen[at])
+
+
+@dataclass(frozen=True)
+class WholeLevel(Level):
+    """Nodes each of which is known by the whole sequence that leads to it.
+
+    Attributes:
+        sequences: token ids of every node.
+    """
+
+    sequences: Sequence[Sequence[int]]
+
+    def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Level]]:
+        """Read everything once more, with one token at its end."""
+        longer = [[*self.sequences[parent], token] for parent, token in zip(parents, tokens, strict=True)]
+        size = max(1, self.budget // max(map(len, longer), default=1))
+        for start in range(0, len(longer), size):
+            part = longer[start : start + size]
+            at = torch.arange(len(part)), torch.tensor([len(each) - 1 for each in part])
+            yield (
+                range(start, start + len(part)),
+                WholeLevel(self.model, _forward_whole(self.model, part, at), {}, self.budget, part),
+            )
+
+
+def read_apart(model: Any, rows: Sequence[Row], budget: int) -> Level:
+    """Read rows that hold one sequence each, for models that cannot read trees."""
+    reads, nodes = _reads(rows)
+    at: Any = tuple(torch.tensor(reads).T)
+    logits = _forward_whole(model, [row.tokens for row in rows], at)
+    return WholeLevel(model, logits, nodes, budget, [rows[row].tokens[: place + 1] for row, place in reads])
+
+
+def _width(counts: Sequence[int], most: int) -> int:
+    """How many continuations of one row a pass reads side by side, so that padding and copies cost least."""
+    widths = range(1, min(max(counts, default=1), most) + 1)
+    return min(widths, key=lambda width: sum(-(-count // width) for count in counts) * (width + COPY))
+
+
+def _reads(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:
+    """Row and place of every node, and the nodes of every sequence."""
+    reads = [(index, place) for index, row in enumerate(rows) for place in row.reads]
+    node = {read: number for number, read in enumerate(reads)}
+    nodes = {
+        number: [node[index, place] for place in places]
+        for index, row in enumerate(rows)
+        for number, places in row.places.items()
+    }
+    return reads, nodes
+
+
+def _forward(
+    model: Any, ids: Tensor, positions: Tensor, places: Tensor, seen: Tensor, cache: Any, at: tuple[Tensor, ...]
+) -> Tensor:
+    """Read ``ids`` [B, Q] after what ``cache`` holds.
+
+    Args:
+        model: the model.
+        ids: token ids.
+        positions: theirs, [B, Q].
+        places: positions of all C + Q places, those in the cache first.
+        seen: which places each token reads, [B, Q, C + Q].
+        cache: takes up their keys and values.
+        at: row and column of the tokens after which a prediction is asked for, [n] each.
+
+    Returns:
+        Logits [n, V] in the model's precision.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    near = seen & (positions[:, :, None] - places[:, None, :] < window) if window else seen
+    dtype = model.get_input_embeddings().weight.dtype
+    mask: Any
+    if getattr(config, "layer_types", None):
+        mask = {"full_attention": _additive(seen, dtype), "sliding_attention": _additive(near, dtype)}
+    else:
+        mask = _additive(near, dtype)
+    with torch.no_grad(), only_read(model, at):
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+    return _finite(output.logits)
+
+
+def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Tensor, ...]) -> Tensor:
+    """Read whole sequences, padded on the right, the way the library does it by itself; logits as :func:`_forward`."""
+    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    with torch.no_grad():
+        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    return _finite(output.logits[at])
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask [B, 1, Q, C] that is added to the attention scores."""
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _finite(logits: Tensor) -> Tensor:
+    # The largest of them is NaN if any is.
+    if not logits.max() < torch.inf:
+        raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
+    return logits

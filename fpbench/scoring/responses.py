@@ -1,0 +1,388 @@
+"""How a response is sampled, and which tokens can be."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+from fpbench.errors import CellError, InputError
+from fpbench.models.layout import context_length
+from fpbench.models.prompts import encode, encode_all, render
+from fpbench.scoring.engine import read
+from fpbench.scoring.forward import Level
+from fpbench.scoring.matching import Matcher
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a response is sampled; all three numbers are always given (protocol §2).
+
+    Attributes:
+        temperature: above 0.
+        top_p: in (0, 1]; 1 keeps everything.
+        top_k: at least 0; 0 keeps everything.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their range.
+
+        Raises:
+            InputError: naming the number.
+        """
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0, found {self.temperature}: greedy decoding is always shown.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, found {self.top_p}: give 1.0 to keep everything.")
+        if self.top_k < 0:
+            raise InputError(f"top_k must be 0 or more, found {self.top_k}: give 0 to keep everything.")
+
+
+def sampled_tokens(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that ``generate`` can sample next, and how likely each is.
+
+    As the library does it: temperature, top-k, which keeps ties, and top-p. The last, which sorts, sees only what top-k
+    left, in the order of the vocabulary, and so breaks ties as it does there.
+
+    Args:
+        logits: [n, V] float32.
+        decoding: the three numbers.
+
+    Returns:
+        Token ids [n, k], ascending, and their probabilities [n, k], 0 for those that are not sampled.
+    """
+    unused: Any = None
+    scores = logits
+    if decoding.temperature != 1:
+        scores = TemperatureLogitsWarper(float(decoding.temperature))(unused, scores)
+    if decoding.top_k:
+        best = scores.topk(min(decoding.top_k, scores.shape[1]))
+        last = best.values[:, -1:]
+        # What ties with the last of the k stays, too.
+        width = int((scores >= last).sum(dim=-1).max())
+        tokens = (best if width == best.indices.shape[1] else scores.topk(width)).indices.sort().values
+        scores = scores.gather(1, tokens)
+        scores = scores.masked_fill(scores < last, -torch.inf)
+    else:
+        tokens = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
+    if decoding.top_p < 1:
+        scores = TopPLogitsWarper(decoding.top_p)(unused, scores)
+    return tokens, torch.softmax(scores, dim=-1)
+
+
+# One sampled response of a loaded model, from the very distribution in which FSR is computed.
+
+
+def sample(
+    model: Any, tokenizer: Any, text: str, *, decoding: Decoding, max_new_tokens: int, seed: int, prompt: str = "raw"
+) -> str:
+    """Sample one response.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: its tokenizer.
+        text: the query, before rendering.
+        decoding: how it is sampled.
+        max_new_tokens: tokens at most; the response ends before the first end-of-sequence token.
+        seed: of the draw, on every device the same.
+        prompt: ``"raw"`` or ``"chat"``.
+
+    Returns:
+        The response, special tokens skipped.
+
+    Raises:
+        InputError: if the prompt leaves the model no room.
+        CellError: if logits are not finite.
+    """
+    begun = encode(tokenizer, render(tokenizer, text, prompt))
+    ends = end_tokens(model, tokenizer)
+    uniform = np.random.default_rng(seed).random(max_new_tokens)
+    response: list[int] = []
+
+    def next_token(level: Level) -> dict[int, int]:
+        ((number, (node,)),) = level.nodes.items()
+        tokens, shares = (row[0].cpu().numpy() for row in sampled_tokens(level.logits[[node]].float(), decoding))
+        summed = shares.astype(np.float64).cumsum()
+        return {number: int(tokens[np.searchsorted(summed, uniform[len(response)] * summed[-1], side="right")])}
+
+    while len(response) < max_new_tokens:
+        (token,) = read(model, [[*begun, *response]], [1], next_token)
+        if token in ends:
+            break
+        response.append(token)
+    answer: str = tokenizer.decode(response, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return answer
+
+
+# The exact probability that a sampled response begins with a target: a walk of the continuation tree (protocol §3).
+
+
+# Probability that may be left unexplored for one prompt. The protocol allows 1e-6.
+PRUNED = 5e-7
+# Undecided continuations of one prompt. Only a model that has lost nearly all preference comes near it.
+WIDEST = 200_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one prompt's responses begin with.
+
+    Attributes:
+        probability: that a sampled response begins with any target; the truth lies in
+            [probability, probability + error_bound], up to the arithmetic of the model.
+        per_target: target → probability that it is the longest one the response begins with; they add up.
+        error_bound: probability left unexplored.
+        greedy: the target that the greedy response begins with; ``None`` for none.
+        greedy_text: the greedy response as far as was needed to decide this.
+    """
+
+    probability: float
+    per_target: dict[str, float]
+    error_bound: float
+    greedy: str | None
+    greedy_text: str
+
+    def begins_with(self, targets: Sequence[str]) -> float:
+        """Probability that the response begins with one of ``targets``, which may begin other targets in turn."""
+        shares = (share for target, share in self.per_target.items() if target.startswith(tuple(targets)))
+        return min(1.0, sum(shares, 0.0))
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A continuation of one prompt that can still become something else.
+
+    Attributes:
+        prompt: number of the prompt.
+        at: number of the node in its level.
+        tokens: the continuation.
+        mass: its probability.
+        greedy: whether it is the one that greedy decoding takes.
+    """
+
+    prompt: int
+    at: int
+    tokens: tuple[int, ...]
+    mass: float
+    greedy: bool
+
+
+@dataclass
+class _Tally:
+    """What has been found out about one prompt."""
+
+    matcher: Matcher
+    per_target: dict[str, float] = field(default_factory=dict)
+    pruned: float = 0.0
+    greedy: str | None = None
+    greedy_text: str = ""
+
+    def end(self, tokens: tuple[int, ...], mass: float, greedy: bool) -> None:
+        """A response is decided, or ends, after ``tokens``."""
+        target = self.matcher.read(tokens).target
+        if target is not None:
+            self.per_target[target] = self.per_target.get(target, 0.0) + mass
+        if greedy:
+            self.greedy, self.greedy_text = target, self.matcher.text(tokens)
+
+    def outcome(self) -> Outcome:
+        """What it comes to."""
+        # Rounding in float32 can leave a certain hit a few 1e-8 above 1.
+        probability = min(1.0, sum(self.per_target.values(), 0.0))
+        return Outcome(probability, self.per_target, self.pruned, self.greedy, self.greedy_text)
+
+
+def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
+    """``max_new_tokens`` = longest target in tokens + 4 (protocol §2).
+
+    Raises:
+        InputError: if there is no target.
+    """
+    lengths = [len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in set(targets)]
+    if not lengths:
+        raise InputError("no target to look for: expected at least one target a fingerprint.")
+    return max(lengths) + 4
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a response, from where ``generate`` takes them, else from the tokenizer."""
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+def respond(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    targets: Sequence[Sequence[str]],
+    decoding: Decoding,
+    prompt: str = "raw",
+) -> list[Outcome]:
+    """What responses to texts begin with: :func:`begin_with` for texts.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: its tokenizer.
+        texts: the queries, before rendering.
+        targets: for every text the targets that count; the longest of all sets the depth of every walk.
+        decoding: how responses are sampled.
+        prompt: ``"raw"`` or ``"chat"``.
+    """
+    length = response_length(tokenizer, [target for each in targets for target in each])
+    prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text in texts])
+    return begin_with(model, tokenizer, prompts, targets, decoding, length)
+
+
+def begin_with(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[str]],
+    decoding: Decoding,
+    max_new_tokens: int,
+) -> list[Outcome]:
+    """The exact probability that a response to each prompt begins with one of its targets.
+
+    Walks, breadth first, the continuations that can still become a target, in the model's sampling distribution. The
+    greedy path is walked along as far as it is undecided. Prompts are read once and in batches; one all of whose first
+    tokens are decided needs nothing more. Equal prompts with equal targets are one.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: its tokenizer.
+        prompts: token ids, BOS included.
+        targets: for every prompt the targets that count.
+        decoding: how responses are sampled.
+        max_new_tokens: depth; whitespace and skipped tokens count.
+
+    Returns:
+        One outcome a prompt, in order.
+
+    Raises:
+        InputError: if a prompt leaves no room for the response, or a set of targets is empty.
+        CellError: if logits are not finite, or the tree is too wide to be walked to the error bound.
+    """
+    _check_room(model, prompts, max_new_tokens)
+    keys = [(tuple(prompt), tuple(each)) for prompt, each in zip(prompts, targets, strict=True)]
+    distinct = list(dict.fromkeys(keys))
+    matchers = {each: Matcher(tokenizer, each) for each in {each for _, each in distinct}}
+    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens)
+
+    def work(level: Level) -> dict[int, Outcome]:
+        tallies = {number: _Tally(matchers[distinct[number][1]]) for number in level.nodes}
+        walk(level, [_Node(number, node, (), 1.0, True) for number, (node,) in level.nodes.items()], tallies)
+        return {number: tally.outcome() for number, tally in tallies.items()}
+
+    outcomes = read(model, [prompt for prompt, _ in distinct], [1] * len(distinct), work)
+    known = dict(zip(distinct, outcomes, strict=True))
+    return [known[key] for key in keys]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A walk through the trees of continuations of some prompts, level by level.
+
+    Attributes:
+        ends: tokens that end a response.
+        decoding: how responses are sampled.
+        depth: of the trees, in tokens.
+    """
+
+    ends: frozenset[int]
+    decoding: Decoding
+    depth: int
+
+    def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> None:
+        """Book in ``tallies`` what the responses below ``nodes``, all of one depth, become."""
+        children = _prune(self._expand(level, nodes, tallies), tallies)
+        if not children:
+            return
+        if len(children[0].tokens) == self.depth:
+            for child in children:
+                tallies[child.prompt].end(child.tokens, child.mass, child.greedy)
+            return
+        for part, deeper in level.extend([child.at for child in children], [child.tokens[-1] for child in children]):
+            below = [replace(children[number], at=at) for at, number in enumerate(part)]
+            self(deeper, below, tallies)
+
+    def _expand(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
+        """Book every decided continuation of ``nodes`` by one token; return the undecided ones.
+
+        What can come of a token depends on the tokens before it alone, not on the prompt, so it is read once for all
+        nodes; nearly all continuations come to nothing and are dropped together.
+        """
+        at = torch.tensor([node.at for node in nodes], device=level.logits.device)
+        logits = level.logits[at].float()
+        sampled, shares = (each.cpu().numpy() for each in sampled_tokens(logits, self.decoding))
+        best = logits.argmax(dim=-1).cpu().numpy()
+        greedy = np.array([node.greedy for node in nodes])
+        mass = shares.astype(np.float64) * np.array([node.mass for node in nodes])[:, None]
+        row, column = np.nonzero((mass > 0) | (greedy[:, None] & (sampled == best[:, None])))
+        token, mass = sampled[row, column], mass[row, column]
+        greedy = greedy[row] & (token == best[row])
+
+        paths: dict[tuple[int, tuple[int, ...]], int] = {}
+        path = np.array([paths.setdefault((id(tallies[n.prompt].matcher), n.tokens), len(paths)) for n in nodes])
+        kinds, first, kind = np.unique(
+            path[row] * logits.shape[1] + token, return_index=True, return_inverse=True
+        )  # fmt: skip
+        nothing = np.array([self._comes_to_nothing(nodes[row[at]], int(token[at]), tallies) for at in first])
+        undecided = []
+        for index in np.flatnonzero(greedy | ~nothing[kind]).tolist() if len(kinds) else ():
+            parent = nodes[row[index]]
+            child = _Node(
+                parent.prompt, parent.at, (*parent.tokens, int(token[index])), float(mass[index]), bool(greedy[index])
+            )
+            tally = tallies[parent.prompt]
+            if child.tokens[-1] in self.ends:
+                tally.end(parent.tokens, child.mass, child.greedy)
+            elif tally.matcher.read(child.tokens).settled:
+                tally.end(child.tokens, child.mass, child.greedy)
+            else:
+                undecided.append(child)
+        return undecided
+
+    def _comes_to_nothing(self, parent: _Node, token: int, tallies: Mapping[int, _Tally]) -> bool:
+        matcher = tallies[parent.prompt].matcher
+        if token in self.ends:
+            return matcher.read(parent.tokens).target is None
+        reading = matcher.read((*parent.tokens, token))
+        return reading.settled and reading.target is None
+
+
+def _prune(nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
+    """Drop the smallest nodes while their prompt's total stays below the bound; greedy paths stay."""
+    kept: list[_Node] = []
+    widths: Counter[int] = Counter()
+    for node in sorted(nodes, key=lambda node: node.mass):
+        tally = tallies[node.prompt]
+        if not node.greedy and tally.pruned + node.mass < PRUNED:
+            tally.pruned += node.mass
+        else:
+            kept.append(node)
+            widths[node.prompt] += 1
+    if widths and widths.most_common(1)[0][1] > WIDEST:
+        raise CellError(
+            f"more than {WIDEST} continuations of one prompt stay undecided: the model's answers are close to uniform."
+        )
+    return kept
+
+
+def _check_room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    limit = context_length(model)
+    for prompt in prompts:
+        if limit is not None and len(prompt) + max_new_tokens > limit:
+            raise InputError(
+                f"a prompt takes {len(prompt)} tokens and its response up to {max_new_tokens}, "
+                f"the model's context holds {limit}: shorten the prompt."
+            )

@@ -1,0 +1,184 @@
+"""A submission as a method: a child process does the work; what comes back is checked and put into the model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar
+
+import psutil
+import torch
+from pydantic import ConfigDict
+
+from fpbench.errors import CellError, InputError
+from fpbench.fingerprints import FingerprintSet
+from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
+from fpbench.methods.hyperparameters import overlay
+from fpbench.models.checkpoints import DIGESTED
+from fpbench.submissions.folder import Submission, version_of
+from fpbench.submissions.manifest import EVERY, TABLES
+from fpbench.submissions.process import Introduction, Isolation, Limits, Spent, read_changes, understood
+from fpbench.text import printable
+
+HOURS = 12.0
+MEMORY_SHARE = 0.9  # of what the machine has free when the child starts
+SPARE = 64 * 2**20  # bytes that a file may have beyond the base's weights
+
+
+class Isolated(FingerprintMethod):
+    """The contract's verb, kept by a child process.
+
+    Attributes:
+        submission: what is run.
+        source: digest of its code.
+        about: what its ``submission.toml`` says, hyper-parameters aside.
+        child: that knows the adapter already, if one is open; otherwise every injection has its own.
+    """
+
+    submission: ClassVar[Submission]
+    source: ClassVar[str]
+    about: ClassVar[Mapping[str, Any]]
+    child: Isolation | None = None
+
+    class Config(MethodConfig):
+        """Whatever the adapter's own Config takes: it is looked at in the child."""
+
+        model_config = ConfigDict(extra="allow", frozen=True)
+
+    def inject(
+        self, model: torch.nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
+    ) -> None:
+        """Have the adapter edit its own copy of the base, and take over the weights that it changed.
+
+        Raises:
+            InputError: if the model comes from no checkpoint folder, which the child could load, too.
+            CellError: if the adapter fails, exceeds a limit, or hands back what is no change of this base.
+        """
+        if context.base is None:
+            raise InputError(
+                f"method {self.name!r} is a submission, which runs in a process of its own: inject it into a "
+                "checkpoint with `fpbench inject` or `fpbench run`, or import its adapter yourself."
+            )
+        config = self.config.model_dump(mode="json")
+        if self.child is not None:
+            inject_in(self.child, model, fingerprints, context, config)
+            return
+        with Isolation(self.submission, limits_for(model)) as child:
+            introduce(child, self.submission)
+            inject_in(child, model, fingerprints, context, config)
+
+
+def isolated(submission: Submission) -> type[Isolated]:
+    """The method of a submission, under its name.
+
+    Raises:
+        InputError: if its ``submission.toml`` is malformed.
+    """
+    manifest = submission.manifest
+    facts = {
+        "name": manifest.method,
+        "version": version_of(submission),
+        "hyperparameters": hyperparameter_tables(submission),
+        "submission": submission,
+        "source": submission.digest[:16],
+        "about": manifest.model_dump(mode="json", exclude={"hyperparameters", "method"}),
+    }
+    return type("Isolated", (Isolated,), facts)
+
+
+def hyperparameter_tables(submission: Submission) -> dict[str, dict[str, Any]]:
+    """Hyper-parameters by model family, those for every model below those for one."""
+    tables = submission.manifest.hyperparameters
+    families = TABLES if EVERY in tables else tuple(tables)
+    return {family: overlay(tables.get(EVERY, {}), tables.get(family, {})) for family in families}
+
+
+def limits_for(model: torch.nn.Module) -> Limits:
+    """What an adapter may take for a model: half a day, most of the free memory, a file as large as its weights."""
+    file = sum(parameter.nbytes for parameter in model.parameters()) + SPARE
+    return Limits(HOURS * 3600, int(psutil.virtual_memory().available * MEMORY_SHARE), file, 3 * file)
+
+
+def introduce(child: Isolation, submission: Submission) -> Introduction:
+    """Have the child import the adapter.
+
+    Raises:
+        CellError: if that fails or no method of the submission's name is registered.
+    """
+    name = submission.manifest.method
+    told = understood(Introduction, child.ask("introduce", name=name, configs=hyperparameter_tables(submission)))
+    if name not in told.names:
+        names = printable(", ".join(told.names)) or "no method"
+        raise CellError(f'adapter.py registers {names}: expected @fpbench.register("{name}").')
+    return told
+
+
+def inject_in(
+    child: Isolation,
+    model: torch.nn.Module,
+    fingerprints: FingerprintSet,
+    context: InjectionContext,
+    config: Mapping[str, Any],
+) -> None:
+    """Inject in a child that knows the adapter, and put the changed weights into ``model``.
+
+    Args:
+        child: introduced.
+        model: the base, as it is in the folder of ``context.base``.
+        fingerprints: what to inject.
+        context: what the adapter may know; takes what it cost, and factors.
+        config: hyper-parameters.
+
+    Raises:
+        CellError: as :meth:`Isolated.inject`.
+    """
+    base = context.base
+    assert base is not None, "checked by whoever calls"
+    untouched = _watching(base.folder)
+    start = perf_counter()
+    options = {
+        "device": base.loading.device,
+        "dtype": base.loading.precision,
+        "trust_remote_code": base.loading.trust_remote_code,
+        "allow_pickle": base.loading.allow_pickle,
+    }
+    child.ask("load", base=str(base.folder.resolve()), options=options, threads=torch.get_num_threads())
+    loaded = perf_counter()
+    told = child.ask(
+        "inject",
+        name=str(child.submission.manifest.method),
+        config=dict(config),
+        seed=context.seed,
+        prompt=base.prompt,
+        fingerprints=[asdict(each) for each in fingerprints],
+        texts=list(context.texts),
+        pairs=[asdict(pair) for pair in context.pairs],
+        statistics_tokens=context.statistics_tokens,
+    )
+    done = perf_counter()
+    spent = understood(Spent, told)
+    parameters = dict(model.named_parameters())
+    values, factors = read_changes(child.changes(), parameters)
+    if not untouched():
+        raise CellError(f"files of the base {base.folder} changed while the adapter ran: fetch or copy it anew.")
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+    context.factors.update(factors)
+    # By our clock; reading the base is no part of an injection, as it is none of our own methods'.
+    context.seconds.update({"loading": loaded - start, "total": done - loaded})
+    context.peak_memory = child.peak_memory
+    if base.loading.device != "cpu":
+        context.peak_memory = spent.peak_memory  # on a card only the child itself can see it
+
+
+def _watching(folder: Path) -> Callable[[], bool]:
+    """A question to be asked later: are the files of a checkpoint untouched?"""
+    files = sorted({path for pattern in DIGESTED for path in folder.glob(pattern)})
+
+    def look() -> list[tuple[int, int, int]]:
+        # Nobody can set the time of a file's last change, other than that of its content.
+        return [(each.st_size, each.st_ctime_ns, each.st_ino) for each in map(Path.stat, files)]
+
+    before = look()
+    return lambda: all(path.exists() for path in files) and look() == before

@@ -1,0 +1,156 @@
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from fpbench.errors import InputError, StorageError
+from fpbench.records.cell import Cell
+from fpbench.records.store import SCHEMA, Store, canonical, cell_id, read_records, write_text
+
+CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
+NAME = cell_id({"model": "abc", "seed": 42})
+
+
+def record(**changes):
+    return {"protocol": 1, "id": NAME, "cell": dict(vars(CELL)), "status": "done"} | changes
+
+
+def test_a_record_is_found_again_only_for_the_same_measurement(tmp_path):
+    store = Store(tmp_path)
+    assert store.find(CELL, NAME) is None
+    store.write(CELL, record(result={"mean": 0.5}), [{"p": 1.0}, {"p": 0.0}])
+    found = store.find(CELL, NAME)
+    assert found["result"] == {"mean": 0.5}
+    assert found["queries"]["count"] == 2
+    assert store.find(CELL, cell_id({"model": "abc", "seed": 43})) is None
+
+
+def test_a_failed_record_is_measured_again(tmp_path):
+    store = Store(tmp_path)
+    store.write(CELL, record(status="failed", reason="out of memory"), [])
+    assert store.find(CELL, NAME) is None
+    assert read_records(store.records)[0]["reason"] == "out of memory"
+
+
+def cut_short(text):
+    return text[:-20]
+
+
+def other_figure(text):
+    return text.replace("0.5", "0.6")
+
+
+def not_json(text):
+    return "[" + text
+
+
+def other_schema(text):
+    return text.replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}')
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, other_figure, not_json, other_schema, lambda text: "", lambda text: "[]"]
+)
+def test_a_damaged_record_is_reported_measured_again_and_never_shown(tmp_path, caplog, damage):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={"mean": 0.5}), [])
+    path = store.record_path(CELL)
+    assert damage(path.read_text()) != path.read_text()
+    path.write_text(damage(path.read_text()))
+    assert store.find(CELL, NAME) is None
+    assert path.name in caplog.text and "counts for nothing" in caplog.text
+    (shown,) = read_records(store.records)
+    assert shown["status"] == "failed" and "damaged" in shown["reason"] and "result" not in shown
+    assert shown["cell"] == dict(vars(CELL))
+
+
+def test_bytes_that_are_no_text_are_damage(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={}), [])
+    store.record_path(CELL).write_bytes(b"\xff\xfe")
+    assert store.find(CELL, NAME) is None
+    assert "cannot be read" in caplog.text
+
+
+def test_damaged_queries_are_reported_and_measured_again(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={}), [{"p": 1.0}, {"p": 0.0}])
+    lines = store.record_path(CELL).with_suffix(".jsonl")
+    lines.write_text(lines.read_text().replace("1.0", "0.9"))
+    assert store.find(CELL, NAME) is None
+    assert str(CELL) in caplog.text
+
+
+def test_a_record_at_the_place_of_another_is_not_shown(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={"mean": 0.5}), [])
+    other = store.record_path(CELL).with_name("near.json")
+    store.record_path(CELL).rename(other)
+    (shown,) = read_records(store.records)
+    assert shown["status"] == "failed" and "another cell" in shown["reason"] and shown["cell"]["metric"] == "near"
+    assert "another cell" in caplog.text
+
+
+def test_what_is_no_record_by_its_place_is_left_out(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "notes.json").write_text("{}")
+    assert read_records(tmp_path / "records") == []
+
+
+def test_a_cell_is_known_by_the_place_of_its_record():
+    assert Cell.at(CELL.path) == CELL
+    for odd in ("a/b/c", "a/b/c/seed-x/e/f", "a/b/c/42/e/f", "a/b/c/seed-1/e/f/g"):
+        assert Cell.at(odd) is None
+
+
+def test_identity_does_not_depend_on_key_order_and_refuses_nan():
+    assert cell_id({"a": 1, "b": 2}) == cell_id({"b": 2, "a": 1})
+    assert cell_id({"a": 1}) != cell_id({"a": 2})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical({"a": float("nan")})
+
+
+def test_nothing_half_written_remains_when_the_disk_gives_out(tmp_path):
+    """A child process under a file-size limit: the old file stays, no temporary file is left."""
+    write_text(tmp_path / "record.json", "old")
+    code = (
+        "import resource, sys; from pathlib import Path; from fpbench.errors import StorageError;"
+        "from fpbench.records.store import write_text;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "path = Path(sys.argv[1]);\n"
+        "try: write_text(path, 'x' * 1000)\n"
+        "except StorageError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "record.json")], capture_output=True, text=True, check=True
+    )
+    assert "cannot be written (File too large)" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+    assert (tmp_path / "record.json").read_text() == "old"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100
+
+
+def test_an_output_folder_below_a_file_is_refused_before_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Store(tmp_path / "file" / "out").check_writable()
+
+
+def test_a_folder_that_becomes_a_file_is_a_storage_error(tmp_path):
+    store = Store(tmp_path / "out")
+    store.check_writable()
+    assert not (tmp_path / "out").exists()  # only probed
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "records").write_text("in the way")
+    with pytest.raises(StorageError):
+        store.write(CELL, record(), [])
+
+
+def test_queries_of_an_earlier_result_do_not_stay_beside_a_failure(tmp_path):
+    store = Store(tmp_path)
+    store.write(CELL, record(result={}), [{"p": 1.0}])
+    store.write(CELL, record(status="failed", reason="x"), [])
+    assert not store.record_path(CELL).with_suffix(".jsonl").exists()
+    assert "queries" not in json.loads(store.record_path(CELL).read_text())
