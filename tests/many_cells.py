@@ -7,9 +7,9 @@ from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.records.store import cell_id
 from fpbench.runs.identity import cell_identity
-from fpbench.runs.plan import plan
+from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import PROFILES, load_profile
-from fpbench.runs.worker import Job, Worker, checkpoints
+from fpbench.runs.worker import Worker
 from tests.conftest import ROOT
 
 COMMITTED = ROOT / "leaderboard" / "records" / "stories3M" / "nlf"
@@ -33,9 +33,9 @@ def finish(profile: str, out: Path) -> int:
     job = Job(wanted, {each.label: ROOT / "fpbench" / "micro" / "model" for each in wanted.models}, Loading("cpu"), out)
     worker = Worker(job, no_progress)
     cells = plan(wanted)
-    sets = worker._written
+    sets = worker.written
     for group in checkpoints(cells):
-        bench = worker.bench(group[0].model)
+        bench = worker.subject(group[0].model)
         for cell in group:
             source = COMMITTED / cell.method / "seed-42" / cell.condition / cell.metric
             record = json.loads(source.with_suffix(".json").read_text())

@@ -20,7 +20,7 @@ from fpbench.models.checkpoints import quiet, resolve
 from fpbench.models.loading import load_model
 from fpbench.models.prompts import encode, render
 from fpbench.models.weights import Delta, Factors, difference, preserved, weights
-from fpbench.runs.datasets import Materials
+from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import create_method
 from fpbench.runs.profile import load_profile
 
@@ -367,6 +367,6 @@ class Trials:
 
 
 @cache
-def _bundled() -> tuple[Materials, nn.Module, Any]:
+def _bundled() -> tuple[Datasets, nn.Module, Any]:
     """The micro profile's texts, model and tokenizer; whoever uses the model copies it."""
-    return Materials(load_profile("micro")), *load_model(resolve("micro"), dtype="float32", device="cpu")
+    return Datasets(load_profile("micro")), *load_model(resolve("micro"), dtype="float32", device="cpu")

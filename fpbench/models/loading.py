@@ -41,6 +41,22 @@ class Loading:
         """The dtype that models are loaded in, by name: unless told, what the protocol says (§2)."""
         return self.dtype or default_dtype(self.device)
 
+    def load(self, folder: Path, tokenizer_of: Path | None = None) -> "tuple[nn.Module, Any]":
+        """Load model and tokenizer as :func:`load_model` does, with these options.
+
+        Args:
+            folder: what :func:`~fpbench.models.checkpoints.resolve` returned.
+            tokenizer_of: the checkpoint whose tokenizer serves where this one brings none.
+        """
+        return load_model(
+            folder,
+            device=self.device,
+            dtype=self.precision,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            tokenizer_of=tokenizer_of,
+        )
+
 
 def pick_device(device: str | None) -> str:
     """The device asked for, or the first CUDA card, or the CPU.

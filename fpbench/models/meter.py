@@ -3,18 +3,16 @@
 import ctypes
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
-import torch
-
-# Progress that nobody watches: what everything long-running shows by default.
-
 
 T = TypeVar("T")
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Wraps an iterable in a labelled progress bar."""
 
 
 def no_progress(iterable: Iterable[T], label: str) -> Iterable[T]:
@@ -39,6 +37,8 @@ class Meter:
         self.peak_memory = 0
 
     def __enter__(self) -> "Meter":
+        import torch  # only where something is measured: a finished run is shown without it
+
         give_back()
         self._start = perf_counter()
         if torch.cuda.is_available():
@@ -61,6 +61,8 @@ class Meter:
         self._done.set()
         self._watcher.join()
         self.seconds = perf_counter() - self._start
+        import torch
+
         if torch.cuda.is_available():
             self.peak_memory = torch.cuda.max_memory_allocated()
 

@@ -19,6 +19,12 @@ from fpbench.registry import MODIFICATIONS
 ROWS = 6000  # protocol §4
 
 
+def searches(modification: Modification) -> bool:
+    """Return whether a modification, or a part of it, leaves its learning rate to a search."""
+    own = [modification, *getattr(modification, "parts", ())]
+    return any(isinstance(each, FineTune) and each.config.learning_rate == "search" for each in own)
+
+
 class FineTune(Modification):
     """LoRA on all linear modules, trained on the first rows of one instruction set and merged into the weights."""
 

@@ -15,7 +15,7 @@ from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints.library import BUILT_IN
 from fpbench.models.checkpoints import WEIGHTS, base_of_adapter, checkpoint_digest, gguf_file, resolve
 from fpbench.models.loading import Loading
-from fpbench.models.meter import no_progress
+from fpbench.models.meter import Progress, no_progress
 from fpbench.ownership.audit_report import (
     AUDIT,
     COMPARISON,
@@ -37,7 +37,6 @@ from fpbench.ownership.verification import Verification
 from fpbench.ownership.verify import Question, Secrets, verify_suspect
 from fpbench.records.provenance import code_and_machine
 from fpbench.records.store import Store, held_back
-from fpbench.runs.api import Progress
 from fpbench.runs.profile import Profile
 
 

@@ -18,12 +18,11 @@ from fpbench.http import Server
 from fpbench.metrics.claims import Claim, claim
 from fpbench.models.checkpoints import checkpoint_digest, resolve
 from fpbench.models.loading import Loading, load_model, pick_device
-from fpbench.models.meter import no_progress
+from fpbench.models.meter import Progress, no_progress
 from fpbench.ownership.interview import Interview, Sampling, Transcript, opened
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates, permutation_p_value
 from fpbench.ownership.suspects import KEYS, Endpoint
 from fpbench.ownership.verification import Evidence, Verification
-from fpbench.runs.api import Progress
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.sets import recipe_path
 

@@ -13,16 +13,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fpbench.errors import InputError, StorageError
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import PROTOCOL, Cell
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fpbench.runs.injection import InjectionReport
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -159,44 +154,6 @@ class Store:
             logger.warning("the per-query results of %s are missing or damaged: it is measured again.", cell)
             return None
         return record
-
-    def save_injection(self, label: str, report: "InjectionReport") -> None:
-        """Write a delta as safetensors, then its figures; the figures name the digest of the weights.
-
-        Raises:
-            StorageError: if the disk gives out.
-        """
-        write_bytes(self.deltas / f"{label}.safetensors", report.delta.to_bytes())
-        figures = {
-            "seconds": dict(report.seconds),
-            "peak_memory": report.peak_memory,
-            "changed": dict(report.changed),
-            "weights_digest": report.delta.digest,
-        }
-        write_record(self.deltas / f"{label}.json", figures)
-
-    def load_injection(self, label: str, originals: "Mapping[str, Tensor]") -> "InjectionReport | None":
-        """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
-
-        Args:
-            label: the name it was saved under.
-            originals: the base's weights by name, which a delta stored as factors needs.
-
-        Raises:
-            CellError: if it needs weights that are not there.
-        """
-        from fpbench.models.weights import Delta
-        from fpbench.runs.injection import InjectionReport
-
-        path = self.deltas / f"{label}.safetensors"
-        figures = read_record(path.with_suffix(".json"))
-        if figures is None or not path.is_file():
-            return None
-        delta = Delta.from_bytes(path.read_bytes(), originals)
-        if delta is None or delta.digest != figures["weights_digest"]:
-            logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
-            return None
-        return InjectionReport(figures["seconds"], figures["peak_memory"], figures["changed"], delta)
 
     def write(self, cell: Cell, record: dict[str, Any], queries: list[dict[str, Any]]) -> None:
         """Write per-query results, then the record that names their digest; a signal waits until both are written.

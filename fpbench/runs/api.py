@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +11,21 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, pick_device
-from fpbench.models.meter import no_progress
+from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
 from fpbench.records.store import Store, driving, read_records
 from fpbench.registry import unknown
-from fpbench.runs.engine import Engine, Say, Serial, create
-from fpbench.runs.plan import plan
+from fpbench.runs.engine import ENGINES, Engine, Say, Serial
+from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import written_sets
-from fpbench.runs.worker import Job, checkpoints
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fpbench.runs.injection import InjectionReport
-
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+    from fpbench.runs.worker import Worker
 
 
 def _silent(line: str) -> None:
@@ -66,9 +64,30 @@ def run(
     wanted = load_profile(
         profile, models=models, methods=methods, fingerprints=fingerprints, conditions=conditions, seeds=seeds
     )
-    run_profile(wanted, out, Loading(pick_device(None)), engine=create(engine, ray_address))
+    run_profile(wanted, out, Loading(pick_device(None)), engine=create_engine(engine, ray_address))
     planned = {cell.path for cell in plan(wanted)}
     return [record for record in read_records(Store(Path(out)).records) if Cell(**record["cell"]).path in planned]
+
+
+def create_engine(name: str, ray_address: str | None = None) -> Engine:
+    """Return the engine of a name.
+
+    Args:
+        name: ``serial`` or ``ray``.
+        ray_address: of a running Ray cluster, ``auto`` for the one of this machine; by default one is started here.
+
+    Raises:
+        InputError: for an unknown name, an address without Ray, or Ray where it is not installed.
+    """
+    if name not in ENGINES:
+        raise unknown("engine", name, list(ENGINES))
+    if name == "ray":
+        from fpbench.runs.ray import Ray
+
+        return Ray(ray_address)
+    if ray_address is not None:
+        raise InputError(f"a Ray address ({ray_address}) is of no use to the engine {name!r}: add --engine ray.")
+    return Serial()
 
 
 def run_profile(
@@ -79,13 +98,8 @@ def run_profile(
     say: Say = _silent,
     engine: Engine | None = None,
 ) -> list[Row]:
-    """Measure every cell of a profile that has no record yet and write the tables; returns the rows of this profile."""
-    folders = {
-        each.label: resolve(each.path, revision=each.revision, allow_pickle=loading.allow_pickle)
-        for each in profile.models
-    }
-    job = Job(profile, folders, loading, Path(out))
-    return measure(job, plan(profile), progress, say, engine or Serial())
+    """Measure every cell of a profile that has no record yet, write the tables, and return the rows of this profile."""
+    return measure(Job.of(profile, loading, Path(out)), plan(profile), progress, say, engine or Serial())
 
 
 def evaluate_checkpoint(
@@ -106,32 +120,35 @@ def evaluate_checkpoint(
     return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, say, Serial())
 
 
-def measure(
-    job: Job, cells: Sequence[Cell], progress: Progress, say: Callable[[str], None], engine: Engine
-) -> list[Row]:
+def measure(job: Job, cells: Sequence[Cell], progress: Progress, say: Say, engine: Engine) -> list[Row]:
     """Have an engine measure what has no record yet; write the tables and return the rows of ``cells``."""
     from fpbench.board.rows import rows_from_records
 
-    sets = written_sets(job.profile)
     store = Store(job.out)
     store.check_writable()
-    resume = Resume(job, sets)
+    resume, worker = Resume(job, written_sets(job.profile)), None
     if not resume.names:
-        from fpbench.runs.worker import Worker
-
-        Worker(job, no_progress).check(cells)
-        engine.check(job, cells)
+        worker = _worker(job, progress)
+        worker.check(cells)
+        engine.check(worker, cells)
     with driving(store.folder):
         records = read_records(store.records)
         if pending := resume.pending(cells, records):
             store.sweep()
-            resume.remember(engine.measure(job, checkpoints(pending), progress, say))
+            worker = worker or _worker(job, progress)
+            resume.remember(engine.measure(worker, checkpoints(pending), say))
             records = read_records(store.records)
         rows = rows_from_records(records, store.records, rescore=False)
         if pending or not all(path.exists() for path in table_files(store.folder).values()):
             write_tables(store.folder, rows)
     paths = {cell.path for cell in cells}
     return [row for row in rows if any(path in paths for path in row.get("cells", ()))]
+
+
+def _worker(job: Job, progress: Progress) -> "Worker":
+    from fpbench.runs.worker import Worker  # imports torch, which a finished run is shown without
+
+    return Worker(job, progress)
 
 
 def evaluate(
@@ -169,28 +186,25 @@ def inject_checkpoint(
         InputError: if anything is unknown or malformed, or ``out`` exists and is not empty.
         CellError: if the injection failed; nothing is written then.
     """
-    from fpbench.models.loading import check_ready, save_checkpoint
+    from fpbench.models.loading import save_checkpoint
     from fpbench.runs.bench import Bench
-    from fpbench.runs.datasets import Materials
-    from fpbench.runs.sets import model_sets, written_sets
+    from fpbench.runs.sets import model_sets
+    from fpbench.scoring.engine import limited_to
 
     (settings,), (method,), (name,), seed = profile.models, profile.methods, profile.fingerprints, profile.seeds[0]
-    sets = written_sets(profile)
-    materials = Materials(profile)
-    folder = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
-    materials.check()
-    check_ready(folder, profile.prompt, loading)
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--out {target} exists and is not an empty folder: choose another, nothing was overwritten.")
     Store(target.parent).check_writable()
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(profile, settings, folder, loading, materials, Store(Path(scratch)), progress)
-        sets |= model_sets(bench)
-        report = bench.injection(method, sets[label_of(name), seed], seed)
+    with tempfile.TemporaryDirectory() as scratch, limited_to(loading.token_budget):
+        worker = _worker(Job.of(profile, loading, Path(scratch)), progress)
+        worker.check(plan(profile))
+        subject = worker.subject(settings.label)
+        sets = worker.written | model_sets(subject)
+        report = Bench(subject).injection(method, sets[label_of(name), seed], seed)
         assert report is not None, "a profile's methods are injected"
-        report.delta.apply(bench.model)
-    save_checkpoint(bench.model, bench.tokenizer, target)
+        report.delta.apply(subject.model)
+    save_checkpoint(subject.model, subject.tokenizer, target)
     return report
 
 
@@ -226,18 +240,18 @@ def inject(
     """
     from fpbench.methods.base import InjectionContext
     from fpbench.models.prompts import render
-    from fpbench.runs.datasets import Materials
+    from fpbench.runs.datasets import Datasets
     from fpbench.runs.injection import create_method, inject_with
 
-    materials = Materials(load_profile(profile))
+    datasets = Datasets(load_profile(profile))
     model.eval().requires_grad_(False)
     context = InjectionContext(
         seed=seed,
         device=str(next(model.parameters()).device),
         render=lambda trigger: render(tokenizer, trigger, prompt),
-        texts=materials.statistics,
-        pairs=materials.pairs,
-        statistics_tokens=materials.profile.sizes.statistics_tokens,
+        texts=datasets.statistics,
+        pairs=datasets.pairs,
+        statistics_tokens=datasets.profile.sizes.statistics_tokens,
         tokenizer=tokenizer,
     )
     return inject_with(create_method(method, model, config or {}), model, tokenizer, pairs, context)
@@ -270,7 +284,7 @@ def modify(
         CellError: if the modification had no effect or broke the model.
     """
     from fpbench.modifications.base import create, parts
-    from fpbench.runs.datasets import Materials
+    from fpbench.runs.datasets import Datasets
 
     wanted = load_profile(profile)
     given = dict(config or {}) if len(parts(condition)) > 1 else {condition: dict(config or {})}
@@ -279,5 +293,5 @@ def modify(
         raise unknown("part of the condition", next(iter(given)), parts(condition))
     modification = create(condition, settings)
     known = {} if base is None else dict(base.named_parameters())
-    context = Materials(wanted).modification_context(seed, no_progress, known)
+    context = Datasets(wanted).modification_context(seed, no_progress, known)
     return modification.apply(model, tokenizer, context).model

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench import data
 from fpbench.errors import InputError
+from fpbench.metrics.measure import UTILITY_TASKS
 from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.prompts import Example
 from fpbench.modifications.base import ModificationContext
 from fpbench.runs import fetch
-from fpbench.runs.profile import UTILITY_TASKS, Profile
+from fpbench.runs.profile import Profile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Materials:
+class Datasets:
     """Data of one profile. Everything is read on first use; :meth:`check` reads it all before work starts."""
 
     def __init__(self, profile: Profile) -> None:

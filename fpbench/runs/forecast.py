@@ -19,19 +19,19 @@ from tabulate import tabulate
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod
-from fpbench.models.loading import Loading, load_architecture, load_tokenizer
+from fpbench.models.loading import Loading, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
 from fpbench.records.store import Store, canonical, cell_id, read_records
 from fpbench.runs.identity import cell_identity, injection_identity
 from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
+from fpbench.runs.plan import Job, checkpoints
 from fpbench.runs.resume import Resume
-from fpbench.runs.search import injection_searches
-from fpbench.runs.sets import Sets, written_sets
+from fpbench.runs.sets import Sets
 from fpbench.runs.speed import Speed, measured
 from fpbench.runs.work import Work, Workload, needs_search
-from fpbench.runs.worker import Job, Worker, checkpoints
+from fpbench.runs.worker import Worker
 
 # Of an identity, what decides how long each kind of work takes, whatever was injected.
 DECISIVE = {
@@ -172,20 +172,20 @@ def estimate(job: Job, cells: Sequence[Cell], silent: Mapping[str, str]) -> Esti
         parts: list[Part] = []
         needs: list[Needs] = []
         for label, own in by_model(pending):
-            architecture = load_architecture(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
-            needs.append(needs_of(label, architecture, view.worker, own))
+            architecture = view.worker.subject(label).architecture
+            needs.append(needs_of(label, view.worker, own))
             if reason := needs[-1].short(job.loading.device):
                 silent[label] = reason
                 continue
             try:
                 tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
-                workload = Workload(job.profile, view.worker.materials, architecture, tokenizer)
+                workload = Workload(job.profile, view.worker.datasets, architecture, tokenizer)
                 entries = list(_entries(label, own, workload, view))
                 longest = workload.longest_row()
             except InputError as error:
                 silent[label] = str(error)
                 continue
-            needs[-1] = needs_of(label, architecture, view.worker, own, longest)
+            needs[-1] = needs_of(label, view.worker, own, longest)
             parts += _priced(label, entries, partial(measured, architecture, job.loading))
     away = [cell for cell in cells if cell.model not in job.folders]
     return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), silent)
@@ -201,7 +201,7 @@ def _looking(job: Job) -> Iterator[_View]:
             shutil.copy(digests, scratch)
         worker = Worker(replace(job, out=Path(scratch)), no_progress)
         records = read_records(store.records) if store.records.is_dir() else []
-        yield _View(worker, store, written_sets(job.profile), Past(records), records)
+        yield _View(worker, store, worker.written, Past(records), records)
 
 
 def _pending(job: Job, cells: Sequence[Cell], view: _View) -> list[Cell]:
@@ -213,7 +213,7 @@ def _pending(job: Job, cells: Sequence[Cell], view: _View) -> list[Cell]:
     for cell in pending:
         fingerprints = view.sets.get((cell.fingerprints, cell.seed))
         if fingerprints is not None:
-            view.identities[cell.path] = identity = cell_identity(view.worker.bench(cell.model), cell, fingerprints)
+            view.identities[cell.path] = identity = cell_identity(view.worker.subject(cell.model), cell, fingerprints)
             if view.store.find(cell, cell_id(dict(identity))):
                 continue
         left.append(cell)
@@ -222,7 +222,7 @@ def _pending(job: Job, cells: Sequence[Cell], view: _View) -> list[Cell]:
 
 def _entries(label: str, cells: Sequence[Cell], workload: Workload, view: _View) -> Iterator[_Entry]:
     """Everything that is left to do on one model."""
-    profile, bench = workload.profile, view.worker.bench(label)
+    profile, subject = workload.profile, view.worker.subject(label)
     metric = cache(workload.metric)
     yield _Entry("load the model", Work(handled=3 * workload.parameters))
     injected: list[FingerprintMethod] = []
@@ -231,7 +231,7 @@ def _entries(label: str, cells: Sequence[Cell], workload: Workload, view: _View)
         # A set that is yet to be built for the model has the make of the one that stands in for it.
         fingerprints = view.sets.get((first.fingerprints, first.seed)) or find_set("nlf", profile.sets, first.seed)
         if first.method in profile.methods and not _stored(first, fingerprints, view):
-            injected.append(bench.stand_in(first.method))
+            injected.append(subject.method(first.method))
             yield _Entry(
                 f"inject {first.method}",
                 workload.injection(injected[-1], fingerprints),
@@ -242,7 +242,7 @@ def _entries(label: str, cells: Sequence[Cell], workload: Workload, view: _View)
             if condition != ORIGIN:
                 identity = view.identities.get(own[0].path)
                 known = view.past.seconds("modified", identity) if identity else None
-                yield _Entry(condition, workload.modification(bench.modification(condition)), known)
+                yield _Entry(condition, workload.modification(subject.modification(condition)), known)
             for cell in own:
                 work = metric(cell.metric, fingerprints)
                 if any(part in ("int8", "nf4") for part in condition.split("+")):
@@ -259,22 +259,21 @@ def _once(
     label: str, cells: Sequence[Cell], injected: Sequence[FingerprintMethod], workload: Workload, view: _View
 ) -> Iterator[_Entry]:
     """What is done once for a model and kept: statistics, searches, sets."""
-    profile, bench = workload.profile, view.worker.bench(label)
+    profile, subject = workload.profile, view.worker.subject(label)
     statistics = workload.statistics(injected)
     if statistics != Work() and not any(view.store.statistics.glob("*.safetensors")):
         yield _Entry("key statistics", statistics)
     searches = view.store.folder / "searches"
     data = set()
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
-        for part in needs_search(bench.modification(condition)):
+        for part in needs_search(subject.modification(condition)):
             if part.data not in data and not any(searches.glob(f"{label}-finetune-{part.data}-*.json")):
                 data.add(part.data)
                 yield _Entry(f"search the rate of {part.name}", workload.search(part))
     for name, method in dict.fromkeys((cell.fingerprints, cell.method) for cell in cells):
-        searched = method in profile.methods and injection_searches(bench, method)
-        if searched and not any(searches.glob(f"{label}-{method}-{name}-*.json")):
+        if profile.searches_rate(method) and not any(searches.glob(f"{label}-{method}-{name}-*.json")):
             fingerprints = view.sets.get((name, profile.seeds[0])) or find_set("nlf", profile.sets)
-            work = workload.injection_search(bench.stand_in(method), fingerprints)
+            work = workload.injection_search(subject.method(method), fingerprints)
             yield _Entry(f"search the rate of {method}", work)
     for name in dict.fromkeys(cell.fingerprints for cell in cells):
         if (name, profile.seeds[0]) not in view.sets:
@@ -285,16 +284,16 @@ def _known(view: _View, kind: str, cell: Cell, fingerprints: FingerprintSet) -> 
     """What an injection like that of ``cell`` took before."""
     if cell.path not in view.identities:
         return None
-    bench = view.worker.bench(cell.model)
-    return view.past.seconds(kind, injection_identity(bench, cell.method, fingerprints, cell.seed))
+    subject = view.worker.subject(cell.model)
+    return view.past.seconds(kind, injection_identity(subject, cell.method, fingerprints, cell.seed))
 
 
 def _stored(cell: Cell, fingerprints: FingerprintSet, view: _View) -> bool:
     """Whether the injection of a cell's checkpoint is kept from an earlier run."""
     if cell.path not in view.identities:
         return False
-    bench = view.worker.bench(cell.model)
-    name = cell_id(injection_identity(bench, cell.method, fingerprints, cell.seed))
+    subject = view.worker.subject(cell.model)
+    name = cell_id(injection_identity(subject, cell.method, fingerprints, cell.seed))
     return (view.store.deltas / f"{cell.model}-{cell.fingerprints}-{cell.method}-{cell.seed}-{name}.json").is_file()
 
 

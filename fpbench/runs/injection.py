@@ -1,5 +1,6 @@
 """Injection as the harness does it: the adapter edits, the harness measures what changed."""
 
+import logging
 from collections import UserDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,8 +17,10 @@ from fpbench.methods.hyperparameters import hyperparameters
 from fpbench.methods.null_space import KeyStatistics
 from fpbench.models.meter import Meter
 from fpbench.models.weights import Delta, difference, preserved
-from fpbench.records.store import SCHEMA, cell_id, making, written
+from fpbench.records.store import SCHEMA, cell_id, making, read_record, write_bytes, write_record, written
 from fpbench.registry import METHODS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,49 @@ class InjectionReport:
             parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest
             ``rank`` of a change that is stored as factors.
         delta: the changed parameters with their new values.
+        search: the learning rate that was searched for, and the record of the search; ``None`` without one.
     """
 
     seconds: Mapping[str, float]
     peak_memory: int
     changed: Mapping[str, float]
     delta: Delta
+    search: Mapping[str, Any] | None = None
+
+    def save(self, path: Path) -> None:
+        """Write the delta to ``path`` as safetensors, then its figures, which name the digest of the weights.
+
+        Raises:
+            StorageError: if the disk gives out.
+        """
+        write_bytes(path, self.delta.to_bytes())
+        figures = {
+            "seconds": dict(self.seconds),
+            "peak_memory": self.peak_memory,
+            "changed": dict(self.changed),
+            "weights_digest": self.delta.digest,
+        }
+        write_record(path.with_suffix(".json"), figures)
+
+    @staticmethod
+    def load(path: Path, originals: Mapping[str, Tensor]) -> "InjectionReport | None":
+        """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
+
+        Args:
+            path: where it was saved.
+            originals: the base's weights by name, which a delta stored as factors needs.
+
+        Raises:
+            CellError: if it needs weights that are not there.
+        """
+        figures = read_record(path.with_suffix(".json"))
+        if figures is None or not path.is_file():
+            return None
+        delta = Delta.from_bytes(path.read_bytes(), originals)
+        if delta is None or delta.digest != figures["weights_digest"]:
+            logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
+            return None
+        return InjectionReport(figures["seconds"], figures["peak_memory"], figures["changed"], delta)
 
 
 def create_method(name: str, model: nn.Module, config: Mapping[str, Any]) -> FingerprintMethod:

@@ -16,17 +16,18 @@ from fpbench.methods.base import FingerprintMethod
 from fpbench.methods.lora import LoRA
 from fpbench.methods.null_space import BATCH_TOKENS, WORKSPACE
 from fpbench.methods.rledit import RLEdit
+from fpbench.metrics.measure import METRICS
 from fpbench.models.layout import context_length, layout
-from fpbench.models.loading import Loading, load_architecture
-from fpbench.models.meter import no_progress
+from fpbench.models.loading import Loading
 from fpbench.models.training import PIECE, checkpointed
 from fpbench.modifications.base import Modification
 from fpbench.modifications.finetune import FineTune
 from fpbench.modifications.prune import RIA
 from fpbench.modifications.quantize import Quantization
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
+from fpbench.runs.plan import Job, checkpoints
 from fpbench.runs.sets import COUNT
-from fpbench.runs.worker import Job, Worker, checkpoints
+from fpbench.runs.worker import Worker
 from fpbench.scoring.engine import LOGIT_BUDGET, token_budget
 
 MIB, GIB = 2**20, 2**30
@@ -260,7 +261,6 @@ def shown(size: float) -> str:
 
 
 RECORD, QUERY = 8_192, 140  # bytes of a record, and of a line of its per-query results
-CONTEXTS = 2.5  # fields with text in a row of instruction data
 
 
 @dataclass(frozen=True)
@@ -294,24 +294,21 @@ class Needs:
         return None
 
 
-def needs_of(
-    label: str, architecture: nn.Module, worker: Worker, cells: Sequence[Cell], training_length: int = TRAINING_LENGTH
-) -> Needs:
+def needs_of(label: str, worker: Worker, cells: Sequence[Cell], training_length: int = TRAINING_LENGTH) -> Needs:
     """What some cells of one model need, by its architecture alone.
 
     Args:
         label: of the model.
-        architecture: the model without its weights.
         worker: gives methods and modifications; it measures nothing.
         cells: those without a record.
         training_length: tokens of the longest rows that are trained on.
     """
     job, handed_in = worker.job, any(cell.method == CHECKPOINT for cell in cells)
-    bench = worker.bench(label, handed_in)
-    residency = Residency(architecture, job.loading, training_length)
+    subject = worker.subject(label, handed_in)
+    residency = Residency(subject.architecture, job.loading, training_length)
     phases = [residency.resident()]
     methods: dict[str, FingerprintMethod] = {
-        name: bench.stand_in(name)
+        name: subject.method(name)
         for name in dict.fromkeys(cell.method for cell in cells)
         if name in job.profile.methods
     }
@@ -322,7 +319,7 @@ def needs_of(
     phases.append(residency.scoring(any(cell.metric == "triggers" for cell in cells)))
     phases += [residency.injection(method) for method in methods.values()]
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
-        phases += residency.modification(bench.modification(condition))
+        phases += residency.modification(subject.modification(condition))
     main, card = peak(phases, job.loading.device != "cpu")
     deltas = sum(
         residency.delta(methods[group[0].method], COUNT) for group in checkpoints(cells) if group[0].method in methods
@@ -330,20 +327,13 @@ def needs_of(
     return Needs(label, main, card, deltas + spectra + sum(_recorded(worker, cell) for cell in cells))
 
 
-def require_room(job: Job, cells: Sequence[Cell]) -> None:
+def require_room(worker: Worker, cells: Sequence[Cell]) -> None:
     """Refuse a job that this machine has not the memory or the disk for; reads no weights.
 
     Raises:
         InputError: naming the model, what it needs and what is free.
     """
-    worker = Worker(job, no_progress)
-    found = []
-    for label, own in by_model(cells):
-        folder = job.folders.get(label) or job.handed_in
-        assert folder is not None, "a job has a folder for each of its cells"
-        architecture = load_architecture(folder, trust_remote_code=job.loading.trust_remote_code)
-        found.append(needs_of(label, architecture, worker, own))
-    refuse(found, job)
+    refuse([needs_of(label, worker, own) for label, own in by_model(cells)], worker.job)
 
 
 def refuse(needs: Sequence[Needs], job: Job) -> None:
@@ -371,10 +361,4 @@ def by_model(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 def _recorded(worker: Worker, cell: Cell) -> float:
     """Bytes of a cell's record and its per-query results."""
-    sizes = worker.job.profile.sizes
-    queries = {
-        "triggers": 2 * (sizes.substitutions + 3 * COUNT * CONTEXTS * sizes.context_rows),
-        "near": sizes.near_triggers,
-        "utility": 5 * (sizes.utility_limit or 2_000),
-    }
-    return RECORD + QUERY * queries.get(cell.metric, COUNT)
+    return RECORD + QUERY * METRICS[cell.metric].queries(worker.job.profile.sizes, COUNT)

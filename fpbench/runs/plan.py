@@ -1,22 +1,23 @@
-"""From a profile to an ordered list of cells. Pure: reads no file, loads no model."""
+"""From a profile to an ordered list of cells, and the job that measures them. Loads no model and imports no torch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
+from fpbench.metrics.measure import METRICS
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import Loading
 from fpbench.modifications.base import against_base
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, Cell, label_of
-from fpbench.runs.profile import Profile
+from fpbench.runs.profile import ModelSettings, Profile
 
 
 def metrics_of(method: str, condition: str) -> tuple[str, ...]:
-    """What is measured where (protocol §1)."""
-    if condition != ORIGIN:
-        # Merging the base with itself changes nothing, and has no fingerprint to spare.
-        return () if method == BASE and against_base(condition) else ("fsr",)
-    if method == BASE:
-        return ("bands", "fsr", "utility")
-    measured = ("fsr", "triggers", "near", "utility")
-    # What a handed-in checkpoint cost its maker cannot be seen from here.
-    return measured if method == CHECKPOINT else ("cost", *measured)
+    """Return the names of what is measured of a method under a condition (protocol §1)."""
+    if method == BASE and condition != ORIGIN and against_base(condition):
+        return ()  # merging the base with itself changes nothing
+    return tuple(name for name, metric in METRICS.items() if metric.where(method, condition))
 
 
 def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
@@ -39,3 +40,52 @@ def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
         for condition in conditions
         for metric in metrics_of(method, condition)
     ]
+
+
+def checkpoints(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Group neighbouring cells of one checkpoint (model, set, method, seed)."""
+    key = lambda cell: (cell.model, cell.fingerprints, cell.method, cell.seed)  # noqa: E731
+    return [list(group) for _, group in groupby(cells, key=key)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as plain data: small, and the same in every process and on every node that measures cells of it.
+
+    Attributes:
+        profile: what is measured.
+        folders: checkpoint folders of the profile's models, by label; none for a base that is not known.
+        loading: how models are loaded.
+        out: folder of the store.
+        handed_in: folder of a checkpoint that somebody hands in, in place of methods.
+    """
+
+    profile: Profile
+    folders: dict[str, Path]
+    loading: Loading
+    out: Path
+    handed_in: Path | None = None
+
+    @classmethod
+    def of(cls, profile: Profile, loading: Loading, out: Path) -> "Job":
+        """Return the job of a profile, with the folder of each of its models.
+
+        Raises:
+            InputError: if a model is not found or may not be loaded.
+        """
+        folders = {
+            each.label: resolve(each.path, revision=each.revision, allow_pickle=loading.allow_pickle)
+            for each in profile.models
+        }
+        return cls(profile, folders, loading, out)
+
+    def settings(self, label: str) -> ModelSettings:
+        """Return the profile's settings of a model."""
+        (settings,) = (each for each in self.profile.models if each.label == label)
+        return settings
+
+    def folder(self, cell: Cell) -> Path:
+        """Return the folder of the checkpoint that a cell's method starts from."""
+        folder = self.handed_in if cell.method == CHECKPOINT else self.folders.get(cell.model)
+        assert folder is not None, "a job has a folder for each of its cells"
+        return folder

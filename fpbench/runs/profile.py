@@ -8,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import overlay
+from fpbench.metrics.measure import UTILITY_TASKS
 from fpbench.modifications.base import JOINT, check
 from fpbench.records.cell import ORIGIN, PROTOCOL
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
+SEARCH = "search"  # what a profile writes in place of a learning rate that is to be searched for
 
 
 class Strict(BaseModel):
@@ -92,8 +94,11 @@ class Profile(Strict):
         variant = self.variants.get(name, Variant(method=name))
         return variant.method, overlay(self.hyperparameters.get(variant.method, {}), variant.config)
 
+    def searches_rate(self, method: str) -> bool:
+        """Return whether the learning rate of a row's injection is left to a search."""
+        return method in self.methods and self.method_of(method)[1].get("learning_rate") == SEARCH
 
-UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
+
 DATA = ("alpaca", "math", "calibration", "statistics", "zsre", *UTILITY_TASKS)
 
 

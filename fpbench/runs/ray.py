@@ -20,10 +20,10 @@ from fpbench.records.cell import Cell
 from fpbench.records.store import Store, held_back
 from fpbench.runs.bench import Failed, record_of
 from fpbench.runs.engine import Say, title
-from fpbench.runs.worker import Job
+from fpbench.runs.plan import Job
+from fpbench.scoring.engine import limited_to
 
 if TYPE_CHECKING:
-    from fpbench.runs.bench import Progress
     from fpbench.runs.worker import Worker
 
 Report = dict[str, str] | str | tuple[Cell, str | None]
@@ -52,12 +52,13 @@ class Member(logging.Handler):
             StorageError: if a record cannot be written.
         """
         yield {}  # this process is up: what ends it from now on is its work's doing
-        names, work = self._worker.measure(cells)
-        yield names
-        for finished in work:
+        with limited_to(self.job.loading.token_budget):
+            names, work = self._worker.measure(cells)
+            yield names
+            for finished in work:
+                yield from self._taken()
+                yield finished
             yield from self._taken()
-            yield finished
-        yield from self._taken()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line of the log until it is reported."""
@@ -246,8 +247,8 @@ class Crew:
         self.losses[running] += 1
         self.say(f"{running}: its worker was lost ({self.losses[running]} of {LOSSES} times)")
         if self.losses[running] == LOSSES:
-            failed = Failed(LOST, None)
-            self.store.write(running, record_of(self.job.profile, running, None, failed), [])
+            failed = Failed(LOST)
+            self.store.write(running, record_of(self.job, running, None, failed), [])
             self._tick(post, running, failed.reason)
         if post.cells:
             self.waiting.appendleft(post.cells)
@@ -264,8 +265,7 @@ class Crew:
 
 def request(job: Job, model: str) -> dict[str, float]:
     """What a worker on a model asks for, under Ray's names: cores, share of a card, bytes of memory."""
-    (settings,) = (each for each in job.profile.models if each.label == model)
-    resources = settings.resources or job.profile.resources
+    resources = job.settings(model).resources or job.profile.resources
     wanted: dict[str, float] = {"CPU": job.profile.threads or 1}
     if job.loading.device != "cpu":
         wanted["GPU"] = resources.gpus
@@ -310,31 +310,30 @@ class Ray:
             raise InputError("the engine 'ray' needs Ray, which is not installed: pip install 'fpbench[ray]'.")
         self.address = address
 
-    def check(self, job: Job, cells: Sequence[Cell]) -> None:
+    def check(self, worker: "Worker", cells: Sequence[Cell]) -> None:
         """As :meth:`~fpbench.runs.engine.Engine.check`: the device, and that the cluster answers.
 
         Raises:
             InputError: if not.
         """
-        if job.loading.device not in DEVICES:
+        if (device := worker.job.loading.device) not in DEVICES:
             raise InputError(
-                f"device {job.loading.device!r} cannot be chosen with Ray, which hands out the cards itself: "
+                f"device {device!r} cannot be chosen with Ray, which hands out the cards itself: "
                 f"expected one of {', '.join(DEVICES)}."
             )
         if self.address:
             with self._connected():
                 pass
 
-    def measure(
-        self, job: Job, checkpoints: Sequence[Sequence[Cell]], progress: "Progress", say: Say
-    ) -> dict[str, str]:
+    def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], say: Say) -> dict[str, str]:
         """Measure on a cluster, as :class:`~fpbench.runs.engine.Engine`; bars cannot travel, so cells are said.
 
         Raises:
             InputError: if no node can hold a worker, or a node does not see the store or the data.
             StorageError: if a record cannot be written.
         """
-        job = replace(job, profile=job.profile.model_copy(update={"threads": job.profile.threads or 1}))
+        profile = worker.job.profile
+        job = replace(worker.job, profile=profile.model_copy(update={"threads": profile.threads or 1}))
         # Ray prints on standard output whom it lost; that is for the table.
         with (
             contextlib.redirect_stdout(sys.stderr),

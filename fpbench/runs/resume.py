@@ -19,7 +19,7 @@ from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets
 
 if TYPE_CHECKING:
-    from fpbench.runs.worker import Job
+    from fpbench.runs.plan import Job
 
 PACKAGE = Path(fpbench.__file__).parent
 

@@ -1,6 +1,5 @@
 """Screening: is a set fit to be injected into a model? What the board shows afterwards, looked at before."""
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,8 @@ from fpbench.metrics.fsr import fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode
-from fpbench.records.store import Store
-from fpbench.runs.datasets import Materials
+from fpbench.runs.datasets import Datasets
+from fpbench.runs.plan import Job
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import recipe_path
 from fpbench.scoring.engine import limited_to
@@ -253,22 +252,20 @@ def screen_profile(profile: Profile, loading: "Loading") -> Screening:
     Raises:
         InputError: as :func:`screen`, or for an unknown set, model or data source.
     """
-    from fpbench.models.checkpoints import resolve
-    from fpbench.runs.bench import Bench
+    from fpbench.runs.subject import Subject
 
-    (settings,), (name,), seed = profile.models, profile.fingerprints, profile.seeds[0]
+    (name,), seed = profile.fingerprints, profile.seeds[0]
     fingerprints = find_set(name, profile.sets, seed)
     check_triggers(fingerprints)
     languages = languages_of(Path(profile.sets.get(name, name)), fingerprints)
-    materials = Materials(profile)
-    rows, sizes = materials.alpaca, profile.sizes
+    datasets = Datasets(profile)
+    rows, sizes = datasets.alpaca, profile.sizes
     ordinary = OrdinaryText(
         instructions=[row["instruction"] for row in rows[: sizes.band_texts]],
         contexts=contexts_from_rows(rows, sizes.context_rows),
         words=words_from_rows(rows, profile.draw, sizes.substitute_words),
     )
-    folder = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
-    bench = Bench(profile, settings, folder, loading, materials, Store(Path()), no_progress)
-    with limited_to(loading.token_budget) if loading.token_budget else contextlib.nullcontext():
-        decoding = Decoding(**bench.decoding)
-        return screen(fingerprints, bench.model, bench.tokenizer, ordinary, decoding, profile.prompt, languages)
+    subject = Subject(Job.of(profile, loading, Path()), profile.models[0].label, datasets, no_progress)
+    model, tokenizer = subject.model, subject.tokenizer
+    with limited_to(loading.token_budget):
+        return screen(fingerprints, model, tokenizer, ordinary, subject.decoding, profile.prompt, languages)

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,18 @@ from fpbench.models.prompts import Example
 from fpbench.models.training import score_answers, train_lora
 from fpbench.models.weights import preserved
 from fpbench.modifications.base import Modification, ModificationContext, create, parts
-from fpbench.modifications.finetune import ROWS, FineTune, instruction
+from fpbench.modifications.finetune import ROWS, FineTune, instruction, searches
 from fpbench.records.provenance import code_and_machine
 from fpbench.records.store import cell_id, making, read_record, write_record
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs.injection import inject_with
-
-if TYPE_CHECKING:
-    from fpbench.runs.bench import Bench
-
+from fpbench.runs.profile import SEARCH
+from fpbench.runs.subject import INJECTION_RATES, Subject
 
 # Which learning rate a search takes: decisions on figures alone (protocol §4; docs/methods.md §2.1, §3.1).
 
 
 FINE_TUNING_RATES = tuple(step / 10_000 for step in range(1, 11))
-INJECTION_RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,6 @@ def best(trials: Sequence[InjectionTrial]) -> float | None:
     return max(done, key=lambda trial: (trial.score, -trial.learning_rate)).learning_rate if done else None
 
 
-SEARCH = "search"  # what a profile writes in place of a learning rate
 SEED = 42
 HELD_OUT = 200  # rows, those after the training rows
 BATCH_SIZE = 8
@@ -131,12 +127,12 @@ class Found:
 
 
 def recorded(
-    bench: "Bench", label: str, identity: dict[str, Any], make: Callable[[], tuple[float | None, Trials]]
+    subject: Subject, label: str, identity: dict[str, Any], make: Callable[[], tuple[float | None, Trials]]
 ) -> Found:
     """The result of a search on the base: read if it was made before, else made and written whole.
 
     Args:
-        bench: of the base, or of a checkpoint whose base is known.
+        subject: of the base, or of a checkpoint whose base is known.
         label: what is searched for, as part of a file name.
         identity: what decides the result besides protocol, base and dtype.
         make: returns the rate, ``None`` if none will do, and every trial.
@@ -145,9 +141,9 @@ def recorded(
         CellError: if no rate will do.
         StorageError: if the result cannot be written.
     """
-    identity = bench.base_identity() | identity
-    path = bench.store.folder / "searches" / f"{bench.settings.label}-{label}-{cell_id(identity)}.json"
-    with making(bench.store.folder, path.name):
+    identity = subject.identity | identity
+    path = subject.store.folder / "searches" / f"{subject.settings.label}-{label}-{cell_id(identity)}.json"
+    with making(subject.store.folder, path.name):
         record = read_record(path)
         if record is None:
             rate, trials = make()
@@ -165,30 +161,24 @@ def recorded(
     return Found(record["learning_rate"], path.name)
 
 
-def searches(modification: Modification) -> bool:
-    """Whether a modification, or a part of it, leaves its learning rate to a search."""
-    own = [modification, *getattr(modification, "parts", ())]
-    return any(isinstance(each, FineTune) and each.config.learning_rate == SEARCH for each in own)
-
-
-def settled(bench: "Bench", condition: str, context: ModificationContext) -> tuple[Modification, dict[str, str]]:
+def settled(subject: Subject, condition: str, context: ModificationContext) -> tuple[Modification, dict[str, str]]:
     """The modification of a condition at the rates that searches find, and the record of each search by part.
 
     Raises:
         InputError: if a search is needed and the base is not known, or there are too few rows.
         CellError: if no rate is stable.
     """
-    settings, records = dict(bench.profile.modifications), {}
+    settings, records = dict(subject.profile.modifications), {}
     for name in parts(condition):
         modification = MODIFICATIONS.get(name)(**settings.get(name, {}))
         if searches(modification):
-            found = fine_tuning_rate(bench, modification, context)
+            found = fine_tuning_rate(subject, modification, context)
             settings[name] = settings[name] | {"learning_rate": found.learning_rate}
             records[name] = found.record
     return create(condition, settings), records
 
 
-def fine_tuning_rate(bench: "Bench", modification: FineTune, context: ModificationContext) -> Found:
+def fine_tuning_rate(subject: Subject, modification: FineTune, context: ModificationContext) -> Found:
     """The largest stable rate of plain fine-tuning on the base (protocol §4); FSFT takes the same."""
     if not context.base:
         raise InputError(
@@ -197,16 +187,16 @@ def fine_tuning_rate(bench: "Bench", modification: FineTune, context: Modificati
         )
 
     def make() -> tuple[float | None, Trials]:
-        trials = fine_tuning_trials(bench.model, bench.tokenizer, modification, context)
+        trials = fine_tuning_trials(subject.model, subject.tokenizer, modification, context)
         return largest_stable(trials), trials
 
     names = {"rows", "epochs", "batch_size", "rank", "alpha"}
     identity = {
         "version": FineTune.version,
         "settings": modification.config.model_dump(include=names),
-        "data": bench.materials.digests(modification.data),
+        "data": subject.datasets.digests(modification.data),
     }
-    return recorded(bench, f"finetune-{modification.data}", identity, make)
+    return recorded(subject, f"finetune-{modification.data}", identity, make)
 
 
 def fine_tuning_trials(
@@ -258,33 +248,26 @@ def _become(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 # The search for an injection's learning rate, on a set that nobody is scored on (docs/methods.md §2.1, step 5).
 
 
-METHODS = ("lora",)  # whose learning rate may be searched for
 DEVELOPMENT_SEED = 0
 CONTEXT_ROWS = 128  # the last rows give trigger contexts
 
 
-def injection_searches(bench: "Bench", method: str) -> bool:
-    """Whether a profile leaves a method's learning rate to a search."""
-    name, given = bench.profile.method_of(method)
-    return name in METHODS and given.get("learning_rate") == SEARCH
-
-
-def rate_identity(bench: "Bench", method: str, fingerprints: FingerprintSet) -> dict[str, Any]:
+def rate_identity(subject: Subject, method: str, fingerprints: FingerprintSet) -> dict[str, Any]:
     """What decides the rate besides protocol, base and dtype."""
-    adapter = bench.method(method, learning_rate=INJECTION_RATES[0])
+    adapter = subject.method(method)
     return {
         "method": adapter.name,
         "version": adapter.version,
         "hyperparameters": adapter.config.model_dump(mode="json") | {"learning_rate": SEARCH},
         "fingerprints": fingerprints.digest,
-        "prompt": bench.profile.prompt,
-        "decoding": bench.decoding,
-        "rows": _training_rows(bench),
-        "data": bench.materials.digests("alpaca", "zsre"),
+        "prompt": subject.profile.prompt,
+        "decoding": asdict(subject.decoding),
+        "rows": _training_rows(subject),
+        "data": subject.datasets.digests("alpaca", "zsre"),
     }
 
 
-def injection_rate(bench: "Bench", method: str, fingerprints: FingerprintSet) -> Found:
+def injection_rate(subject: Subject, method: str, fingerprints: FingerprintSet) -> Found:
     """The rate of the grid with the greatest FSR less what token accuracy it costs.
 
     Raises:
@@ -293,41 +276,41 @@ def injection_rate(bench: "Bench", method: str, fingerprints: FingerprintSet) ->
     """
 
     def make() -> tuple[float | None, Trials]:
-        count = _training_rows(bench)
-        usable = bench.materials.alpaca[:-CONTEXT_ROWS]
+        count = _training_rows(subject)
+        usable = subject.datasets.alpaca[:-CONTEXT_ROWS]
         held_out = [instruction(row) for row in usable[count : count + HELD_OUT]]
         if len(held_out) < HELD_OUT:
             raise InputError(
                 f"the search for the learning rate of {method!r} needs {count + HELD_OUT + CONTEXT_ROWS} rows of the "
-                f"data set 'alpaca', found {len(bench.materials.alpaca)}: give more rows, or a rate."
+                f"data set 'alpaca', found {len(subject.datasets.alpaca)}: give more rows, or a rate."
             )
         words = words_from_rows(usable[:count], DEVELOPMENT_SEED)
-        trials = injection_trials(bench, method, development_set(fingerprints, words), held_out)
+        trials = injection_trials(subject, method, development_set(fingerprints, words), held_out)
         return best(trials), trials
 
     label = f"{method}-{fingerprints.name}"
-    return recorded(bench, label, rate_identity(bench, method, fingerprints), make)
+    return recorded(subject, label, rate_identity(subject, method, fingerprints), make)
 
 
 def injection_trials(
-    bench: "Bench", method: str, development: FingerprintSet, held_out: Sequence[Example]
+    subject: Subject, method: str, development: FingerprintSet, held_out: Sequence[Example]
 ) -> list[InjectionTrial]:
     """Inject the development set at every rate of the grid; the resident model is left as it was found."""
-    model, tokenizer = bench.model, bench.tokenizer
+    model, tokenizer = subject.model, subject.tokenizer
     before = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy
 
     def attempt(rate: float) -> InjectionTrial:
-        adapter = bench.method(method, learning_rate=rate)
+        adapter = subject.method(method, learning_rate=rate)
         with preserved(model):
             try:
-                inject_with(adapter, model, tokenizer, development, bench.injection_context(SEED))
-                measured = fsr(model, tokenizer, development, prompt=bench.profile.prompt, **bench.decoding)
+                inject_with(adapter, model, tokenizer, development, subject.injection_context(SEED))
+                measured = fsr(model, tokenizer, development, **subject.how)
             except CellError as error:
                 return InjectionTrial(rate, verdict=str(error))
             after = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy
         return InjectionTrial(rate, measured.mean, before - after)
 
-    return [attempt(rate) for rate in bench.progress(INJECTION_RATES, "searching a learning rate")]
+    return [attempt(rate) for rate in subject.progress(INJECTION_RATES, "searching a learning rate")]
 
 
 def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> FingerprintSet:
@@ -366,6 +349,6 @@ def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> Finge
     )
 
 
-def _training_rows(bench: "Bench") -> int:
+def _training_rows(subject: Subject) -> int:
     """How many rows fine-tuning trains on; those after them are free for a search."""
-    return int(bench.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))
+    return int(subject.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))

@@ -1,6 +1,5 @@
 """The fingerprint sets of a run: those that are written down, and those that are made for a model."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,12 +11,13 @@ from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
 from fpbench.fingerprints.code_mixed import CODE_MIXED, code_mixed_set, draw_queries, recipe_of
 from fpbench.fingerprints.natural import draw_natural_set
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
+from fpbench.hub.lock import sha256
 from fpbench.records.cell import label_of
 from fpbench.records.store import cell_id, making, write_text
 from fpbench.runs.profile import Profile
 
 if TYPE_CHECKING:
-    from fpbench.runs.bench import Bench
+    from fpbench.runs.subject import Subject
 
 COUNT, LENGTH = 10, 2  # fingerprints of a built-in set, and words of their queries (protocol §9)
 Sets = dict[tuple[str, int], FingerprintSet]
@@ -58,8 +58,8 @@ def written_sets(profile: Profile) -> Sets:
     return {(label_of(name), seed): find_set(name, profile.sets, seed) for name, seed in wanted}
 
 
-def model_sets(bench: "Bench") -> Sets:
-    """The sets of the bench's profile that are made for its model, by name and seed.
+def model_sets(subject: "Subject") -> Sets:
+    """The sets of the subject's profile that are made for its model, by name and seed.
 
     Each is built from the shipped lexicon once for a model and seed, and kept with its recipe below ``sets/``.
 
@@ -68,32 +68,32 @@ def model_sets(bench: "Bench") -> Sets:
         CellError: if a perplexity is not finite.
         StorageError: if the disk gives out.
     """
-    return {(name, seed): _model_set(bench, name, seed) for name, seed in made_for_models(bench.profile)}
+    return {(name, seed): _model_set(subject, name, seed) for name, seed in made_for_models(subject.profile)}
 
 
-def _model_set(bench: "Bench", name: str, seed: int) -> FingerprintSet:
-    identity = bench.base_identity() | {"kind": name, "seed": seed, "lexicon": lexicon_digest()}
-    path = bench.store.folder / "sets" / f"{bench.settings.label}-{name}-{seed}-{cell_id(identity)}.jsonl"
-    with making(bench.store.folder, path.name):
+def _model_set(subject: "Subject", name: str, seed: int) -> FingerprintSet:
+    identity = subject.identity | {"kind": name, "seed": seed, "lexicon": sha256(SHIPPED)}
+    path = subject.store.folder / "sets" / f"{subject.settings.label}-{name}-{seed}-{cell_id(identity)}.jsonl"
+    with making(subject.store.folder, path.name):
         kept = _kept(path)
         if kept is not None:
             return replace(kept, name=name)
-        fingerprints, recipe = _drawn(bench, seed) if name == "nlf" else _mixed(bench, name, seed)
+        fingerprints, recipe = _drawn(subject, seed) if name == "nlf" else _mixed(subject, name, seed)
         write_set(path, fingerprints, recipe | identity)
         return fingerprints
 
 
-def _drawn(bench: "Bench", seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
+def _drawn(subject: "Subject", seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
     """Further natural queries, of words that the model's tokenizer knows."""
-    fingerprints = replace(draw_natural_set(COUNT, LENGTH, bench.tokenizer, seed=seed), name="nlf")
+    fingerprints = replace(draw_natural_set(COUNT, LENGTH, subject.tokenizer, seed=seed), name="nlf")
     return fingerprints, recipe_of(fingerprints, seed)
 
 
-def _mixed(bench: "Bench", name: str, seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
+def _mixed(subject: "Subject", name: str, seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
     """Code-mixed queries from the shipped lexicon."""
     lexicon = Lexicon.shipped()
-    queries = draw_queries(lexicon, COUNT, LENGTH, bench.tokenizer, seed)
-    return code_mixed_set(name, queries, lexicon, bench.model, bench.tokenizer, seed=seed)
+    queries = draw_queries(lexicon, COUNT, LENGTH, subject.tokenizer, seed)
+    return code_mixed_set(name, queries, lexicon, subject.model, subject.tokenizer, seed=seed)
 
 
 def _kept(path: Path) -> FingerprintSet | None:
@@ -123,22 +123,3 @@ def write_set(path: Path, fingerprints: FingerprintSet, recipe: Mapping[str, Any
     except StorageError:
         recipe_path(path).unlink(missing_ok=True)
         raise
-
-
-def lexicon_digest() -> str:
-    """SHA-256 of the shipped lexicon."""
-    return hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
-
-
-def near_words(fingerprints: FingerprintSet) -> list[str]:
-    """What near triggers of a code-mixed set are made of: every translation, as triggers spell it; none for others."""
-    if fingerprints.name not in CODE_MIXED:
-        return []
-    lexicon = Lexicon.shipped()
-    found = (lexicon.translate(word, language) for word in lexicon.words for language in lexicon.languages)
-    return sorted({each.upper() for each in found})
-
-
-def data_of_near(metric: str, fingerprints: FingerprintSet) -> dict[str, str]:
-    """The digest of what :func:`near_words` reads, where a metric does."""
-    return {"lexicon": lexicon_digest()} if metric == "near" and fingerprints.name in CODE_MIXED else {}

@@ -15,11 +15,11 @@ from fpbench.fingerprints import find_set
 from fpbench.fingerprints.code_mixed import code_mixed_set, draw_queries
 from fpbench.fingerprints.natural import with_candidates
 from fpbench.fingerprints.translation import Lexicon
-from fpbench.models.meter import no_progress
+from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE
 from fpbench.records.store import write_bytes, write_text
 from fpbench.registry import unknown
-from fpbench.runs.api import Progress, run_profile
+from fpbench.runs.api import run_profile
 from fpbench.runs.profile import Profile, Variant
 from fpbench.runs.sets import write_set
 
@@ -67,9 +67,8 @@ def _numbers_of_candidates(profile: Profile, folder: Path, loading: "Loading") -
     from fpbench.models.loading import load_tokenizer
 
     settings, name = _single(profile)
-    tokenizer = load_tokenizer(
-        resolve(settings.path, revision=settings.revision), trust_remote_code=loading.trust_remote_code
-    )
+    folder_of_model = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
+    tokenizer = load_tokenizer(folder_of_model, trust_remote_code=loading.trust_remote_code)
     files = {}
     for count in CANDIDATES:
         made = with_candidates(find_set(name, profile.sets, profile.seeds[0]), count, tokenizer)
@@ -81,19 +80,17 @@ def _numbers_of_candidates(profile: Profile, folder: Path, loading: "Loading") -
 def _lengths(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
     """Code-mixed sets of longer and shorter queries, variants drawn and not selected, as in the paper's appendix E."""
     from fpbench.models.checkpoints import resolve
-    from fpbench.models.loading import load_model
+    from fpbench.scoring.engine import limited_to
 
     settings, _ = _single(profile)
-    model, tokenizer = load_model(
-        resolve(settings.path, revision=settings.revision),
-        device=loading.device,
-        dtype=loading.dtype,
-        trust_remote_code=loading.trust_remote_code,
+    model, tokenizer = loading.load(
+        resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
     )
     files, lexicon, seed = {}, Lexicon.shipped(), profile.seeds[0]
     for length in LENGTHS:
         queries = draw_queries(lexicon, 10, length, tokenizer, seed)
-        made, recipe = code_mixed_set("cf_random", queries, lexicon, model, tokenizer, seed=seed)
+        with limited_to(loading.token_budget):
+            made, recipe = code_mixed_set("cf_random", queries, lexicon, model, tokenizer, seed=seed)
         path = folder / f"{length}-words.jsonl"
         write_set(path, made, recipe)
         files[path.stem] = str(path)

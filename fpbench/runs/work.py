@@ -13,6 +13,7 @@ from fpbench.methods.alphaedit import NullSpaceEditor
 from fpbench.methods.base import FingerprintMethod
 from fpbench.methods.lora import LoRA
 from fpbench.methods.rledit import RLEdit
+from fpbench.metrics.measure import METRICS
 from fpbench.metrics.queries import build_queries, contexts_from_rows, words_from_rows
 from fpbench.models.layout import context_length, layout
 from fpbench.models.prompts import Example, encode_all, render
@@ -20,9 +21,10 @@ from fpbench.modifications.base import Modification
 from fpbench.modifications.finetune import ROWS, FineTune, instruction
 from fpbench.modifications.prune import RIA
 from fpbench.modifications.quantize import Quantization
-from fpbench.runs.datasets import Materials
-from fpbench.runs.profile import Profile
-from fpbench.runs.search import FINE_TUNING_RATES, HELD_OUT, INJECTION_RATES, SEARCH
+from fpbench.runs.datasets import Datasets
+from fpbench.runs.profile import SEARCH, Profile
+from fpbench.runs.search import FINE_TUNING_RATES, HELD_OUT
+from fpbench.runs.subject import INJECTION_RATES
 from fpbench.scoring.engine import pair_cost, token_budget
 from fpbench.scoring.packing import rows_of
 from fpbench.scoring.responses import response_length
@@ -75,9 +77,9 @@ class Work:
 class Workload:
     """Counts the work on one model: its architecture, without weights, and its tokenizer are all that is needed."""
 
-    def __init__(self, profile: Profile, materials: Materials, architecture: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, profile: Profile, datasets: Datasets, architecture: nn.Module, tokenizer: Any) -> None:
         """Count for a profile and its data."""
-        self.profile, self.materials = profile, materials
+        self.profile, self.datasets = profile, datasets
         self.model, self.tokenizer = architecture, tokenizer
         self.parameters = sum(parameter.numel() for parameter in architecture.parameters())
 
@@ -87,23 +89,14 @@ class Workload:
         Raises:
             InputError: for data that cannot be read.
         """
-        sizes = self.profile.sizes
-        triggers = [each.trigger for each in fingerprints]
-        match name:
-            case "fsr":
-                return self._answers(triggers, len(triggers), fingerprints)
-            case "near":
-                return self._answers(triggers, sizes.near_triggers, fingerprints)
-            case "triggers":
-                return self._accidental(fingerprints)
-            case "bands":
-                rows = self.materials.alpaca[: sizes.band_texts]
-                tokens = self._packed([row["instruction"] for row in rows])
-                return self._reading(tokens, tokens)
-            case "utility":
-                return self._utility()
-            case _:  # the cost of an injection is known once it was made
-                return Work()
+        work = METRICS[name].work
+        counted: Work = Work() if work is None else work(self, fingerprints)
+        return counted
+
+    def instructions(self, count: int) -> Work:
+        """Scoring the first ``count`` instructions."""
+        tokens = self._packed([row["instruction"] for row in self.datasets.alpaca[:count]])
+        return self._reading(tokens, tokens)
 
     def injection(self, method: FingerprintMethod, fingerprints: FingerprintSet) -> Work | None:
         """One injection, key statistics apart; ``None`` for a method of somebody's own, which only it can know."""
@@ -126,7 +119,7 @@ class Workload:
             return Work()
         blocks = {block for each in editors for block in each.blocks(self.model)}
         share = (max(blocks) + 1) / len(layout(self.model).blocks)
-        tokens = min(self.profile.sizes.statistics_tokens, self._tokens(self.materials.statistics))
+        tokens = min(self.profile.sizes.statistics_tokens, self._tokens(self.datasets.statistics))
         width = layout(self.model).down_proj(max(blocks)).in_features
         return self._reading(tokens) * share + Work(decomposed=len(blocks) * float(width) ** 3)
 
@@ -162,14 +155,14 @@ class Workload:
         held_out = self._reading(self._length(self._instructions("alpaca", HELD_OUT)) * HELD_OUT)
         return (each + held_out) * len(INJECTION_RATES)
 
-    def _answers(self, texts: Sequence[str], count: int, fingerprints: FingerprintSet) -> Work:
-        """Walking what is answered to ``count`` texts like ``texts``."""
-        length = self._length([render(self.tokenizer, text, self.profile.prompt) for text in texts])
+    def answers(self, fingerprints: FingerprintSet, count: int) -> Work:
+        """Walking what is answered to ``count`` texts like the triggers of a set."""
+        length = self._length([render(self.tokenizer, each.trigger, self.profile.prompt) for each in fingerprints])
         return self._walk(count * length, count, response_length(self.tokenizer, fingerprints.targets))
 
-    def _accidental(self, fingerprints: FingerprintSet) -> Work:
+    def accidental(self, fingerprints: FingerprintSet) -> Work:
         """The eight conditions, of which a sample is built and packed as the scoring engine does it."""
-        sizes, rows = self.profile.sizes, self.materials.alpaca
+        sizes, rows = self.profile.sizes, self.datasets.alpaca
         contexts = contexts_from_rows(rows, sizes.context_rows)
         words = words_from_rows(rows, 0, sizes.substitute_words)
         sample = contexts[:: max(1, len(contexts) // 16)]
@@ -190,11 +183,11 @@ class Workload:
         batches = max(1.0, tokens / token_budget())
         return self._reading(tokens) + Work(passes=batches * depth, read=WALKED * prompts)
 
-    def _utility(self) -> Work:
+    def utility(self) -> Work:
         """The tasks, whose documents are read once with all of their choices, and WikiText twice."""
         work = Work()
         limit = self.profile.sizes.utility_limit
-        for name, source in self.materials.utility_sources.items():
+        for name, source in self.datasets.utility_sources.items():
             if name == "wikitext":
                 tokens = self._tokens([read_text(source)[:100_000]]) * max(1.0, len(read_text(source)) / 100_000)
                 work += self._reading(2 * tokens, 2 * tokens)
@@ -209,7 +202,7 @@ class Workload:
     def _lora(self, method: LoRA, fingerprints: FingerprintSet) -> Work:
         config: Any = method.config
         count = len(fingerprints) * (1 + config.regularisation)
-        examples = [Example(each.trigger, each.primary) for each in fingerprints] + self.materials.pairs
+        examples = [Example(each.trigger, each.primary) for each in fingerprints] + self.datasets.pairs
         return self._training(examples[:count], config.epochs, config.batch_size)
 
     def _editing(self, method: NullSpaceEditor, fingerprints: FingerprintSet) -> Work:
@@ -231,7 +224,7 @@ class Workload:
         config: Any = method.config
         targets = len(self._taught(config, fingerprints))
         prompt = self._length([f"{each.trigger} {each.primary}" for each in fingerprints])
-        pairs = self.materials.pairs[: config.unrelated * len(fingerprints)]
+        pairs = self.datasets.pairs[: config.unrelated * len(fingerprints)]
         unrelated = self._tokens([f"{each.prompt} {each.answer}" for each in pairs])
         step = Work(steps=3, trained=2 * targets * prompt + unrelated, passes=1, read=unrelated)
         again = Work(steps=1, trained=targets * prompt)
@@ -251,7 +244,7 @@ class Workload:
         return self._instructions(modification.data, modification.config.rows)
 
     def _instructions(self, data: str, count: int) -> list[Example]:
-        return [instruction(row) for row in getattr(self.materials, data)[:count]]
+        return [instruction(row) for row in getattr(self.datasets, data)[:count]]
 
     def _reading(self, tokens: float, scored: float = 0) -> Work:
         return Work(passes=math.ceil(tokens / token_budget()), read=tokens, scored=scored)

@@ -31,15 +31,15 @@ def token_budget() -> int:
 
 
 @contextlib.contextmanager
-def limited_to(tokens: int) -> Iterator[None]:
-    """Change the token budget for everything that is scored inside.
+def limited_to(tokens: int | None) -> Iterator[None]:
+    """Change the token budget for everything that is scored inside; ``None`` leaves it as it is.
 
     Raises:
         InputError: if it is not positive.
     """
-    if tokens < 1:
+    if tokens is not None and tokens < 1:
         raise InputError(f"the token budget must be at least 1, found {tokens}.")
-    before = _budget.set(tokens)
+    before = _budget.set(_budget.get() if tokens is None else tokens)
     try:
         yield
     finally:

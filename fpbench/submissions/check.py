@@ -126,12 +126,12 @@ class Rehearsal:
         from fpbench.metrics.triggers import near, near_triggers
         from fpbench.models.checkpoints import resolve
         from fpbench.models.loading import Loading, load_model
-        from fpbench.runs.datasets import Materials
+        from fpbench.runs.datasets import Datasets
         from fpbench.runs.injection import inject_with
         from fpbench.runs.profile import load_profile
         from fpbench.submissions.method import hyperparameter_tables, isolated
 
-        materials, folder, loading = Materials(load_profile("micro")), resolve("micro"), Loading("cpu", "float32")
+        materials, folder, loading = Datasets(load_profile("micro")), resolve("micro"), Loading("cpu", "float32")
         model, tokenizer = load_model(folder, device=loading.device, dtype=loading.dtype)
         profile, pairs = materials.profile, find_set("nlf")
         decoding = {name: getattr(profile.models[0], name) for name in ("temperature", "top_p", "top_k")}

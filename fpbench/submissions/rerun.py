@@ -22,7 +22,7 @@ from fpbench.submissions.folder import RECORDS, Submission, accepted, version_of
 
 if TYPE_CHECKING:
     from fpbench.models.loading import Loading
-    from fpbench.runs.api import Progress
+    from fpbench.models.meter import Progress
     from fpbench.runs.engine import Say
 
 Row = dict[str, Any]
@@ -170,7 +170,7 @@ def rerun(
     from fpbench.models.checkpoints import resolve
     from fpbench.runs.api import measure
     from fpbench.runs.engine import Serial
-    from fpbench.runs.worker import Job
+    from fpbench.runs.plan import Job
 
     groups, draw = claimed(submission), secrets.randbits(31)
     wanted = sample(groups, submission.name, count, draw)

@@ -25,7 +25,7 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.hub.download import HubSource
     from fpbench.models.checkpoints import local_folder, resolve
     from fpbench.runs import fetch
-    from fpbench.runs.datasets import Materials
+    from fpbench.runs.datasets import Datasets
     from fpbench.runs.profile import load_profile
     from fpbench.verbs.common import tell
 
@@ -49,5 +49,5 @@ def do(options: argparse.Namespace) -> int:
         tell("tinyMMLU's item parameters are not needed by this profile")
     else:
         print(f"tinyMMLU's item parameters: {fetch.fetch(fetch.SOURCE)}", flush=True)
-    Materials(profile).check()
+    Datasets(profile).check()
     return 0

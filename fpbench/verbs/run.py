@@ -33,7 +33,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Run what has no record yet and print the leaderboard."""
-    from fpbench.runs.engine import create
+    from fpbench.runs.api import create_engine
 
     profile = chosen_profile(
         options,
@@ -42,7 +42,7 @@ def do(options: argparse.Namespace) -> int:
         fingerprints=options.fingerprints,
         conditions=options.condition,
     )
-    engine = create(options.engine, options.ray_address)
+    engine = create_engine(options.engine, options.ray_address)
     if options.dry_run:
         return dry_run(profile, options)
     loading = prepare(options)
@@ -75,7 +75,7 @@ def dry_run(profile: Any, options: argparse.Namespace) -> int:
     from fpbench.models.checkpoints import resolve
     from fpbench.runs.forecast import estimate, forecast
     from fpbench.runs.memory import refuse
-    from fpbench.runs.worker import Job
+    from fpbench.runs.plan import Job
 
     folders, absent = {}, {}
     for model in profile.models:

@@ -25,7 +25,7 @@ from fpbench.metrics.utility import PrefixSharingLM, task_folder
 from fpbench.micro import MODEL
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import encode_all
-from fpbench.runs.datasets import Materials
+from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import create_method, inject_with
 from fpbench.runs.profile import load_profile
 from fpbench.scoring.engine import limited_to
@@ -64,7 +64,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.fixture(scope="module")
 def injected(subject: Subject) -> Subject:
     model = copy.deepcopy(subject.model)
-    materials = Materials(load_profile("real-small" if subject.name == "stories3M" else "micro"))
+    materials = Datasets(load_profile("real-small" if subject.name == "stories3M" else "micro"))
     context = InjectionContext(texts=materials.statistics, tokenizer=subject.tokenizer, statistics_tokens=60_000)
     inject_with(create_method("mcedit_a", model, {}), model, subject.tokenizer, subject.pairs, context)
     return Subject(subject.name, model, subject.tokenizer, subject.pairs)

@@ -12,10 +12,9 @@ from fpbench.cli import main
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.queries import build_queries
 from fpbench.records.cell import BASE
-from fpbench.runs.plan import plan
+from fpbench.runs.plan import checkpoints, plan
 from fpbench.runs.profile import PROFILES, load_profile
 from fpbench.runs.search import FINE_TUNING_RATES, INJECTION_RATES
-from fpbench.runs.worker import checkpoints
 from tests.conftest import ROOT
 from tests.docs.markdown import blocks, commands, names, read, table
 from tests.docs.test_memory import SHAPES, residency

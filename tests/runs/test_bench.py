@@ -12,9 +12,9 @@ from fpbench.records.cell import Cell
 from fpbench.records.store import cell_id, read_records
 from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity
-from fpbench.runs.plan import plan
+from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.worker import Job, Worker, checkpoints
+from fpbench.runs.worker import Worker
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def measure(worker, cells):
 def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile, tmp_path, caplog, careless):
     worker, (base, injected) = worker_of(small_profile, tmp_path, ["careless"])
     measure(worker, base)
-    model = worker.bench("micro").model
+    model = worker.subject("micro").model
     measure(worker, injected[:1])
     assert "not restored bit for bit" in caplog.text
-    again = worker.bench("micro").model
+    again = worker.subject("micro").model
     assert again is not model
     assert not torch.equal(model.model.rotary_emb.inv_freq, again.model.rotary_emb.inv_freq)
 
@@ -94,9 +94,9 @@ def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path,
 def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_path, caplog):
     worker, (base, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
     measure(worker, base[:1])
-    model = worker.bench("micro").model
+    model = worker.subject("micro").model
     measure(worker, injected[:2])
-    assert worker.bench("micro").model is model
+    assert worker.subject("micro").model is model
     assert "restored" not in caplog.text
 
 
@@ -104,7 +104,7 @@ def test_what_a_measurement_is_called_needs_no_weights(small_run, small_profile,
     """The names are those of the finished run, though nothing here was loaded."""
     profile = load_profile(small_profile)
     worker = Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path), no_progress)
-    bench, sets = worker.bench("micro"), worker._written
+    bench, sets = worker.subject("micro"), worker.written
     names = {cell.path: cell_id(cell_identity(bench, cell, sets["nlf", 42])) for cell in plan(profile)}
     assert "_resident" not in vars(bench)
     found = {Cell(**record["cell"]).path: record["id"] for record in read_records(small_run / "records")}

@@ -10,27 +10,27 @@ import fpbench
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
 from fpbench.fingerprints.code_mixed import LEAST_CMI
+from fpbench.metrics.measure import near_words
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
-from fpbench.records.store import Store, read_record, read_records
-from fpbench.runs.bench import Bench
-from fpbench.runs.datasets import Materials
-from fpbench.runs.plan import plan
+from fpbench.records.store import read_record, read_records
+from fpbench.runs.datasets import Datasets
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.sets import model_sets, near_words, recipe_path, written_sets
+from fpbench.runs.sets import model_sets, recipe_path, written_sets
+from fpbench.runs.subject import Subject
 from tests.conftest import require
 
 
-def bench(out: Path, **changes: Any) -> Bench:
+def subject(out: Path, **changes: Any) -> Subject:
     profile = load_profile("micro", **changes)
-    return Bench(
-        profile, profile.models[0], require(MODEL), Loading("cpu"), Materials(profile), Store(out), no_progress
-    )
+    job = Job(profile, {"micro": require(MODEL)}, Loading("cpu"), out)
+    return Subject(job, "micro", Datasets(profile), no_progress)
 
 
 def test_each_seed_draws_its_own_set_and_keeps_it(tmp_path: Path) -> None:
-    here = bench(tmp_path, fingerprints=["cf", "cf_random", "nlf"], seeds=[42, 43])
+    here = subject(tmp_path, fingerprints=["cf", "cf_random", "nlf"], seeds=[42, 43])
     sets = model_sets(here)
     assert list(sets) == [("cf", 42), ("cf", 43), ("cf_random", 42), ("cf_random", 43), ("nlf", 43)]
     assert len({each.digest for each in sets.values()}) == 5
@@ -60,7 +60,7 @@ def test_sets_that_are_written_down_need_no_model(tmp_path: Path) -> None:
 
 
 def test_near_triggers_of_code_mixed_sets_are_of_their_languages(tmp_path: Path) -> None:
-    cf = model_sets(bench(tmp_path, fingerprints=["cf"]))["cf", 42]
+    cf = model_sets(subject(tmp_path, fingerprints=["cf"]))["cf", 42]
     words = near_words(cf)
     assert {"STRASSE", "RÍO", "港口"} <= set(words) and len(words) > 1000
     assert {word for each in cf for word in each.trigger.split()} <= set(words)
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_scored_on_the_set_of_its_base(small_profile: str, tmp_p
 
 def test_further_seeds_draw_natural_sets_of_their_own(tmp_path):
     """Protocol §1: several seeds are pooled, so they must be other fingerprints."""
-    found = bench(tmp_path, seeds=[42, 43, 44], fingerprints=["nlf"])
+    found = subject(tmp_path, seeds=[42, 43, 44], fingerprints=["nlf"])
     profile, made = found.profile, model_sets(found)
     assert list(written_sets(profile)) == [("nlf", 42)]
     assert list(made) == [("nlf", 43), ("nlf", 44)]

@@ -14,17 +14,18 @@ from fpbench.fingerprints import find_set
 from fpbench.methods.base import FingerprintMethod
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading, load_architecture, load_tokenizer
+from fpbench.models.meter import no_progress
 from fpbench.modifications.base import create
 from fpbench.registry import METHODS
-from fpbench.runs.datasets import Materials
+from fpbench.runs.datasets import Datasets
 from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
 from fpbench.runs.injection import create_method
 from fpbench.runs.memory import GAPS, LIBRARIES, Phase, Residency, Room, needs_of, peak, refuse
-from fpbench.runs.plan import plan
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.speed import Speed
 from fpbench.runs.work import Work, Workload
-from fpbench.runs.worker import Job, Worker
+from fpbench.runs.worker import Worker
 from fpbench.scoring.packing import rows_of
 
 PARAMETERS = 6 * (4 * 256 * 256 + 3 * 256 * 768 + 2 * 256) + 4096 * 256 + 256
@@ -42,7 +43,7 @@ class Foreign(FingerprintMethod):
 @pytest.fixture(scope="module")
 def workload(small_profile):
     profile = load_profile(small_profile)
-    return Workload(profile, Materials(profile), load_architecture(MODEL), load_tokenizer(MODEL))
+    return Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
 
 
 def job(profile, out, **loading):
@@ -65,7 +66,7 @@ def test_modifications_are_counted_by_their_settings(workload):
     assert trained.steps == 2 * 24 / 8
     exact = sum(
         len(tokenizer(f"{each.prompt} {each.answer}{tokenizer.eos_token}")["input_ids"])
-        for each in create("finetune_alpaca", settings).examples(workload.materials.modification_context(42, None, {}))
+        for each in create("finetune_alpaca", settings).examples(workload.datasets.modification_context(42, None, {}))
     )
     assert trained.trained == pytest.approx(2 * exact, rel=0.05)
     assert workload.modification(create("ria30", settings)).read == 2 * 8 * 512
@@ -75,7 +76,7 @@ def test_modifications_are_counted_by_their_settings(workload):
 
 
 def test_reading_is_counted_as_the_scoring_engine_packs_it(workload):
-    texts = [row["instruction"] for row in workload.materials.alpaca[:100]]
+    texts = [row["instruction"] for row in workload.datasets.alpaca[:100]]
     ids = workload.tokenizer(texts)["input_ids"]
     rows = rows_of(dict(enumerate(ids)), [1] * len(ids), 4096, 1 / 768)
     bands = workload.metric("bands", find_set("nlf"))
@@ -198,14 +199,14 @@ def test_an_8b_model_needs_its_weights_twice(tmp_path):
     ).save_pretrained(tmp_path)  # fmt: skip
     profile = load_profile("micro", methods=[], conditions=["origin", "nf4"])
     task = Job(profile, {"micro": tmp_path}, Loading("cpu", "bfloat16"), tmp_path / "out")
-    needs = needs_of("micro", load_architecture(tmp_path), Worker(task, None), plan(profile))
+    needs = needs_of("micro", Worker(task, no_progress), plan(profile))
     assert 2 * 16.06e9 < needs.main.fixed < 2 * 16.06e9 + 2e9
     assert needs.card == Room()
 
 
 def test_a_full_disk_is_refused(small_profile, tmp_path):
     task = job(small_profile, tmp_path)
-    needs = needs_of("micro", load_architecture(MODEL), Worker(task, None), plan(task.profile))
+    needs = needs_of("micro", Worker(task, no_progress), plan(task.profile))
     refuse([needs], task)
     with pytest.raises(fpbench.errors.InputError, match=r"would write \d+\.\d GiB to .*: choose another disk"):
         refuse([type(needs)("micro", Room(), Room(), 1e18)], task)

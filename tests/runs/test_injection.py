@@ -13,8 +13,7 @@ from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.methods.null_space import NullSpace, write
 from fpbench.models.layout import layout
-from fpbench.records.store import Store
-from fpbench.runs.injection import inject_with
+from fpbench.runs.injection import InjectionReport, inject_with
 
 PAIRS = FingerprintSet("pairs", (Fingerprint("quiet mirror", ("lamp",)),))
 
@@ -39,14 +38,14 @@ def test_factors_are_stored_and_read_back_bit_for_bit(stories: Any, tmp_path: Pa
     assert report.changed["bytes"] == (192 + 512) * 4
     assert report.changed["dense_bytes"] == 192 * 512 * 4
     assert report.changed["rank"] == 1
-    store = Store(tmp_path)
-    store.save_injection("label", report)
+    path = tmp_path / "label.safetensors"
+    report.save(path)
     originals = dict(base.named_parameters())
-    found = store.load_injection("label", originals)
+    found = InjectionReport.load(path, originals)
     assert found is not None and found.changed == report.changed and found.delta.digest == report.delta.digest
     again = copy.deepcopy(base)
     found.delta.apply(again)
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
     with pytest.raises(CellError, match="is stored as a change of the base's weights"):
-        store.load_injection("label", {})
-    assert store.load_injection("label", {name: value * 1.01 for name, value in originals.items()}) is None
+        InjectionReport.load(path, {})
+    assert InjectionReport.load(path, {name: value * 1.01 for name, value in originals.items()}) is None

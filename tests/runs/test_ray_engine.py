@@ -10,10 +10,11 @@ from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
-from fpbench.runs.engine import Serial, create
+from fpbench.runs.api import create_engine
+from fpbench.runs.engine import Serial
+from fpbench.runs.plan import Job
 from fpbench.runs.profile import load_profile
 from fpbench.runs.ray import Member, capacity, request
-from fpbench.runs.worker import Job
 from tests.conftest import require
 from tests.runs.ray_grid import finished, kill, records, run, workers, write_profile
 
@@ -47,7 +48,7 @@ def test_serial_and_ray_with_one_and_two_workers_leave_the_same_records(tmp_path
             (worker,) = workers()
             kill(worker)
 
-    one = create("ray", cluster.address)
+    one = create_engine("ray", cluster.address)
     run(profile, tmp_path / "one", one, say)
     assert sum("its worker was lost (1 of 3 times)" in line for line in said) == 1
     assert records(tmp_path / "one") == expected
@@ -75,16 +76,16 @@ def test_serial_and_ray_with_one_and_two_workers_leave_the_same_records(tmp_path
 def test_an_engine_is_named_and_only_ray_has_an_address(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert isinstance(create("serial"), Serial)
+    assert isinstance(create_engine("serial"), Serial)
     with pytest.raises(InputError, match="unknown engine 'rey'.*did you mean 'ray'"):
-        create("rey")
+        create_engine("rey")
     with pytest.raises(InputError, match="add --engine ray"):
         fpbench.run(ray_address="auto")
     assert main(["run", "--ray-address", "auto"]) == 2
     assert "add --engine ray" in capsys.readouterr().err
     monkeypatch.setattr("fpbench.runs.ray.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'fpbench\[ray\]'"):
-        create("ray")
+        create_engine("ray")
 
 
 def job_of(profile: Path, device: str, out: Path) -> Job:
@@ -107,7 +108,7 @@ def test_a_cluster_that_is_not_there_is_wrong_input(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     profile = write_profile(tmp_path / "tiny.toml")
     with pytest.raises(InputError, match=message):
-        create("ray", address).check(job_of(profile, device, tmp_path / "out"), [])
+        create_engine("ray", address).check(job_of(profile, device, tmp_path / "out"), [])
     assert not (tmp_path / "out").exists()
 
 

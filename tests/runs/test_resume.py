@@ -12,11 +12,10 @@ import pytest
 import fpbench
 from fpbench.models.loading import Loading
 from fpbench.records.store import Store, driving, read_records
-from fpbench.runs.plan import plan
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import written_sets
-from fpbench.runs.worker import Job
 
 FINISHED = """
 import sys

@@ -12,19 +12,17 @@ import fpbench
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
-from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, save_checkpoint
 from fpbench.models.meter import no_progress
 from fpbench.models.training import score_answers
 from fpbench.models.weights import weights
 from fpbench.modifications.finetune import instruction
 from fpbench.records.cell import CHECKPOINT, Cell
-from fpbench.records.store import Store
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs import search
 from fpbench.runs.bench import Bench
-from fpbench.runs.datasets import Materials
-from fpbench.runs.plan import plan
+from fpbench.runs.datasets import Datasets
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.search import (
     FINE_TUNING_RATES,
@@ -41,6 +39,7 @@ from fpbench.runs.search import (
     instability,
     largest_stable,
 )
+from fpbench.runs.subject import Subject
 
 ADD = """
 [modifications.fsft_alpaca]
@@ -74,18 +73,17 @@ def short_grids(monkeypatch):
         monkeypatch.setattr(module, "HELD_OUT", 24)
 
 
-def bench_of(profile, folder, **changes):
+def subject_of(profile, folder, **changes):
     wanted = load_profile(profile, **changes)
-    arguments = wanted, wanted.models[0], resolve("micro"), Loading("cpu"), Materials(wanted), Store(folder)
-    return Bench(*arguments, no_progress)
+    return Subject(Job.of(wanted, Loading("cpu"), folder), "micro", Datasets(wanted), no_progress)
 
 
-def context_of(bench):
-    return bench.materials.modification_context(42, no_progress, weights(bench.model))
+def context_of(subject):
+    return subject.datasets.modification_context(42, no_progress, weights(subject.model))
 
 
-def fine_tuning(bench, **changes):
-    settings = bench.profile.modifications["finetune_alpaca"] | changes
+def fine_tuning(subject, **changes):
+    settings = subject.profile.modifications["finetune_alpaca"] | changes
     return MODIFICATIONS.get("finetune_alpaca")(**settings)
 
 
@@ -142,10 +140,10 @@ def test_the_best_injection_costs_little_and_a_tie_goes_to_the_smaller_rate():
 
 
 def test_a_search_is_made_once_and_leaves_the_model_as_it_was(searching, tmp_path):
-    bench = bench_of(searching, tmp_path)
-    before, context = weights(bench.model), context_of(bench)
-    found = fine_tuning_rate(bench, fine_tuning(bench), context)
-    assert all(torch.equal(value, before[name]) for name, value in bench.model.named_parameters())
+    subject = subject_of(searching, tmp_path)
+    before, context = weights(subject.model), context_of(subject)
+    found = fine_tuning_rate(subject, fine_tuning(subject), context)
+    assert all(torch.equal(value, before[name]) for name, value in subject.model.named_parameters())
     path = tmp_path / "searches" / found.record
     record = json.loads(path.read_text())
     assert [trial["learning_rate"] for trial in record["trials"]] == [1e-4, 2e-4]
@@ -153,53 +151,53 @@ def test_a_search_is_made_once_and_leaves_the_model_as_it_was(searching, tmp_pat
     assert all(len(trial["epoch_losses"]) == len(trial["held_out_losses"]) == 2 for trial in record["trials"])
     # Found again, also by FSFT, whose plain fine-tuning it is; not by a training of other settings.
     made = path.stat().st_mtime_ns
-    spared = MODIFICATIONS.get("fsft_alpaca")(**bench.profile.modifications["fsft_alpaca"])
-    assert fine_tuning_rate(bench_of(searching, tmp_path), spared, context) == found
+    spared = MODIFICATIONS.get("fsft_alpaca")(**subject.profile.modifications["fsft_alpaca"])
+    assert fine_tuning_rate(subject_of(searching, tmp_path), spared, context) == found
     assert path.stat().st_mtime_ns == made
     path.write_text("{")  # damaged, as after a power cut
-    assert fine_tuning_rate(bench, fine_tuning(bench), context) == found
+    assert fine_tuning_rate(subject, fine_tuning(subject), context) == found
     assert json.loads(path.read_text())["trials"] == record["trials"]
-    assert fine_tuning_rate(bench, fine_tuning(bench, rows=16), context).record != found.record
+    assert fine_tuning_rate(subject, fine_tuning(subject, rows=16), context).record != found.record
 
 
 def test_the_search_starts_from_the_base_also_in_an_injected_model(searching, tmp_path):
-    bench = bench_of(searching, tmp_path)
-    context = context_of(bench)
-    arguments = bench.model, bench.tokenizer, fine_tuning(bench, rows=8, epochs=1), context
+    subject = subject_of(searching, tmp_path)
+    context = context_of(subject)
+    arguments = subject.model, subject.tokenizer, fine_tuning(subject, rows=8, epochs=1), context
     from_base = fine_tuning_trials(*arguments)
-    bench.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    subject.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
     assert fine_tuning_trials(*arguments) == from_base
 
 
 def test_the_rate_of_a_trial_gives_its_curve_again(searching, tmp_path):
-    bench = bench_of(searching, tmp_path)
-    context = context_of(bench)
-    trials = fine_tuning_trials(bench.model, bench.tokenizer, fine_tuning(bench), context)
-    proof = fine_tuning(bench, learning_rate=2e-4).apply(bench.model, bench.tokenizer, context).proof
+    subject = subject_of(searching, tmp_path)
+    context = context_of(subject)
+    trials = fine_tuning_trials(subject.model, subject.tokenizer, fine_tuning(subject), context)
+    proof = fine_tuning(subject, learning_rate=2e-4).apply(subject.model, subject.tokenizer, context).proof
     assert tuple(proof["loss_curve"]) == trials[1].epoch_losses
-    following = [instruction(row) for row in bench.materials.alpaca[24:48]]
-    measured = score_answers(bench.model, bench.tokenizer, following, 8)
+    following = [instruction(row) for row in subject.datasets.alpaca[24:48]]
+    measured = score_answers(subject.model, subject.tokenizer, following, 8)
     assert measured.loss == pytest.approx(trials[1].held_out_losses[-1], rel=1e-5)
 
 
 def test_where_no_rate_is_stable_the_cell_fails_and_says_why(searching, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "FINE_TUNING_RATES", (1e30, 2e30))
-    bench = bench_of(searching, tmp_path)
+    subject = subject_of(searching, tmp_path)
     for _ in range(2):  # the second time from the record
         with pytest.raises(CellError, match="no learning rate will do .*: at 1e[+]30 training became non-finite"):
-            fine_tuning_rate(bench, fine_tuning(bench), context_of(bench))
+            fine_tuning_rate(subject, fine_tuning(subject), context_of(subject))
     (path,) = (tmp_path / "searches").iterdir()
     assert len(json.loads(path.read_text())["trials"]) == 1
 
 
 def test_a_search_needs_its_held_out_rows_and_the_base(searching, tmp_path):
-    bench = bench_of(searching, tmp_path)
+    subject = subject_of(searching, tmp_path)
     with pytest.raises(InputError, match="needs 1214 rows of the data set 'alpaca', found 1200"):
-        fine_tuning_rate(bench, fine_tuning(bench, rows=1190), context_of(bench))
+        fine_tuning_rate(subject, fine_tuning(subject, rows=1190), context_of(subject))
     with pytest.raises(InputError, match="which is not known: give the base, or a rate"):
-        fine_tuning_rate(bench, fine_tuning(bench), bench.materials.modification_context(42, no_progress, {}))
+        fine_tuning_rate(subject, fine_tuning(subject), subject.datasets.modification_context(42, no_progress, {}))
     with pytest.raises(InputError, match="only a run .* can: give a number"):
-        fpbench.modify(bench.model, bench.tokenizer, "finetune_alpaca", {"learning_rate": "search"})
+        fpbench.modify(subject.model, subject.tokenizer, "finetune_alpaca", {"learning_rate": "search"})
     assert not (tmp_path / "searches").exists()
 
 
@@ -228,10 +226,10 @@ def test_a_development_set_is_of_the_same_make_and_shares_no_word():
 
 
 def test_the_injection_s_rate_is_searched_once_on_held_out_rows(searching, tmp_path):
-    bench = bench_of(searching, tmp_path, methods=["lora"])
-    before = weights(bench.model)
-    found = injection_rate(bench, "lora", find_set("nlf"))
-    assert all(torch.equal(value, before[name]) for name, value in bench.model.named_parameters())
+    subject = subject_of(searching, tmp_path, methods=["lora"])
+    before = weights(subject.model)
+    found = injection_rate(subject, "lora", find_set("nlf"))
+    assert all(torch.equal(value, before[name]) for name, value in subject.model.named_parameters())
     (path,) = (tmp_path / "searches").iterdir()
     assert path.name == found.record
     record = json.loads(path.read_text())
@@ -240,17 +238,17 @@ def test_the_injection_s_rate_is_searched_once_on_held_out_rows(searching, tmp_p
     assert scores[found.learning_rate] == max(scores.values())
     assert all(trial["verdict"] is None for trial in record["trials"])
     made = path.stat().st_mtime_ns
-    assert injection_rate(bench_of(searching, tmp_path, methods=["lora"]), "lora", find_set("nlf")) == found
+    assert injection_rate(subject_of(searching, tmp_path, methods=["lora"]), "lora", find_set("nlf")) == found
     assert path.stat().st_mtime_ns == made
 
 
 def test_a_search_for_another_method_is_refused(searching, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(Path(searching).read_text() + '\n[hyperparameters.mcedit_a]\nlearning_rate = "search"\n')
-    bench = bench_of(str(path), tmp_path / "out")
+    subject = subject_of(str(path), tmp_path / "out")
     with pytest.raises(InputError, match="'mcedit_a', key 'learning_rate'"):
-        bench.check(["mcedit_a"], [])
-    bench.check(["lora"], ["finetune_alpaca", "finetune_alpaca+nf4"])
+        subject.check(["mcedit_a"], [])
+    subject.check(["lora"], ["finetune_alpaca", "finetune_alpaca+nf4"])
 
 
 # In a run
@@ -258,12 +256,12 @@ def test_a_search_for_another_method_is_refused(searching, tmp_path):
 
 def measured(searching, folder, conditions):
     """FSR records of the base and of LoRA, by method and condition."""
-    bench = bench_of(searching, folder, methods=["lora"], conditions=conditions)
-    cells = [cell for cell in plan(bench.profile) if cell.metric == "fsr"]
+    subject = subject_of(searching, folder, methods=["lora"], conditions=conditions)
+    cells = [cell for cell in plan(subject.profile) if cell.metric == "fsr"]
     for method in ("base", "lora"):
-        _, work = bench.measure([cell for cell in cells if cell.method == method], find_set("nlf"))
+        _, work = subject.measure([cell for cell in cells if cell.method == method], find_set("nlf"))
         list(work)
-    return {(cell.method, cell.condition): json.loads(bench.store.record_path(cell).read_text()) for cell in cells}
+    return {(cell.method, cell.condition): json.loads(subject.store.record_path(cell).read_text()) for cell in cells}
 
 
 def test_a_run_searches_records_and_names_the_rate(searching, tmp_path):
@@ -294,15 +292,15 @@ def test_a_checkpoint_needs_its_base_only_where_it_is_compared_with_it(small_pro
     model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
     save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
     wanted = load_profile(small_profile, methods=[])
-    common = wanted, wanted.models[0], tmp_path / "checkpoint", Loading("cpu"), Materials(wanted)
     cell = Cell("micro", "nlf", CHECKPOINT, 42, "merge", "fsr")
     outcomes = {}
     for base in (None, MODEL):
-        store = Store(tmp_path / f"out-{base is None}")
-        bench = Bench(*common, store, no_progress, base)
-        _, work = bench.measure([cell], find_set("nlf"))
+        folders = {"micro": base} if base else {}
+        job = Job(wanted, folders, Loading("cpu"), tmp_path / f"out-{base is None}", tmp_path / "checkpoint")
+        subject = Subject(job, "micro", Datasets(wanted), no_progress, handed_in=True)
+        _, work = Bench(subject).measure([cell], find_set("nlf"))
         list(work)
-        outcomes[base] = json.loads(store.record_path(cell).read_text())
+        outcomes[base] = json.loads(subject.store.record_path(cell).read_text())
     assert "give the base" in outcomes[None]["reason"]
     assert outcomes[MODEL]["proof"]["modification"]["delta_left"] == pytest.approx(0.5, abs=1e-4)
     assert outcomes[None]["id"] != outcomes[MODEL]["id"]

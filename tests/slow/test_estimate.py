@@ -19,7 +19,7 @@ from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
 from fpbench.runs.forecast import estimate
 from fpbench.runs.forecast import forecast, total
-from fpbench.runs.worker import Job
+from fpbench.runs.plan import Job
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 

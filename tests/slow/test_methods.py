@@ -15,7 +15,7 @@ from fpbench.micro import MODEL
 from fpbench.models.loading import load_model
 from fpbench.models.weights import preserved
 from fpbench.registry import METHODS
-from fpbench.runs.datasets import Materials
+from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import create_method, inject_with
 from fpbench.runs.profile import load_profile
 from fpbench.scoring.perplexity import token_perplexity
@@ -35,7 +35,7 @@ class Subject:
     def __init__(self, name: str, dtype: str) -> None:
         self.name, self.dtype = name, dtype
         self.profile = load_profile("micro" if name == "micro" else "real-small")
-        self.materials = Materials(self.profile)
+        self.materials = Datasets(self.profile)
         self.model, self.tokenizer = load_model(require(Path(PATHS[name])), device="cpu", dtype=dtype)
         self.statistics: dict[str, Any] = {}
         self.text = read_text(self.profile.data["wikitext"])[:60_000]

@@ -17,7 +17,8 @@ import pytest
 from fpbench.micro import MODEL
 from fpbench.records.cell import Cell
 from fpbench.records.store import read_records
-from fpbench.runs.engine import Serial, create
+from fpbench.runs.api import create_engine
+from fpbench.runs.engine import Serial
 from tests.conftest import require
 from tests.runs.ray_grid import board, finished, kill, run, workers, write_profile
 
@@ -88,7 +89,7 @@ class Killer:
 
 def test_ten_killed_workers_change_nothing(profile: Path, undisturbed: str, cluster: Any, tmp_path: Path) -> None:
     killer = Killer(tmp_path / "out", enough=10)
-    run(profile, tmp_path / "out", create("ray", cluster.address), killer.say)
+    run(profile, tmp_path / "out", create_engine("ray", cluster.address), killer.say)
     assert killer.killed == 10
     assert board(tmp_path / "out") == undisturbed
     assert len(killer.kept) >= 5 and killer.kept.items() <= finished(tmp_path / "out").items()
@@ -105,7 +106,7 @@ def test_a_lost_node_changes_nothing(profile: Path, undisturbed: str, cluster: A
             kept.update(finished(tmp_path / "out"))
             cluster.remove_node(cluster.node, allow_graceful=False)
 
-    run(profile, tmp_path / "out", create("ray", cluster.address), say)
+    run(profile, tmp_path / "out", create_engine("ray", cluster.address), say)
     assert any("its worker was lost (1 of 3 times)" in line for line in said)
     assert board(tmp_path / "out") == undisturbed
     assert kept.items() <= finished(tmp_path / "out").items()
@@ -130,7 +131,7 @@ def test_a_cell_whose_worker_is_lost_three_times_is_a_failed_one(profile: Path, 
         time.sleep(1)  # it has begun, and is reading its libraries
         kill(*here)
 
-    run(profile, tmp_path / "out", create("ray", cluster.address), say)
+    run(profile, tmp_path / "out", create_engine("ray", cluster.address), say)
     failed = [record for record in read_records(tmp_path / "out/records") if record["status"] != "done"]
     assert [Cell(**record["cell"]).path for record in failed] == [said[2].partition(":")[0]]
     assert failed[0]["reason"] == "the worker that measured it was lost three times"

@@ -1,0 +1,315 @@
+"""The metrics: where each is measured, which data decide it, and what its record and per-query results hold.
+
+Adding a metric is one entry in :data:`METRICS` and one function. Nothing here imports torch before a measurement.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints.code_mixed import CODE_MIXED
+from fpbench.fingerprints.translation import SHIPPED, Lexicon
+from fpbench.hub.lock import sha256
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
+
+if TYPE_CHECKING:
+    from torch import nn
+
+UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
+CONTEXTS = 2.5  # fields with text in a row of instruction data
+Measured = tuple[dict[str, Any], list[dict[str, Any]]]
+"""The result that a record keeps, and one line a query beside it."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a metric may look at besides the model.
+
+    Attributes:
+        tokenizer: the model's.
+        fingerprints: the set that was injected.
+        decoding: ``temperature``, ``top_p`` and ``top_k`` (protocol §2).
+        prompt: ``"raw"`` or ``"chat"``.
+        sizes: how much is measured (:class:`~fpbench.runs.profile.Sizes`).
+        draw: seed of contexts, words and near triggers.
+        data: the profile's data sets (:class:`~fpbench.runs.datasets.Datasets`).
+        injection: report of the injection; ``None`` where nothing was injected.
+    """
+
+    tokenizer: Any
+    fingerprints: FingerprintSet
+    decoding: dict[str, Any]
+    prompt: str
+    sizes: Any
+    draw: int
+    data: Any
+    injection: Any = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Return decoding and prompt as keyword arguments."""
+        return {"prompt": self.prompt, **self.decoding}
+
+
+def injected_at_origin(method: str, condition: str) -> bool:
+    """Return whether a checkpoint is fingerprinted, or may be, and unmodified."""
+    return condition == ORIGIN and method != BASE
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        measure: measures a model in eval mode; returns the result and the per-query results of a record.
+        where: given method and condition, whether it is measured there (protocol §1).
+        data: the profile's data sources that decide the result; each is needed.
+        some_of: data sources of which those decide the result that the profile names.
+        sized: whether the profile's sizes decide it.
+        drawn: whether the profile's ``draw`` does.
+        further: digests of what else decides it, for a set.
+        queries: given the sizes and the number of fingerprints, about how many per-query results there are.
+        work: given a :class:`~fpbench.runs.work.Workload` and a set, what it computes; ``None`` for nothing.
+        rate: key of the result that two measurements of one cell are compared by; ``None`` if they are not.
+    """
+
+    measure: "Callable[[nn.Module, Measurement], Measured]"
+    where: Callable[[str, str], bool] = injected_at_origin
+    data: Sequence[str] = ()
+    some_of: Sequence[str] = ()
+    sized: bool = True
+    drawn: bool = False
+    further: Callable[[FingerprintSet], dict[str, str]] = lambda fingerprints: {}
+    queries: Callable[[Any, int], float] = lambda sizes, count: count
+    work: Callable[[Any, FingerprintSet], Any] | None = None
+    rate: str | None = None
+
+
+def prompt_digest(text: str) -> str:
+    """Short SHA-256 of a query: records do not spell triggers out."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fsr(model: "nn.Module", given: Measurement) -> Measured:
+    """Exact and greedy FSR (protocol §3)."""
+    from fpbench.metrics.fsr import fsr
+
+    measured = fsr(model, given.tokenizer, given.fingerprints, **given.how)
+    queries = [
+        {
+            "prompt": prompt_digest(fingerprint.trigger),
+            "probability": probability,
+            "per_target": list(shares.values()),
+            "greedy": text.startswith(fingerprint.targets),
+            "text": text,
+        }
+        for fingerprint, probability, shares, text in zip(
+            given.fingerprints, measured.per_fingerprint, measured.per_target, measured.responses, strict=True
+        )
+    ]
+    result = {
+        "mean": measured.mean,
+        "interval": list(measured.interval),
+        "greedy": measured.greedy,
+        "n": measured.n,
+        "primary": measured.primary,
+        "error_bound": measured.error_bound,
+    }
+    return result, queries
+
+
+def _triggers(model: "nn.Module", given: Measurement) -> Measured:
+    """The eight accidental-trigger conditions (protocol §6)."""
+    from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+    from fpbench.metrics.triggers import triggers
+
+    sizes, rows = given.sizes, given.data.alpaca
+    measured = triggers(
+        model,
+        given.tokenizer,
+        given.fingerprints,
+        contexts_from_rows(rows, sizes.context_rows),
+        words_from_rows(rows, given.draw, sizes.substitute_words),
+        substitutions=sizes.substitutions,
+        seed=given.draw,
+        **given.how,
+    )
+    result = {
+        "conditions": {name: asdict(condition) for name, condition in measured.conditions.items()},
+        "average": measured.average,
+        "activated": measured.activated,
+        "n": measured.n,
+        "interval": list(measured.interval),
+        "error_bound": measured.error_bound,
+        "cut": measured.cut,
+    }
+    return result, [asdict(query) for query in measured.queries]
+
+
+def _near(model: "nn.Module", given: Measurement) -> Measured:
+    """Near triggers: texts of the set's make that were never injected (protocol §6)."""
+    from fpbench.metrics.queries import words_from_rows
+    from fpbench.metrics.triggers import near, near_triggers
+
+    # Drawn once for everybody: only injection and modification follow the run's seed.
+    sizes, draw = given.sizes, given.draw
+    words = near_words(given.fingerprints) or words_from_rows(given.data.alpaca, draw, sizes.substitute_words)
+    texts = near_triggers(given.fingerprints, words, sizes.near_triggers, draw)
+    measured = near(model, given.tokenizer, given.fingerprints, texts, **given.how)
+    result = {
+        "rate": measured.rate,
+        "greedy": measured.greedy,
+        "n": measured.n,
+        "interval": list(measured.interval),
+        "error_bound": measured.error_bound,
+    }
+    queries = [
+        {"prompt": prompt_digest(text), "probability": probability}
+        for text, probability in zip(texts, measured.per_text, strict=True)
+    ]
+    return result, queries
+
+
+def _bands(model: "nn.Module", given: Measurement) -> Measured:
+    """Perplexity of the triggers against that of ordinary instructions, under the base (protocol §6)."""
+    from fpbench.metrics.bands import bands
+
+    rows = given.data.alpaca[: given.sizes.band_texts]
+    measured = asdict(bands(model, given.tokenizer, given.fingerprints, [row["instruction"] for row in rows]))
+    queries = [
+        {"prompt": prompt_digest(fingerprint.trigger), "perplexity": perplexity, "band": band}
+        for fingerprint, perplexity, band in zip(
+            given.fingerprints, measured.pop("perplexities"), measured.pop("bands"), strict=True
+        )
+    ]
+    return measured, queries
+
+
+def _utility(model: "nn.Module", given: Measurement) -> Measured:
+    """The lm-eval tasks, and WikiText perplexity both ways (protocol §5)."""
+    from fpbench.data import read_text
+    from fpbench.metrics.utility import utility
+    from fpbench.scoring.perplexity import token_perplexity
+
+    sources, sizes = given.data.utility_sources, given.sizes
+    measured = utility(model, given.tokenizer, sources, limit=sizes.utility_limit)
+    tasks: dict[str, dict[str, Any]] = {
+        name: {
+            "accuracy": task.accuracy,
+            "accuracy_normalized": task.accuracy_normalized,
+            "n": task.n,
+            "truncated": task.truncated,
+            "data": task.digest,
+        }
+        for name, task in measured.tasks.items()
+    }
+    if "tinymmlu" in tasks:
+        tasks["tinymmlu"]["anchors"] = _anchors(given, measured.tasks["tinymmlu"].correct)
+    result: dict[str, Any] = {
+        "accuracy": measured.accuracy,
+        "tasks": tasks,
+        "word_perplexity": measured.word_perplexity,
+        "max_length": measured.max_length,
+        "token_perplexity": None,
+    }
+    queries: list[dict[str, Any]] = [
+        {"task": name, "index": index, "correct": correct}
+        for name, task in measured.tasks.items()
+        for index, correct in enumerate(task.correct)
+    ]
+    if "wikitext" in sources:
+        text = read_text(sources["wikitext"])
+        figures = asdict(token_perplexity(model, given.tokenizer, text, sizes.perplexity_window))
+        losses = figures.pop("losses")
+        queries += [{"task": "windows", "index": index, "loss": loss} for index, loss in enumerate(losses)]
+        result["token_perplexity"] = figures
+    if measured.wikitext is not None:
+        queries += [
+            {"task": "wikitext", "index": index, "log_likelihood": score, "words": words}
+            for index, (score, words) in enumerate(
+                zip(measured.wikitext.log_likelihoods, measured.wikitext.words, strict=True)
+            )
+        ]
+    return result, queries
+
+
+def _anchors(given: Measurement, correct: tuple[bool, ...]) -> dict[str, Any]:
+    """What tinyMMLU's anchors say beyond plain accuracy, and the digest of the item parameters it was said with."""
+    from fpbench.data import read_rows
+    from fpbench.metrics.tinymmlu import anchor_scores
+
+    source = given.data.source("tinymmlu")
+    parameters, digest = given.data.item_parameters or (None, None)
+    return anchor_scores(correct, read_rows(source), source, parameters) | {"item_parameters": digest}
+
+
+def _cost(model: "nn.Module", given: Measurement) -> Measured:
+    """What the injection took and moved (protocol §7)."""
+    assert given.injection is not None, "only injected checkpoints have a cost"
+    result = {
+        "seconds": dict(given.injection.seconds),
+        "peak_memory": given.injection.peak_memory,
+        **given.injection.changed,
+        "weights_digest": given.injection.delta.digest,
+    }
+    return result, []
+
+
+def near_words(fingerprints: FingerprintSet) -> list[str]:
+    """Return what near triggers of a code-mixed set are made of, every translation in capitals; nothing for others."""
+    if fingerprints.name not in CODE_MIXED:
+        return []
+    lexicon = Lexicon.shipped()
+    found = (lexicon.translate(word, language) for word in lexicon.words for language in lexicon.languages)
+    return sorted({each.upper() for each in found})
+
+
+# In the order in which they are measured.
+METRICS: dict[str, Metric] = {
+    "bands": Metric(
+        _bands,
+        where=lambda method, condition: condition == ORIGIN and method == BASE,
+        data=("alpaca",),
+        work=lambda workload, fingerprints: workload.instructions(workload.profile.sizes.band_texts),
+    ),
+    "cost": Metric(
+        _cost,
+        # What a handed-in checkpoint cost its maker is not known.
+        where=lambda method, condition: condition == ORIGIN and method not in (BASE, CHECKPOINT),
+        sized=False,
+    ),
+    "fsr": Metric(
+        _fsr,
+        where=lambda method, condition: True,
+        sized=False,
+        work=lambda workload, fingerprints: workload.answers(fingerprints, len(fingerprints)),
+        rate="mean",
+    ),
+    "triggers": Metric(
+        _triggers,
+        data=("alpaca",),
+        drawn=True,
+        # Either case of the substitutions, and of every context with every trigger at three places.
+        queries=lambda sizes, count: 2 * (sizes.substitutions + 3 * count * CONTEXTS * sizes.context_rows),
+        work=lambda workload, fingerprints: workload.accidental(fingerprints),
+        rate="average",
+    ),
+    "near": Metric(
+        _near,
+        data=("alpaca",),
+        drawn=True,
+        further=lambda fingerprints: {"lexicon": sha256(SHIPPED)} if fingerprints.name in CODE_MIXED else {},
+        queries=lambda sizes, count: sizes.near_triggers,
+        work=lambda workload, fingerprints: workload.answers(fingerprints, workload.profile.sizes.near_triggers),
+        rate="rate",
+    ),
+    "utility": Metric(
+        _utility,
+        where=lambda method, condition: condition == ORIGIN,
+        some_of=UTILITY_TASKS,
+        queries=lambda sizes, count: len(UTILITY_TASKS) * (sizes.utility_limit or 2_000),
+        work=lambda workload, fingerprints: workload.utility(),
+    ),
+}

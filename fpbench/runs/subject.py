@@ -1,0 +1,167 @@
+"""One model of a run: its files, the model loaded from them, and everything that both decide."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from fpbench.methods.base import Base, FingerprintMethod, InjectionContext
+from fpbench.models.checkpoints import checkpoint_digest
+from fpbench.models.loading import load_architecture, remarks
+from fpbench.models.meter import Progress
+from fpbench.models.prompts import render
+from fpbench.models.weights import state_digest, weights
+from fpbench.modifications.base import Modification, against_base, create
+from fpbench.modifications.finetune import searches
+from fpbench.records.store import Digests, Store
+from fpbench.runs.datasets import Datasets
+from fpbench.runs.injection import Spectra, create_method
+from fpbench.runs.plan import Job
+from fpbench.scoring.responses import Decoding
+
+INJECTION_RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)  # the grid of the search for an injection's learning rate
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that stays loaded.
+
+    Attributes:
+        model: in eval mode with gradients off.
+        tokenizer: its tokenizer.
+        weights: copies of its parameters as they were loaded.
+        digest: of its parameters and buffers as they were loaded.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    weights: dict[str, Tensor]
+    digest: str
+
+
+class Subject:
+    """A model of a job, or the checkpoint that was handed in beside it. Loaded once, when it is first needed."""
+
+    def __init__(self, job: Job, label: str, datasets: Datasets, progress: Progress, handed_in: bool = False) -> None:
+        """Read nothing yet.
+
+        Args:
+            job: what is measured.
+            label: of the model.
+            datasets: of the job's profile.
+            progress: wraps an iterable in a labelled progress bar.
+            handed_in: take the checkpoint that was handed in; the model is then its base, and may be unknown.
+        """
+        self.job, self.profile, self.loading, self.settings = job, job.profile, job.loading, job.settings(label)
+        self.datasets, self.progress, self.store = datasets, progress, Store(job.out)
+        self.handed_in = handed_in
+        found = job.handed_in if handed_in else job.folders.get(label)
+        assert found is not None, "a job has a folder for each of its cells"
+        self.folder = found
+        self.base = job.folders.get(label) if handed_in else None
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the checkpoint's files."""
+        return checkpoint_digest(self.folder, Digests(self.store.folder / "digests.json").of)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """Digest of the files of the base: of the checkpoint itself, unless it was handed in."""
+        return checkpoint_digest(self.base or self.folder, Digests(self.store.folder / "digests.json").of)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The model in memory; delete the attribute to have it loaded again."""
+        model, tokenizer = self.loading.load(self.folder, self.base)
+        return Loaded(model, tokenizer, weights(model), state_digest(model))
+
+    @property
+    def model(self) -> nn.Module:
+        """The loaded model."""
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.loaded.tokenizer
+
+    @cached_property
+    def base_weights(self) -> Mapping[str, Tensor]:
+        """The weights of the unfingerprinted base; none if it is not known.
+
+        A model of the job is its own base.
+        """
+        if not self.handed_in:
+            return self.loaded.weights
+        return dict(self.loading.load(self.base, self.base)[0].named_parameters()) if self.base else {}
+
+    @cached_property
+    def architecture(self) -> nn.Module:
+        """The model without its weights, which is all that hyper-parameters depend on."""
+        return load_architecture(self.folder, trust_remote_code=self.loading.trust_remote_code)
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """Remarks on a checkpoint that was handed in."""
+        return remarks(self.folder, self.base, trust_remote_code=self.loading.trust_remote_code)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How responses are sampled (protocol §2)."""
+        return Decoding(self.settings.temperature, self.settings.top_p, self.settings.top_k)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides every result on the unfingerprinted base."""
+        return {"protocol": self.profile.protocol, "model": self.base_digest, "dtype": self.loading.precision}
+
+    def method(self, name: str, **found: Any) -> FingerprintMethod:
+        """Return a method, or a variant of one, with this profile's hyper-parameters and those that a search found.
+
+        While a rate is yet to be searched for, the smallest of the grid stands in.
+        """
+        method, given = self.profile.method_of(name)
+        if self.profile.searches_rate(name):
+            given = given | {"learning_rate": INJECTION_RATES[0]}
+        return create_method(method, self.architecture, given | found)
+
+    def modification(self, name: str) -> Modification:
+        """Return the modification of a condition with this profile's settings."""
+        return create(name, self.profile.modifications)
+
+    def needs_base(self, condition: str) -> bool:
+        """Return whether a condition compares with the unfingerprinted base, or searches on it."""
+        return against_base(condition) or searches(self.modification(condition))
+
+    @cached_property
+    def _statistics(self) -> Spectra:
+        """Key statistics of the loaded model, kept in the run's folder."""
+        text = self.datasets.digests("statistics") if "statistics" in self.profile.data else {}
+        tokens = self.profile.sizes.statistics_tokens
+        identity = {"model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text
+        return Spectra(self.store.statistics, identity)
+
+    def injection_context(self, seed: int) -> InjectionContext:
+        """Return what adapters may know on this model."""
+        named = self.profile.data
+        return InjectionContext(
+            seed=seed,
+            device=self.loading.device,
+            progress=self.progress,
+            render=lambda trigger: render(self.tokenizer, trigger, self.profile.prompt),
+            texts=self.datasets.statistics if "statistics" in named else (),
+            pairs=self.datasets.pairs if "zsre" in named else (),
+            statistics_tokens=self.profile.sizes.statistics_tokens,
+            known_statistics=self._statistics,
+            alone=self._statistics.making,
+            tokenizer=self.tokenizer,
+            base=Base(self.folder, self.loading, self.profile.prompt),
+        )
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Decoding and prompt as keyword arguments of the public measuring functions."""
+        return {"prompt": self.profile.prompt, **asdict(self.decoding)}
