@@ -19,6 +19,7 @@ from tabulate import tabulate
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod
+from fpbench.models.costs import Work
 from fpbench.models.loading import Loading, load_architecture, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import ORIGIN, Cell
@@ -30,7 +31,7 @@ from fpbench.runs.resume import Resume
 from fpbench.runs.search import injection_searches
 from fpbench.runs.sets import Sets, written_sets
 from fpbench.runs.speed import Speed, measured
-from fpbench.runs.work import Work, Workload, needs_search
+from fpbench.runs.work import Workload, needs_search
 from fpbench.runs.worker import Job, Worker, checkpoints
 
 # Of an identity, what decides how long each kind of work takes, whatever was injected.

@@ -13,17 +13,18 @@ from fpbench.cli import main
 from fpbench.fingerprints import find_set
 from fpbench.methods.base import FingerprintMethod
 from fpbench.micro import MODEL
+from fpbench.models.costs import Phase, Room, Work
 from fpbench.models.loading import Loading, load_architecture, load_tokenizer
 from fpbench.modifications.base import create
 from fpbench.registry import METHODS
 from fpbench.runs.datasets import Materials
 from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
 from fpbench.runs.injection import create_method
-from fpbench.runs.memory import GAPS, LIBRARIES, Phase, Residency, Room, needs_of, peak, refuse
+from fpbench.runs.memory import GAPS, LIBRARIES, Residency, needs_of, peak, refuse
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.speed import Speed
-from fpbench.runs.work import Work, Workload
+from fpbench.runs.work import Workload
 from fpbench.runs.worker import Job, Worker
 from fpbench.scoring.packing import rows_of
 
@@ -153,7 +154,7 @@ def test_what_is_resident_adds_up():
     assert training.main == Room(weights)
     editor, other = (create_method(name, architecture, {}) for name in ("alphaedit", "rledit"))
     assert residency.spectra([editor, editor, other]) == 3 * 4 * 768**2
-    assert residency.delta(editor, 10) == 3 * 8 * 10 * (256 + 768)
+    assert editor.stored(residency, 10) == 3 * 8 * 10 * (256 + 768)
     one = Phase("one", Room(1, 8), Room(30, 0))
     two = Phase("two", Room(4, 1), Room(20, 0))
     stays = Phase("stays", Room(100), Room(1000))
