@@ -145,6 +145,8 @@ class EditingConfig(MethodConfig):
         ridge: λ, called L2 in the references.
     """
 
+    alternatives = tuple(frozenset(pair) for pair in RELATIVE.items())
+
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     depth: tuple[float, float] | None = Field(default=None, validate_default=True)
     v_learning_rate: float | None = Field(default=None, gt=0)

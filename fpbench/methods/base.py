@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from fpbench.checks import Settings, read_settings
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
@@ -23,10 +22,14 @@ if TYPE_CHECKING:
     from fpbench.models.weights import Factors
 
 
-class MethodConfig(BaseModel):
-    """Hyper-parameters of a method; unknown keys are refused."""
+class MethodConfig(Settings):
+    """Hyper-parameters of a method; unknown keys are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Attributes:
+        alternatives: sets of keys that say one thing in several ways: whoever gives one of them drops the others.
+    """
+
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 
 
 def as_it_is(trigger: str) -> str:
@@ -157,13 +160,7 @@ class FingerprintMethod(ABC):
         Raises:
             InputError: naming the first unknown or malformed hyper-parameter.
         """
-        try:
-            self.config: Any = self.Config(**config)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(self.Config.model_fields) or "none"
-            raise InputError(f"method {self.name!r}, key {where!r}: {first['msg']}; known keys: {known}.") from None
+        self.config: Any = read_settings(self.Config, f"method {self.name!r}", config)
 
     @abstractmethod
     def inject(

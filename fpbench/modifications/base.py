@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from fpbench.checks import Settings, read_settings
 from fpbench.errors import CellError, InputError
 from fpbench.models.meter import no_progress
 from fpbench.registry import MODIFICATIONS, unknown
@@ -15,10 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class ModificationConfig(BaseModel):
+class ModificationConfig(Settings):
     """Settings of a modification; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,7 @@ class Modification(ABC):
         Raises:
             InputError: naming the first unknown or malformed setting.
         """
-        try:
-            self.config: Any = self.Config(**config)
-        except ValidationError as error:
-            key = error.errors()[0]["loc"][0]
-            # A key that may be one of several things is malformed once for each of them.
-            reasons = " or ".join(each["msg"] for each in error.errors() if each["loc"][0] == key)
-            known = ", ".join(self.Config.model_fields) or "none"
-            raise InputError(f"condition {self.name!r}, key {key!r}: {reasons}; known keys: {known}.") from None
+        self.config: Any = read_settings(self.Config, f"condition {self.name!r}", config)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -189,8 +179,8 @@ class Composition(Modification):
 
     def __init__(self, modifications: list[Modification]) -> None:
         """Compose two or more modifications, in this order."""
-        super().__init__()
         self.name = JOINT.join(each.name for each in modifications)
+        super().__init__()
         self.parts = modifications
 
     @property
