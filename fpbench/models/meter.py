@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import TypeVar
 
 import psutil
-import torch
 
 # Progress that nobody watches: what everything long-running shows by default.
 
@@ -39,6 +38,8 @@ class Meter:
         self.peak_memory = 0
 
     def __enter__(self) -> "Meter":
+        import torch  # only here: plans and boards import this file, and load no torch
+
         give_back()
         self._start = perf_counter()
         if torch.cuda.is_available():
@@ -58,6 +59,8 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import torch
+
         self._done.set()
         self._watcher.join()
         self.seconds = perf_counter() - self._start

@@ -5,33 +5,38 @@ pruned in order, each with the activations that the already pruned blocks before
 and the output head are left alone.
 """
 
+from __future__ import annotations
+
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.layout import context_length, layout
 from fpbench.models.prompts import encode
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
-from fpbench.scoring.engine import token_budget
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    # From a weight [out, in] and the squared norms of its inputs [in] to the mask [out, in] of the weights to remove.
+    Selection = Callable[[Tensor, Tensor], Tensor]
 
 EXPONENT = 0.5  # a in the paper
-
-# From a weight [out, in] and the squared norms of its inputs [in] to the mask [out, in] of the weights to remove.
-Selection = Callable[[Tensor, Tensor], Tensor]
+OFF_TARGET = 0.005  # most that the sparsity reached may differ from the one asked for
 
 
 class RIA(Modification):
     """Removes a fixed share of the weights of every linear module in the blocks."""
 
     ratio: ClassVar[float]
+    data = ("calibration",)
+    family = "pruned"
+    figures = {"sparsity": lambda value: f"sparsity {100 * value:.2f} %", **Modification.figures}
 
     class Config(ModificationConfig):
         """Calibration.
@@ -46,6 +51,8 @@ class RIA(Modification):
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
+        from fpbench.models.layout import context_length
+
         length = min(self.config.length, context_length(model) or self.config.length)
         windows = calibration_windows(tokenizer, context.calibration, self.config.samples, length, context.seed)
         before = sum(parameter.detach().float().square().sum().item() for parameter in model.parameters())
@@ -66,12 +73,23 @@ class RIA(Modification):
         }
         return Modified(model, proof)
 
+    @classmethod
+    def implausible(cls, proof: Mapping[str, Any]) -> str | None:
+        """Return that the sparsity is off its target, if it is."""
+        sparsity = proof.get("sparsity")
+        # Written so that a NaN is refused too.
+        if isinstance(sparsity, float) and abs(sparsity - cls.ratio) <= OFF_TARGET:
+            return None
+        return f"sparsity {sparsity} is not within {OFF_TARGET} of {cls.ratio}"
+
 
 @MODIFICATIONS.register("ria30")
 class RIA30(RIA):
     """RIA at 30 % sparsity."""
 
     ratio = 0.3
+    drift = True
+    heading = "RIA 30"
 
 
 @MODIFICATIONS.register("ria40")
@@ -79,6 +97,8 @@ class RIA40(RIA):
     """RIA at 40 % sparsity."""
 
     ratio = 0.4
+    drift = True
+    heading = "RIA 40"
 
 
 def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
@@ -91,6 +111,8 @@ def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
     Returns:
         Scores [out, in], 0 where the weight is 0.
     """
+    import torch
+
     magnitude = weight.detach().abs().float()
     smallest = torch.finfo(torch.float32).tiny  # an all-zero row or column has no share to divide
     columns = magnitude.sum(0, keepdim=True).clamp_min(smallest)
@@ -121,7 +143,6 @@ class PrunedMatrix:
     removed: float
 
 
-@torch.no_grad()
 def prune_blocks(
     model: nn.Module,
     windows: Tensor,
@@ -136,22 +157,27 @@ def prune_blocks(
         select: called once per matrix with its weight and Σ_t x_tj² / samples of its inputs (float32).
         progress: wraps the blocks.
     """
+    import torch
+
+    from fpbench.models.layout import layout
+
     blocks = layout(model).blocks
     names = {module: name for name, module in model.named_modules()}
-    batches = _block_inputs(model, blocks[0], windows)
     pruned = []
-    for block in progress(blocks, "pruning"):
-        linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        with _input_energy(linears) as energy:
-            for hidden, keywords in batches:
-                block(hidden, **keywords)
-        for linear in linears:
-            mask = select(linear.weight, energy[linear] / len(windows))
-            removed = linear.weight[mask].float().square().sum().item()
-            linear.weight.masked_fill_(mask, 0)
-            zeros = int((linear.weight == 0).sum())
-            pruned.append(PrunedMatrix(names[linear], linear.weight.numel(), zeros, removed))
-        batches = [(block(hidden, **keywords), keywords) for hidden, keywords in batches]
+    with torch.no_grad():
+        batches = _block_inputs(model, blocks[0], windows)
+        for block in progress(blocks, "pruning"):
+            linears = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
+            with _input_energy(linears) as energy:
+                for hidden, keywords in batches:
+                    block(hidden, **keywords)
+            for linear in linears:
+                mask = select(linear.weight, energy[linear] / len(windows))
+                removed = linear.weight[mask].float().square().sum().item()
+                linear.weight.masked_fill_(mask, 0)
+                zeros = int((linear.weight == 0).sum())
+                pruned.append(PrunedMatrix(names[linear], linear.weight.numel(), zeros, removed))
+            batches = [(block(hidden, **keywords), keywords) for hidden, keywords in batches]
     return pruned
 
 
@@ -164,6 +190,8 @@ def calibration_windows(tokenizer: Any, documents: Sequence[str], samples: int, 
     Raises:
         InputError: if the documents are too short for that many windows.
     """
+    import torch
+
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
     ids: list[int] = []
@@ -183,6 +211,8 @@ class _Captured(Exception):  # noqa: N818 - no error, only the way out of the fo
 
 def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
     """Hidden states that enter the first block, and the keywords that every block gets with them, batch by batch."""
+    from fpbench.scoring.engine import token_budget
+
     kinds = set(getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"])
     if len(kinds) > 1:
         raise InputError(f"pruning needs blocks with one kind of attention, found {', '.join(sorted(kinds))}.")
@@ -207,6 +237,8 @@ def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[t
 @contextmanager
 def _input_energy(linears: Sequence[nn.Linear]) -> Iterator[dict[nn.Module, Tensor]]:
     """While active, sums the squares of each input channel over all tokens: [in] per module, float32."""
+    import torch
+
     energy: dict[nn.Module, Tensor] = {
         linear: torch.zeros(linear.in_features, device=linear.weight.device) for linear in linears
     }

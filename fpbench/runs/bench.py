@@ -21,7 +21,7 @@ from fpbench.models.loading import Loading, load_architecture, load_model, remar
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import render
 from fpbench.models.weights import digest, preserved, state_digest, weights
-from fpbench.modifications.base import Modification, against_base, create
+from fpbench.modifications.base import Modification, create
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.records.provenance import code_and_machine, source_of
 from fpbench.records.store import Digests, Store, cell_id
@@ -31,7 +31,7 @@ from fpbench.runs.identity import cell_identity, injection_identity
 from fpbench.runs.injection import InjectionReport, Spectra, create_method, inject_with
 from fpbench.runs.measure import METRICS
 from fpbench.runs.profile import ModelSettings, Profile
-from fpbench.runs.search import INJECTION_RATES, injection_rate, injection_searches, searches, settled
+from fpbench.runs.search import INJECTION_RATES, injection_rate, injection_searches, settled
 from fpbench.scoring.engine import budgets_used, limited_to
 from fpbench.text import writable
 
@@ -219,10 +219,6 @@ class Bench:
         """The modification of a condition with this profile's settings."""
         return create(name, self.profile.modifications)
 
-    def needs_base(self, condition: str) -> bool:
-        """Whether a condition compares with the unfingerprinted base, or searches on it."""
-        return against_base(condition) or searches(self.modification(condition))
-
     def check(self, methods: Sequence[str], conditions: Sequence[str]) -> None:
         """Build every method and modification once.
 
@@ -358,7 +354,7 @@ class Bench:
             if condition != ORIGIN:
                 base = self._resident.weights
                 if method == CHECKPOINT:
-                    base = self._base_weights if self.needs_base(condition) else {}
+                    base = self._base_weights if self.modification(condition).needs_base else {}
                 context = self.materials.modification_context(cells[0].seed, self.progress, base)
                 modification, records = settled(self, condition, context)
                 with Meter() as meter:

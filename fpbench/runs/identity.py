@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.fingerprints import FingerprintSet
 from fpbench.models.checkpoints import tokenizer_source
-from fpbench.modifications.base import parts
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.runs.profile import DRAW
 from fpbench.runs.search import SEARCH, injection_searches, rate_identity
@@ -15,14 +14,6 @@ if TYPE_CHECKING:
 
 # Which data decide a result: a record is valid only for the very same ones.
 DATA_OF_METHODS = ("statistics", "zsre")
-DATA_OF_CONDITIONS = {
-    "finetune_alpaca": ("alpaca",),
-    "finetune_math": ("math",),
-    "ria30": ("calibration",),
-    "ria40": ("calibration",),
-    "fsft_alpaca": ("alpaca",),
-    "fsft_math": ("math",),
-}
 DRAWN = ("triggers", "near")  # from a seed of their own; the protocol's need not be named
 DATA_OF_METRICS = {"triggers": ("alpaca",), "near": ("alpaca",), "bands": ("alpaca",)}
 
@@ -61,9 +52,9 @@ def cell_identity(bench: "Bench", cell: Cell, fingerprints: FingerprintSet) -> d
         identity["tokenizer"] = bench.base_digest
     if cell.condition != ORIGIN:
         modification = bench.modification(cell.condition)
-        data = {name for part in parts(cell.condition) for name in DATA_OF_CONDITIONS.get(part, ())}
+        data = {name for part in modification.parts for name in part.data}
         identity["modification"] = modification.identity | {"data": bench.materials.digests(*data)}
-        if cell.method == CHECKPOINT and bench.needs_base(cell.condition):
+        if cell.method == CHECKPOINT and modification.needs_base:
             identity["base"] = bench.base_digest if bench.base else None
     if cell.metric not in ("fsr", "cost"):
         names = DATA_OF_METRICS.get(cell.metric, ()) or tuple(bench.materials.utility_sources)

@@ -165,12 +165,6 @@ def recorded(
     return Found(record["learning_rate"], path.name)
 
 
-def searches(modification: Modification) -> bool:
-    """Whether a modification, or a part of it, leaves its learning rate to a search."""
-    own = [modification, *getattr(modification, "parts", ())]
-    return any(isinstance(each, FineTune) and each.config.learning_rate == SEARCH for each in own)
-
-
 def settled(bench: "Bench", condition: str, context: ModificationContext) -> tuple[Modification, dict[str, str]]:
     """The modification of a condition at the rates that searches find, and the record of each search by part.
 
@@ -181,7 +175,7 @@ def settled(bench: "Bench", condition: str, context: ModificationContext) -> tup
     settings, records = dict(bench.profile.modifications), {}
     for name in parts(condition):
         modification = MODIFICATIONS.get(name)(**settings.get(name, {}))
-        if searches(modification):
+        if modification.searches:
             found = fine_tuning_rate(bench, modification, context)
             settings[name] = settings[name] | {"learning_rate": found.learning_rate}
             records[name] = found.record
@@ -204,9 +198,9 @@ def fine_tuning_rate(bench: "Bench", modification: FineTune, context: Modificati
     identity = {
         "version": FineTune.version,
         "settings": modification.config.model_dump(include=names),
-        "data": bench.materials.digests(modification.data),
+        "data": bench.materials.digests(*modification.data),
     }
-    return recorded(bench, f"finetune-{modification.data}", identity, make)
+    return recorded(bench, f"finetune-{modification.source}", identity, make)
 
 
 def fine_tuning_trials(

@@ -19,7 +19,7 @@ from fpbench.modifications.prune import RIA
 from fpbench.modifications.quantize import Quantization
 from fpbench.runs.datasets import Materials
 from fpbench.runs.profile import Profile
-from fpbench.runs.search import FINE_TUNING_RATES, HELD_OUT, INJECTION_RATES, SEARCH
+from fpbench.runs.search import FINE_TUNING_RATES, HELD_OUT, INJECTION_RATES
 from fpbench.scoring.engine import pair_cost, token_budget
 from fpbench.scoring.packing import rows_of
 from fpbench.scoring.responses import response_length
@@ -163,7 +163,7 @@ class Workload(Counter):
         return work
 
     def _rows(self, modification: FineTune) -> list[Example]:
-        return self._instructions(modification.data, modification.config.rows)
+        return self._instructions(modification.source, modification.config.rows)
 
     def _instructions(self, data: str, count: int) -> list[Example]:
         return [instruction(row) for row in getattr(self.materials, data)[:count]]
@@ -188,8 +188,7 @@ class Workload(Counter):
 
 def needs_search(modification: Modification) -> list[FineTune]:
     """The parts of a modification whose learning rate is to be searched for."""
-    parts = getattr(modification, "parts", [modification])
-    return [each for each in parts if isinstance(each, FineTune) and each.config.learning_rate == SEARCH]
+    return [each for each in modification.parts if isinstance(each, FineTune) and each.searches]
 
 
 def _strings(value: Any) -> list[str]:
