@@ -13,6 +13,8 @@ from fpbench.registry import MODIFICATIONS, unknown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fpbench.models.costs import Counter, Phase, Shape, Work
+
 
 class ModificationConfig(Settings):
     """Settings of a modification; unknown keys are refused."""
@@ -24,7 +26,7 @@ class ModificationContext:
 
     Attributes:
         seed: seeds everything random.
-        rows: for each fine-tuning set (``"alpaca"``, ``"math"``) its rows with ``instruction``, ``input``, ``output``.
+        rows: of each fine-tuning set that :attr:`Modification.data` names, with ``instruction``, ``input``, ``output``.
         calibration: plain documents, in order, for activation statistics.
         progress: wraps an iterable in a labelled progress bar.
         base: the weights of the unfingerprinted model by parameter name; empty where they are not known.
@@ -59,7 +61,8 @@ class Modification(ABC):
     Attributes:
         name: given by the registry.
         version: of what it does; part of every result's identity.
-        data: names in the profile's ``[data]`` table of what decides the outcome.
+        data: what it is given in the context, and what decides its outcome: of the profile's data sources ``alpaca``
+            and ``math`` (rows) and ``calibration`` (texts).
         against_base: whether it compares the model with its unfingerprinted base, and so means nothing on the base.
         leaves: what it leaves, in words, where nothing can be applied after it; empty where anything can.
         trains: whether it trains, so that the order of summation shows in results.
@@ -72,7 +75,7 @@ class Modification(ABC):
 
     name: str
     version: ClassVar[str] = "1"
-    data: ClassVar[tuple[str, ...]] = ()
+    data: tuple[str, ...] = ()
     against_base: ClassVar[bool] = False
     leaves: ClassVar[str] = ""
     trains: ClassVar[bool] = False
@@ -126,6 +129,25 @@ class Modification(ABC):
     def implausible(cls, proof: Mapping[str, Any]) -> str | None:
         """Return what cannot be in the proof of a record, in words; ``None`` where everything can."""
         return None
+
+    # What the estimate before a run asks for, with defaults that serve whatever looks at every weight a few times.
+
+    def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
+        """Count what it computes.
+
+        Args:
+            counter: counts tokens on the model, which has no weights.
+            rows: as :class:`ModificationContext` will hold them.
+        """
+        from fpbench.models.costs import Work
+
+        return Work(handled=8 * counter.parameters)
+
+    def memory(self, shape: "Shape") -> "Phase":
+        """Count the bytes that it takes besides the model: by default some copies of the largest weight in float64."""
+        from fpbench.models.costs import Phase, Room
+
+        return Phase(self.name, Room(4 * 8 * max(parameter.numel() for parameter in shape.model.parameters())))
 
 
 def changed_from_base(
@@ -240,6 +262,7 @@ class Composition(Modification):
         self.name = JOINT.join(each.name for each in modifications)
         super().__init__()
         self._parts = tuple(modifications)
+        self.data = tuple(dict.fromkeys(name for part in modifications for name in part.data))
 
     @property
     def parts(self) -> Sequence[Modification]:
@@ -258,3 +281,9 @@ class Composition(Modification):
             modified = part.apply(model, tokenizer, context)
             model, proof[part.name] = modified.model, modified.proof
         return Modified(model, proof)
+
+    def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
+        """Count what all parts compute."""
+        from fpbench.models.costs import Work
+
+        return sum((part.work(counter, rows) for part in self.parts), Work())

@@ -5,7 +5,7 @@ The learning rate is the largest stable one on the unfingerprinted base, found b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,6 +18,7 @@ from fpbench.registry import MODIFICATIONS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fpbench.models.costs import Counter, Phase, Shape, Work
     from fpbench.models.training import LoRAConfig, Penalty
 
 ROWS = 6000  # protocol §4
@@ -124,6 +125,20 @@ class FineTune(Modification):
             "relative_change": change,
         }
         return Modified(model, proof)
+
+    def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
+        """Count the training, and comparing with the weights from before."""
+        from fpbench.models.costs import Work
+
+        examples = [instruction(row) for row in rows[self.source][: self.config.rows]]
+        training = counter.training(examples, self.config.epochs, self.config.batch_size)
+        return training + Work(handled=2 * counter.parameters)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Count the training, and the weights from before: for the proof, or for a search to come back to."""
+        from fpbench.models.costs import Phase, Room
+
+        return Phase(self.name, shape.training(self.config.rank, self.config.batch_size), Room(shape.weights))
 
 
 def instruction(row: dict[str, str]) -> Example:

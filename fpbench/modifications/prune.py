@@ -7,6 +7,7 @@ and the output head are left alone.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from fpbench.registry import MODIFICATIONS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fpbench.models.costs import Counter, Phase, Shape, Work
 
     # From a weight [out, in] and the squared norms of its inputs [in] to the mask [out, in] of the weights to remove.
     Selection = Callable[[Tensor, Tensor], Tensor]
@@ -51,10 +54,8 @@ class RIA(Modification):
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
-        from fpbench.models.layout import context_length
-
-        length = min(self.config.length, context_length(model) or self.config.length)
-        windows = calibration_windows(tokenizer, context.calibration, self.config.samples, length, context.seed)
+        samples, length = self.config.samples, self._length(model)
+        windows = calibration_windows(tokenizer, context.calibration, samples, length, context.seed)
         before = sum(parameter.detach().float().square().sum().item() for parameter in model.parameters())
         pruned = prune_blocks(
             model, windows, lambda weight, norms: prune_mask(ria_scores(weight, norms), self.ratio), context.progress
@@ -72,6 +73,29 @@ class RIA(Modification):
             "relative_change": change,
         }
         return Modified(model, proof)
+
+    def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
+        """Count two passes of every window through every block, before it is pruned and after, and the scores."""
+        from fpbench.models.costs import Work
+        from fpbench.scoring.engine import token_budget
+
+        tokens = 2 * self.config.samples * self._length(counter.model)
+        return Work(passes=math.ceil(tokens / token_budget()), read=tokens, handled=8 * counter.parameters)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Count what enters and leaves a block, of all windows, and the widest matrix with its scores in float32."""
+        from fpbench.models.costs import Phase, Room
+
+        states = 2 * self.config.samples * self._length(shape.model) * shape.hidden * shape.bytes
+        scores = 4 * 4 * max(each.weight.numel() for each in shape.linears)
+        return Phase(self.name, Room(states + scores))
+
+    def _length(self, model: nn.Module) -> int:
+        """Tokens of a window."""
+        from fpbench.models.layout import context_length
+
+        length: int = self.config.length
+        return min(length, context_length(model) or length)
 
     @classmethod
     def implausible(cls, proof: Mapping[str, Any]) -> str | None:

@@ -8,9 +8,10 @@ holds it: a card has no room for both (:func:`fpbench.models.weights.preserved` 
 
 from __future__ import annotations
 
+import collections
 import logging
 from abc import abstractmethod
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import CellError
@@ -21,10 +22,13 @@ from fpbench.registry import MODIFICATIONS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fpbench.models.costs import Counter, Phase, Shape, Work
+
 # Activations of this magnitude are multiplied in the model's precision (Dettmers et al., 2022, §3.2).
 OUTLIER_THRESHOLD = 6.0
 # The 4-bit layout for processors with AVX-512 BF16 interleaves so many rows and holds whole blocks of so many columns.
 CPU_ROWS, CPU_COLUMNS = 32, 64
+BYTES = 12  # of each weight of the layer that is being quantised
 
 
 class Quantization(Modification):
@@ -48,7 +52,8 @@ class Quantization(Modification):
             raise CellError(f"{self.name} found no plain linear layer to quantise besides the output head.")
         for name, layer in layers:
             self.check(library, name, layer)
-        holders = Counter(id(parameter) for each in model.modules() for parameter in each._parameters.values())
+        parameters = (parameter for module in model.modules() for parameter in module._parameters.values())
+        holders = collections.Counter(map(id, parameters))
         stored = entries = 0
         error = reference = 0.0
         for name, layer in context.progress(layers, self.name):
@@ -68,6 +73,18 @@ class Quantization(Modification):
             )
         proof = {"layers": len(layers), "bits_per_weight": 8 * stored / entries, "relative_change": relative_error}
         return Modified(model, proof)
+
+    def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
+        """Count reading, rounding, restoring and comparing every weight."""
+        from fpbench.models.costs import Work
+
+        return Work(handled=4 * counter.parameters)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Count codes beside the layer they replace, which gives its weight back at once, and float32 of both."""
+        from fpbench.models.costs import Phase, Room
+
+        return Phase(self.name, Room(BYTES * max(each.weight.numel() for each in shape.linears)))
 
     def check(self, library: Any, name: str, layer: nn.Linear) -> None:
         """Refuse a layer that the library cannot compute with.

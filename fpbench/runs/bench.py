@@ -352,10 +352,10 @@ class Bench:
             proof |= {"injection": vars(injection_rate(self, method, fingerprints))}
         try:
             if condition != ORIGIN:
-                base = self._resident.weights
+                asked, base = self.modification(condition), self._resident.weights
                 if method == CHECKPOINT:
-                    base = self._base_weights if self.modification(condition).needs_base else {}
-                context = self.materials.modification_context(cells[0].seed, self.progress, base)
+                    base = self._base_weights if asked.needs_base else {}
+                context = self.materials.modification_context(asked, cells[0].seed, self.progress, base)
                 modification, records = settled(self, condition, context)
                 with Meter() as meter:
                     modified = modification.apply(self.model, self.tokenizer, context)

@@ -52,8 +52,7 @@ def cell_identity(bench: "Bench", cell: Cell, fingerprints: FingerprintSet) -> d
         identity["tokenizer"] = bench.base_digest
     if cell.condition != ORIGIN:
         modification = bench.modification(cell.condition)
-        data = {name for part in modification.parts for name in part.data}
-        identity["modification"] = modification.identity | {"data": bench.materials.digests(*data)}
+        identity["modification"] = modification.identity | {"data": bench.materials.digests(*modification.data)}
         if cell.method == CHECKPOINT and modification.needs_base:
             identity["base"] = bench.base_digest if bench.base else None
     if cell.metric not in ("fsr", "cost"):

@@ -12,13 +12,8 @@ from torch import nn
 from fpbench.errors import InputError
 from fpbench.methods.base import FingerprintMethod
 from fpbench.models.costs import TRAINING_LENGTH, Phase, Room, Shape
-from fpbench.models.layout import context_length
 from fpbench.models.loading import load_architecture
 from fpbench.models.meter import no_progress
-from fpbench.modifications.base import Modification
-from fpbench.modifications.finetune import FineTune
-from fpbench.modifications.prune import RIA
-from fpbench.modifications.quantize import Quantization
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.runs.sets import COUNT
 from fpbench.runs.worker import Job, Worker, checkpoints
@@ -28,7 +23,6 @@ MIB, GIB = 2**20, 2**30
 # Resident once torch, transformers, peft, lm-eval and bitsandbytes are imported; measured on Linux without a card.
 LIBRARIES = 640 * MIB
 SCORED_AT_ONCE = 256  # logits that are in float32 at once, twice
-QUANTISED = 12  # bytes of each weight of the layer that is being quantised
 # While answers are walked, rows of the cache are copied for what continues them: so often that of a full batch, as
 # measured on the micro model where every query activates.
 WALKED = 8
@@ -54,29 +48,6 @@ class Residency(Shape):
         # Logits, and what of them is in float32 at the moment.
         logits = min(tokens * self.vocabulary, LOGIT_BUDGET) * self.bytes + SCORED_AT_ONCE * self.vocabulary * 8
         return Phase("scoring", Room(passing=self.reading(tokens) + max(logits, copies)))
-
-    def modification(self, modification: Modification) -> list[Phase]:
-        """What each part of a modification takes."""
-        phases = []
-        for each in getattr(modification, "parts", [modification]):
-            match each:
-                case FineTune():
-                    # The weights from before, for the proof; a search of the rate needs as much to come back to.
-                    copies = Room(self.weights)
-                    phases.append(Phase(each.name, self.training(each.config.rank, each.config.batch_size), copies))
-                case RIA():
-                    length = min(each.config.length, context_length(self.model) or each.config.length)
-                    # What goes into a block and what comes out, of all windows; scores of the widest matrix in float32.
-                    states = 2 * each.config.samples * length * self.hidden * self.bytes
-                    scores = 4 * 4 * max(each.weight.numel() for each in self.linears)
-                    phases.append(Phase(each.name, Room(states + scores)))
-                case Quantization():
-                    # Codes beside the layer they replace, which gives its weight back at once, and float32 of both.
-                    phases.append(Phase(each.name, Room(QUANTISED * max(each.weight.numel() for each in self.linears))))
-                case _:
-                    largest = max(parameter.numel() for parameter in self.model.parameters())
-                    phases.append(Phase(each.name, Room(4 * 8 * largest)))
-        return phases
 
     def spectra(self, methods: Iterable[FingerprintMethod]) -> float:
         """Bytes of the key statistics of all modules that some methods ask for, in main memory and on disk."""
@@ -194,7 +165,7 @@ def needs_of(
     phases.append(residency.scoring(any(cell.metric == "triggers" for cell in cells)))
     phases += [method.memory(residency) for method in methods.values()]
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
-        phases += residency.modification(bench.modification(condition))
+        phases += [part.memory(residency) for part in bench.modification(condition).parts]
     main, card = peak(phases, job.loading.device != "cpu")
     deltas = sum(
         methods[group[0].method].stored(residency, COUNT) for group in checkpoints(cells) if group[0].method in methods

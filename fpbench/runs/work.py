@@ -15,8 +15,6 @@ from fpbench.models.layout import context_length, layout
 from fpbench.models.prompts import Example, encode_all, render
 from fpbench.modifications.base import Modification
 from fpbench.modifications.finetune import ROWS, FineTune, instruction
-from fpbench.modifications.prune import RIA
-from fpbench.modifications.quantize import Quantization
 from fpbench.runs.datasets import Materials
 from fpbench.runs.profile import Profile
 from fpbench.runs.search import FINE_TUNING_RATES, HELD_OUT, INJECTION_RATES
@@ -71,7 +69,8 @@ class Workload(Counter):
 
     def injection(self, method: FingerprintMethod, fingerprints: FingerprintSet) -> Work | None:
         """One injection, key statistics apart; ``None`` for a method of somebody's own, which only it can know."""
-        work = method.work(self, fingerprints, self.materials.pairs)
+        pairs = self.materials.pairs if "zsre" in self.profile.data else ()  # as the injection is given them
+        work = method.work(self, fingerprints, pairs)
         return None if work is None else work + Work(handled=2 * self.parameters)
 
     def statistics(self, methods: Iterable[FingerprintMethod]) -> Work:
@@ -88,21 +87,7 @@ class Workload(Counter):
 
     def modification(self, modification: Modification) -> Work:
         """One modification, or several in order, at a known learning rate."""
-        work = Work(handled=self.parameters)
-        for each in getattr(modification, "parts", [modification]):
-            match each:
-                case FineTune():
-                    work += self.training(self._rows(each), each.config.epochs, each.config.batch_size)
-                    work += Work(handled=2 * self.parameters)
-                case RIA():
-                    length = min(each.config.length, context_length(self.model) or each.config.length)
-                    # Every block reads everything twice: before it is pruned, and after.
-                    work += self._reading(2 * each.config.samples * length) + Work(handled=8 * self.parameters)
-                case Quantization():
-                    work += Work(handled=4 * self.parameters)
-                case _:
-                    work += Work(handled=8 * self.parameters)
-        return work
+        return modification.work(self, self.materials.rows(modification)) + Work(handled=self.parameters)
 
     def search(self, modification: FineTune) -> Work:
         """The search for a learning rate of fine-tuning, if every rate is stable: once a model and data set."""

@@ -62,9 +62,7 @@ def peaks(name: str) -> dict[str, set[str]]:
     phases |= {row: [methods[each].memory(found) for each in names] for row, names in INJECTIONS.items()}
     for row, conditions in MODIFIED.items():
         settings = {"learning_rate": 1e-4} if row == "fine-tuning" else {}
-        phases[row] = [
-            phase for each in conditions for phase in found.modification(MODIFICATIONS.get(each)(**settings))
-        ]
+        phases[row] = [MODIFICATIONS.get(each)(**settings).memory(found) for each in conditions]
     shown = {row: {_shown(*peak([first, phase], True)[::-1]) for phase in each} for row, each in phases.items()}
     main, _ = peak([first, Phase("nothing", Room())], True)
     return shown | {"weights, and their copy": {_shown(Room(found.weights), main)}}

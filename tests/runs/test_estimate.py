@@ -62,11 +62,12 @@ def test_a_price_is_the_sum_over_units():
 
 def test_modifications_are_counted_by_their_settings(workload):
     settings, tokenizer = workload.profile.modifications, workload.tokenizer
-    trained = workload.modification(create("finetune_alpaca", settings))
+    tuning = create("finetune_alpaca", settings)
+    trained = workload.modification(tuning)
     assert trained.steps == 2 * 24 / 8
     exact = sum(
         len(tokenizer(f"{each.prompt} {each.answer}{tokenizer.eos_token}")["input_ids"])
-        for each in create("finetune_alpaca", settings).examples(workload.materials.modification_context(42, None, {}))
+        for each in tuning.examples(workload.materials.modification_context(tuning, 42, None, {}))
     )
     assert trained.trained == pytest.approx(2 * exact, rel=0.05)
     assert workload.modification(create("ria30", settings)).read == 2 * 8 * 512
@@ -150,7 +151,7 @@ def test_what_is_resident_adds_up():
     weights = 4 * PARAMETERS
     assert residency.resident() == Phase("model", Room(weights), Room(weights))
     assert Residency(architecture, Loading("cpu", "bfloat16")).weights == weights / 2
-    (training,) = residency.modification(create("finetune_alpaca", {"finetune_alpaca": {"learning_rate": 1e-3}}))
+    training = create("finetune_alpaca", {"finetune_alpaca": {"learning_rate": 1e-3}}).memory(residency)
     assert training.main == Room(weights)
     editor, other = (create_method(name, architecture, {}) for name in ("alphaedit", "rledit"))
     assert residency.spectra([editor, editor, other]) == 3 * 4 * 768**2

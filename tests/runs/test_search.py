@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def bench_of(profile, folder, **changes):
 
 
 def context_of(bench):
-    return bench.materials.modification_context(42, no_progress, weights(bench.model))
+    return bench.materials.modification_context(fine_tuning(bench), 42, no_progress, weights(bench.model))
 
 
 def fine_tuning(bench, **changes):
@@ -197,7 +198,7 @@ def test_a_search_needs_its_held_out_rows_and_the_base(searching, tmp_path):
     with pytest.raises(InputError, match="needs 1214 rows of the data set 'alpaca', found 1200"):
         fine_tuning_rate(bench, fine_tuning(bench, rows=1190), context_of(bench))
     with pytest.raises(InputError, match="which is not known: give the base, or a rate"):
-        fine_tuning_rate(bench, fine_tuning(bench), bench.materials.modification_context(42, no_progress, {}))
+        fine_tuning_rate(bench, fine_tuning(bench), replace(context_of(bench), base={}))
     with pytest.raises(InputError, match="only a run .* can: give a number"):
         fpbench.modify(bench.model, bench.tokenizer, "finetune_alpaca", {"learning_rate": "search"})
     assert not (tmp_path / "searches").exists()
