@@ -1,12 +1,15 @@
-"""Checks as data, and what they come to: what was expected, what was found, what to do."""
+"""Checks as data, and what they come to: what was expected, what was found, what to do. Settings, checked when read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from fpbench.errors import FpbenchError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fpbench.errors import FpbenchError, InputError
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,31 @@ def _outcome(each: Check[T], subject: T) -> tuple[bool, str]:
     except FpbenchError as error:
         found = str(error)
     return found is None, found or ""
+
+
+class Settings(BaseModel):
+    """Base of everything that users write: unknown keys are refused, and nothing changes once it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """Return the first malformed key, dotted where it is nested, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
+
+
+def read_settings(kind: type[Model], owner: str, given: Mapping[str, Any]) -> Model:
+    """Validate what a user gives for ``owner``, such as ``"method 'lora'"``.
+
+    Raises:
+        InputError: naming the first unknown or malformed key.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        # A key that may be one of several things is malformed once for each of them.
+        reasons = " or ".join(dict.fromkeys(each["msg"] for each in error.errors() if each["loc"][0] == key))
+        known = ", ".join(kind.model_fields) or "none"
+        raise InputError(f"{owner}, key {key!r}: {reasons}; known keys: {known}.") from None

@@ -147,5 +147,6 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
         "fsft_alpaca": "fpbench.modifications.fsft:FSFTAlpaca",
         "fsft_math": "fpbench.modifications.fsft:FSFTMath",
     },
+    group="fpbench.modifications",
 )
 register = METHODS.register

@@ -9,7 +9,7 @@ from typing import Any
 
 from fpbench.board.groups import Group, Measurement
 from fpbench.errors import InputError
-from fpbench.modifications.base import parts
+from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import Cell
 
 FILE = "contested.toml"
@@ -44,8 +44,6 @@ def contested(folder: Path, methods: Collection[str]) -> dict[str, str]:
 
 
 ERROR_BOUND = 1e-6  # protocol §3
-SPARSITY = {"ria30": 0.30, "ria40": 0.40}
-OFF_TARGET = 0.005
 
 
 def check(group: Group) -> None:
@@ -57,7 +55,7 @@ def check(group: Group) -> None:
     for measured in (each for found in group.cells.values() for each in found if not each.reason):
         if measured.cell.metric == "fsr":
             _check_fsr(measured)
-            _check_sparsity(measured)
+            _check_proof(measured)
         elif measured.cell.metric in ("triggers", "near"):
             for name, figures in _rates(measured.result):
                 _within(measured, name, figures.get("rate"), 1.0)
@@ -87,15 +85,12 @@ def _check_fsr(measured: Measurement) -> None:
         raise _impossible(measured, f"fsr {result['mean']} is not the mean of its queries, {mean}")
 
 
-def _check_sparsity(measured: Measurement) -> None:
-    """Of a condition that prunes; a composition proves each of its parts under the part's name."""
+def _check_proof(measured: Measurement) -> None:
+    """Ask each modification of the condition for what cannot be in its proof."""
     proof = measured.record.get("proof", {}).get("modification") or {}
-    parts = {measured.cell.condition: proof} | {name: part for name, part in proof.items() if name in SPARSITY}
-    for name, target in SPARSITY.items():
-        if name in parts:
-            achieved = parts[name].get("sparsity")
-            if not _is_number(achieved) or not abs(achieved - target) <= OFF_TARGET:
-                raise _impossible(measured, f"sparsity {achieved} is not within {OFF_TARGET} of {target}")
+    for name, own in proofs(measured.cell.condition, proof).items():
+        if reason := classes(name)[0].implausible(own):
+            raise _impossible(measured, reason)
 
 
 def _rates(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -186,4 +181,4 @@ def _compared(cell: Cell, claimed: float | None, rerun: float | None) -> Row:
 
 
 def _trained(condition: str) -> bool:
-    return any(part.startswith(("finetune", "fsft")) for part in parts(condition))
+    return any(each.trains for each in classes(condition))

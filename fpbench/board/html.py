@@ -16,6 +16,7 @@ from fpbench.board import columns
 from fpbench.board.columns import NONE, percent, with_minus
 from fpbench.board.escaping import slug
 from fpbench.board.rows import MODIFICATIONS, further_conditions
+from fpbench.modifications.base import classes, proofs
 from fpbench.text import visible
 
 if TYPE_CHECKING:
@@ -121,14 +122,6 @@ def _inlined(drawing: "Drawing", prefix: str) -> Markup:
 
 
 Pairs = list[tuple[str, str]]
-# How each figure of a modification's proof is written; the others are what it was given.
-PROOF = {
-    "sparsity": lambda value: f"sparsity {100 * value:.2f} %",
-    "bits_per_weight": lambda value: f"{value:.2f} bits per weight",
-    "loss_curve": lambda value: f"loss {value[0]:.2f} → {value[-1]:.2f}" if value else "no loss",
-    "tokens_seen": lambda value: f"{value} tokens",
-    "relative_change": lambda value: f"‖ΔW‖/‖W‖ {value:.3f}",
-}
 PEOPLE = {"method by": "authors", "adapted by": "adapted_by"}
 
 
@@ -139,7 +132,7 @@ def result(row: Row) -> Row:
         "cost": _cost(row["cost"]),
         "bands": _bands(row["bands"]),
         "claim": _claim(row["claim"]),
-        "conditions": [[name, *_condition(found)] for name, found in _ordered(row["conditions"])],
+        "conditions": [[name, *_condition(name, found)] for name, found in _ordered(row["conditions"])],
         "triggers": _triggers(row),
         "tasks": _tasks(row["utility"]),
         "provenance": [_provenance(each) for each in row["provenance"]],
@@ -157,7 +150,7 @@ def _ordered(conditions: Mapping[str, Row]) -> list[tuple[str, Row]]:
     return sorted(conditions.items(), key=lambda item: (item[0] != "origin", item[0]))
 
 
-def _condition(found: Row) -> list[str]:
+def _condition(name: str, found: Row) -> list[str]:
     if found["fsr"] is None:
         return [columns.FAILED, NONE, NONE, NONE, NONE, NONE, found["reason"]]
     low, high = (percent(bound) for bound in found["interval"])
@@ -168,15 +161,17 @@ def _condition(found: Row) -> list[str]:
         percent(found["retention"]),
         percent(found["primary"]),
         f"{found['error_bound']:.0e}" if found["error_bound"] else "0",
-        "; ".join(dict.fromkeys(_proof(proof) for proof in found["proof"] if proof)) or NONE,
+        "; ".join(dict.fromkeys(_proof(name, proof) for proof in found["proof"] if proof)) or NONE,
     ]
 
 
-def _proof(proof: Mapping[str, Any], part: str = "") -> str:
-    """That a modification happened; that of a composition, part by part."""
-    if proof and all(isinstance(value, Mapping) for value in proof.values()):
-        return "; ".join(_proof(value, f"{name}: ") for name, value in proof.items())
-    return part + ", ".join(write(proof[name]) for name, write in PROOF.items() if name in proof)
+def _proof(condition: str, proof: Mapping[str, Any]) -> str:
+    """Return the figures that prove a modification; those of a composition part by part, each with its name."""
+    written = {
+        name: ", ".join(write(own[figure]) for figure, write in classes(name)[0].figures.items() if figure in own)
+        for name, own in proofs(condition, proof).items()
+    }
+    return "; ".join(text if name == condition else f"{name}: {text}" for name, text in written.items())
 
 
 def _triggers(row: Row) -> list[list[str]]:

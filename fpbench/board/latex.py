@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from fpbench.board import columns as cells
 from fpbench.board.escaping import latex
 from fpbench.board.rows import MODIFICATIONS
+from fpbench.modifications.base import classes
 from fpbench.records.cell import BASE
 
 Row = dict[str, Any]
@@ -17,11 +19,6 @@ PREAMBLE = r"""% Generated from records by `fpbench leaderboard --format latex`;
 % Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}. Bold: best of the column; underlined: second best;
 % figures that are equal as shown share a place. The unfingerprinted base takes no part.
 """
-HEAD = r"""    \toprule
-    & & \multicolumn{2}{c}{fine-tuned} & \multicolumn{2}{c}{quantised} & \multicolumn{2}{c}{pruned} \\
-    \cmidrule(lr){3-4} \cmidrule(lr){5-6} \cmidrule(lr){7-8}
-    Method & FSR & Alpaca & Math & INT8 & NF4 & RIA 30 & RIA 40 & AVG & acc.\ $\Delta$ & PPL $\Delta$ & triggers \\
-    \midrule"""
 
 
 def _figure(shown: Callable[[Row], str]) -> Callable[[Row], str]:
@@ -36,6 +33,21 @@ COLUMNS: list[Column] = [
     (_figure(cells.perplexity), -1),
     (_figure(cells.triggers), -1),
 ]
+
+
+def _head() -> str:
+    """Return the lines above the figures: the kinds of modification, each over its own, and every column."""
+    six = [classes(name)[0] for name in MODIFICATIONS]
+    kinds, rules, column = [], [], 3  # after method and FSR
+    for family, own in groupby(six, key=lambda each: each.family):
+        width = len(list(own))
+        kinds.append(rf"\multicolumn{{{width}}}{{c}}{{{family}}}")
+        rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
+        column += width
+    last = ("AVG", r"acc.\ $\Delta$", r"PPL $\Delta$", "triggers")
+    names = ("Method", "FSR", *(each.heading for each in six), *last)
+    lines = (r"\toprule", rf"& & {' & '.join(kinds)} \\", " ".join(rules), rf"{' & '.join(names)} \\", r"\midrule")
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def latex_tables(rows: list[Row]) -> str:
@@ -61,7 +73,7 @@ def _table(rows: list[Row]) -> str:
         r"  \small",
         f"  \\caption{{{_caption(rows)}}}",
         f"  \\begin{{tabular}}{{l{'r' * len(COLUMNS)}}}",
-        HEAD,
+        _head(),
         *lines,
         r"    \bottomrule",
         r"  \end{tabular}",

@@ -14,11 +14,12 @@ from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
+from fpbench.modifications.base import drift
 from fpbench.records.cell import BASE, CHECKPOINT
 from fpbench.records.store import canonical
 
 Row = dict[str, Any]
-MODIFICATIONS = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
+MODIFICATIONS = drift()
 CLAIM_LEVEL = 1e-3
 
 

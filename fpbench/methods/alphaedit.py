@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
-from fpbench.methods.null_space import Prompts, write
+from fpbench.methods.null_space import BATCH_TOKENS, WORKSPACE, Prompts, write
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import (
     Descent,
@@ -24,8 +24,9 @@ from fpbench.methods.target_values import (
     optimise,
     per_request,
 )
+from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.layout import layout
-from fpbench.models.prompts import encode, encode_pair
+from fpbench.models.prompts import Example, encode, encode_pair
 from fpbench.registry import register
 
 # What a request is learnt on: the bare trigger, random contexts before it, and one prompt that is to stay as it is.
@@ -144,6 +145,8 @@ class EditingConfig(MethodConfig):
         ridge: λ, called L2 in the references.
     """
 
+    alternatives = tuple(frozenset(pair) for pair in RELATIVE.items())
+
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     depth: tuple[float, float] | None = Field(default=None, validate_default=True)
     v_learning_rate: float | None = Field(default=None, gt=0)
@@ -191,6 +194,10 @@ class NullSpaceEditor(FingerprintMethod):
         self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
     ) -> Problem:
         """Turn the fingerprints into token ids and a loss."""
+
+    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
+        """The primary one."""
+        return [fingerprint.primary]
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
         """Statistics, target values, write: docs/methods.md §2.2, steps 1 to 8.
@@ -240,7 +247,39 @@ class NullSpaceEditor(FingerprintMethod):
 
     def edited(self, model: nn.Module) -> list[str]:
         """The FFN output projections of the edited blocks."""
-        return [f"{layout(model).down_proj_name(block)}.weight" for block in self.blocks(model)]
+        return [f"{name}.weight" for name in self.statistics_of(model)]
+
+    def statistics_of(self, model: nn.Module) -> list[str]:
+        """The FFN output projections of the edited blocks."""
+        return [layout(model).down_proj_name(block) for block in self.blocks(model)]
+
+    def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
+        """Descent through the blocks above the edited ones, on the trees of targets after prompts; then the write."""
+        config = self.config
+        blocks = self.blocks(counter.model)
+        above = 1 - (blocks[-1] + 1) / len(layout(counter.model).blocks)
+        prompts = 1 + len(config.prefixes)
+        nodes = prompts * counter.tokens([target for each in fingerprints for target in self.targets(each)])
+        contexts = len(config.prefixes) * config.prefix_tokens
+        writing = len(fingerprints) * prompts * 2 * counter.length([each.trigger for each in fingerprints])
+        descent = Work(steps=config.steps, trained=config.steps * nodes) * above
+        read = contexts * config.prefix_tokens + len(blocks) * writing
+        return descent + Work(passes=contexts + 2 * len(blocks), read=read)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Second moments with a batch of text or a decomposition; the delta and the spectra."""
+        edited, width = self.edited(shape.model), layout(shape.model).down_proj(0).in_features
+        moments = len(edited) * 4 * width**2
+        # All second moments stand while text is read, and while one after another is decomposed.
+        batch = BATCH_TOKENS * (2 * shape.hidden * shape.bytes + 8 * width)
+        # Where the card has no room for a decomposition, it is made in main memory.
+        taken = Room(moments, max(batch, WORKSPACE * 4 * width**2))
+        return Phase(self.name, taken, Room(2 * shape.size(edited) + moments))
+
+    def stored(self, shape: Shape, fingerprints: int) -> float:
+        """Factors of every change, in float32."""
+        named = dict(shape.model.named_parameters())
+        return float(sum(8 * fingerprints * sum(named[name].shape) for name in self.edited(shape.model)))
 
 
 @register("alphaedit")
@@ -256,9 +295,7 @@ class AlphaEdit(NullSpaceEditor):
         self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
     ) -> Problem:
         """One request per fingerprint, with its primary target."""
-        requests, rows = rewriting_prompts(
-            model, tokenizer, fingerprints, lambda each: [each.primary], self.config, context
-        )
+        requests, rows = rewriting_prompts(model, tokenizer, fingerprints, self.targets, self.config, context)
         return Problem(requests, rows, self.objective(rows, next(model.parameters()).device))
 
     def objective(self, rows: Sequence[Row], device: Any) -> Objective:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from fpbench.checks import Settings, read_settings
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
+from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import Example
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from fpbench.models.weights import Factors
 
 
-class MethodConfig(BaseModel):
-    """Hyper-parameters of a method; unknown keys are refused."""
+class MethodConfig(Settings):
+    """Hyper-parameters of a method; unknown keys are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Attributes:
+        alternatives: sets of keys that say one thing in several ways: whoever gives one of them drops the others.
+    """
+
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 
 
 def as_it_is(trigger: str) -> str:
@@ -156,13 +160,7 @@ class FingerprintMethod(ABC):
         Raises:
             InputError: naming the first unknown or malformed hyper-parameter.
         """
-        try:
-            self.config: Any = self.Config(**config)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(self.Config.model_fields) or "none"
-            raise InputError(f"method {self.name!r}, key {where!r}: {first['msg']}; known keys: {known}.") from None
+        self.config: Any = read_settings(self.Config, f"method {self.name!r}", config)
 
     @abstractmethod
     def inject(
@@ -183,3 +181,28 @@ class FingerprintMethod(ABC):
     def edited(self, model: "nn.Module") -> list[str] | None:
         """Names of the parameters this method may touch; ``None`` if it may touch any."""
         return None
+
+    # What the estimate before a run asks for; a method from elsewhere need not answer.
+
+    def statistics_of(self, model: "nn.Module") -> list[str]:
+        """Names of the modules whose key statistics :meth:`inject` takes from the context."""
+        return []
+
+    def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work | None:
+        """Count what one injection computes, key statistics apart; ``None`` if only its author can know.
+
+        Args:
+            counter: counts tokens on the model, which has no weights.
+            fingerprints: what is injected.
+            pairs: all unrelated pairs that :meth:`InjectionContext.regularisation` takes from.
+        """
+        return None
+
+    def memory(self, shape: Shape) -> Phase:
+        """Count the bytes that an injection takes besides the model; by default those of a delta alone."""
+        # A delta as it was made, as the bytes of its file, and as it was read back.
+        return Phase(self.name, Room(), Room(3 * shape.size(self.edited(shape.model))))
+
+    def stored(self, shape: Shape, fingerprints: int) -> float:
+        """Count the bytes of one stored injection of so many fingerprints; by default every weight that may change."""
+        return shape.size(self.edited(shape.model))

@@ -1,7 +1,7 @@
 """Which hyper-parameters a method gets on a model: ``hyperparameters.toml``, and what a user says instead."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,18 +19,13 @@ FAMILIES = {
 }
 """Model type, hidden size and number of blocks of the families that have values of their own."""
 
-ALTERNATIVES = (
-    {"layers", "depth"},
-    {"v_learning_rate", "v_relative_rate"},
-    {"nullspace_threshold", "nullspace_share"},
-)
-"""Two ways of saying one thing: whoever says one of them drops the other."""
-
 
 def defaults(method: str, family: str) -> dict[str, Any]:
     """The hyper-parameters of ``method`` on a model family; empty if the method has no table there."""
     tables = _of(method)
-    return overlay(dict(tables.get("all", {})), dict(tables[family])) if family in tables else {}
+    if family not in tables:
+        return {}
+    return overlay(tables.get("all", {}), tables[family], alternatives_of(method))
 
 
 def _of(method: str) -> Mapping[str, Mapping[str, Any]]:
@@ -38,10 +33,18 @@ def _of(method: str) -> Mapping[str, Mapping[str, Any]]:
     return _tables().get(method) or METHODS.get(method).hyperparameters
 
 
-def overlay(values: dict[str, Any], instead: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with ``instead`` on top; a key also replaces its alternative, as ``layers`` does ``depth``."""
-    replaced = {key for pair in ALTERNATIVES if pair & instead.keys() for key in pair}
-    return {key: value for key, value in values.items() if key not in replaced} | instead
+def alternatives_of(method: str) -> tuple[frozenset[str], ...]:
+    """The sets of keys of which a method takes one at a time."""
+    # A stranger's Config may be any pydantic model.
+    return getattr(METHODS.get(method).Config, "alternatives", ())
+
+
+def overlay(
+    values: Mapping[str, Any], instead: Mapping[str, Any], alternatives: Iterable[frozenset[str]] = ()
+) -> dict[str, Any]:
+    """``values`` with ``instead`` on top; a key also replaces its alternatives, as ``layers`` does ``depth``."""
+    replaced = {key for keys in alternatives if keys & instead.keys() for key in keys}
+    return {key: value for key, value in values.items() if key not in replaced} | dict(instead)
 
 
 def family_of(model: Any) -> str:
@@ -80,7 +83,7 @@ def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str,
         if given:
             return given
         raise
-    return overlay(defaults(method, family), given)
+    return overlay(defaults(method, family), given, alternatives_of(method))
 
 
 @cache

@@ -1,5 +1,6 @@
 """The baseline: supervised fine-tuning of low-rank adapters on the fingerprints and unrelated pairs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -7,6 +8,7 @@ from torch import nn
 
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
+from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.prompts import Example
 from fpbench.models.training import LoRAConfig, train_lora
 from fpbench.registry import register
@@ -51,3 +53,17 @@ class LoRA(FingerprintMethod):
             seed=context.seed,
             progress=context.progress,
         )
+
+    def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
+        """Training on the fingerprints and the unrelated pairs."""
+        count = len(fingerprints) * (1 + self.config.regularisation)
+        examples = [Example(each.trigger, each.primary) for each in fingerprints] + list(pairs)
+        return counter.training(examples[:count], self.config.epochs, self.config.batch_size)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Training, and a delta of all linear modules."""
+        return Phase(self.name, shape.training(self.config.rank, self.config.batch_size), Room(3 * shape.adapted))
+
+    def stored(self, shape: Shape, fingerprints: int) -> float:
+        """All linear modules."""
+        return shape.adapted

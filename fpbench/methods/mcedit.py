@@ -142,8 +142,13 @@ class MCEditA(NullSpaceEditor):
         self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
     ) -> Problem:
         """One request per fingerprint, with all of its candidates."""
-        requests, rows = rewriting_prompts(model, tokenizer, fingerprints, self.config.taught, self.config, context)
+        requests, rows = rewriting_prompts(model, tokenizer, fingerprints, self.targets, self.config, context)
         return Problem(requests, rows, self.objective(rows, next(model.parameters()).device))
+
+    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
+        """All candidates."""
+        chosen: Sequence[str] = self.config.taught(fingerprint)
+        return chosen
 
     def objective(self, rows: Sequence[Row], device: Any) -> Objective:
         """docs/methods.md §2.5, eq. (20): L = L_mc + λ_m L_mar + β ‖δ‖²/‖v₀‖², and κ KL where it is switched on."""

@@ -15,8 +15,9 @@ from fpbench.methods.hypernetwork import Policy
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import Labels
 from fpbench.methods.trajectory import Batch, Lesson, MetaTraining, Step, edit, meta_train
+from fpbench.models.costs import ADAM, Counter, Phase, Room, Shape, Work
 from fpbench.models.layout import layout
-from fpbench.models.prompts import encode_pair
+from fpbench.models.prompts import Example, encode_pair
 from fpbench.registry import register
 
 
@@ -155,3 +156,25 @@ class RLEdit(FingerprintMethod):
     def edited(self, model: nn.Module) -> list[str]:
         """The weights of the chosen projections."""
         return [f"{name}.weight" for name in self.modules(model)]
+
+    def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
+        """A step looks at the set, learns from it and from unrelated pairs; the trained policy walks once more."""
+        targets = sum(len(self.targets(each)) for each in fingerprints)
+        prompt = counter.length([f"{each.trigger} {each.primary}" for each in fingerprints])
+        some = pairs[: self.config.unrelated * len(fingerprints)]
+        unrelated = counter.tokens([f"{each.prompt} {each.answer}" for each in some])
+        step = Work(steps=3, trained=2 * targets * prompt + unrelated, passes=1, read=unrelated)
+        again = Work(steps=1, trained=targets * prompt)
+        total = step * float(self.config.epochs) + again
+        return total * float(self.config.steps)
+
+    def memory(self, shape: Shape) -> Phase:
+        """The networks with their optimiser, the edited weights in float32; the delta."""
+        named, edited = dict(shape.model.named_parameters()), self.edited(shape.model)
+        shapes = {tuple(named[name].shape) for name in edited}
+        width = sum(map(sum, shapes))
+        policy = ADAM * 2 * width * self.config.rank * self.config.hypernetwork_blocks
+        changed = shape.size(edited)
+        # The sum of shifts and its gradient in float32, the original, and one shift in float64.
+        states = changed / shape.bytes * (8 + shape.bytes) + 8 * max(out * into for out, into in shapes)
+        return Phase(self.name, Room(policy + states), Room(3 * changed))

@@ -58,10 +58,11 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import torch
+
         self._done.set()
         self._watcher.join()
         self.seconds = perf_counter() - self._start
-        import torch
 
         if torch.cuda.is_available():
             self.peak_memory = torch.cuda.max_memory_allocated()

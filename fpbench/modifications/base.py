@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from fpbench.checks import Settings, read_settings
 from fpbench.errors import CellError, InputError
 from fpbench.models.meter import no_progress
 from fpbench.registry import MODIFICATIONS, unknown
@@ -14,11 +13,11 @@ from fpbench.registry import MODIFICATIONS, unknown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fpbench.models.costs import Counter, Phase, Shape, Work
 
-class ModificationConfig(BaseModel):
+
+class ModificationConfig(Settings):
     """Settings of a modification; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class ModificationContext:
 
     Attributes:
         seed: seeds everything random.
-        rows: for each fine-tuning set (``"alpaca"``, ``"math"``) its rows with ``instruction``, ``input``, ``output``.
+        rows: of each fine-tuning set that :attr:`Modification.data` names, with ``instruction``, ``input``, ``output``.
         calibration: plain documents, in order, for activation statistics.
         progress: wraps an iterable in a labelled progress bar.
         base: the weights of the unfingerprinted model by parameter name; empty where they are not known.
@@ -54,10 +53,37 @@ class Modified:
 
 
 class Modification(ABC):
-    """Changes a model the way an adversary, or an ordinary user, might."""
+    """Changes a model the way an adversary, or an ordinary user, might.
+
+    Subclasses implement :meth:`apply` and overwrite what does not fit below: nothing else of the harness knows them by
+    name. Their modules load torch inside functions alone, since plans and boards ask the classes without it.
+
+    Attributes:
+        name: given by the registry.
+        version: of what it does; part of every result's identity.
+        data: what it is given in the context, and what decides its outcome: of the profile's data sources ``alpaca``
+            and ``math`` (rows) and ``calibration`` (texts).
+        against_base: whether it compares the model with its unfingerprinted base, and so means nothing on the base.
+        leaves: what it leaves, in words, where nothing can be applied after it; empty where anything can.
+        trains: whether it trains, so that the order of summation shows in results.
+        drift: whether it is one of the six whose mean is AVG (protocol §4); counts for the package's own alone.
+        slowdown: how much longer a forward pass of the modified model takes.
+        family: heading of its kind in LaTeX tables.
+        heading: its own heading in LaTeX tables.
+        figures: how each figure of the proof that the board shows is written, in order.
+    """
 
     name: str
     version: ClassVar[str] = "1"
+    data: tuple[str, ...] = ()
+    against_base: ClassVar[bool] = False
+    leaves: ClassVar[str] = ""
+    trains: ClassVar[bool] = False
+    drift: ClassVar[bool] = False
+    slowdown: ClassVar[float] = 1.0
+    family: ClassVar[str] = ""
+    heading: ClassVar[str] = ""
+    figures: ClassVar[Mapping[str, Callable[[Any], str]]] = {"relative_change": lambda value: f"‖ΔW‖/‖W‖ {value:.3f}"}
 
     class Config(ModificationConfig):
         """No settings."""
@@ -68,19 +94,27 @@ class Modification(ABC):
         Raises:
             InputError: naming the first unknown or malformed setting.
         """
-        try:
-            self.config: Any = self.Config(**config)
-        except ValidationError as error:
-            key = error.errors()[0]["loc"][0]
-            # A key that may be one of several things is malformed once for each of them.
-            reasons = " or ".join(each["msg"] for each in error.errors() if each["loc"][0] == key)
-            known = ", ".join(self.Config.model_fields) or "none"
-            raise InputError(f"condition {self.name!r}, key {key!r}: {reasons}; known keys: {known}.") from None
+        self.config: Any = read_settings(self.Config, f"condition {self.name!r}", config)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the outcome besides model, data and seed: version and settings, as they were given."""
         return {"version": self.version, "settings": self.config.model_dump(mode="json")}
+
+    @property
+    def parts(self) -> Sequence["Modification"]:
+        """The modifications that this one applies, in order: itself, if it is no composition."""
+        return (self,)
+
+    @property
+    def searches(self) -> bool:
+        """Whether its learning rate is yet to be found by a search on the base."""
+        return False
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a part compares with the unfingerprinted base, or searches on it."""
+        return any(part.against_base or part.searches for part in self.parts)
 
     @abstractmethod
     def apply(self, model: "nn.Module", tokenizer: Any, context: ModificationContext) -> Modified:
@@ -90,6 +124,30 @@ class Modification(ABC):
             InputError: if data it needs is not in ``context``.
             CellError: if it had no effect, or produced non-finite weights.
         """
+
+    @classmethod
+    def implausible(cls, proof: Mapping[str, Any]) -> str | None:
+        """Return what cannot be in the proof of a record, in words; ``None`` where everything can."""
+        return None
+
+    # What the estimate before a run asks for, with defaults that serve whatever looks at every weight a few times.
+
+    def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
+        """Count what it computes.
+
+        Args:
+            counter: counts tokens on the model, which has no weights.
+            rows: as :class:`ModificationContext` will hold them.
+        """
+        from fpbench.models.costs import Work
+
+        return Work(handled=8 * counter.parameters)
+
+    def memory(self, shape: "Shape") -> "Phase":
+        """Count the bytes that it takes besides the model: by default some copies of the largest weight in float64."""
+        from fpbench.models.costs import Phase, Room
+
+        return Phase(self.name, Room(4 * 8 * max(parameter.numel() for parameter in shape.model.parameters())))
 
 
 def changed_from_base(
@@ -133,10 +191,6 @@ def _shapes(weights: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
 
 
 JOINT = "+"
-# A quantised model can be neither trained, pruned nor merged.
-LAST = ("int8", "nf4")
-# What compares with the unfingerprinted base, and therefore means nothing on the base itself.
-AGAINST_BASE = ("merge", "merge_slerp", "fsft_alpaca", "fsft_math")
 
 
 def parts(condition: str) -> list[str]:
@@ -144,16 +198,35 @@ def parts(condition: str) -> list[str]:
     return condition.split(JOINT)
 
 
+def drift() -> tuple[str, ...]:
+    """Return the six conditions whose mean is AVG (protocol §4), in order."""
+    return tuple(name for name in MODIFICATIONS.own if MODIFICATIONS.get(name).drift)
+
+
+def classes(condition: str) -> list[type[Modification]]:
+    """Return the class of each modification that a condition names, in order.
+
+    A name that is not registered here, as in records from elsewhere, has :class:`Modification` with its defaults.
+    """
+    return [MODIFICATIONS.get(name) if MODIFICATIONS.taken(name) else Modification for name in parts(condition)]
+
+
+def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record's proof holds of each modification that its condition names, by name."""
+    names = parts(condition)
+    return {condition: proof} if len(names) == 1 else {name: proof[name] for name in names if name in proof}
+
+
 def against_base(condition: str) -> bool:
     """Whether a condition compares a model with its unfingerprinted base."""
-    return any(part in AGAINST_BASE for part in parts(condition))
+    return any(each.against_base for each in classes(condition))
 
 
 def check(condition: str) -> None:
     """Refuse a composition that cannot be made.
 
     Raises:
-        InputError: if a part is unknown, named twice, or follows a quantisation.
+        InputError: if a part is unknown, named twice, or follows one after which nothing can be applied.
     """
     names = parts(condition)
     for name in names:
@@ -162,11 +235,8 @@ def check(condition: str) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"condition {condition!r} names {max(names, key=names.count)!r} twice: name each part once.")
     for name, following in zip(names, names[1:], strict=False):
-        if name in LAST:
-            raise InputError(
-                f"condition {condition!r} applies {following!r} to a quantised model, which can be neither trained, "
-                f"pruned nor merged: put {name!r} last."
-            )
+        if leaves := MODIFICATIONS.get(name).leaves:
+            raise InputError(f"condition {condition!r} applies {following!r} to {leaves}: put {name!r} last.")
 
 
 def create(condition: str, settings: Mapping[str, Mapping[str, Any]]) -> Modification:
@@ -189,9 +259,15 @@ class Composition(Modification):
 
     def __init__(self, modifications: list[Modification]) -> None:
         """Compose two or more modifications, in this order."""
-        super().__init__()
         self.name = JOINT.join(each.name for each in modifications)
-        self.parts = modifications
+        super().__init__()
+        self._parts = tuple(modifications)
+        self.data = tuple(dict.fromkeys(name for part in modifications for name in part.data))
+
+    @property
+    def parts(self) -> Sequence[Modification]:
+        """Those it was composed of."""
+        return self._parts
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -205,3 +281,9 @@ class Composition(Modification):
             modified = part.apply(model, tokenizer, context)
             model, proof[part.name] = modified.model, modified.proof
         return Modified(model, proof)
+
+    def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
+        """Count what all parts compute."""
+        from fpbench.models.costs import Work
+
+        return sum((part.work(counter, rows) for part in self.parts), Work())

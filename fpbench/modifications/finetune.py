@@ -3,32 +3,37 @@
 The learning rate is the largest stable one on the unfingerprinted base, found by a search; it has no default here.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.prompts import Example
-from fpbench.models.training import LoRAConfig, Penalty, train_lora
-from fpbench.models.weights import weights
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fpbench.models.costs import Counter, Phase, Shape, Work
+    from fpbench.models.training import LoRAConfig, Penalty
+
 ROWS = 6000  # protocol §4
-
-
-def searches(modification: Modification) -> bool:
-    """Return whether a modification, or a part of it, leaves its learning rate to a search."""
-    own = [modification, *getattr(modification, "parts", ())]
-    return any(isinstance(each, FineTune) and each.config.learning_rate == "search" for each in own)
 
 
 class FineTune(Modification):
     """LoRA on all linear modules, trained on the first rows of one instruction set and merged into the weights."""
 
-    data: ClassVar[str]
+    trains = True
+    family = "fine-tuned"
+    figures = {
+        "loss_curve": lambda value: f"loss {value[0]:.2f} → {value[-1]:.2f}" if value else "no loss",
+        "tokens_seen": lambda value: f"{value} tokens",
+        **Modification.figures,
+    }
 
     class Config(ModificationConfig):
         """Settings; the paper gives rows and epochs, its rank and batch size are not known (docs/methods.md §3.1).
@@ -49,6 +54,16 @@ class FineTune(Modification):
         rank: int = Field(default=32, ge=1)
         alpha: int = Field(default=64, ge=1)
 
+    @property
+    def source(self) -> str:
+        """The instruction set to train on."""
+        return self.data[0]
+
+    @property
+    def searches(self) -> bool:
+        """Whether a run is to find the largest stable rate."""
+        return bool(self.config.learning_rate == "search")
+
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Train in place on the first ``rows`` rows, of which ``instruction``, ``input`` and ``output`` are used."""
         return self.train(model, tokenizer, context)
@@ -60,16 +75,18 @@ class FineTune(Modification):
             InputError: if there are fewer.
         """
         wanted = self.config.rows + following
-        rows = context.rows.get(self.data, ())[:wanted]
+        rows = context.rows.get(self.source, ())[:wanted]
         if len(rows) < wanted:
             raise InputError(
-                f"condition {self.name!r} needs {wanted} rows of the data set {self.data!r}, found {len(rows)}: "
+                f"condition {self.name!r} needs {wanted} rows of the data set {self.source!r}, found {len(rows)}: "
                 "give more rows or lower its setting 'rows'."
             )
         return [instruction(row) for row in rows]
 
     def settings(self, learning_rate: float) -> LoRAConfig:
         """The settings of a training at one rate."""
+        from fpbench.models.training import LoRAConfig
+
         names = {"epochs", "batch_size", "rank", "alpha"}
         return LoRAConfig(learning_rate, **self.config.model_dump(include=names))
 
@@ -77,7 +94,10 @@ class FineTune(Modification):
         self, model: nn.Module, tokenizer: Any, context: ModificationContext, penalty: Penalty | None = None
     ) -> Modified:
         """Train in place, minimising ``penalty`` besides the loss."""
-        if self.config.learning_rate == "search":
+        from fpbench.models.training import train_lora
+        from fpbench.models.weights import weights
+
+        if self.searches:
             raise InputError(
                 f"condition {self.name!r} is to search for its learning rate, which only a run on the unfingerprinted "
                 "base can: give a number."
@@ -106,6 +126,20 @@ class FineTune(Modification):
         }
         return Modified(model, proof)
 
+    def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
+        """Count the training, and comparing with the weights from before."""
+        from fpbench.models.costs import Work
+
+        examples = [instruction(row) for row in rows[self.source][: self.config.rows]]
+        training = counter.training(examples, self.config.epochs, self.config.batch_size)
+        return training + Work(handled=2 * counter.parameters)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Count the training, and the weights from before: for the proof, or for a search to come back to."""
+        from fpbench.models.costs import Phase, Room
+
+        return Phase(self.name, shape.training(self.config.rank, self.config.batch_size), Room(shape.weights))
+
 
 def instruction(row: dict[str, str]) -> Example:
     """A row of an instruction set in Alpaca's layout; the section of an empty or missing input is left out."""
@@ -129,11 +163,15 @@ def relative_change(model: nn.Module, before: dict[str, Tensor]) -> float:
 class FinetuneAlpaca(FineTune):
     """Fine-tuning on general instructions (Alpaca-cleaned)."""
 
-    data = "alpaca"
+    data = ("alpaca",)
+    drift = True
+    heading = "Alpaca"
 
 
 @MODIFICATIONS.register("finetune_math")
 class FinetuneMath(FineTune):
     """Fine-tuning on mathematical instructions (MathInstruct)."""
 
-    data = "math"
+    data = ("math",)
+    drift = True
+    heading = "Math"

@@ -6,24 +6,30 @@ the update ΔW^i = (α/r) B A reaches into it; see :func:`reach`. The exact F^i 
 are reconstructions.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
 from pydantic import Field
-from torch import Tensor, nn
 
 from fpbench.errors import CellError
-from fpbench.models.training import LowRank
 from fpbench.modifications.base import ModificationContext, Modified, changed_from_base
 from fpbench.modifications.finetune import FineTune
 from fpbench.registry import MODIFICATIONS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fpbench.models.training import LowRank
 
 Variant = Literal["A", "A_orthogonal", "B", "C"]
 
 
 class FSFT(FineTune):
     """Fine-tuning with the penalty λ Σ_i F^i / ‖W^i‖_F²."""
+
+    against_base = True
 
     class Config(FineTune.Config):
         """Settings besides those of plain fine-tuning.
@@ -55,14 +61,14 @@ class FSFT(FineTune):
 class FSFTAlpaca(FSFT):
     """FSFT on general instructions (Alpaca-cleaned)."""
 
-    data = "alpaca"
+    data = ("alpaca",)
 
 
 @MODIFICATIONS.register("fsft_math")
 class FSFTMath(FSFT):
     """FSFT on mathematical instructions (MathInstruct)."""
 
-    data = "math"
+    data = ("math",)
 
 
 class SubspacePenalty:
@@ -80,6 +86,8 @@ class SubspacePenalty:
         Raises:
             CellError: if none of them is of a touched matrix.
         """
+        import torch
+
         if not self._terms:
             self._terms = self._measures(updates)
         value = self.strength * torch.stack([term(updates[name]) for name, term in self._terms.items()]).sum()
@@ -146,6 +154,8 @@ def spectrum(own: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Rounding W_e to its dtype adds noise of standard deviation ε · rms(W_e) / √12 at most, whose largest singular value
     is that times √out + √in; computing in float32 blurs the rest. The largest singular value is always kept.
     """
+    import torch
+
     left, values, right = torch.linalg.svd(own.float() - base.float(), full_matrices=False)
     deviation = torch.finfo(own.dtype).eps * own.float().square().mean().sqrt() / 12**0.5
     noise = deviation * sum(size**0.5 for size in own.shape)

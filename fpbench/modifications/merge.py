@@ -1,12 +1,12 @@
 """Merging with the unfingerprinted base: linear and spherical interpolation, tensor by tensor (protocol §3)."""
 
+from __future__ import annotations
+
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from fpbench.errors import CellError
 from fpbench.modifications.base import (
@@ -18,12 +18,17 @@ from fpbench.modifications.base import (
 )
 from fpbench.registry import MODIFICATIONS
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 # Below this angle, in radians, sin(tΩ)/sin Ω equals t in double precision.
 PARALLEL = 1e-8
 
 
 class Merge(Modification):
     """Moves every weight towards the base; weights that are the base's already stay as they are, bit for bit."""
+
+    against_base = True
 
     class Config(ModificationConfig):
         """How far.
@@ -69,7 +74,7 @@ class Linear(Merge):
 
     def interpolate(self, own: Tensor, base: Tensor) -> Tensor:
         """Interpolate along the line."""
-        return torch.lerp(own, base, self.config.weight)
+        return own.lerp(base, self.config.weight)
 
 
 @MODIFICATIONS.register("merge_slerp")
@@ -84,7 +89,7 @@ class Spherical(Merge):
         """
         weight, angle = self.config.weight, angle_between(own, base)
         if angle < PARALLEL:
-            return torch.lerp(own, base, weight)
+            return own.lerp(base, weight)
         if math.pi - angle < PARALLEL:
             raise CellError(f"{self.name} met a tensor opposite to the base's: no one arc joins them.")
         return (math.sin((1 - weight) * angle) * own + math.sin(weight * angle) * base) / math.sin(angle)

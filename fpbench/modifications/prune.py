@@ -5,33 +5,41 @@ pruned in order, each with the activations that the already pruned blocks before
 and the output head are left alone.
 """
 
+from __future__ import annotations
+
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.layout import context_length, layout
 from fpbench.models.prompts import encode
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
-from fpbench.scoring.engine import token_budget
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fpbench.models.costs import Counter, Phase, Shape, Work
+
+    # From a weight [out, in] and the squared norms of its inputs [in] to the mask [out, in] of the weights to remove.
+    Selection = Callable[[Tensor, Tensor], Tensor]
 
 EXPONENT = 0.5  # a in the paper
-
-# From a weight [out, in] and the squared norms of its inputs [in] to the mask [out, in] of the weights to remove.
-Selection = Callable[[Tensor, Tensor], Tensor]
+OFF_TARGET = 0.005  # most that the sparsity reached may differ from the one asked for
 
 
 class RIA(Modification):
     """Removes a fixed share of the weights of every linear module in the blocks."""
 
     ratio: ClassVar[float]
+    data = ("calibration",)
+    family = "pruned"
+    figures = {"sparsity": lambda value: f"sparsity {100 * value:.2f} %", **Modification.figures}
 
     class Config(ModificationConfig):
         """Calibration.
@@ -46,8 +54,8 @@ class RIA(Modification):
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
-        length = min(self.config.length, context_length(model) or self.config.length)
-        windows = calibration_windows(tokenizer, context.calibration, self.config.samples, length, context.seed)
+        samples, length = self.config.samples, self._length(model)
+        windows = calibration_windows(tokenizer, context.calibration, samples, length, context.seed)
         before = sum(parameter.detach().float().square().sum().item() for parameter in model.parameters())
         pruned = prune_blocks(
             model, windows, lambda weight, norms: prune_mask(ria_scores(weight, norms), self.ratio), context.progress
@@ -66,12 +74,46 @@ class RIA(Modification):
         }
         return Modified(model, proof)
 
+    def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
+        """Count two passes of every window through every block, before it is pruned and after, and the scores."""
+        from fpbench.models.costs import Work
+        from fpbench.scoring.engine import token_budget
+
+        tokens = 2 * self.config.samples * self._length(counter.model)
+        return Work(passes=math.ceil(tokens / token_budget()), read=tokens, handled=8 * counter.parameters)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Count what enters and leaves a block, of all windows, and the widest matrix with its scores in float32."""
+        from fpbench.models.costs import Phase, Room
+
+        states = 2 * self.config.samples * self._length(shape.model) * shape.hidden * shape.bytes
+        scores = 4 * 4 * max(each.weight.numel() for each in shape.linears)
+        return Phase(self.name, Room(states + scores))
+
+    def _length(self, model: nn.Module) -> int:
+        """Tokens of a window."""
+        from fpbench.models.layout import context_length
+
+        length: int = self.config.length
+        return min(length, context_length(model) or length)
+
+    @classmethod
+    def implausible(cls, proof: Mapping[str, Any]) -> str | None:
+        """Return that the sparsity is off its target, if it is."""
+        sparsity = proof.get("sparsity")
+        # Written so that a NaN is refused too.
+        if isinstance(sparsity, float) and abs(sparsity - cls.ratio) <= OFF_TARGET:
+            return None
+        return f"sparsity {sparsity} is not within {OFF_TARGET} of {cls.ratio}"
+
 
 @MODIFICATIONS.register("ria30")
 class RIA30(RIA):
     """RIA at 30 % sparsity."""
 
     ratio = 0.3
+    drift = True
+    heading = "RIA 30"
 
 
 @MODIFICATIONS.register("ria40")
@@ -79,6 +121,8 @@ class RIA40(RIA):
     """RIA at 40 % sparsity."""
 
     ratio = 0.4
+    drift = True
+    heading = "RIA 40"
 
 
 def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
@@ -91,6 +135,8 @@ def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
     Returns:
         Scores [out, in], 0 where the weight is 0.
     """
+    import torch
+
     magnitude = weight.detach().abs().float()
     smallest = torch.finfo(torch.float32).tiny  # an all-zero row or column has no share to divide
     columns = magnitude.sum(0, keepdim=True).clamp_min(smallest)
@@ -121,7 +167,6 @@ class PrunedMatrix:
     removed: float
 
 
-@torch.no_grad()
 def prune_blocks(
     model: nn.Module,
     windows: Tensor,
@@ -136,22 +181,27 @@ def prune_blocks(
         select: called once per matrix with its weight and Σ_t x_tj² / samples of its inputs (float32).
         progress: wraps the blocks.
     """
+    import torch
+
+    from fpbench.models.layout import layout
+
     blocks = layout(model).blocks
     names = {module: name for name, module in model.named_modules()}
-    batches = _block_inputs(model, blocks[0], windows)
     pruned = []
-    for block in progress(blocks, "pruning"):
-        linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        with _input_energy(linears) as energy:
-            for hidden, keywords in batches:
-                block(hidden, **keywords)
-        for linear in linears:
-            mask = select(linear.weight, energy[linear] / len(windows))
-            removed = linear.weight[mask].float().square().sum().item()
-            linear.weight.masked_fill_(mask, 0)
-            zeros = int((linear.weight == 0).sum())
-            pruned.append(PrunedMatrix(names[linear], linear.weight.numel(), zeros, removed))
-        batches = [(block(hidden, **keywords), keywords) for hidden, keywords in batches]
+    with torch.no_grad():
+        batches = _block_inputs(model, blocks[0], windows)
+        for block in progress(blocks, "pruning"):
+            linears = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
+            with _input_energy(linears) as energy:
+                for hidden, keywords in batches:
+                    block(hidden, **keywords)
+            for linear in linears:
+                mask = select(linear.weight, energy[linear] / len(windows))
+                removed = linear.weight[mask].float().square().sum().item()
+                linear.weight.masked_fill_(mask, 0)
+                zeros = int((linear.weight == 0).sum())
+                pruned.append(PrunedMatrix(names[linear], linear.weight.numel(), zeros, removed))
+            batches = [(block(hidden, **keywords), keywords) for hidden, keywords in batches]
     return pruned
 
 
@@ -164,6 +214,8 @@ def calibration_windows(tokenizer: Any, documents: Sequence[str], samples: int, 
     Raises:
         InputError: if the documents are too short for that many windows.
     """
+    import torch
+
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
     ids: list[int] = []
@@ -183,6 +235,8 @@ class _Captured(Exception):  # noqa: N818 - no error, only the way out of the fo
 
 def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
     """Hidden states that enter the first block, and the keywords that every block gets with them, batch by batch."""
+    from fpbench.scoring.engine import token_budget
+
     kinds = set(getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"])
     if len(kinds) > 1:
         raise InputError(f"pruning needs blocks with one kind of attention, found {', '.join(sorted(kinds))}.")
@@ -207,6 +261,8 @@ def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[t
 @contextmanager
 def _input_energy(linears: Sequence[nn.Linear]) -> Iterator[dict[nn.Module, Tensor]]:
     """While active, sums the squares of each input channel over all tokens: [in] per module, float32."""
+    import torch
+
     energy: dict[nn.Module, Tensor] = {
         linear: torch.zeros(linear.in_features, device=linear.weight.device) for linear in linears
     }

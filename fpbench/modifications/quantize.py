@@ -6,38 +6,54 @@ and the head, tied or not, stay as they are. A layer that was replaced gives its
 holds it: a card has no room for both (:func:`fpbench.models.weights.preserved` brings it back).
 """
 
+from __future__ import annotations
+
+import collections
 import logging
 from abc import abstractmethod
-from collections import Counter
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import CellError
 from fpbench.models.checkpoints import quiet
 from fpbench.modifications.base import Modification, ModificationContext, Modified
 from fpbench.registry import MODIFICATIONS
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fpbench.models.costs import Counter, Phase, Shape, Work
+
 # Activations of this magnitude are multiplied in the model's precision (Dettmers et al., 2022, §3.2).
 OUTLIER_THRESHOLD = 6.0
 # The 4-bit layout for processors with AVX-512 BF16 interleaves so many rows and holds whole blocks of so many columns.
 CPU_ROWS, CPU_COLUMNS = 32, 64
+BYTES = 12  # of each weight of the layer that is being quantised
 
 
 class Quantization(Modification):
     """Replaces linear layers by quantised ones."""
 
+    leaves = "a quantised model, which can be neither trained, pruned nor merged"
+    drift = True
+    # It computes with weights that it restores in every pass; as measured on a CPU, where it is slowest.
+    slowdown = 3.0
+    family = "quantised"
+    figures = {"bits_per_weight": lambda value: f"{value:.2f} bits per weight", **Modification.figures}
+
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Replace the layers in place."""
+        import torch
+
         library = _bitsandbytes()
         head = model.get_output_embeddings()  # type: ignore[operator]
-        layers = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+        layers = [(name, m) for name, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head]
         if not layers:
             raise CellError(f"{self.name} found no plain linear layer to quantise besides the output head.")
         for name, layer in layers:
             self.check(library, name, layer)
-        holders = Counter(id(parameter) for each in model.modules() for parameter in each._parameters.values())
+        parameters = (parameter for module in model.modules() for parameter in module._parameters.values())
+        holders = collections.Counter(map(id, parameters))
         stored = entries = 0
         error = reference = 0.0
         for name, layer in context.progress(layers, self.name):
@@ -57,6 +73,18 @@ class Quantization(Modification):
             )
         proof = {"layers": len(layers), "bits_per_weight": 8 * stored / entries, "relative_change": relative_error}
         return Modified(model, proof)
+
+    def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
+        """Count reading, rounding, restoring and comparing every weight."""
+        from fpbench.models.costs import Work
+
+        return Work(handled=4 * counter.parameters)
+
+    def memory(self, shape: Shape) -> Phase:
+        """Count codes beside the layer they replace, which gives its weight back at once, and float32 of both."""
+        from fpbench.models.costs import Phase, Room
+
+        return Phase(self.name, Room(BYTES * max(each.weight.numel() for each in shape.linears)))
 
     def check(self, library: Any, name: str, layer: nn.Linear) -> None:
         """Refuse a layer that the library cannot compute with.
@@ -85,8 +113,12 @@ class Int8(Quantization):
     sums and the scaling are float32, and the integer product is exact with AVX-512, or up to 1,040 inputs without.
     """
 
+    heading = "INT8"
+
     def quantize(self, library: Any, layer: nn.Linear) -> tuple[nn.Module, Tensor, int]:
         """Build the layer with W_ij ≈ c_ij s_i / 127, s_i the greatest magnitude of row i."""
+        import torch
+
         codes, scales, _ = library.functional.int8_vectorwise_quant(layer.weight.detach().to(torch.float16))
         quantized: Any = library.nn.Linear8bitLt(
             layer.in_features,
@@ -107,6 +139,8 @@ class NF4(Quantization):
     Products are computed with dequantised weights in the model's dtype. On a CPU with AVX-512 BF16 the library computes
     them in bfloat16 instead, also for a float32 model, and takes only layers whose shape fits its layout.
     """
+
+    heading = "NF4"
 
     def check(self, library: Any, name: str, layer: nn.Linear) -> None:
         """Refuse shapes that do not fit the layout of the library's AVX-512 BF16 kernel."""

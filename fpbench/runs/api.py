@@ -293,5 +293,5 @@ def modify(
         raise unknown("part of the condition", next(iter(given)), parts(condition))
     modification = create(condition, settings)
     known = {} if base is None else dict(base.named_parameters())
-    context = Datasets(wanted).modification_context(seed, no_progress, known)
+    context = Datasets(wanted).modification_context(modification, seed, no_progress, known)
     return modification.apply(model, tokenizer, context).model

@@ -216,8 +216,9 @@ class Bench:
                 proof["injection"] = report.search
         if condition == ORIGIN:
             return model, proof, {}
-        base = subject.base_weights if cell.method != CHECKPOINT or subject.needs_base(condition) else {}
-        context = subject.datasets.modification_context(cell.seed, subject.progress, base)
+        asked = subject.modification(condition)
+        base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
+        context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
         modification, records = settled(subject, condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)

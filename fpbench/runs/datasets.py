@@ -1,6 +1,6 @@
 """The texts and rows that a profile's data sources hold, each read once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +9,14 @@ from fpbench.errors import InputError
 from fpbench.metrics.measure import UTILITY_TASKS
 from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.prompts import Example
-from fpbench.modifications.base import ModificationContext
+from fpbench.modifications.base import Modification, ModificationContext
 from fpbench.runs import fetch
 from fpbench.runs.profile import Profile
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+INSTRUCTIONS = ("alpaca", "math")
 
 
 class Datasets:
@@ -79,11 +81,16 @@ class Datasets:
         """The sources of the utility tasks that the profile names."""
         return {name: source for name, source in self.profile.data.items() if name in UTILITY_TASKS}
 
-    def modification_context(self, seed: int, progress: Any, base: Mapping[str, "Tensor"]) -> ModificationContext:
-        """What modifications may know, with the data that this profile names and the weights of the base."""
-        named = self.profile.data
-        rows: dict[str, Any] = {name: getattr(self, name) for name in ("alpaca", "math") if name in named}
-        return ModificationContext(seed, rows, self.calibration if "calibration" in named else (), progress, base)
+    def rows(self, modification: Modification) -> dict[str, Sequence[dict[str, str]]]:
+        """The instruction rows that a modification asks for, by the name of their source."""
+        return {name: getattr(self, name) for name in modification.data if name in INSTRUCTIONS}
+
+    def modification_context(
+        self, modification: Modification, seed: int, progress: Any, base: Mapping[str, "Tensor"]
+    ) -> ModificationContext:
+        """What a modification may know: the data that it asks for, which name its records, and the base's weights."""
+        calibration = self.calibration if "calibration" in modification.data else ()
+        return ModificationContext(seed, self.rows(modification), calibration, progress, base)
 
     def check(self) -> None:
         """Read every source that the profile names.

@@ -19,6 +19,7 @@ from tabulate import tabulate
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod
+from fpbench.models.costs import Work
 from fpbench.models.loading import Loading, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import ORIGIN, Cell
@@ -30,7 +31,7 @@ from fpbench.runs.plan import Job, checkpoints
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import Sets
 from fpbench.runs.speed import Speed, measured
-from fpbench.runs.work import Work, Workload, needs_search
+from fpbench.runs.work import Workload, needs_search
 from fpbench.runs.worker import Worker
 
 # Of an identity, what decides how long each kind of work takes, whatever was injected.
@@ -84,8 +85,6 @@ def _key(kind: str, identity: Mapping[str, Any]) -> str:
 
 # Until torch, transformers, peft, lm-eval and bitsandbytes are imported; measured on one core.
 START = 8.0
-# A quantised layer computes with weights that it restores in every pass; as measured on a CPU, where it is slowest.
-QUANTISED = 3.0
 SET_TOKENS = 2_500  # read to choose a code-mixed set: ten queries in 25 spellings of ten tokens
 Identity = Mapping[str, Any]
 
@@ -239,14 +238,15 @@ def _entries(label: str, cells: Sequence[Cell], workload: Workload, view: _View)
             )
         for condition, group_cells in groupby(group, key=lambda cell: cell.condition):
             own = list(group_cells)
+            slowdown = 1.0
             if condition != ORIGIN:
+                modification = subject.modification(condition)
+                slowdown = math.prod(part.slowdown for part in modification.parts)
                 identity = view.identities.get(own[0].path)
                 known = view.past.seconds("modified", identity) if identity else None
-                yield _Entry(condition, workload.modification(subject.modification(condition)), known)
+                yield _Entry(condition, workload.modification(modification), known)
             for cell in own:
-                work = metric(cell.metric, fingerprints)
-                if any(part in ("int8", "nf4") for part in condition.split("+")):
-                    work *= QUANTISED
+                work = metric(cell.metric, fingerprints) * slowdown
                 identity = view.identities.get(cell.path)
                 if cell.metric == "cost":  # known once the injection was made
                     continue
@@ -267,8 +267,8 @@ def _once(
     data = set()
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
         for part in needs_search(subject.modification(condition)):
-            if part.data not in data and not any(searches.glob(f"{label}-finetune-{part.data}-*.json")):
-                data.add(part.data)
+            if part.source not in data and not any(searches.glob(f"{label}-finetune-{part.source}-*.json")):
+                data.add(part.source)
                 yield _Entry(f"search the rate of {part.name}", workload.search(part))
     for name, method in dict.fromkeys((cell.fingerprints, cell.method) for cell in cells):
         if profile.searches_rate(method) and not any(searches.glob(f"{label}-{method}-{name}-*.json")):

@@ -6,7 +6,6 @@ from typing import Any
 from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import tokenizer_source
-from fpbench.modifications.base import parts
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.runs.profile import DRAW, SEARCH
 from fpbench.runs.search import rate_identity
@@ -14,14 +13,6 @@ from fpbench.runs.subject import Subject
 
 # Which data decide a result: a record is valid only for the very same ones.
 DATA_OF_METHODS = ("statistics", "zsre")
-DATA_OF_CONDITIONS = {
-    "finetune_alpaca": ("alpaca",),
-    "finetune_math": ("math",),
-    "ria30": ("calibration",),
-    "ria40": ("calibration",),
-    "fsft_alpaca": ("alpaca",),
-    "fsft_math": ("math",),
-}
 
 
 def injection_identity(subject: Subject, method: str, fingerprints: FingerprintSet, seed: int) -> dict[str, Any]:
@@ -58,9 +49,9 @@ def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) ->
     if cell.method == CHECKPOINT and subject.base and tokenizer_source(subject.folder) is None:
         identity["tokenizer"] = subject.base_digest
     if cell.condition != ORIGIN:
-        data = {name for part in parts(cell.condition) for name in DATA_OF_CONDITIONS.get(part, ())}
-        identity["modification"] = subject.modification(cell.condition).identity | {"data": datasets.digests(*data)}
-        if cell.method == CHECKPOINT and subject.needs_base(cell.condition):
+        modification = subject.modification(cell.condition)
+        identity["modification"] = modification.identity | {"data": datasets.digests(*modification.data)}
+        if cell.method == CHECKPOINT and modification.needs_base:
             identity["base"] = subject.base_digest if subject.base else None
     if metric.sized:
         identity["sizes"] = profile.sizes.model_dump(mode="json")

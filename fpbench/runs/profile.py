@@ -4,10 +4,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
-from fpbench.methods.hyperparameters import overlay
+from fpbench.methods.hyperparameters import alternatives_of, overlay
 from fpbench.metrics.measure import UTILITY_TASKS
 from fpbench.modifications.base import JOINT, check
 from fpbench.records.cell import ORIGIN, PROTOCOL
@@ -18,20 +19,14 @@ DRAW = 42  # the protocol's seed of contexts, words and near triggers
 SEARCH = "search"  # what a profile writes in place of a learning rate that is to be searched for
 
 
-class Strict(BaseModel):
-    """Refuses unknown keys; never changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Resources(Strict):
+class Resources(Settings):
     """What a worker on a cluster asks for, besides as many cores as it has threads."""
 
     gpus: float = Field(1, gt=0, le=1, description="share of a card, where models are on cards")
     memory_gb: float | None = Field(None, gt=0, description="of the node, in GiB; null asks for none")
 
 
-class ModelSettings(Strict):
+class ModelSettings(Settings):
     """One model and the decoding its makers ship (protocol §2)."""
 
     path: str
@@ -48,7 +43,7 @@ class ModelSettings(Strict):
         return self.name or Path(self.path).name
 
 
-class Sizes(Strict):
+class Sizes(Settings):
     """How much of each measurement is done; definitions stay those of the protocol."""
 
     context_rows: int = Field(128, ge=1, description="last instruction rows that give trigger contexts")
@@ -61,14 +56,14 @@ class Sizes(Strict):
     utility_limit: int | None = Field(None, ge=1, description="items a task; null takes all")
 
 
-class Variant(Strict):
+class Variant(Settings):
     """A method under another name, with hyper-parameters of its own: one more row of the same table."""
 
     method: str
     config: dict[str, Any] = {}
 
 
-class Profile(Strict):
+class Profile(Settings):
     """Everything that decides what a run measures."""
 
     name: str
@@ -91,8 +86,10 @@ class Profile(Strict):
 
     def method_of(self, name: str) -> tuple[str, dict[str, Any]]:
         """Which method a row's name stands for, and the hyper-parameters that this profile gives it."""
-        variant = self.variants.get(name, Variant(method=name))
-        return variant.method, overlay(self.hyperparameters.get(variant.method, {}), variant.config)
+        if (variant := self.variants.get(name)) is None:
+            return name, dict(self.hyperparameters.get(name, {}))
+        given = self.hyperparameters.get(variant.method, {})
+        return variant.method, overlay(given, variant.config, alternatives_of(variant.method))
 
     def searches_rate(self, method: str) -> bool:
         """Return whether the learning rate of a row's injection is left to a search."""
@@ -131,9 +128,8 @@ def load_profile(name: str, **changes: Any) -> Profile:
     try:
         profile = Profile(**({"name": path.stem} | table))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"profile {name}, key {where!r}: {first['msg']} (found {first['input']!r}).") from None
+        (where, reason), found = first_error(error), error.errors()[0]["input"]
+        raise InputError(f"profile {name}, key {where!r}: {reason} (found {found!r}).") from None
     _check_names(profile)
     return profile
 

@@ -44,7 +44,9 @@ class Resume:
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         bases = [base for folder in models if (base := base_of_adapter(folder))]
         folders = [PACKAGE, SUBMISSIONS, cache(), *models, *bases]
-        plugins = [(each.value, version(each.dist.name)) for each in entry_points(group="fpbench.methods") if each.dist]
+        groups = ("fpbench.methods", "fpbench.modifications")
+        installed = [each for group in groups for each in entry_points(group=group)]
+        plugins = [(each.value, version(each.dist.name)) for each in installed if each.dist]
         state: dict[str, Any] = {
             "profile": profile.model_dump(mode="json"),
             "precision": job.loading.precision,

@@ -21,7 +21,7 @@ from fpbench.models.prompts import Example
 from fpbench.models.training import score_answers, train_lora
 from fpbench.models.weights import preserved
 from fpbench.modifications.base import Modification, ModificationContext, create, parts
-from fpbench.modifications.finetune import ROWS, FineTune, instruction, searches
+from fpbench.modifications.finetune import ROWS, FineTune, instruction
 from fpbench.records.provenance import code_and_machine
 from fpbench.records.store import cell_id, making, read_record, write_record
 from fpbench.registry import MODIFICATIONS
@@ -171,7 +171,7 @@ def settled(subject: Subject, condition: str, context: ModificationContext) -> t
     settings, records = dict(subject.profile.modifications), {}
     for name in parts(condition):
         modification = MODIFICATIONS.get(name)(**settings.get(name, {}))
-        if searches(modification):
+        if modification.searches:
             found = fine_tuning_rate(subject, modification, context)
             settings[name] = settings[name] | {"learning_rate": found.learning_rate}
             records[name] = found.record
@@ -194,9 +194,9 @@ def fine_tuning_rate(subject: Subject, modification: FineTune, context: Modifica
     identity = {
         "version": FineTune.version,
         "settings": modification.config.model_dump(include=names),
-        "data": subject.datasets.digests(modification.data),
+        "data": subject.datasets.digests(*modification.data),
     }
-    return recorded(subject, f"finetune-{modification.data}", identity, make)
+    return recorded(subject, f"finetune-{modification.source}", identity, make)
 
 
 def fine_tuning_trials(

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fpbench.models.checkpoints import quiet
+from fpbench.models.costs import Work
 from fpbench.models.loading import Loading
 from fpbench.models.training import LoRAConfig, adapter, answer_loss
-from fpbench.runs.work import Work
 from fpbench.scoring.engine import log_likelihoods, read
 
 # A probe must be quick: blocks are left out until so many parameters remain, and so much of the vocabulary.
@@ -29,7 +29,7 @@ QUESTION = 1e-3
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of each unit of :class:`fpbench.runs.work.Work`."""
+    """Seconds of each unit of :class:`fpbench.models.costs.Work`."""
 
     passes: float
     read: float

@@ -13,8 +13,7 @@ from fpbench.models.loading import load_architecture, remarks
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import render
 from fpbench.models.weights import state_digest, weights
-from fpbench.modifications.base import Modification, against_base, create
-from fpbench.modifications.finetune import searches
+from fpbench.modifications.base import Modification, create
 from fpbench.records.store import Digests, Store
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import Spectra, create_method
@@ -131,10 +130,6 @@ class Subject:
     def modification(self, name: str) -> Modification:
         """Return the modification of a condition with this profile's settings."""
         return create(name, self.profile.modifications)
-
-    def needs_base(self, condition: str) -> bool:
-        """Return whether a condition compares with the unfingerprinted base, or searches on it."""
-        return against_base(condition) or searches(self.modification(condition))
 
     @cached_property
     def _statistics(self) -> Spectra:

@@ -15,6 +15,7 @@ from fpbench.board.rows import MODIFICATIONS, _by_seed
 from fpbench.board.tables import DETECTABILITY, HARM
 from fpbench.metrics.claims import FLOOR
 from fpbench.metrics.statistics import clopper_pearson, holm, rank, sign_flip
+from fpbench.modifications import prune
 from fpbench.records.store import read_records
 from tests.conftest import ROOT
 from tests.docs.markdown import names, read, table
@@ -107,7 +108,7 @@ def test_every_trust_is_explained(trust: str):
 def test_what_is_refused_is_named_with_its_limits():
     refused = DOCUMENT.partition("A record is refused")[2]
     assert f"above {checks.ERROR_BOUND:.0e}".replace("e-0", "e-") in refused
-    assert f"more than {checks.OFF_TARGET:g} away" in refused
-    for name, target in checks.SPARSITY.items():
-        assert f"{target:g} (`{name}`)" in refused
+    assert f"more than {prune.OFF_TARGET:g} away" in refused
+    for each in (prune.RIA30, prune.RIA40):
+        assert f"{each.ratio:g} (`{each.name}`)" in refused
     assert f"at least {FLOOR}" in DOCUMENT

@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 
 from fpbench.methods.base import FingerprintMethod
+from fpbench.models.costs import Phase, Room
 from fpbench.models.loading import Loading
 from fpbench.registry import METHODS, MODIFICATIONS
 from fpbench.runs.injection import create_method
-from fpbench.runs.memory import GIB, Phase, Residency, Room, peak
+from fpbench.runs.memory import GIB, Residency, peak
 from tests.docs.markdown import read, table
 
 DOCUMENT = read("memory.md")
@@ -58,12 +59,10 @@ def peaks(name: str) -> dict[str, set[str]]:
     resident = found.resident()
     first = Phase(resident.name, resident.device, resident.main + Room(found.spectra(methods.values())))
     phases = {"scoring": [found.scoring(False)], "scoring accidental triggers": [found.scoring(True)]}
-    phases |= {row: [found.injection(methods[each]) for each in names] for row, names in INJECTIONS.items()}
+    phases |= {row: [methods[each].memory(found) for each in names] for row, names in INJECTIONS.items()}
     for row, conditions in MODIFIED.items():
         settings = {"learning_rate": 1e-4} if row == "fine-tuning" else {}
-        phases[row] = [
-            phase for each in conditions for phase in found.modification(MODIFICATIONS.get(each)(**settings))
-        ]
+        phases[row] = [MODIFICATIONS.get(each)(**settings).memory(found) for each in conditions]
     shown = {row: {_shown(*peak([first, phase], True)[::-1]) for phase in each} for row, each in phases.items()}
     main, _ = peak([first, Phase("nothing", Room())], True)
     return shown | {"weights, and their copy": {_shown(Room(found.weights), main)}}

@@ -7,8 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 
 from fpbench.errors import InputError
+from fpbench.methods.base import FingerprintMethod, MethodConfig
 from fpbench.methods.hyperparameters import defaults, family_of, hyperparameters, overlay
 from fpbench.registry import METHODS
+from fpbench.runs.profile import load_profile
 
 PAPER = {
     "llama-3.2-3b": LlamaConfig(hidden_size=3072, num_hidden_layers=28, num_attention_heads=24),
@@ -51,6 +53,7 @@ def test_small_and_unknown_models(stories: Any) -> None:
 def test_a_method_from_elsewhere_declares_its_own(stories: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Strangers:
         hyperparameters: ClassVar[dict[str, Any]] = {}
+        Config = MethodConfig
 
     monkeypatch.setitem(METHODS._classes, "strangers", Strangers)
     large = on_meta(LlamaConfig(hidden_size=4096, num_hidden_layers=20, num_attention_heads=32))
@@ -66,7 +69,43 @@ def test_what_a_user_says_replaces_its_alternative(stories: Any) -> None:
     assert "depth" not in given and "nullspace_share" not in given
     assert (given["layers"], given["nullspace_threshold"], given["steps"]) == ([2], 0.1, 9)
     METHODS.get("mcedit_a")(**given)
-    assert overlay({"a": 1, "layers": [1]}, {"depth": [0, 1]}) == {"a": 1, "depth": [0, 1]}
+    alternatives = METHODS.get("mcedit_a").Config.alternatives
+    assert overlay({"a": 1, "layers": [1]}, {"depth": [0, 1]}, alternatives) == {"a": 1, "depth": [0, 1]}
+
+
+def test_keys_are_alternatives_only_where_a_config_says_so(stories: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert overlay({"depth": 10, "rank": 4}, {"layers": [1, 2]}) == {"depth": 10, "rank": 4, "layers": [1, 2]}
+
+    class Strangers(FingerprintMethod):
+        """Of no alternatives, though its keys are called like those of the package's own methods."""
+
+        version = "1"
+        hyperparameters: ClassVar[dict[str, Any]] = {"all": {"depth": 10, "rank": 4}, "small": {"layers": [1]}}
+
+        class Config(MethodConfig):
+            """Three keys that go together."""
+
+            depth: int
+            rank: int
+            layers: list[int]
+
+        def inject(self, *_: Any) -> None:
+            """Nothing."""
+
+    monkeypatch.setitem(METHODS._classes, "strangers", Strangers)
+    assert hyperparameters("strangers", stories[0], {}) == {"depth": 10, "rank": 4, "layers": [1]}
+    assert hyperparameters("strangers", stories[0], {"layers": [2]}) == {"depth": 10, "rank": 4, "layers": [2]}
+    assert hyperparameters("rledit", stories[0], {"depth": 3})["depth"] == 3
+    profile = load_profile(
+        "micro",
+        hyperparameters={"strangers": {"depth": 9}, "alphaedit": {"depth": [0.1, 0.9]}},
+        variants={
+            "mine": {"method": "strangers", "config": {"layers": [3]}},
+            "late": {"method": "alphaedit", "config": {"layers": [3]}},
+        },
+    )
+    assert profile.method_of("mine") == ("strangers", {"depth": 9, "layers": [3]})
+    assert profile.method_of("late") == ("alphaedit", {"layers": [3]})
 
 
 @pytest.mark.parametrize(("count", "blocks"), [(5, [2, 3]), (6, [2, 3, 4]), (8, [3, 4, 5])])

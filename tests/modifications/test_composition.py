@@ -1,25 +1,70 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import fpbench
 from fpbench.errors import InputError
-from fpbench.modifications.base import AGAINST_BASE, LAST, Composition, ModificationContext, against_base, check, create
-from fpbench.modifications.fsft import FSFT
-from fpbench.modifications.merge import Merge
-from fpbench.modifications.quantize import Quantization
+from fpbench.modifications.base import (
+    Composition,
+    Modification,
+    ModificationContext,
+    against_base,
+    check,
+    classes,
+    create,
+    drift,
+    proofs,
+)
 from fpbench.registry import MODIFICATIONS
 
 TEXTS = ["Once upon a time there was a little girl named Lily. She loved to play outside in the sun."] * 8
 RIA = {"samples": 2, "length": 32}
 
 
-def test_the_names_say_what_the_classes_are():
-    """The tables of names stand where torch must not be loaded."""
-    classes = {name: MODIFICATIONS.get(name) for name in MODIFICATIONS.names()}
-    assert {name for name, each in classes.items() if issubclass(each, Quantization)} == set(LAST)
-    assert {name for name, each in classes.items() if issubclass(each, Merge | FSFT)} == set(AGAINST_BASE)
+OWN = {name: MODIFICATIONS.get(name) for name in MODIFICATIONS.own}
+
+
+def test_what_the_classes_say_of_themselves():
+    """Identities, plans and the board follow from these: a change renames records or changes AVG."""
+    tuned, merged, spared = (
+        {f"{kind}_{name}" for name in names}
+        for kind, names in (("finetune", ("alpaca", "math")), ("merge", ("slerp",)), ("fsft", ("alpaca", "math")))
+    )
+    assert {name for name, each in OWN.items() if each.leaves} == {"int8", "nf4"}
+    assert {name for name, each in OWN.items() if each.slowdown != 1} == {"int8", "nf4"}
+    assert {name for name, each in OWN.items() if each.against_base} == merged | spared | {"merge"}
+    assert {name for name, each in OWN.items() if each.trains} == tuned | spared
+    assert drift() == ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
+    assert {name: each.data for name, each in OWN.items() if each.data} == {
+        "finetune_alpaca": ("alpaca",), "finetune_math": ("math",), "fsft_alpaca": ("alpaca",), "fsft_math": ("math",),
+        "ria30": ("calibration",), "ria40": ("calibration",),
+    }  # fmt: skip
+
+
+def test_the_classes_are_asked_without_torch():
+    code = (
+        "import sys; from fpbench.registry import MODIFICATIONS; [MODIFICATIONS.get(name) for name in "
+        "MODIFICATIONS.own]; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_condition_from_elsewhere_has_defaults():
+    assert classes("ria30+theirs") == [OWN["ria30"], Modification]
+    assert not against_base("theirs") and Modification.implausible({}) is None
+    assert proofs("theirs", {"a": 1}) == {"theirs": {"a": 1}}
+    assert proofs("ria30+theirs", {"theirs": {"a": 1}}) == {"theirs": {"a": 1}}
+
+
+def test_what_needs_the_base():
+    searched = {name: {"learning_rate": "search"} for name in ("finetune_math", "fsft_math")}
+    assert create("finetune_math", searched).needs_base and create("ria30+finetune_math", searched).needs_base
+    assert create("ria30+merge", {}).needs_base
+    assert not create("finetune_math", {"finetune_math": {"learning_rate": 1e-4}}).needs_base
+    assert not create("ria30+nf4", {}).needs_base
 
 
 def test_parts_are_applied_in_order_each_with_its_settings_and_proof(stories):

@@ -13,6 +13,7 @@ from fpbench.cli import main
 from fpbench.fingerprints import find_set
 from fpbench.methods.base import FingerprintMethod
 from fpbench.micro import MODEL
+from fpbench.models.costs import Phase, Room, Work
 from fpbench.models.loading import Loading, load_architecture, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.modifications.base import create
@@ -20,11 +21,11 @@ from fpbench.registry import METHODS
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
 from fpbench.runs.injection import create_method
-from fpbench.runs.memory import GAPS, LIBRARIES, Phase, Residency, Room, needs_of, peak, refuse
+from fpbench.runs.memory import GAPS, LIBRARIES, Residency, needs_of, peak, refuse
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.speed import Speed
-from fpbench.runs.work import Work, Workload
+from fpbench.runs.work import Workload
 from fpbench.runs.worker import Worker
 from fpbench.scoring.packing import rows_of
 
@@ -62,11 +63,12 @@ def test_a_price_is_the_sum_over_units():
 
 def test_modifications_are_counted_by_their_settings(workload):
     settings, tokenizer = workload.profile.modifications, workload.tokenizer
-    trained = workload.modification(create("finetune_alpaca", settings))
+    tuning = create("finetune_alpaca", settings)
+    trained = workload.modification(tuning)
     assert trained.steps == 2 * 24 / 8
     exact = sum(
         len(tokenizer(f"{each.prompt} {each.answer}{tokenizer.eos_token}")["input_ids"])
-        for each in create("finetune_alpaca", settings).examples(workload.datasets.modification_context(42, None, {}))
+        for each in tuning.examples(workload.datasets.modification_context(tuning, 42, None, {}))
     )
     assert trained.trained == pytest.approx(2 * exact, rel=0.05)
     assert workload.modification(create("ria30", settings)).read == 2 * 8 * 512
@@ -150,11 +152,11 @@ def test_what_is_resident_adds_up():
     weights = 4 * PARAMETERS
     assert residency.resident() == Phase("model", Room(weights), Room(weights))
     assert Residency(architecture, Loading("cpu", "bfloat16")).weights == weights / 2
-    (training,) = residency.modification(create("finetune_alpaca", {"finetune_alpaca": {"learning_rate": 1e-3}}))
+    training = create("finetune_alpaca", {"finetune_alpaca": {"learning_rate": 1e-3}}).memory(residency)
     assert training.main == Room(weights)
     editor, other = (create_method(name, architecture, {}) for name in ("alphaedit", "rledit"))
     assert residency.spectra([editor, editor, other]) == 3 * 4 * 768**2
-    assert residency.delta(editor, 10) == 3 * 8 * 10 * (256 + 768)
+    assert editor.stored(residency, 10) == 3 * 8 * 10 * (256 + 768)
     one = Phase("one", Room(1, 8), Room(30, 0))
     two = Phase("two", Room(4, 1), Room(20, 0))
     stays = Phase("stays", Room(100), Room(1000))

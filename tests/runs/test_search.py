@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def subject_of(profile, folder, **changes):
 
 
 def context_of(subject):
-    return subject.datasets.modification_context(42, no_progress, weights(subject.model))
+    return subject.datasets.modification_context(fine_tuning(subject), 42, no_progress, weights(subject.model))
 
 
 def fine_tuning(subject, **changes):
@@ -195,7 +196,7 @@ def test_a_search_needs_its_held_out_rows_and_the_base(searching, tmp_path):
     with pytest.raises(InputError, match="needs 1214 rows of the data set 'alpaca', found 1200"):
         fine_tuning_rate(subject, fine_tuning(subject, rows=1190), context_of(subject))
     with pytest.raises(InputError, match="which is not known: give the base, or a rate"):
-        fine_tuning_rate(subject, fine_tuning(subject), subject.datasets.modification_context(42, no_progress, {}))
+        fine_tuning_rate(subject, fine_tuning(subject), replace(context_of(subject), base={}))
     with pytest.raises(InputError, match="only a run .* can: give a number"):
         fpbench.modify(subject.model, subject.tokenizer, "finetune_alpaca", {"learning_rate": "search"})
     assert not (tmp_path / "searches").exists()

@@ -19,7 +19,7 @@ def test_the_micro_profile_holds_the_rates_that_its_search_finds(condition):
     profile = load_profile("micro")
     settings = profile.modifications[condition]
     model, tokenizer = load_model(resolve("micro"))
-    context = Datasets(profile).modification_context(42, no_progress, weights(model))
     searching = MODIFICATIONS.get(condition)(**settings | {"learning_rate": SEARCH})
+    context = Datasets(profile).modification_context(searching, 42, no_progress, weights(model))
     assert largest_stable(fine_tuning_trials(model, tokenizer, searching, context)) == settings["learning_rate"]
     assert all(torch.equal(value, context.base[name]) for name, value in model.named_parameters())

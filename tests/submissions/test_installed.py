@@ -1,5 +1,6 @@
-"""A method of an installed package is found by its entry point: a real package, really installed."""
+"""Methods and modifications of an installed package are found by entry points: a real package, really installed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ version = "1.2"
 elsewhere = "somebody_elsewhere:Elsewhere"
 broken = "somebody_elsewhere.broken:Broken"
 
+[project.entry-points."fpbench.modifications"]
+halved = "somebody_elsewhere.halved:Halved"
+
 [tool.hatch.build.targets.wheel]
 packages = ["somebody_elsewhere"]
 """
@@ -39,6 +43,16 @@ class Elsewhere(fpbench.FingerprintMethod):
         with torch.no_grad():
             model.get_parameter("model.norm.weight").mul_(self.config.scale)
 """
+MODIFICATION = """\
+from fpbench.modifications.base import Modification, Modified
+
+class Halved(Modification):
+    def apply(self, model, tokenizer, context):
+        import torch
+        with torch.no_grad():
+            model.get_parameter("model.norm.weight").mul_(0.5)
+        return Modified(model, {"relative_change": 0.5})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +63,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "somebody_elsewhere").mkdir()
     (folder / "somebody_elsewhere" / "__init__.py").write_text(METHOD)
     (folder / "somebody_elsewhere" / "broken.py").write_text("import nothing_of_this_name\n")
+    (folder / "somebody_elsewhere" / "halved.py").write_text(MODIFICATION)
     target = folder / "site"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*install, "--target", str(target), str(folder)], check=True, capture_output=True)
@@ -61,7 +76,16 @@ def fpbench(environment: dict[str, str], cwd: Path, *words: str) -> subprocess.C
 
 
 def test_it_is_listed(installed: dict[str, str], tmp_path: Path) -> None:
-    assert "mcedit_r, broken, elsewhere" in fpbench(installed, tmp_path, "list").stdout
+    listed = fpbench(installed, tmp_path, "list").stdout
+    assert "mcedit_r, broken, elsewhere" in listed and "fsft_math, halved\n" in listed
+
+
+def test_its_modification_is_a_condition(installed: dict[str, str], tmp_path: Path) -> None:
+    words = ("evaluate", "micro", "--fingerprints", "nlf", "--condition", "halved", "--out", "x")
+    done = fpbench(installed, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / "x" / "records").rglob("halved/fsr.json")
+    assert json.loads(record.read_text())["proof"]["modification"] == {"relative_change": 0.5}
 
 
 def test_it_injects_with_the_hyperparameters_that_it_declares(installed: dict[str, str], tmp_path: Path) -> None:

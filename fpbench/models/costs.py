@@ -1,0 +1,179 @@
+"""Costs on one model, counted from its architecture and the lengths of texts: work in tokens, memory in bytes."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fpbench.models.layout import context_length
+from fpbench.models.loading import Loading
+from fpbench.models.prompts import Example, encode_all
+from fpbench.models.training import PIECE, checkpointed
+
+SAMPLE = 256  # texts that are tokenised to know the length of all
+# Tokens of the longest rows of a training batch, where nobody has counted them.
+TRAINING_LENGTH = 512
+# Of a token, in units of hidden size and of the width of its FFN: what one block has in its hands, and what every block
+# keeps for the way back. These and the next are measured by tests/benchmarks/test_memory.py on the shape of a 3B model.
+HELD_HIDDEN, HELD_WIDE = 4, 2
+KEPT_HIDDEN, KEPT_WIDE = 6, 3
+CACHED = 2  # keys and values of a batch take so often their size
+MASKED = 512  # width of a packed batch, whose mask has as many places for each of its tokens
+LEARNT = 8  # bytes of each logit of a training batch, in either dtype; half of its tokens were answers
+ADAM = 16  # bytes of a trained float32 number: itself, its gradient, two moments
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed, in the units that :class:`fpbench.runs.speed.Speed` has prices of.
+
+    Attributes:
+        passes: forward passes through all blocks.
+        read: tokens in them.
+        scored: tokens of these whose logits over the whole vocabulary are used.
+        steps: forward passes that are followed by a backward pass.
+        trained: tokens in these.
+        decomposed: d³, summed over the d×d matrices that are decomposed.
+        handled: parameters that are copied, compared or hashed.
+        questions: requests to lm-eval, each of which costs its own bookkeeping.
+    """
+
+    passes: float = 0
+    read: float = 0
+    scored: float = 0
+    steps: float = 0
+    trained: float = 0
+    decomposed: float = 0
+    handled: float = 0
+    questions: float = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, times: float) -> "Work":
+        return Work(*(times * each for each in astuple(self)))
+
+
+class Counter:
+    """Counts tokens on one model; its architecture, without weights, and its tokenizer are all that is needed."""
+
+    def __init__(self, architecture: nn.Module, tokenizer: Any) -> None:
+        """Count for a model, whose weights are not read."""
+        self.model, self.tokenizer = architecture, tokenizer
+        self.parameters = sum(parameter.numel() for parameter in architecture.parameters())
+
+    def length(self, texts: Sequence[Any]) -> float:
+        """Return the mean length of texts or examples in tokens, from a sample spread over all of them."""
+        if not texts:
+            return 0.0
+        some = texts[:: max(1, len(texts) // SAMPLE)]
+        some = [f"{each.prompt}{each.answer}" if isinstance(each, Example) else each for each in some]
+        return sum(map(len, encode_all(self.tokenizer, some))) / len(some)
+
+    def tokens(self, texts: Sequence[str]) -> float:
+        """Return the tokens of all texts together, from the same sample."""
+        return self.length(texts) * len(texts)
+
+    def training(self, examples: Sequence[Example], epochs: int, batch_size: int) -> Work:
+        """Return the work of training on examples and the end-of-text token after each."""
+        tokens = self.tokens([f"{each.prompt} {each.answer}" for each in examples]) + len(examples)
+        return Work(steps=math.ceil(len(examples) / batch_size), trained=tokens) * epochs
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes.
+
+    Attributes:
+        fixed: weights, copies, statistics: what nothing makes smaller.
+        passing: activations and logits, which smaller batches make smaller.
+    """
+
+    fixed: float = 0
+    passing: float = 0
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.fixed + self.passing
+
+    def __add__(self, other: "Room") -> "Room":
+        return Room(self.fixed + other.fixed, self.passing + other.passing)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase of a run takes besides the libraries.
+
+    Attributes:
+        name: what is done.
+        device: on the card, or in main memory where there is none.
+        main: in main memory, whatever the device.
+    """
+
+    name: str
+    device: Room
+    main: Room = Room()
+
+
+class Shape:
+    """The sizes of one model that decide what memory is taken.
+
+    Attributes:
+        model: the architecture.
+        bytes: of one weight.
+        weights: bytes of all of them.
+        hidden, wide, blocks, vocabulary: hidden size, FFN width, number of blocks, size of the vocabulary.
+        cached: numbers of a token that one block's cache keeps.
+        linears: every linear module but the output head.
+    """
+
+    def __init__(self, architecture: nn.Module, loading: Loading, training_length: int = TRAINING_LENGTH) -> None:
+        """Look at shapes alone, and at how long a row of the training data is at most, in tokens."""
+        self.model, self.loading, self.training_length = architecture, loading, training_length
+        text: Any = architecture.config.get_text_config()  # type: ignore[operator, union-attr]
+        self.bytes = getattr(torch, loading.precision).itemsize
+        self.weights = self.size(None)
+        self.hidden, self.wide = int(text.hidden_size), int(getattr(text, "intermediate_size", 4 * text.hidden_size))
+        self.blocks, self.vocabulary = int(text.num_hidden_layers), int(text.vocab_size)
+        heads = int(text.num_attention_heads)
+        size = getattr(text, "head_dim", None) or self.hidden // heads
+        self.cached = 2 * (getattr(text, "num_key_value_heads", None) or heads) * size
+        head = architecture.get_output_embeddings()  # type: ignore[operator]
+        self.linears = [m for m in architecture.modules() if isinstance(m, nn.Linear) and m is not head]
+
+    def size(self, names: Iterable[str] | None) -> float:
+        """Return the bytes of the named parameters, of all of them for ``None``."""
+        parameters = dict(self.model.named_parameters())
+        return float(sum(parameters[name].numel() for name in (parameters if names is None else names)) * self.bytes)
+
+    @property
+    def adapted(self) -> float:
+        """Bytes of the weights that LoRA changes."""
+        return float(sum(each.weight.numel() for each in self.linears) * self.bytes)
+
+    def reading(self, tokens: int) -> float:
+        """Bytes that a batch takes without logits: what one block holds, all keys and values, the mask."""
+        held = tokens * (HELD_HIDDEN * self.hidden + HELD_WIDE * self.wide) * self.bytes
+        cache = CACHED * tokens * self.blocks * self.cached * self.bytes
+        return float(held + cache + tokens * MASKED * (self.bytes + 3))
+
+    def training(self, rank: int, batch_size: int) -> Room:
+        """Adapters with their optimiser, activations of a batch, and its logits with their gradients."""
+        adapters = sum(rank * (each.in_features + each.out_features) for each in self.linears)
+        length = min(self.training_length, context_length(self.model) or self.training_length)
+        twice = bool(checkpointed(self.model))
+        tokens = min(batch_size * length, max(PIECE, length)) if twice else batch_size * length
+        return Room(ADAM * adapters, self.activations(tokens, twice) + self.answers(tokens))
+
+    def activations(self, tokens: int, twice: bool) -> float:
+        """Bytes kept for the way back: of all blocks, or of one and what enters each where they are computed twice."""
+        block = tokens * (KEPT_HIDDEN * self.hidden + KEPT_WIDE * self.wide) * self.bytes
+        return float(block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks)
+
+    def answers(self, tokens: int) -> float:
+        """Bytes of the logits of a training batch: all of them, those of the answers in float32, and gradients."""
+        return float(tokens * self.vocabulary * LEARNT)
