@@ -41,6 +41,17 @@ class Loading:
         """The dtype that models are loaded in, by name: unless told, what the protocol says (§2)."""
         return self.dtype or default_dtype(self.device)
 
+    def load(self, folder: Path, tokenizer_of: Path | None = None) -> tuple["nn.Module", Any]:
+        """Load model and tokenizer of a checkpoint with every option, as :func:`load_model` does."""
+        return load_model(
+            folder,
+            device=self.device,
+            dtype=self.precision,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            tokenizer_of=tokenizer_of,
+        )
+
 
 def pick_device(device: str | None) -> str:
     """The device asked for, or the first CUDA card, or the CPU.

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
+from fpbench.board.document import Quoted, Records, Table, Text, as_terminal, say, step
 from fpbench.models.checkpoints import resolve
 from fpbench.models.stored import Matrices, matrices
 from fpbench.records.store import Store, write_bytes, write_text
@@ -41,6 +41,7 @@ FEWEST_BLOCKS = 12
 # Far from both what independent trainings gave (0.01) and what pruning 40 % of the weights left (0.98).
 RELATED, UNRELATED = 0.5, 0.1
 DRAWS = 10_000
+FILE = "comparison.json"  # its record
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,54 @@ class SignatureEvidence:
     chance: tuple[float, float]
     p_value: float
     blocks: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the weights of two checkpoints say about their lineage.
+
+    Attributes:
+        verdict: ``related``, ``unrelated`` or ``undecided``.
+        reason: in one sentence.
+        weights: correlations of matrices; ``None`` where no shape agrees.
+        signature: of the attention projections; ``None`` where they have none in common.
+        blocks: of the two models.
+        unrelated: what the first model's evidence is with each model known to be unrelated: weights, signature.
+        courses: the two signatures, kind → one standard deviation a block.
+    """
+
+    verdict: Verdict
+    reason: str
+    weights: WeightEvidence | None
+    signature: SignatureEvidence | None
+    blocks: tuple[int, int]
+    unrelated: dict[str, tuple[WeightEvidence | None, SignatureEvidence | None]]
+    courses: tuple[dict[str, list[float]], dict[str, list[float]]]
+
+
+def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None) -> Comparison:
+    """Compare two checkpoints by their weights, as ``fpbench compare`` does. No model is run.
+
+    Args:
+        a: folder or hub id.
+        b: likewise.
+        unrelated: models known to be unrelated to the first, which show what chance and kinship of make give.
+        revision: branch, tag or commit of hub ids.
+
+    Raises:
+        InputError: if a checkpoint is not there, or its weights cannot be read.
+    """
+    one, other, *rest = (matrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
+    course = spreads(one)
+    courses = course, spreads(other)
+    known = {
+        name: (weight_evidence(one, each), signature_evidence(course, spreads(each)))
+        for name, each in zip(unrelated, rest, strict=True)
+    }
+    weights, signature = weight_evidence(one, other), signature_evidence(*courses)
+    verdict, reason = decide(weights, signature, [found.correlation for _, found in known.values() if found])
+    plain = tuple({kind: each[kind].tolist() for kind in each} for each in courses)
+    return Comparison(verdict, reason, weights, signature, (one.blocks, other.blocks), known, (plain[0], plain[1]))
 
 
 def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
@@ -192,88 +241,11 @@ def _middle(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-# Two checkpoints side by side: where one comes from, judged by their weights (white box).
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What the weights of two checkpoints say about their lineage.
-
-    Attributes:
-        verdict: ``related``, ``unrelated`` or ``undecided``.
-        reason: in one sentence.
-        weights: correlations of matrices; ``None`` where no shape agrees.
-        signature: of the attention projections; ``None`` where they have none in common.
-        blocks: of the two models.
-        unrelated: what the first model's evidence is with each model known to be unrelated: weights, signature.
-        courses: the two signatures, kind → one standard deviation a block.
-    """
-
-    verdict: Verdict
-    reason: str
-    weights: WeightEvidence | None
-    signature: SignatureEvidence | None
-    blocks: tuple[int, int]
-    unrelated: dict[str, tuple[WeightEvidence | None, SignatureEvidence | None]]
-    courses: tuple[dict[str, list[float]], dict[str, list[float]]]
-
-
-def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None) -> Comparison:
-    """Compare two checkpoints by their weights, as ``fpbench compare`` does. No model is run.
-
-    Args:
-        a: folder or hub id.
-        b: likewise.
-        unrelated: models known to be unrelated to the first, which show what chance and kinship of make give.
-        revision: branch, tag or commit of hub ids.
-
-    Raises:
-        InputError: if a checkpoint is not there, or its weights cannot be read.
-    """
-    one, other, *rest = (matrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
-    course = spreads(one)
-    courses = course, spreads(other)
-    known = {
-        name: (weight_evidence(one, each), signature_evidence(course, spreads(each)))
-        for name, each in zip(unrelated, rest, strict=True)
-    }
-    weights, signature = weight_evidence(one, other), signature_evidence(*courses)
-    verdict, reason = decide(weights, signature, [found.correlation for _, found in known.values() if found])
-    plain = tuple({kind: each[kind].tolist() for kind in each} for each in courses)
-    return Comparison(verdict, reason, weights, signature, (one.blocks, other.blocks), known, (plain[0], plain[1]))
-
-
-# What a comparison found, in plain words, and as files.
-
-
-HEADERS = (
-    "compared with",
-    "matrices",
-    "their correlation",
-    "lowest",
-    "highest",
-    "signature",
-    "95 %",
-    "in random order",
-)
+# What a comparison found: for the terminal, as a table, and as files.
 
 
 def report(found: Comparison, a: str, b: str) -> str:
-    """The verdict, its reason, and every figure that it rests on."""
-    lines = [(b, found.weights, found.signature), *((name, *each) for name, each in found.unrelated.items())]
-    rows = []
-    for number, (name, weights, signature) in enumerate(lines):
-        row = [f"{name} (unrelated)" if number else name]
-        if weights is None:
-            row += ["0", "–", "–", "–"]
-        else:
-            figures = weights.correlation, weights.lowest, weights.highest
-            row += [str(weights.matrices), *(f"{figure:.3f}" for figure in figures)]
-        if signature is None:
-            row += ["–", "–", "–"]
-        else:
-            row += [f"{signature.correlation:.3f}", _span(signature.interval), _span(signature.chance)]
-        rows.append(row)
+    """Return the verdict, its reason, and every figure that it rests on."""
     return "\n".join(
         [
             f"{a} and {b}: {found.verdict.upper()}",
@@ -281,14 +253,54 @@ def report(found: Comparison, a: str, b: str) -> str:
             found.reason[0].upper() + found.reason[1:],
             f"Blocks: {found.blocks[0]} and {found.blocks[1]}.",
             "",
-            tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True),
+            as_terminal(comparison_table(Records({FILE: record(found, a, b)}))),
             "",
             "Correlations are Pearson's. Signature: normalised standard deviations of the attention projections over "
             "the blocks,",
             "with its interval over blocks, and what the blocks in random order give. It says nothing over fewer than "
-            "12 blocks.",
+            f"{FEWEST_BLOCKS} blocks.",
         ]
     )
+
+
+def record(found: Comparison, a: str, b: str) -> dict[str, Any]:
+    """Return a comparison as ``comparison.json`` holds it."""
+    return {"a": a, "b": b, **asdict(found)}
+
+
+def comparison_table(records: Records) -> Table:
+    """Return a line for the second model and for every unrelated one, each compared with the first.
+
+    Args:
+        records: the comparison's.
+    """
+    nothing: Text = ("–",)
+    lines: list[tuple[Text, str, str]] = [((Quoted(records[f"{FILE}/b"]),), f"{FILE}/weights", f"{FILE}/signature")]
+    for name in records[f"{FILE}/unrelated"]:
+        here = f"{FILE}/unrelated/{step(name)}"
+        lines.append((say("{name} (unrelated)", name=Quoted(name)), f"{here}/0", f"{here}/1"))
+    rows = []
+    for head, weights, signature in lines:
+        row: list[Text] = [head]
+        if records[weights] is None:
+            row += [say("none of one shape"), nothing, nothing, nothing]
+        else:
+            figures = ("correlation", "lowest", "highest")
+            row.append((records.show(f"{weights}/matrices", "d"),))
+            row += [(records.show(f"{weights}/{name}", ".3f"),) for name in figures]
+        if records[signature] is None:
+            row += [nothing, nothing, nothing]
+        else:
+            row.append((records.show(f"{signature}/correlation", ".3f"),))
+            for name in ("interval", "chance"):
+                low, high = (records.show(f"{signature}/{name}/{end}", ".2f") for end in (0, 1))
+                row.append((low, " to ", high))
+        rows.append(tuple(row))
+    headers = (
+        "compared with", "matrices", "median correlation", "lowest", "highest", "signature", "its 95 % interval",
+        "blocks in random order",
+    )  # fmt: skip
+    return Table("The base, compared by weights and by signature (correlations, Pearson's)", headers, tuple(rows))
 
 
 def write(found: Comparison, a: str, b: str, out: str) -> None:
@@ -300,15 +312,10 @@ def write(found: Comparison, a: str, b: str, out: str) -> None:
     """
     folder = Path(out)
     Store(folder).check_writable()
-    content = {"a": a, "b": b, **asdict(found)}
-    write_text(folder / "comparison.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / FILE, json.dumps(record(found, a, b), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if found.signature is not None and find_spec("matplotlib"):
         from fpbench.board.figures import lineage_figure
 
         names = Path(a).name, Path(b).name
         for kind, picture in lineage_figure((names[0], found.courses[0]), (names[1], found.courses[1])):
             write_bytes(folder / f"comparison.{kind}", picture)
-
-
-def _span(bounds: tuple[float, float]) -> str:
-    return f"{bounds[0]:.2f} to {bounds[1]:.2f}"
