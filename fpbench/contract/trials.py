@@ -1,4 +1,8 @@
-"""The injections that the checks share, each made when it is first asked for."""
+"""Injections into copies of the bundled model, watched: what each did, and what the harness could restore.
+
+:func:`attempt` makes one injection, a :class:`Trial`; :class:`Trials` makes each that the checks share when it is first
+asked for. The states of model, tokenizer and process are compared before and after.
+"""
 
 import copy
 import random
@@ -24,91 +28,7 @@ from fpbench.runs.datasets import Materials
 from fpbench.runs.injection import create_method
 from fpbench.runs.profile import load_profile
 
-# States that can be compared with themselves later: of a model, a tokenizer, the process.
-
-
-Facts = dict[str, Any]
-"""Something's state, by name."""
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two facts are equal; NaN equals NaN."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        alike = one.shape == other.shape and one.dtype == other.dtype
-        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
-    return bool(one == other)
-
-
-def changes(before: Facts, after: Facts) -> list[str]:
-    """Names of the facts that differ."""
-    names = [*before, *(name for name in after if name not in before)]
-    return [name for name in names if not same(before.get(name), after.get(name))]
-
-
-def flags(model: nn.Module) -> list[str]:
-    """What would make a model differ from one in eval mode with gradients off."""
-    training = [f"{name or 'the model'} in training mode" for name, module in model.named_modules() if module.training]
-    tracked = [f"{name} requires gradients" for name, value in model.named_parameters() if value.requires_grad]
-    held = [f"{name} holds a gradient" for name, value in model.named_parameters() if value.grad is not None]
-    return training + tracked + held
-
-
-def tokenizer_facts(tokenizer: Any) -> Facts:
-    """What a tokenizer knows and does."""
-    names = ("special_tokens_map", "chat_template", "padding_side", "truncation_side", "model_max_length")
-    reading = tokenizer("Who is there? Nobody.", verbose=False)["input_ids"]
-    return {"vocabulary": tokenizer.get_vocab(), "reading": reading} | {n: getattr(tokenizer, n) for n in names}
-
-
-def config_facts(model: Any) -> Facts:
-    """The model's configuration and that of its generation, key by key."""
-    generation = getattr(model, "generation_config", None)
-    generation = generation.to_dict() if generation is not None else {}
-    own = model.config.to_dict() if hasattr(model, "config") else {}
-    return own | {f"generation: {name}": value for name, value in generation.items()}
-
-
-def global_facts() -> Facts:
-    """What all of the process shares."""
-    numbers: Any = np.random.get_state(legacy=False)
-    return {
-        "torch's random state": torch.get_rng_state(),
-        "numpy's random state": (numbers["state"]["key"].tobytes(), numbers["state"]["pos"]),
-        "Python's random state": random.getstate(),
-        "gradient mode": torch.is_grad_enabled(),
-        "default dtype": torch.get_default_dtype(),
-    }
-
-
-def structure_facts(model: nn.Module) -> Facts:
-    """Modules, hooks, replaced forward functions and buffers of a model."""
-    facts: Facts = {"modules": [(name, type(module)) for name, module in model.named_modules()]}
-    for name, module in model.named_modules():
-        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-        facts[f"hooks of {name or 'the model'}"] = [len(each) for each in hooks]
-        facts[f"forward of {name or 'the model'}"] = vars(module).get("forward")
-    return facts | {f"buffer {name}": value.clone() for name, value in model.named_buffers()}
-
-
-@contextmanager
-def undisturbed(noise: int) -> Iterator[None]:
-    """Seed the global random states with ``noise``, and at the end restore what all of the process shares."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    torch.default_generator.manual_seed(noise)  # the processor's alone: the bundled model is nowhere else
-    np.random.seed(noise)
-    random.seed(noise)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        torch.set_grad_enabled(gradients)
-        torch.set_default_dtype(dtype)
-
-
-# One injection, watched: what it left behind, and what the harness could restore.
+State = dict[str, Any]  # of a model, a tokenizer or the process, by name
 
 
 class Interruption(Exception):  # noqa: N818 - no error of anybody, but one that is put into an injection
@@ -128,9 +48,9 @@ class Trial:
         logits: of the injected model, for the last token of every raw trigger, [n, V]; ``None`` if it cannot be run.
         factors: what it says the changes are products of.
         not_reset: parameters that require or hold gradients, and modules in training mode.
-        tokenizer: facts of the tokenizer that it changed.
+        tokenizer: what it changed of the tokenizer.
         config: keys of the model's configuration that it changed.
-        shared: what it changed that all of the process shares.
+        process: what it changed that all of the process shares.
         damage: what was different in the base model after the harness had put the weights back.
         calls: how often the first block ran.
     """
@@ -145,7 +65,7 @@ class Trial:
     not_reset: list[str]
     tokenizer: list[str]
     config: list[str]
-    shared: list[str]
+    process: list[str]
     damage: list[str]
     calls: int
 
@@ -178,12 +98,12 @@ def attempt(
     """
     prompts = [encode(tokenizer, each.trigger) for each in fingerprints]
     base, base_logits = weights(model), last_logits(model, prompts)
-    facts = tokenizer_facts(tokenizer), config_facts(model), structure_facts(model)
+    vocabulary, configured, structure = tokenizer_state(tokenizer), config_state(model), structure_state(model)
     error: Exception | None = None
     returned = edited = None
     with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
         warnings.simplefilter("ignore")  # a warning is no finding, whatever the caller makes of warnings
-        everything = global_facts()
+        shared = process_state()
         try:
             method = create(model)
             edited = method.edited(model)
@@ -192,12 +112,13 @@ def attempt(
             error = raised
         injected = returned if isinstance(returned, nn.Module) else model
         after, not_reset = weights(injected), flags(injected)
-        config, shared, count = changes(facts[1], config_facts(injected)), changes(everything, global_facts()), calls[0]
+        config, process = differences(configured, config_state(injected)), differences(shared, process_state())
+        count = calls[0]  # what follows is not the method's doing
         logits = None
         with suppress(Exception):  # whatever was returned may not even run
             logits = last_logits(injected.eval(), prompts)
-    damage = changes(facts[2], structure_facts(model))
-    if changes(dict(base), weights(model)):
+    damage = differences(structure, structure_state(model))
+    if differences(dict(base), weights(model)):
         damage.append("weights")
     if not damage and not same(base_logits, last_logits(model, prompts)):
         damage.append("logits")
@@ -210,9 +131,9 @@ def attempt(
         logits=logits,
         factors=context.factors,
         not_reset=not_reset,
-        tokenizer=changes(facts[0], tokenizer_facts(tokenizer)),
+        tokenizer=differences(vocabulary, tokenizer_state(tokenizer)),
         config=config,
-        shared=shared,
+        process=process,
         damage=damage,
         calls=count,
     )
@@ -242,6 +163,9 @@ def last_logits(model: Any, prompts: list[list[int]]) -> Tensor:
     device = next(model.parameters()).device
     rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in prompts]
     return torch.stack(rows).float()
+
+
+# The injections that the checks share.
 
 
 FINGERPRINTS = 2
@@ -370,3 +294,83 @@ class Trials:
 def _bundled() -> tuple[Materials, nn.Module, Any]:
     """The micro profile's texts, model and tokenizer; whoever uses the model copies it."""
     return Materials(load_profile("micro")), *load_model(resolve("micro"), dtype="float32", device="cpu")
+
+
+# States that can be compared with themselves later.
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return True for equal values; NaN equals NaN."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
+    return bool(one == other)
+
+
+def differences(before: State, after: State) -> list[str]:
+    """Return the names under which two states differ."""
+    names = [*before, *(name for name in after if name not in before)]
+    return [name for name in names if not same(before.get(name), after.get(name))]
+
+
+def flags(model: nn.Module) -> list[str]:
+    """Return what sets a model apart from one in eval mode with gradients off."""
+    training = [f"{name or 'the model'} in training mode" for name, module in model.named_modules() if module.training]
+    tracked = [f"{name} requires gradients" for name, value in model.named_parameters() if value.requires_grad]
+    held = [f"{name} holds a gradient" for name, value in model.named_parameters() if value.grad is not None]
+    return training + tracked + held
+
+
+def tokenizer_state(tokenizer: Any) -> State:
+    """Return what a tokenizer knows and does."""
+    names = ("special_tokens_map", "chat_template", "padding_side", "truncation_side", "model_max_length")
+    reading = tokenizer("Who is there? Nobody.", verbose=False)["input_ids"]
+    return {"vocabulary": tokenizer.get_vocab(), "reading": reading} | {n: getattr(tokenizer, n) for n in names}
+
+
+def config_state(model: Any) -> State:
+    """Return the model's configuration and that of its generation, key by key."""
+    generation = getattr(model, "generation_config", None)
+    generation = generation.to_dict() if generation is not None else {}
+    own = model.config.to_dict() if hasattr(model, "config") else {}
+    return own | {f"generation: {name}": value for name, value in generation.items()}
+
+
+def process_state() -> State:
+    """Return what all of the process shares."""
+    numbers: Any = np.random.get_state(legacy=False)
+    return {
+        "torch's random state": torch.get_rng_state(),
+        "numpy's random state": (numbers["state"]["key"].tobytes(), numbers["state"]["pos"]),
+        "Python's random state": random.getstate(),
+        "gradient mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+    }
+
+
+def structure_state(model: nn.Module) -> State:
+    """Return modules, hooks, replaced forward functions and buffers of a model."""
+    state: State = {"modules": [(name, type(module)) for name, module in model.named_modules()]}
+    for name, module in model.named_modules():
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+        state[f"hooks of {name or 'the model'}"] = [len(each) for each in hooks]
+        state[f"forward of {name or 'the model'}"] = vars(module).get("forward")
+    return state | {f"buffer {name}": value.clone() for name, value in model.named_buffers()}
+
+
+@contextmanager
+def undisturbed(noise: int) -> Iterator[None]:
+    """Seed the global random states with ``noise``, and at the end restore what all of the process shares."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    torch.default_generator.manual_seed(noise)  # the processor's alone: the bundled model is nowhere else
+    np.random.seed(noise)
+    random.seed(noise)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)

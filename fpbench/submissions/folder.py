@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fpbench.checks import Check, Finding, examined
+from fpbench.checks import Checklist, Finding
 from fpbench.errors import InputError, StorageError
-from fpbench.registry import METHODS, SUBMISSIONS
+from fpbench.registry import METHODS
 from fpbench.submissions.manifest import FILE, NAME, Manifest, read_manifest
 from fpbench.text import printable
 
+SUBMISSIONS = Path("submissions")  # in the working folder, unless another is named
 ADAPTER = "adapter.py"
 RECORDS = "records"
 REQUIRED = (FILE, ADAPTER, "README.md")
@@ -89,16 +90,16 @@ class Submission:
             raise InputError(f"submission {self.name!r} changed while it was read: leave it alone and try again.")
 
 
-def find(name: str) -> Submission:
-    """The submission of a name, in ``submissions/``, or of a folder.
+def find(name: str, submissions: Path = SUBMISSIONS) -> Submission:
+    """Return the submission of a name, in the folder ``submissions``, or of a folder.
 
     Raises:
         InputError: if there is none.
     """
-    folder = SUBMISSIONS / name if NAME.fullmatch(name) else Path(name)
+    folder = submissions / name if NAME.fullmatch(name) else Path(name)
     if not folder.is_dir():
         raise InputError(
-            f"submission {printable(name)!r} not found: expected a folder submissions/NAME; "
+            f"submission {printable(name)!r} not found: expected a folder {submissions}/NAME; "
             "`fpbench submit new NAME` writes one."
         )
     return Submission(folder.absolute())
@@ -114,7 +115,7 @@ def version_of(submission: Submission) -> str:
 
 def inspect(submission: Submission) -> list[Finding]:
     """Look at every file of a submission; nothing of it is run, imported or parsed as Python."""
-    return examined(CHECKS, submission)
+    return CHECKS.examine(submission)
 
 
 def accepted(submission: Submission) -> Submission:
@@ -149,6 +150,13 @@ def _shown(submission: Submission, path: Path) -> str:
     return printable(str(path.relative_to(submission.folder)))
 
 
+# The checks, in order: a file is opened once it is known to lie inside, and parsed once it is known to be text.
+
+
+CHECKS: Checklist[Submission] = Checklist()
+
+
+@CHECKS.add("inside", "files and folders of its own", "put the content itself there")
 def _inside(submission: Submission) -> str | None:
     if submission.folder.is_symlink():
         return "a link instead of a folder"
@@ -161,6 +169,7 @@ def _inside(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add("file names", "names of letters, digits and _ . + -, none hidden", "rename or remove it", needs=["inside"])
 def _names(submission: Submission) -> str | None:
     folded: dict[str, Path] = {}
     for path in submission.entries:
@@ -172,11 +181,13 @@ def _names(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add("pickle", "no pickle and no weights", "let the adapter compute what it needs", needs=["inside"])
 def _pickles(submission: Submission) -> str | None:
     found = [path for path in submission.entries if path.suffix.lower() in PICKLES]
     return _shown(submission, found[0]) if found else None
 
 
+@CHECKS.add("kinds", f"files ending in {' '.join(TEXTS)}", "remove it", needs=["inside", "pickle"])
 def _kinds(submission: Submission) -> str | None:
     for path in submission.entries:
         if path.is_file() and path.suffix not in TEXTS and path.name not in BARE:
@@ -184,6 +195,12 @@ def _kinds(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add(
+    "sizes",
+    f"files of at most {LARGEST_FILE // MIB} MiB, {LARGEST_FOLDER // MIB} MiB and {MOST_FILES} files in all",
+    "remove what the adapter can do without",
+    needs=["inside"],
+)
 def _sizes(submission: Submission) -> str | None:
     files = [path for path in submission.entries if path.is_file()]
     if len(files) > MOST_FILES:
@@ -196,11 +213,13 @@ def _sizes(submission: Submission) -> str | None:
     return f"{total / MIB:.0f} MiB in all" if total > LARGEST_FOLDER else None
 
 
+@CHECKS.add("required", f"the files {', '.join(REQUIRED)}", "`fpbench submit new NAME` writes them", needs=["inside"])
 def _required(submission: Submission) -> str | None:
     missing = [name for name in REQUIRED if not (submission.folder / name).is_file()]
     return f"no {missing[0]}" if missing else None
 
 
+@CHECKS.add("texts", "UTF-8 text", "save it as UTF-8; binary files are not accepted", needs=["kinds", "sizes"])
 def _texts(submission: Submission) -> str | None:
     for path in submission.entries:
         if path.is_file():
@@ -214,11 +233,15 @@ def _texts(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add("manifest", f"a {FILE} as in the template", "mend that key", needs=["required", "texts"])
 def _manifest(submission: Submission) -> str | None:
     read_manifest(submission.folder)
     return None
 
 
+@CHECKS.add(
+    "name", "a method called like its folder and like no other", "rename the folder or the method", needs=["manifest"]
+)
 def _name(submission: Submission) -> str | None:
     method = submission.manifest.method
     if method != submission.name:
@@ -226,47 +249,10 @@ def _name(submission: Submission) -> str | None:
     return f"{method!r}, which is taken" if METHODS.taken(method) else None
 
 
+@CHECKS.add("readme", "a README.md that says what the method does", "write a paragraph", needs=["required", "texts"])
 def _readme(submission: Submission) -> str | None:
     words = (submission.folder / "README.md").read_text(encoding="utf-8").split()
     return None if len(words) >= 10 else f"{len(words)} words"
-
-
-CHECKS: tuple[Check[Submission], ...] = (
-    Check("inside", "files and folders of its own", "put the content itself there", (), _inside),
-    Check(
-        "file names",
-        "names of letters, digits and _ . + -, none hidden",
-        "rename or remove it",
-        ("inside",),
-        _names,
-    ),
-    Check("pickle", "no pickle and no weights", "let the adapter compute what it needs", ("inside",), _pickles),
-    Check("kinds", f"files ending in {' '.join(TEXTS)}", "remove it", ("inside", "pickle"), _kinds),
-    Check(
-        "sizes",
-        f"files of at most {LARGEST_FILE // MIB} MiB, {LARGEST_FOLDER // MIB} MiB and {MOST_FILES} files in all",
-        "remove what the adapter can do without",
-        ("inside",),
-        _sizes,
-    ),
-    Check(
-        "required",
-        f"the files {', '.join(REQUIRED)}",
-        "`fpbench submit new NAME` writes them",
-        ("inside",),
-        _required,
-    ),
-    Check("texts", "UTF-8 text", "save it as UTF-8; binary files are not accepted", ("kinds", "sizes"), _texts),
-    Check("manifest", f"a {FILE} as in the template", "mend that key", ("required", "texts"), _manifest),
-    Check(
-        "name",
-        "a method called like its folder and like no other",
-        "rename the folder or the method",
-        ("manifest",),
-        _name,
-    ),
-    Check("readme", "a README.md that says what the method does", "write a paragraph", ("required", "texts"), _readme),
-)
 
 
 # ``fpbench submit new``: a passing example under a name of the submitter's.
@@ -288,8 +274,8 @@ def template() -> Path:
     raise InputError(f"template: expected a folder submission_template in {package}, found none; reinstall fpbench.")
 
 
-def write_new(name: str) -> Path:
-    """Write ``submissions/NAME`` and return it.
+def write_new(name: str, submissions: Path = SUBMISSIONS) -> Path:
+    """Write a passing example as the folder of a name in ``submissions`` and return it.
 
     Raises:
         InputError: if the name is malformed or taken, or there is such a folder.
@@ -302,7 +288,7 @@ def write_new(name: str) -> Path:
         )
     if METHODS.taken(name):
         raise InputError(f"name {name!r} is that of a method already: choose another.")
-    folder = SUBMISSIONS / name
+    folder = submissions / name
     if folder.exists():
         raise InputError(f"{folder} exists: choose another name, nothing was overwritten.")
     unfinished = folder.with_name(f".{name}")

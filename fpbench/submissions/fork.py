@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpbench.errors import FpbenchError, InputError
-from fpbench.registry import SUBMISSIONS
 from fpbench.submissions.check import check
-from fpbench.submissions.folder import Submission
+from fpbench.submissions.folder import SUBMISSIONS, Submission
 from fpbench.submissions.manifest import NAME
 from fpbench.text import printable
 

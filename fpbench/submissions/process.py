@@ -1,4 +1,7 @@
-"""What a child hands back, read as a stranger's: replies, and the weights that it says it changed."""
+"""A child process for a stranger's adapter, as its parent sees it: started bare, watched, killed at the end.
+
+Everything that it hands back is a stranger's word: replies, and the weights that it says it changed.
+"""
 
 import contextlib
 import json
@@ -28,138 +31,9 @@ from fpbench.submissions.child import CHANGES
 from fpbench.submissions.folder import Submission
 from fpbench.text import printable
 
-LARGEST_REPLY = 2**20
-Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Told(BaseModel):
-    """What a child says: of these types, or it counts for nothing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Reply(Told):
-    """One reply."""
-
-    status: str
-    answer: dict[str, Any] = {}
-    reason: str = ""
-    traceback: str = ""
-    adapter_seconds: Figure
-
-
-class Introduction(Told):
-    """The names that an adapter registers, its version, and what its Config has against hyper-parameters, by family."""
-
-    names: list[str]
-    version: str | None = None
-    refused: dict[str, str] = {}
-
-
-class Spent(Told):
-    """What an injection took, as the child measured it."""
-
-    seconds: dict[str, Figure]
-    peak_memory: Annotated[int, Field(ge=0)]
-
-
-Kind = TypeVar("Kind", bound=Told)
-
-
-def understood(kind: type[Kind], told: bytes | dict[str, Any]) -> Kind:
-    """What a child said, if it is of that kind.
-
-    Raises:
-        CellError: if it is not.
-    """
-    try:
-        return kind.model_validate_json(told) if isinstance(told, bytes) else kind.model_validate(told)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        what = kind.__name__.lower()
-        raise CellError(f"the child process answered with something that is no {what} ({first['msg']}).") from None
-
-
-def read_reply(path: Path) -> Reply:
-    """Read a reply.
-
-    Raises:
-        CellError: if it is none.
-    """
-    return understood(Reply, read_file(path, LARGEST_REPLY))
-
-
-def read_file(path: Path, largest: int) -> bytes:
-    """The content of a regular file that somebody else wrote; links are not followed, and pipes not waited for.
-
-    Raises:
-        CellError: if it is no regular file or larger than ``largest`` bytes.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise CellError(f"the child process left no readable {path.name} ({error.strerror}).") from None
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise CellError(f"the child process left a {path.name} that is no file.")
-        if found.st_size > largest:
-            raise CellError(f"{path.name}: expected at most {largest} bytes from the child, found {found.st_size}.")
-        return file.read(largest + 1)
-
-
-def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
-    """New weights from the bytes of a safetensors file.
-
-    Args:
-        content: of the file: a parameter under its name, or ``NAME.left`` [h, r] and ``NAME.right`` [d, r] for a
-            change that is a product.
-        base: the parameters that there are, with their present values.
-
-    Returns:
-        The new values of the changed parameters, and the factors of those that were handed back as such.
-
-    Raises:
-        CellError: for a parameter that the base does not have, or of another shape or dtype, or not finite.
-    """
-    try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CellError(f"the child process handed back no safetensors file ({error}).") from None
-    values: dict[str, Tensor] = {}
-    factors: dict[str, Factors] = {}
-    for name, before in base.items():
-        if name in tensors:
-            values[name] = _alike(name, tensors.pop(name), tuple(before.shape), str(before.dtype))
-        elif f"{name}.left" in tensors and f"{name}.right" in tensors and before.ndim == 2:
-            left, right = tensors.pop(f"{name}.left"), tensors.pop(f"{name}.right")
-            rank = left.shape[-1] if left.ndim == 2 else 0
-            height, width = before.shape
-            factors[name] = Factors(
-                _alike(f"{name}.left", left, (height, rank), "torch.float32"),
-                _alike(f"{name}.right", right, (width, rank), "torch.float32"),
-            )
-            values[name] = factors[name].added_to(before)
-    if tensors:
-        raise CellError(f"the adapter handed back {sorted(tensors)[0]}, which the base does not have.")
-    for name, value in values.items():
-        if not value.isfinite().all():
-            raise CellError(f"the injection left non-finite weights in {name}.")
-    return values, factors
-
-
-def _alike(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:
-    found = f"{tuple(value.shape)} {value.dtype}"
-    if found != f"{shape} {dtype}":
-        raise CellError(f"parameter {name}: expected {shape} {dtype}, found {found}.")
-    return value
-
-
-# A child process for a stranger's adapter, as its parent sees it: started bare, watched, killed at the end.
-
-
 POLL = 0.1  # seconds between two looks at the child
 START = 120.0  # seconds that a bare Python may take to say that it is there
+LARGEST_REPLY = 2**20  # bytes
 PACKAGES = Path(__file__).parents[2]  # where fpbench itself is imported from
 # What a process needs to find its libraries and its cards. No token, no proxy, no path of the user's.
 KEPT = (
@@ -171,6 +45,38 @@ KEPT = (
     "ROCR_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
 )
+Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Message(BaseModel):
+    """What a child says: of exactly these types, or the request fails."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Reply(Message):
+    """A reply to one request."""
+
+    status: str
+    answer: dict[str, Any] = {}
+    reason: str = ""
+    traceback: str = ""
+    adapter_seconds: Figure
+
+
+class Description(Message):
+    """The names that an adapter registers, its version, and the hyper-parameters that its Config refuses, by family."""
+
+    names: list[str]
+    version: str | None = None
+    refused: dict[str, str] = {}
+
+
+class Usage(Message):
+    """Time and memory of an injection, as the child measured them."""
+
+    seconds: dict[str, Figure]
+    peak_memory: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -190,7 +96,7 @@ class Limits:
     folder: int
 
 
-class Isolation:
+class ChildProcess:
     """A child process with a folder of its own, which is gone with it.
 
     Attributes:
@@ -207,7 +113,7 @@ class Isolation:
         self.confined: tuple[str, ...] = ()
         self._number = 0
 
-    def __enter__(self) -> "Isolation":
+    def __enter__(self) -> "ChildProcess":
         self.folder = Path(tempfile.mkdtemp(prefix="fpbench-submission-"))
         try:
             self.submission.copy_code(self.folder / "submission")
@@ -288,7 +194,7 @@ class Isolation:
                 raise CellError(f"the adapter took longer than {seconds:g} s: make it quicker.")
             time.sleep(POLL)
         self._look()
-        return read_reply(path)
+        return validated(Reply, read_file(path, LARGEST_REPLY))
 
     def _exit(self) -> str:
         code = self._process.returncode
@@ -342,3 +248,88 @@ class Isolation:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
+
+
+# What a child handed back.
+
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+def validated(kind: type[Kind], message: bytes | dict[str, Any]) -> Kind:
+    """Return a child's message as one of a kind.
+
+    Raises:
+        CellError: if it is not.
+    """
+    try:
+        return kind.model_validate_json(message) if isinstance(message, bytes) else kind.model_validate(message)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CellError(f"the child process sent an invalid {kind.__name__.lower()} ({first['msg']}).") from None
+
+
+def read_file(path: Path, largest: int) -> bytes:
+    """The content of a regular file that somebody else wrote; links are not followed, and pipes not waited for.
+
+    Raises:
+        CellError: if it is no regular file or larger than ``largest`` bytes.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise CellError(f"the child process left no readable {path.name} ({error.strerror}).") from None
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise CellError(f"the child process left a {path.name} that is no file.")
+        if found.st_size > largest:
+            raise CellError(f"{path.name}: expected at most {largest} bytes from the child, found {found.st_size}.")
+        return file.read(largest + 1)
+
+
+def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
+    """New weights from the bytes of a safetensors file.
+
+    Args:
+        content: of the file: a parameter under its name, or ``NAME.left`` [h, r] and ``NAME.right`` [d, r] for a
+            change that is a product.
+        base: the parameters that there are, with their present values.
+
+    Returns:
+        The new values of the changed parameters, and the factors of those that were handed back as such.
+
+    Raises:
+        CellError: for a parameter that the base does not have, or of another shape or dtype, or not finite.
+    """
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CellError(f"the child process handed back no safetensors file ({error}).") from None
+    values: dict[str, Tensor] = {}
+    factors: dict[str, Factors] = {}
+    for name, before in base.items():
+        if name in tensors:
+            values[name] = _alike(name, tensors.pop(name), tuple(before.shape), str(before.dtype))
+        elif f"{name}.left" in tensors and f"{name}.right" in tensors and before.ndim == 2:
+            left, right = tensors.pop(f"{name}.left"), tensors.pop(f"{name}.right")
+            rank = left.shape[-1] if left.ndim == 2 else 0
+            height, width = before.shape
+            factors[name] = Factors(
+                _alike(f"{name}.left", left, (height, rank), "torch.float32"),
+                _alike(f"{name}.right", right, (width, rank), "torch.float32"),
+            )
+            values[name] = factors[name].added_to(before)
+    if tensors:
+        raise CellError(f"the adapter handed back {sorted(tensors)[0]}, which the base does not have.")
+    for name, value in values.items():
+        if not value.isfinite().all():
+            raise CellError(f"the injection left non-finite weights in {name}.")
+    return values, factors
+
+
+def _alike(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:
+    found = f"{tuple(value.shape)} {value.dtype}"
+    if found != f"{shape} {dtype}":
+        raise CellError(f"parameter {name}: expected {shape} {dtype}, found {found}.")
+    return value

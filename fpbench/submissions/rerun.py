@@ -15,10 +15,9 @@ from fpbench.board.rows import claimed_row
 from fpbench.errors import InputError, StorageError
 from fpbench.records.cell import BASE, ORIGIN, Cell
 from fpbench.records.store import Store, read_records
-from fpbench.registry import SUBMISSIONS
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import Profile
-from fpbench.submissions.folder import RECORDS, Submission, accepted, version_of
+from fpbench.submissions.folder import RECORDS, SUBMISSIONS, Submission, accepted, version_of
 
 if TYPE_CHECKING:
     from fpbench.models.loading import Loading
@@ -28,15 +27,15 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def runnable(submission: Submission) -> Submission:
-    """A submission that runs can find by its name.
+def runnable(submission: Submission, submissions: Path = SUBMISSIONS) -> Submission:
+    """Return a submission if runs find it by its name.
 
     Raises:
-        InputError: if it lies elsewhere than in ``submissions/``, or there is something to find about its files.
+        InputError: if it lies elsewhere than in ``submissions``, or there is something to find about its files.
     """
-    if submission.folder != (SUBMISSIONS / submission.name).absolute():
+    if submission.folder != (submissions / submission.name).absolute():
         raise InputError(
-            f"submission {submission.folder}: runs find it by name in {SUBMISSIONS}/ of the working folder; go to the "
+            f"submission {submission.folder}: runs find it by name in {submissions}/ of the working folder; go to the "
             "folder above it, or move it."
         )
     return accepted(submission)
