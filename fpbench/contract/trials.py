@@ -1,13 +1,13 @@
 """Injections into copies of the bundled model, watched: what each did, and what the harness could restore.
 
-:func:`attempt` makes one injection, a :class:`Trial`; :class:`Trials` makes each that the checks share when it is first
-asked for. The states of model, tokenizer and process are compared before and after.
+An injection is a :class:`Trial`; :class:`Trials` makes each that the checks share when it is first asked for. States
+of model, tokenizer and process are compared before and after.
 """
 
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,16 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.fingerprints import FingerprintSet, find_set
-from fpbench.methods.base import FingerprintMethod, InjectionContext
+from fpbench.methods.base import InjectionContext
 from fpbench.metrics.fsr import fsr
 from fpbench.models.checkpoints import quiet, resolve
-from fpbench.models.loading import load_model
+from fpbench.models.loading import Loading
 from fpbench.models.prompts import encode, render
 from fpbench.models.weights import Delta, Factors, difference, preserved, weights
 from fpbench.runs.datasets import Materials
 from fpbench.runs.injection import create_method
 from fpbench.runs.profile import load_profile
 
+FINGERPRINTS = 2
+STATISTICS_TOKENS = 20_000
+SEED = 42
 State = dict[str, Any]  # of a model, a tokenizer or the process, by name
 
 
@@ -75,104 +78,6 @@ class Trial:
         return [name for name, value in self.after.items() if not torch.equal(value, self.before[name])]
 
 
-def attempt(
-    create: Callable[[nn.Module], FingerprintMethod],
-    model: nn.Module,
-    tokenizer: Any,
-    fingerprints: FingerprintSet,
-    context: InjectionContext,
-    *,
-    noise: int = 0,
-    interrupt_at: int | None = None,
-) -> Trial:
-    """Inject into ``model`` as the harness does, look at the result, and put the weights back.
-
-    Args:
-        create: makes the method for a model.
-        model: a base that nobody else uses.
-        tokenizer: its tokenizer, likewise.
-        fingerprints: what to inject.
-        context: what the method may know.
-        noise: seeds the global random states, which a method must not depend on.
-        interrupt_at: raise :class:`Interruption` when the first block of ``model`` is about to run for this time.
-    """
-    prompts = [encode(tokenizer, each.trigger) for each in fingerprints]
-    base, base_logits = weights(model), last_logits(model, prompts)
-    vocabulary, configured, structure = tokenizer_state(tokenizer), config_state(model), structure_state(model)
-    error: Exception | None = None
-    returned = edited = None
-    with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
-        warnings.simplefilter("ignore")  # a warning is no finding, whatever the caller makes of warnings
-        shared = process_state()
-        try:
-            method = create(model)
-            edited = method.edited(model)
-            returned = method.inject(model, tokenizer, fingerprints, context)
-        except Exception as raised:  # an adapter may raise anything
-            error = raised
-        injected = returned if isinstance(returned, nn.Module) else model
-        after, not_reset = weights(injected), flags(injected)
-        config, process = differences(configured, config_state(injected)), differences(shared, process_state())
-        count = calls[0]  # what follows is not the method's doing
-        logits = None
-        with suppress(Exception):  # whatever was returned may not even run
-            logits = last_logits(injected.eval(), prompts)
-    damage = differences(structure, structure_state(model))
-    if differences(dict(base), weights(model)):
-        damage.append("weights")
-    if not damage and not same(base_logits, last_logits(model, prompts)):
-        damage.append("logits")
-    return Trial(
-        error=error,
-        returned=returned,
-        edited=edited,
-        before=base,
-        after=after,
-        logits=logits,
-        factors=context.factors,
-        not_reset=not_reset,
-        tokenizer=differences(vocabulary, tokenizer_state(tokenizer)),
-        config=config,
-        process=process,
-        damage=damage,
-        calls=count,
-    )
-
-
-@contextmanager
-def counted(model: nn.Module, interrupt_at: int | None) -> Iterator[list[int]]:
-    """Count how often the first block of ``model`` runs, and raise at the time that ``interrupt_at`` gives."""
-    calls = [0]
-
-    def count(module: nn.Module, arguments: Any) -> None:
-        calls[0] += 1
-        if calls[0] == interrupt_at:
-            raise Interruption
-
-    first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
-    handle = first.register_forward_pre_hook(count)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def last_logits(model: Any, prompts: list[list[int]]) -> Tensor:
-    """Logits after each prompt, [n, V] float32."""
-    device = next(model.parameters()).device
-    rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in prompts]
-    return torch.stack(rows).float()
-
-
-# The injections that the checks share.
-
-
-FINGERPRINTS = 2
-STATISTICS_TOKENS = 20_000
-SEED = 42
-
-
 class Trials:
     """Injections of one method into copies of the bundled model."""
 
@@ -180,13 +85,8 @@ class Trials:
         """Nothing is injected yet."""
         self.method, self.config = method, config
         self.materials, self.base, self.tokenizer = _bundled()
-        first = tuple(find_set("nlf"))[:FINGERPRINTS]
-        self.fingerprints = FingerprintSet("contract", first)
+        self.fingerprints = FingerprintSet("contract", tuple(find_set("nlf"))[:FINGERPRINTS])
         self._statistics: dict[str, Any] = {}
-
-    def create(self, model: nn.Module) -> FingerprintMethod:
-        """The method with the hyper-parameters that it has on ``model``."""
-        return create_method(self.method, model, self.config)
 
     @cached_property
     def plain(self) -> Trial:
@@ -234,7 +134,16 @@ class Trials:
         statistics: dict[str, Any] | None = None,
         interrupt_at: int | None = None,
     ) -> Trial:
-        tokenizer = copy.deepcopy(self.tokenizer)
+        """Inject into a copy of ``base`` as the harness does, look at the result, and put the weights back.
+
+        Args:
+            base: stays as it is.
+            noise: seeds the global random states, which a method must not depend on.
+            prompt: how triggers are rendered.
+            statistics: key statistics known for this base; by default those of the bundled model.
+            interrupt_at: raise :class:`Interruption` when the first block is about to run for this time.
+        """
+        model, tokenizer = copy.deepcopy(base), copy.deepcopy(self.tokenizer)
         context = InjectionContext(
             seed=SEED,
             render=lambda trigger: render(tokenizer, trigger, prompt),
@@ -244,14 +153,45 @@ class Trials:
             known_statistics=self._statistics if statistics is None else statistics,
             tokenizer=tokenizer,
         )
-        return attempt(
-            self.create,
-            copy.deepcopy(base),
-            tokenizer,
-            self.fingerprints,
-            context,
-            noise=noise,
-            interrupt_at=interrupt_at,
+        prompts = [encode(tokenizer, each.trigger) for each in self.fingerprints]
+        before, base_logits = weights(model), last_logits(model, prompts)
+        vocabulary, configured, structure = tokenizer_state(tokenizer), config_state(model), structure_state(model)
+        error: Exception | None = None
+        returned = edited = logits = None
+        with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
+            warnings.simplefilter("ignore")  # a warning is no finding, whatever the caller makes of warnings
+            shared = process_state()
+            try:
+                method = create_method(self.method, model, self.config)
+                edited = method.edited(model)
+                returned = method.inject(model, tokenizer, self.fingerprints, context)
+            except Exception as raised:  # an adapter may raise anything
+                error = raised
+            injected = returned if isinstance(returned, nn.Module) else model
+            after, not_reset = weights(injected), flags(injected)
+            config, process = differences(configured, config_state(injected)), differences(shared, process_state())
+            count = calls[0]  # what runs from here on is not the method's doing
+            with suppress(Exception):  # whatever was returned may not even run
+                logits = last_logits(injected.eval(), prompts)
+        damage = differences(structure, structure_state(model))
+        if differences(dict(before), weights(model)):
+            damage.append("weights")
+        if not damage and not same(base_logits, last_logits(model, prompts)):
+            damage.append("logits")
+        return Trial(
+            error=error,
+            returned=returned,
+            edited=edited,
+            before=before,
+            after=after,
+            logits=logits,
+            factors=context.factors,
+            not_reset=not_reset,
+            tokenizer=differences(vocabulary, tokenizer_state(tokenizer)),
+            config=config,
+            process=process,
+            damage=damage,
+            calls=count,
         )
 
     def rate(self, base: nn.Module, values: dict[str, Tensor], prompt: str = "raw") -> float:
@@ -293,7 +233,33 @@ class Trials:
 @cache
 def _bundled() -> tuple[Materials, nn.Module, Any]:
     """The micro profile's texts, model and tokenizer; whoever uses the model copies it."""
-    return Materials(load_profile("micro")), *load_model(resolve("micro"), dtype="float32", device="cpu")
+    return Materials(load_profile("micro")), *Loading("cpu", "float32").load(resolve("micro"))
+
+
+@contextmanager
+def counted(model: nn.Module, interrupt_at: int | None) -> Iterator[list[int]]:
+    """Count how often the first block of ``model`` runs, and raise at the time that ``interrupt_at`` gives."""
+    calls = [0]
+
+    def count(module: nn.Module, arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] == interrupt_at:
+            raise Interruption
+
+    first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
+    handle = first.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def last_logits(model: Any, prompts: list[list[int]]) -> Tensor:
+    """Logits after each prompt, [n, V] float32."""
+    device = next(model.parameters()).device
+    rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in prompts]
+    return torch.stack(rows).float()
 
 
 # States that can be compared with themselves later.

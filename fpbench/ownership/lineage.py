@@ -26,17 +26,10 @@ Verdict = Literal["related", "unrelated", "undecided"]
 Spreads = Mapping[str, np.ndarray]
 # What the projections are called by different architectures; fused ones are kinds of their own.
 KINDS = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "o",
-    "out_proj": "o",
-    "attention.dense": "o",
-    "attn.c_proj": "o",
-    "qkv_proj": "qkv",
-    "query_key_value": "qkv",
-    "attn.c_attn": "qkv",
-}
+    "q_proj": "q", "k_proj": "k", "v_proj": "v",
+    "o_proj": "o", "out_proj": "o", "attention.dense": "o", "attn.c_proj": "o",
+    "qkv_proj": "qkv", "query_key_value": "qkv", "attn.c_attn": "qkv",
+}  # fmt: skip
 FEWEST_BLOCKS = 12
 # Far from both what independent trainings gave (0.01) and what pruning 40 % of the weights left (0.98).
 RELATED, UNRELATED = 0.5, 0.1

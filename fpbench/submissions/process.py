@@ -37,14 +37,8 @@ LARGEST_REPLY = 2**20  # bytes
 PACKAGES = Path(__file__).parents[2]  # where fpbench itself is imported from
 # What a process needs to find its libraries and its cards. No token, no proxy, no path of the user's.
 KEPT = (
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_HOME",
-    "ROCR_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS",
-)
+    "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "ROCR_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+)  # fmt: skip
 Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
