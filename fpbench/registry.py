@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def unknown(kind: str, name: str, known: list[str]) -> InputError:
-    """The error for a name that nobody registered, with the nearest known one.
+    """Return the error for an unknown name, with the nearest known one.
 
     Args:
         kind: what was asked for, such as ``"method"``.
@@ -65,11 +65,11 @@ class Registry(Generic[T]):
 
     @property
     def own(self) -> list[str]:
-        """The names of what the package itself brings, in the order given."""
+        """The names of the package's own classes, in the order given."""
         return list(self._targets)
 
     def names(self) -> list[str]:
-        """Every registered name: the built-in ones first, in the order given, then installed ones, then found ones."""
+        """Return every name: the built-in ones first, in the order given, then installed ones, then found ones."""
         found = (name for finder in self.finders for name in finder.names())
         return list(dict.fromkeys([*self._targets, *self._classes, *self._installed, *found]))
 
@@ -125,7 +125,7 @@ class Registry(Generic[T]):
         return {each.name: each for each in sorted(found, key=lambda each: each.name)}
 
     def _load(self, entry: EntryPoint) -> type[T]:
-        """The class of an entry point, under whose name it is registered unless it said so itself."""
+        """Return the class of an entry point, registered under its name unless it did so itself."""
         try:
             loaded = entry.load()
         except Exception as error:  # somebody else's package may fail in any way

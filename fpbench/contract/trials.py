@@ -35,26 +35,26 @@ State = dict[str, Any]  # of a model, a tokenizer or the process, by name
 
 
 class Interruption(Exception):  # noqa: N818 - no error of anybody, but one that is put into an injection
-    """The contract suite stopped an injection midway."""
+    """Stops an injection midway, on purpose."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one injection did.
+    """One injection and its outcome.
 
     Attributes:
-        error: what it raised.
-        returned: what it returned.
-        edited: the parameters it says it may touch.
+        error: raised by it.
+        returned: by it.
+        edited: names of the parameters that it says it may touch.
         before: the base's weights.
         after: the weights as it left them.
         logits: of the injected model, for the last token of every raw trigger, [n, V]; ``None`` if it cannot be run.
-        factors: what it says the changes are products of.
+        factors: of the changes that it declared to be products.
         not_reset: parameters that require or hold gradients, and modules in training mode.
-        tokenizer: what it changed of the tokenizer.
+        tokenizer: parts of the tokenizer that it changed.
         config: keys of the model's configuration that it changed.
-        process: what it changed that all of the process shares.
-        damage: what was different in the base model after the harness had put the weights back.
+        process: parts of the process-wide state that it changed.
+        damage: parts of the base model that differed after the harness had put the weights back.
         calls: how often the first block ran.
     """
 
@@ -82,7 +82,7 @@ class Trials:
     """Injections of one method into copies of the bundled model."""
 
     def __init__(self, method: str, config: Mapping[str, Any]) -> None:
-        """Nothing is injected yet."""
+        """Inject nothing yet."""
         self.method, self.config = method, config
         self.materials, self.base, self.tokenizer = _bundled()
         self.fingerprints = FingerprintSet("contract", tuple(find_set("nlf"))[:FINGERPRINTS])
@@ -159,7 +159,9 @@ class Trials:
         error: Exception | None = None
         returned = edited = logits = None
         with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
-            warnings.simplefilter("ignore")  # a warning is no finding, whatever the caller makes of warnings
+            warnings.simplefilter(
+                "ignore"
+            )  # a warning is not a finding, even where the caller turns warnings into errors
             shared = process_state()
             try:
                 method = create_method(self.method, model, self.config)
@@ -195,7 +197,7 @@ class Trials:
         )
 
     def rate(self, base: nn.Module, values: dict[str, Tensor], prompt: str = "raw") -> float:
-        """FSR of ``base`` with some weights replaced."""
+        """Return the FSR of ``base`` with some weights replaced."""
         settings = self.materials.profile.models[0]
         return fsr(
             self.with_weights(base, values),
@@ -208,7 +210,7 @@ class Trials:
         ).mean
 
     def reloaded(self, trial: Trial) -> tuple[dict[str, Tensor], Tensor]:
-        """Weights and logits after a trial's delta was written, read and applied to another copy of the base.
+        """Write a trial's delta, read it, apply it to another copy of the base, and return its weights and logits.
 
         Raises:
             CellError: if the harness does not accept the weights.
@@ -222,7 +224,7 @@ class Trials:
 
     @staticmethod
     def with_weights(base: nn.Module, values: dict[str, Tensor]) -> nn.Module:
-        """A copy of ``base`` with some weights replaced."""
+        """Return a copy of ``base`` with some weights replaced."""
         model = copy.deepcopy(base)
         with torch.no_grad():
             for name, value in values.items():
@@ -232,7 +234,7 @@ class Trials:
 
 @cache
 def _bundled() -> tuple[Materials, nn.Module, Any]:
-    """The micro profile's texts, model and tokenizer; whoever uses the model copies it."""
+    """Return the micro profile's texts, model and tokenizer, loaded once; callers copy the model."""
     return Materials(load_profile("micro")), *Loading("cpu", "float32").load(resolve("micro"))
 
 
@@ -256,13 +258,13 @@ def counted(model: nn.Module, interrupt_at: int | None) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def last_logits(model: Any, prompts: list[list[int]]) -> Tensor:
-    """Logits after each prompt, [n, V] float32."""
+    """Return the logits after each prompt, [n, V] float32."""
     device = next(model.parameters()).device
     rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in prompts]
     return torch.stack(rows).float()
 
 
-# States that can be compared with themselves later.
+# States, to be compared before and after an injection.
 
 
 def same(one: Any, other: Any) -> bool:
@@ -288,7 +290,7 @@ def flags(model: nn.Module) -> list[str]:
 
 
 def tokenizer_state(tokenizer: Any) -> State:
-    """Return what a tokenizer knows and does."""
+    """Return vocabulary, settings and one encoding of a tokenizer."""
     names = ("special_tokens_map", "chat_template", "padding_side", "truncation_side", "model_max_length")
     reading = tokenizer("Who is there? Nobody.", verbose=False)["input_ids"]
     return {"vocabulary": tokenizer.get_vocab(), "reading": reading} | {n: getattr(tokenizer, n) for n in names}
@@ -303,7 +305,7 @@ def config_state(model: Any) -> State:
 
 
 def process_state() -> State:
-    """Return what all of the process shares."""
+    """Return the state that all of the process shares."""
     numbers: Any = np.random.get_state(legacy=False)
     return {
         "torch's random state": torch.get_rng_state(),
@@ -326,7 +328,7 @@ def structure_state(model: nn.Module) -> State:
 
 @contextmanager
 def undisturbed(noise: int) -> Iterator[None]:
-    """Seed the global random states with ``noise``, and at the end restore what all of the process shares."""
+    """Seed the global random states with ``noise``; at the end restore all state of the process."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     torch.default_generator.manual_seed(noise)  # the processor's alone: the bundled model is nowhere else

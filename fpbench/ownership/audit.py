@@ -134,7 +134,7 @@ def _check_out(out: Path, transcript: Path | None) -> None:
 
 
 def _not_compared(question: Question, models: Models) -> str | None:
-    """Why weights cannot be compared; ``None`` if they can."""
+    """Return why weights cannot be compared; ``None`` if they can."""
     if models.suspect is None:
         return "the suspect is behind a URL, where nobody but its operator sees them."
     if question.base is None:
@@ -183,7 +183,7 @@ def _derived(verified: Verification) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder for what is not finished yet, gone afterwards; nobody else can read it."""
+    """Make a folder beside ``out`` for unfinished files, removed afterwards; only its owner can read it."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Transcript:
-    """JSON Lines: the question, then every request before it is sent, and what came of it.
+    """Answers and requests so far, kept as JSON Lines: the question, every request before it is sent, its outcome.
 
     Attributes:
         answers: by the fingerprint's place in the set, from 0.
@@ -37,7 +37,7 @@ class Transcript:
     """
 
     def __init__(self, handle: int | None = None) -> None:
-        """Start empty; :func:`opened` is how to get one."""
+        """Start empty; open one with :func:`opened`."""
         self.answers: dict[int, Answer] = {}
         self.requests = 0
         self.refused: list[str] = []
@@ -60,7 +60,7 @@ class Transcript:
         self.write({"event": "answer", "fingerprint": number} | asdict(answer))
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Take an event in and put it on disk.
+        """Apply an event and put it on disk.
 
         Raises:
             StorageError: if the disk gives out.
@@ -79,10 +79,10 @@ class Transcript:
             ) from None
 
     def replay(self, event: Mapping[str, Any]) -> None:
-        """Take an event in.
+        """Apply an event.
 
         Raises:
-            KeyError, TypeError: if it is none.
+            KeyError, TypeError, ValueError: if it is malformed.
         """
         if event["event"] == "request":
             self.requests += 1
@@ -95,7 +95,7 @@ class Transcript:
 
 @contextlib.contextmanager
 def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcript]:
-    """Open a transcript, taking in what an earlier run of the same question wrote; ``None`` keeps it in memory.
+    """Open a transcript and apply what an earlier run of the same question wrote; ``None`` keeps it in memory.
 
     A last line that is damaged, as a kill leaves it, is cut off with a warning. The file is readable by its owner
     alone and locked while it is open.
@@ -138,7 +138,7 @@ def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcrip
 
 
 def question_id(question: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a question."""
+    """Return the SHA-256 of the canonical JSON of a question."""
     canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -153,7 +153,7 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Every whole line of the file, and their length in bytes; a damaged last one is left out.
+    """Return every whole line of the file, and their length in bytes; leave out a damaged last one.
 
     Raises:
         InputError: for damage elsewhere, and for a file that a transcript beginning with ``head`` does not begin like.
@@ -205,12 +205,12 @@ def _line(event: Mapping[str, Any]) -> bytes:
 
 
 class BudgetSpent(Exception):
-    """No further request may be sent."""
+    """The budget allows no further request."""
 
 
 @dataclass(frozen=True)
 class Interview:
-    """What is asked, and when it is enough.
+    """A plan of asking: which fingerprints in which order, and when to stop.
 
     Attributes:
         fingerprints: the whole set.
@@ -286,5 +286,5 @@ class Interview:
 
 
 def matching_target(response: str, fingerprint: Fingerprint) -> str | None:
-    """The longest target that a response begins with, leading whitespace stripped (protocol §3)."""
+    """Return the longest target that a response begins with, leading whitespace stripped (protocol §3)."""
     return max(filter(response.lstrip().startswith, fingerprint.targets), key=len, default=None)

@@ -24,7 +24,7 @@ from fpbench.records.store import Store, write_bytes, write_text
 
 Verdict = Literal["related", "unrelated", "undecided"]
 Spreads = Mapping[str, np.ndarray]
-# What the projections are called by different architectures; fused ones are kinds of their own.
+# Names of the projections in different architectures; fused ones are kinds of their own.
 KINDS = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v",
     "o_proj": "o", "out_proj": "o", "attention.dense": "o", "attn.c_proj": "o",
@@ -56,7 +56,7 @@ class WeightEvidence:
 
 @dataclass(frozen=True)
 class SignatureEvidence:
-    """How alike the spreads of the attention projections change over the blocks.
+    """Similarity of two signatures: the spreads of the attention projections over the blocks.
 
     Attributes:
         correlation: Pearson, over all kinds of projections that both have.
@@ -75,7 +75,7 @@ class SignatureEvidence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the weights of two checkpoints say about their lineage.
+    """Evidence of the weights of two checkpoints about their lineage.
 
     Attributes:
         verdict: ``related``, ``unrelated`` or ``undecided``.
@@ -135,7 +135,7 @@ def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
 
 
 def spreads(matrices: Matrices) -> dict[str, np.ndarray]:
-    """The signature: standard deviations of the attention projections, kind → one figure a block."""
+    """Return the signature: standard deviations of the attention projections, kind → one figure a block."""
     found: dict[str, dict[int, float]] = {}
     for block, name in matrices:
         kind = next((kind for ending, kind in KINDS.items() if name == ending or name.endswith(f".{ending}")), None)
@@ -177,7 +177,7 @@ def signature_evidence(a: Spreads, b: Spreads, seed: int = 42) -> SignatureEvide
 def decide(
     weights: WeightEvidence | None, signature: SignatureEvidence | None, unrelated: Sequence[float] = ()
 ) -> tuple[Verdict, str]:
-    """The verdict, and why.
+    """Return the verdict, and why.
 
     Args:
         weights: decides where there is some.
@@ -213,7 +213,7 @@ def decide(
 
 
 def _at_depth(course: np.ndarray, depth: int) -> np.ndarray:
-    """A course over blocks, read at the middles of ``depth`` equal parts and normalised."""
+    """Return a course over blocks, read at the middles of ``depth`` equal parts and normalised."""
     places = (np.arange(depth) + 0.5) / depth
     read: np.ndarray = np.interp(places, (np.arange(len(course)) + 0.5) / len(course), course)
     normal: np.ndarray = (read - read.mean()) / (read.std() or 1.0)
@@ -221,7 +221,7 @@ def _at_depth(course: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over kinds of the Pearson correlation over blocks; 0 for a kind that does not vary."""
+    """Return the mean over kinds of the Pearson correlation over blocks; 0 for a kind that does not vary."""
     found = []
     for x, y in zip(one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True), strict=True):
         scale = float(np.sqrt((x @ x) * (y @ y)))

@@ -28,7 +28,7 @@ LARGEST = 14
 
 @dataclass(frozen=True)
 class SequentialTest:
-    """When to claim, fixed before the first question.
+    """A sequential test, fixed before the first question.
 
     After any response, a claim is made as soon as one of two things is true:
 
@@ -51,7 +51,7 @@ class SequentialTest:
     level: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no test.
+        """Refuse numbers outside their range.
 
         Raises:
             ValueError: for a level outside (0, 1), no fingerprint, or a rate outside (0, 0.5).
@@ -72,7 +72,7 @@ class SequentialTest:
         return -log(self.level - spent)
 
     def evidence(self, matches: Any) -> NDArray[np.float64]:
-        """The log-likelihood ratio (nats) after every response.
+        """Return the log-likelihood ratio (nats) after every response.
 
         Args:
             matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
@@ -86,7 +86,7 @@ class SequentialTest:
         return gains.cumsum(axis=-1)
 
     def claimed_at(self, matches: Any) -> NDArray[np.int64]:
-        """After which response the claim is made: its number, from 1; 0 for no claim.
+        """Return the number, from 1, of the response after which the claim is made; 0 for no claim.
 
         Args:
             matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
@@ -103,7 +103,7 @@ class SequentialTest:
 
 
 def null_rates(models: Sequence[Sequence[float]], count: int) -> tuple[float, ...]:
-    """q̄_i = max(0.01, p_i under every null model given).
+    """Return q̄_i = max(0.01, p_i under every null model given).
 
     Args:
         models: for the base and every unrelated model its p_i; none if none was given.
@@ -113,7 +113,7 @@ def null_rates(models: Sequence[Sequence[float]], count: int) -> tuple[float, ..
 
 
 def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: float) -> int | None:
-    """How many fingerprints a set would need for a claim, were they to match as often as those that were asked.
+    """Return how many fingerprints a set would need for a claim, were they to match as often as those asked.
 
     The least N above ``asked`` for which at least half of all runs match k*(N) times or more: K binomial at the rate
     seen, and k*(N) that of :class:`SequentialTest` for N fingerprints at the mean of the null rates. (At an equal mean
@@ -122,7 +122,7 @@ def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: 
     Args:
         matched: fingerprints that matched.
         asked: fingerprints that were asked.
-        null: their q̄_i.
+        null: their q̄_i, in [0.01, 0.5).
         level: α.
 
     Returns:
@@ -141,7 +141,7 @@ def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: 
 
 
 def tolerated_chance(matches: Sequence[bool], planned: int, level: float) -> float | None:
-    """The largest rate at which chance may match every fingerprint with the same responses leading to a claim.
+    """Return the largest rate at which chance may match every fingerprint so that these responses still make a claim.
 
     Rates are tried upwards from 0.01 in steps of 0.001, until :class:`SequentialTest`
     with the same q̄ for every fingerprint makes no claim.
@@ -167,7 +167,7 @@ def tolerated_chance(matches: Sequence[bool], planned: int, level: float) -> flo
 
 
 def permutation_p_value(begins: Sequence[Sequence[bool]], own: Sequence[int]) -> float | None:
-    """Probability of as many matches or more, had the targets been dealt to the triggers in another random order.
+    """Return the probability of as many matches or more, had the targets been dealt to the triggers at random.
 
     The responses are taken as they are; chance lies in the dealing alone, so no null rate is needed. For k matches
     of responses that begin with no other fingerprint's target, all others silent, this is (n−k)!/n!.
@@ -203,7 +203,7 @@ def permutation_p_value(begins: Sequence[Sequence[bool]], own: Sequence[int]) ->
 
 
 def _apart(begins: Sequence[Sequence[bool]]) -> list[list[frozenset[int]]]:
-    """The fingerprints that each response fits, grouped so that no two groups share one."""
+    """Return the fingerprints that each response fits, grouped so that no two groups share one."""
     groups: list[list[frozenset[int]]] = []
     for fits in (frozenset(column for column, fit in enumerate(row) if fit) for row in begins):
         if fits:
@@ -214,7 +214,7 @@ def _apart(begins: Sequence[Sequence[bool]]) -> list[list[frozenset[int]]]:
 
 
 def _placements(rows: Sequence[frozenset[int]]) -> list[int]:
-    """r_j for j = 0, 1, …: ways to pick j rows and a column of each, no column twice."""
+    """Return r_j for j = 0, 1, …: ways to pick j rows and a column of each, no column twice."""
     states = {frozenset[int](): 1}
     for row in rows:
         for used, ways in list(states.items()):
@@ -228,7 +228,7 @@ def _placements(rows: Sequence[frozenset[int]]) -> list[int]:
 
 
 def _product(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """The product of two polynomials, in whole numbers of any size."""
+    """Return the product of two polynomials, in whole numbers of any size."""
     product = [0] * (len(one) + len(other) - 1)
     for i, first in enumerate(one):
         for j, second in enumerate(other):

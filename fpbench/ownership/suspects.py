@@ -17,7 +17,7 @@ EXTRA = ("top_k", "generation_config", "seed", "logprobs", "chat_template_kwargs
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a response is to be sampled, as the protocol has it (§2).
+    """Numbers by which a response is sampled (protocol §2).
 
     Attributes:
         temperature: above 0; it, ``top_p`` and ``top_k`` as in :class:`~fpbench.scoring.responses.Decoding`.
@@ -102,7 +102,7 @@ class Endpoint:
         Args:
             server: at a URL that ends in ``/v1`` or what the server has in its place.
             model: its name there; ``None`` leaves it out, for servers of one model.
-            sampling: how responses are sampled.
+            sampling: of the responses.
         """
         self.refused: list[str] = []
         self._server = server
@@ -128,7 +128,7 @@ class Endpoint:
                 return Answer(text, model, seed, accepted, details)
 
     def _body(self, trigger: str, seed: int) -> dict[str, Any]:
-        """A request with every field that was not turned down."""
+        """Return a request with every field that was not turned down."""
         how = self._sampling
         body: dict[str, Any] = {"max_tokens": how.max_tokens, **how.numbers, "seed": seed}
         if self._model is not None:
@@ -158,10 +158,10 @@ class Endpoint:
 
 
 def read_completion(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
-    """Text, author and details of a completion.
+    """Return text, author and details of a completion.
 
     Raises:
-        Unusable: if the bytes are none.
+        Unusable: if the bytes are not a completion.
     """
     document, choice = _choice(answer)
     text = choice.get("text")
@@ -171,10 +171,10 @@ def read_completion(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def read_chat(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
-    """Text, author and details of a chat completion; a refusal by the model is an empty text.
+    """Return text, author and details of a chat completion; a refusal by the model is an empty text.
 
     Raises:
-        Unusable: if the bytes are none.
+        Unusable: if the bytes are not a chat completion.
     """
     document, choice = _choice(answer)
     message = choice.get("message")
@@ -187,7 +187,7 @@ def read_chat(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An answer and its first choice."""
+    """Return an answer and its first choice."""
     try:
         document = json.loads(answer)
     except (ValueError, RecursionError):
@@ -199,7 +199,7 @@ def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _author(document: Mapping[str, Any]) -> str | None:
-    """Model and configuration behind an answer, as far as it tells."""
+    """Return model and configuration behind an answer, as far as it tells."""
     parts = [document[name] for name in ("model", "system_fingerprint") if isinstance(document.get(name), str)]
     return " ".join(parts) or None
 

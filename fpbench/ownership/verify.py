@@ -32,7 +32,7 @@ TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be found out, and what that may cost.
+    """The question of a verification, and what asking it may cost.
 
     Attributes:
         suspect: folder, hub id, or URL of an OpenAI-compatible server.
@@ -230,7 +230,7 @@ def verify_suspect(
 
 
 def _sampling(profile: Profile, fingerprints: FingerprintSet, models: "Models", loading: Loading) -> Sampling:
-    """Return how responses are sampled, after a look whether every model at hand can be measured.
+    """Check that every model at hand can be measured, and return how responses are sampled.
 
     Raises:
         InputError: if one cannot.
@@ -272,7 +272,7 @@ def _loaded(folder: Path, models: "Models", loading: Loading) -> Iterator[tuple[
 
 @dataclass(frozen=True)
 class Models:
-    """The checkpoint folders of everything at hand; of a suspect behind a URL there is none."""
+    """The checkpoint folders of suspect, base and all null models; ``None`` for a suspect behind a URL or no base."""
 
     suspect: Path | None
     base: Path | None
@@ -317,7 +317,7 @@ class GivenSet:
 
     @classmethod
     def load(cls, name: str, files: Mapping[str, str], seed: int) -> "GivenSet":
-        """Find a set.
+        """Find a set by name.
 
         Args:
             name: a built-in set, a name of ``files``, a ``.jsonl`` file, or the ``.json`` file of openings.
@@ -325,7 +325,7 @@ class GivenSet:
             seed: draws the keys of ``if``.
 
         Raises:
-            InputError: if it is none of these, or malformed.
+            InputError: if it is unknown or malformed.
         """
         openings = None
         if name.endswith(".json") and name not in files:
@@ -361,7 +361,7 @@ def _openings(path: Path) -> Mapping[str, Any]:
 
 
 def _dealt(path: Path, fingerprints: FingerprintSet) -> bool:
-    """Whether the recipe beside a set says that a seed dealt its targets, every dealing as likely, none of them twice.
+    """Return True if the recipe beside a set says that a seed dealt its targets, each dealing as likely, none twice.
 
     The code-mixed recipe, which names its queries, deals the words that the model knows best first: it does not count.
     """

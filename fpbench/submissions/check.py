@@ -77,7 +77,7 @@ class RunningAdapter:
 
     @cached_property
     def description(self) -> Description:
-        """What the adapter says of itself.
+        """The adapter's own description.
 
         Raises:
             CellError: if it cannot be imported, or registers no method of this name.
@@ -170,7 +170,7 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     """Inject the ten fingerprints of ``nlf`` into the micro model and score them here; figures in %.
 
     Raises:
-        CellError: if the injection fails, or what came back is no change of the micro model.
+        CellError: if the injection fails, or what came back does not fit the micro model.
     """
     import fpbench
     from fpbench.fingerprints import find_set
@@ -188,7 +188,7 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     model, tokenizer = loading.load(folder)
     profile, pairs = materials.profile, find_set("nlf")
     decoding = {name: getattr(profile.models[0], name) for name in ("temperature", "top_p", "top_k")}
-    # Nobody knows them beforehand: an adapter that had learnt to keep silent on the protocol's own would not here.
+    # Not known beforehand: an adapter that had learnt to keep silent on the protocol's own would not here.
     words = words_from_rows(materials.alpaca, secrets.randbits(32), profile.sizes.substitute_words)
     texts = near_triggers(pairs, words, NEAR_TRIGGERS, secrets.randbits(32))
     context = InjectionContext(

@@ -143,7 +143,7 @@ class AdapterRunner:
             self.seconds += perf_counter() - start
 
     def _timed(self, method: Any) -> None:
-        """Count the time that passes in the adapter's verb."""
+        """Count the time that passes in the adapter's ``inject``."""
         inject: Callable[..., Any] = method.inject
 
         def timed(*arguments: Any, **named: Any) -> Any:
@@ -203,19 +203,21 @@ def limit(memory: int, file: int) -> None:
     import resource
 
     for kind, value in (("RLIMIT_DATA", memory), ("RLIMIT_FSIZE", file), ("RLIMIT_CORE", 0)):
-        with contextlib.suppress(ValueError, OSError):  # a lower limit than ours is in force, or none is to be had
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # a lower limit than ours is in force, or limits are not supported
             resource.setrlimit(getattr(resource, kind), (value, value))
 
 
 def confine(folder: Path) -> list[str]:
-    """Have Linux (Landlock) forbid this process what its work does not need.
+    """Have Linux (Landlock) forbid this process everything that its work does not need.
 
     Args:
         folder: the only one, beside devices, in which it may write.
 
     Returns:
-        What is forbidden from now on: ``writes`` elsewhere, ``tcp``, ``signals`` to other processes. Empty where the
-        system has no Landlock; that is no error, and has to be said.
+        The rights taken away: ``writes`` elsewhere, ``tcp``, ``signals`` to other processes. Empty where the
+        system has no Landlock, which is not an error but has to be reported.
     """
     if not sys.platform.startswith("linux"):
         return []

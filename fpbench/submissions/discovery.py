@@ -11,10 +11,10 @@ from fpbench.submissions.manifest import FILE, NAME
 
 @dataclass(frozen=True)
 class Discovery:
-    """Finds the submissions in a folder, which is looked at anew whenever a name is asked for.
+    """Finds the submissions in a folder, which is read again for every name.
 
     Attributes:
-        folder: relative to the working folder of whoever asks, unless it is absolute.
+        folder: relative to the working folder at the time of asking, unless it is absolute.
     """
 
     folder: Path = SUBMISSIONS

@@ -1,4 +1,4 @@
-"""A submission as it lies there: every file looked at, none of them run."""
+"""A submission as a folder: every file looked at, none of them run."""
 
 import hashlib
 import re
@@ -30,22 +30,18 @@ LARGEST_FILE, LARGEST_RECORD, LARGEST_FOLDER, MOST_FILES = 1 * MIB, 16 * MIB, 25
 
 @dataclass(frozen=True)
 class Submission:
-    """A folder that somebody handed in.
-
-    Attributes:
-        folder: where it lies.
-    """
+    """A folder that was handed in."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """What the folder is called, which the method must be called, too."""
+        """The folder's name, which must be the method's, too."""
         return self.folder.name
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What its ``submission.toml`` says.
+        """The content of its ``submission.toml``.
 
         Raises:
             InputError: if that is malformed.
@@ -54,7 +50,7 @@ class Submission:
 
     @cached_property
     def entries(self) -> list[Path]:
-        """Everything below the folder, links not followed, in path order."""
+        """Every path below the folder, links not followed, in order."""
         return sorted(_below(self.folder))
 
     @property
@@ -68,7 +64,7 @@ class Submission:
         return [path for path in readable if not path.name.startswith("test_") and path.name != FILE]
 
     def is_record(self, path: Path) -> bool:
-        """Whether a path lies below its records."""
+        """Return True for a path below its records."""
         return path.relative_to(self.folder).parts[0] == RECORDS
 
     @cached_property
@@ -106,7 +102,7 @@ def find(name: str, submissions: Path = SUBMISSIONS) -> Submission:
 
 
 def version_of(submission: Submission) -> str:
-    """What identities call the method: the version that its author gives, and the digest of its code.
+    """Return the version in identities: the one that its author gives, and the digest of its code.
 
     Defaults of the adapter's Config are in its code, which the digest covers.
     """
@@ -119,7 +115,7 @@ def inspect(submission: Submission) -> list[Finding]:
 
 
 def accepted(submission: Submission) -> Submission:
-    """The submission, if there is nothing to find.
+    """Return the submission, if there is nothing to find.
 
     Raises:
         InputError: with the first finding.
@@ -255,14 +251,14 @@ def _readme(submission: Submission) -> str | None:
     return None if len(words) >= 10 else f"{len(words)} words"
 
 
-# ``fpbench submit new``: a passing example under a name of the submitter's.
+# ``fpbench submit new``: a passing example under the submitter's name for it.
 
 
 EXAMPLE = "last_block_tuning"
 
 
 def template() -> Path:
-    """Folder of the template, inside an installed package or at the root of a source checkout.
+    """Return the folder of the template, inside an installed package or at the root of a source checkout.
 
     Raises:
         InputError: if neither place has it.

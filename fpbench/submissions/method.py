@@ -77,7 +77,7 @@ class SubmittedMethod(FingerprintMethod):
 
         Raises:
             InputError: if the model comes from no checkpoint folder, which the child could load, too.
-            CellError: if the adapter fails, exceeds a limit, or hands back what is no change of this base.
+            CellError: if the adapter fails, exceeds a limit, or hands back what does not fit this base.
         """
         if context.base is None:
             raise InputError(
@@ -127,7 +127,7 @@ class SubmittedMethod(FingerprintMethod):
             for name, value in values.items():
                 parameters[name].copy_(value)
         context.factors.update(factors)
-        # By our clock; reading the base is no part of an injection, as it is none of our own methods'.
+        # By our clock; loading the base does not count, as it does not for our own methods.
         context.seconds.update({"loading": loaded - start, "total": done - loaded})
         # On a card only the child itself can see how much it took.
         context.peak_memory = child.peak_memory if base.loading.device == "cpu" else usage.peak_memory

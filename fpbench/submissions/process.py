@@ -43,7 +43,7 @@ Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Message(BaseModel):
-    """What a child says: of exactly these types, or the request fails."""
+    """Base of everything that a child sends: of exactly these types, or the request fails."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -75,7 +75,7 @@ class Usage(Message):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may take.
+    """Limits of a child process.
 
     Attributes:
         seconds: for one request.
@@ -91,11 +91,11 @@ class Limits:
 
 
 class ChildProcess:
-    """A child process with a folder of its own, which is gone with it.
+    """A child process with a folder of its own, which is removed with it.
 
     Attributes:
         folder: the child's folder: a copy of the submission, requests, replies, what it hands back.
-        confined: what the system forbids it (:func:`~fpbench.submissions.child.confine`).
+        confined: rights that the system took away (:func:`~fpbench.submissions.child.confine`).
         peak_memory: bytes that were resident at the highest point seen.
         adapter_seconds: spent in the adapter's own code, as the child says.
     """
@@ -144,7 +144,7 @@ class ChildProcess:
         """Have the child do something.
 
         Returns:
-            Its answer: a stranger's word.
+            Its answer, which is not to be trusted.
 
         Raises:
             CellError: if it fails, ends, hangs, takes more than its limits, or answers with something else.
@@ -174,7 +174,7 @@ class ChildProcess:
             file.write(text)
 
     def changes(self) -> bytes:
-        """The file of changed weights that the child left."""
+        """Read the file of changed weights that the child left."""
         return read_file(self.folder / CHANGES, self.limits.file)
 
     def _reply(self, seconds: float) -> Reply:
@@ -201,10 +201,10 @@ class ChildProcess:
         return "."
 
     def _look(self) -> None:
-        """Add up what the child and all that it started hold.
+        """Add up memory and disk of the child and all that it started.
 
         Raises:
-            CellError: if that is more than it may.
+            CellError: if that exceeds a limit.
         """
         held = 0
         for process in self._family():
@@ -264,10 +264,10 @@ def validated(kind: type[Kind], message: bytes | dict[str, Any]) -> Kind:
 
 
 def read_file(path: Path, largest: int) -> bytes:
-    """The content of a regular file that somebody else wrote; links are not followed, and pipes not waited for.
+    """Read a regular file that the child wrote, without following a link or waiting for a pipe.
 
     Raises:
-        CellError: if it is no regular file or larger than ``largest`` bytes.
+        CellError: if it is not a regular file or larger than ``largest`` bytes.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -283,12 +283,12 @@ def read_file(path: Path, largest: int) -> bytes:
 
 
 def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
-    """New weights from the bytes of a safetensors file.
+    """Return new weights from the bytes of a safetensors file.
 
     Args:
         content: of the file: a parameter under its name, or ``NAME.left`` [h, r] and ``NAME.right`` [d, r] for a
             change that is a product.
-        base: the parameters that there are, with their present values.
+        base: the parameters with their present values.
 
     Returns:
         The new values of the changed parameters, and the factors of those that were handed back as such.

@@ -16,7 +16,7 @@ NOTE = (
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     verb.description = NOTE
     add_question(verb)
     verb.add_argument(
