@@ -187,11 +187,11 @@ def permutation_p_value(begins: Sequence[Sequence[bool]], own: Sequence[int]) ->
     matched = sum(row[place] for row, place in zip(begins, own, strict=True))
     if not matched:
         return 1.0
-    ways = [1]
+    ways = np.array([1], dtype=object)  # whole numbers of any size
     for rows in _apart(begins):
         if len({column for row in rows for column in row}) > LARGEST:
             return None
-        ways = _product(ways, _placements(rows))
+        ways = np.convolve(ways, np.array(_placements(rows), dtype=object))  # a product of polynomials
     total = sum(
         (
             (-1) ** (picked - matched) * comb(picked - 1, matched - 1) * Fraction(ways[picked], perm(count, picked))
@@ -225,12 +225,3 @@ def _placements(rows: Sequence[frozenset[int]]) -> list[int]:
     for used, ways in states.items():
         counts[len(used)] += ways
     return counts
-
-
-def _product(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """Return the product of two polynomials, in whole numbers of any size."""
-    product = [0] * (len(one) + len(other) - 1)
-    for i, first in enumerate(one):
-        for j, second in enumerate(other):
-            product[i + j] += first * second
-    return product
