@@ -70,7 +70,10 @@ class Submission:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names and contents of its code."""
-        return _digest({str(path.relative_to(self.folder)): path.read_bytes() for path in self.code})
+        total = hashlib.sha256()
+        for name, path in sorted((str(path.relative_to(self.folder)), path) for path in self.code):
+            total.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        return total.hexdigest()
 
     def copy_code(self, target: Path) -> None:
         """Copy the code into a new folder.
@@ -133,13 +136,6 @@ def _below(folder: Path) -> Iterator[Path]:
         yield path
         if path.is_dir() and not path.is_symlink():
             yield from _below(path)
-
-
-def _digest(contents: dict[str, bytes]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(contents):
-        total.update(f"{name}:{hashlib.sha256(contents[name]).hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 def _shown(submission: Submission, path: Path) -> str:
