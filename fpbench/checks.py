@@ -1,6 +1,6 @@
 """Checks as data, and what they come to: what was expected, what was found, what to do. Settings, checked when read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,11 +17,11 @@ class Check(Generic[T]):
     """One thing that must hold.
 
     Attributes:
-        name: what to call it.
+        name: unique in its list.
         expected: what must hold.
         remedy: what to do where it does not.
-        needs: checks without which it means nothing.
-        examine: what was found instead, or ``None`` if it holds.
+        needs: names of earlier checks without which it means nothing.
+        examine: returns what was found instead, or ``None`` if it holds.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Check(Generic[T]):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check came to.
+    """The outcome of a check.
 
     Attributes:
         name: of the check.
@@ -57,14 +57,38 @@ class Finding:
         return f"{self.name}: expected {self.expected}; found {self.found}; {self.remedy}"
 
 
-def examined(checks: Sequence[Check[T]], subject: T) -> list[Finding]:
-    """One finding per check, in their order; a check whose needs did not pass is not run."""
-    findings: dict[str, Finding] = {}
-    for each in checks:
-        missing = [name for name in each.needs if not findings[name].passed]
-        passed, found = (None, f"it needs {missing[0]!r}") if missing else _outcome(each, subject)
-        findings[each.name] = Finding(each.name, passed, each.expected, found, each.remedy)
-    return list(findings.values())
+class Checklist(Generic[T]):
+    """Checks of one kind of subject, in the order in which they are examined."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._checks: list[Check[T]] = []
+
+    def __iter__(self) -> Iterator[Check[T]]:
+        return iter(self._checks)
+
+    def __len__(self) -> int:
+        return len(self._checks)
+
+    def add(
+        self, name: str, expected: str, remedy: str, needs: Sequence[str] = ()
+    ) -> Callable[[Callable[[T], str | None]], Callable[[T], str | None]]:
+        """Return a decorator that appends a function as a check; for the arguments see :class:`Check`."""
+
+        def decorate(examine: Callable[[T], str | None]) -> Callable[[T], str | None]:
+            self._checks.append(Check(name, expected, remedy, tuple(needs), examine))
+            return examine
+
+        return decorate
+
+    def examine(self, subject: T) -> list[Finding]:
+        """Return one finding per check, in their order; a check whose needs did not pass is not run."""
+        findings: dict[str, Finding] = {}
+        for each in self:
+            missing = [name for name in each.needs if not findings[name].passed]
+            passed, found = (None, f"it needs {missing[0]!r}") if missing else _outcome(each, subject)
+            findings[each.name] = Finding(each.name, passed, each.expected, found, each.remedy)
+        return list(findings.values())
 
 
 def _outcome(each: Check[T], subject: T) -> tuple[bool, str]:

@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 a cell failed or storage gave out; 2 wrong input; 130 or 143 interrupted, resumable.
     """
     options = parser().parse_args(arguments)
+    from fpbench.submissions.discovery import register_submissions  # after --help, which has left by now
+
+    register_submissions()
     signal.signal(signal.SIGTERM, _stop)
     # Records are millions of small objects that live to the end; to look for cycles among them again and again takes
     # a fifth of the time of a leaderboard.

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from fpbench.errors import InputError
 
 T = TypeVar("T")
-SUBMISSIONS = Path("submissions")  # in the working folder: a folder a method that somebody handed in
 
 
 def unknown(kind: str, name: str, known: list[str]) -> InputError:
-    """The error for a name that nobody registered, with the nearest known one.
+    """Return the error for an unknown name, with the nearest known one.
 
     Args:
         kind: what was asked for, such as ``"method"``.
@@ -27,35 +26,57 @@ def unknown(kind: str, name: str, known: list[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}; {hint}")
 
 
+class Finder(Protocol):
+    """Finds classes by name in a folder, whose files alone decide what is found; it can be pickled."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which it looks."""
+
+    def names(self) -> list[str]:
+        """Return every name that can be found."""
+
+    def find(self, name: str) -> type | None:
+        """Return the class of a name, or ``None``."""
+
+
 class Registry(Generic[T]):
     """Maps a name to a class.
 
     Built-in entries are given as ``"module:Class"`` and imported on first use, so that listing them costs nothing.
-    Others come from a decorator, from entry points of installed packages, and from folders.
+    Others come from a decorator, from entry points of installed packages, and from finders that are handed in.
+
+    Attributes:
+        finders: in the order in which they are asked.
     """
 
-    def __init__(self, kind: str, built_in: dict[str, str], group: str | None = None, folders: str | None = None):
+    def __init__(self, kind: str, built_in: dict[str, str], group: str | None = None):
         """Create a registry for one ``kind`` of thing.
 
         Args:
             kind: such as ``"method"``.
             built_in: name → ``"module:Class"``.
             group: of the entry points by which installed packages add to it.
-            folders: module with ``names()`` and ``find(name)`` for what stands in folders.
         """
-        self.kind, self.group, self._folders = kind, group, folders
+        self.kind, self.group = kind, group
+        self.finders: list[Finder] = []
         self._targets = dict(built_in)
         self._classes: dict[str, type[T]] = {}
 
     @property
     def own(self) -> list[str]:
-        """The names of what the package itself brings, in the order given."""
+        """The names of the package's own classes, in the order given."""
         return list(self._targets)
 
     def names(self) -> list[str]:
-        """Every registered name: the built-in ones first, in the order given, then installed ones, then folders."""
-        found = self._elsewhere.names() if self._folders else []
+        """Return every name: the built-in ones first, in the order given, then installed ones, then found ones."""
+        found = (name for finder in self.finders for name in finder.names())
         return list(dict.fromkeys([*self._targets, *self._classes, *self._installed, *found]))
+
+    def add_finder(self, finder: Finder) -> None:
+        """Ask ``finder`` too for names that are not registered; an equal one is asked once."""
+        if finder not in self.finders:
+            self.finders.append(finder)
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Return a class decorator that registers under ``name``.
@@ -88,18 +109,14 @@ class Registry(Generic[T]):
             return self._classes[name]
         if entry := self._installed.get(name):
             return self._load(entry)
-        found: type[T] | None = self._elsewhere.find(name) if self._folders else None
-        if found is None:
-            raise unknown(self.kind, name, self.names())
-        return found
+        for finder in self.finders:
+            if found := finder.find(name):
+                return found
+        raise unknown(self.kind, name, self.names())
 
     def taken(self, name: str) -> bool:
-        """Whether the package itself, a decorator or an installed package has the name; folders do not count."""
+        """Return True if the package itself, a decorator or an installed package has the name; finders do not count."""
         return name in self._targets or name in self._classes or name in self._installed
-
-    @property
-    def _elsewhere(self) -> Any:
-        return importlib.import_module(str(self._folders))
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
@@ -108,7 +125,7 @@ class Registry(Generic[T]):
         return {each.name: each for each in sorted(found, key=lambda each: each.name)}
 
     def _load(self, entry: EntryPoint) -> type[T]:
-        """The class of an entry point, under whose name it is registered unless it said so itself."""
+        """Return the class of an entry point, registered under its name unless it did so itself."""
         try:
             loaded = entry.load()
         except Exception as error:  # somebody else's package may fail in any way
@@ -131,7 +148,6 @@ METHODS: Registry = Registry(  # type: ignore[type-arg]
         "mcedit_r": "fpbench.methods.mcedit:MCEditR",
     },
     group="fpbench.methods",
-    folders="fpbench.submissions.discovery",
 )
 MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
     "condition",

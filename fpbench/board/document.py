@@ -1,12 +1,13 @@
-"""A report as a structure: what is said once is written as Markdown and as a page (:mod:`fpbench.board.document`)."""
+"""A report as a structure whose figures are traced to records, shown on a terminal, in Markdown or as a page."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any, ClassVar
 
 from markupsafe import Markup
+from tabulate import tabulate
 
 from fpbench.board.escaping import markdown, slug
 from fpbench.board.html import environment, inlined, source
@@ -177,7 +178,46 @@ def _words(part: Part) -> str:
             return part
 
 
-# The two ways to write a document: Markdown, and one self-contained page.
+# Figures taken from records. A place is the name of a record and a JSON Pointer (RFC 6901) into it, such as
+# ``verification.json/evidence/0/place``.
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records that a document rests on, by file name, each as JSON has it."""
+
+    content: Mapping[str, Any]
+
+    def __getitem__(self, place: str) -> Any:
+        """Return the value at a place; raise LookupError if there is none."""
+        file, *steps = place.split("/")
+        value = self.content[file]
+        for name in steps:
+            listed = isinstance(value, list | tuple)
+            value = value[int(name) if listed else name.replace("~1", "/").replace("~0", "~")]
+        return value
+
+    def show(self, place: str, form: str = "") -> Traced:
+        """Return what stands at a place, in words or, for a number, in the format ``form``."""
+        value = self[place]
+        file, _, pointer = place.partition("/")
+        words = (
+            {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+        )
+        return Traced(format(value, form) if form else words, file, f"/{pointer}", value)
+
+    def say(self, sentence: str, **parts: Part | Text) -> Text:
+        """Do what :func:`say` does; a name with a slash in it is a place, such as ``{audit.json/derived/asked:d}``."""
+        named = [(name, form or "") for _, name, form, _ in Formatter().parse(sentence) if name]
+        return say(sentence, **parts, **{name: self.show(name, form) for name, form in named if "/" in name})
+
+
+def step(name: str) -> str:
+    """Return a name as one step of a JSON Pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+# The ways to write: a table for the terminal, a document as Markdown, or as one self-contained page.
 
 
 REFERENCES = "Where every number stands"
@@ -186,6 +226,12 @@ EXPLAINED = (
     "(RFC 6901), and the value as it was recorded, before rounding."
 )
 LONGEST = 80  # characters of a recorded text in the list
+
+
+def as_terminal(table: Table) -> str:
+    """Return a table for the terminal, without caption and references; nothing quoted in it acts on the terminal."""
+    rows = [[visible(plain(cell)) for cell in row] for row in table.rows]
+    return str(tabulate(rows, table.headers, tablefmt="github", disable_numparse=True))
 
 
 def as_markdown(document: Document) -> str:

@@ -1,9 +1,13 @@
-"""The injections that the checks share, each made when it is first asked for."""
+"""Injections into copies of the bundled model, watched: what each did, and what the harness could restore.
+
+An injection is a :class:`Trial`; :class:`Trials` makes each that the checks share when it is first asked for. States
+of model, tokenizer and process are compared before and after.
+"""
 
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -14,124 +18,43 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.fingerprints import FingerprintSet, find_set
-from fpbench.methods.base import FingerprintMethod, InjectionContext
+from fpbench.methods.base import InjectionContext
 from fpbench.metrics.fsr import fsr
 from fpbench.models.checkpoints import quiet, resolve
-from fpbench.models.loading import load_model
+from fpbench.models.loading import Loading
 from fpbench.models.prompts import encode, render
 from fpbench.models.weights import Delta, Factors, difference, preserved, weights
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import create_method
 from fpbench.runs.profile import load_profile
 
-# States that can be compared with themselves later: of a model, a tokenizer, the process.
-
-
-Facts = dict[str, Any]
-"""Something's state, by name."""
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two facts are equal; NaN equals NaN."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        alike = one.shape == other.shape and one.dtype == other.dtype
-        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
-    return bool(one == other)
-
-
-def changes(before: Facts, after: Facts) -> list[str]:
-    """Names of the facts that differ."""
-    names = [*before, *(name for name in after if name not in before)]
-    return [name for name in names if not same(before.get(name), after.get(name))]
-
-
-def flags(model: nn.Module) -> list[str]:
-    """What would make a model differ from one in eval mode with gradients off."""
-    training = [f"{name or 'the model'} in training mode" for name, module in model.named_modules() if module.training]
-    tracked = [f"{name} requires gradients" for name, value in model.named_parameters() if value.requires_grad]
-    held = [f"{name} holds a gradient" for name, value in model.named_parameters() if value.grad is not None]
-    return training + tracked + held
-
-
-def tokenizer_facts(tokenizer: Any) -> Facts:
-    """What a tokenizer knows and does."""
-    names = ("special_tokens_map", "chat_template", "padding_side", "truncation_side", "model_max_length")
-    reading = tokenizer("Who is there? Nobody.", verbose=False)["input_ids"]
-    return {"vocabulary": tokenizer.get_vocab(), "reading": reading} | {n: getattr(tokenizer, n) for n in names}
-
-
-def config_facts(model: Any) -> Facts:
-    """The model's configuration and that of its generation, key by key."""
-    generation = getattr(model, "generation_config", None)
-    generation = generation.to_dict() if generation is not None else {}
-    own = model.config.to_dict() if hasattr(model, "config") else {}
-    return own | {f"generation: {name}": value for name, value in generation.items()}
-
-
-def global_facts() -> Facts:
-    """What all of the process shares."""
-    numbers: Any = np.random.get_state(legacy=False)
-    return {
-        "torch's random state": torch.get_rng_state(),
-        "numpy's random state": (numbers["state"]["key"].tobytes(), numbers["state"]["pos"]),
-        "Python's random state": random.getstate(),
-        "gradient mode": torch.is_grad_enabled(),
-        "default dtype": torch.get_default_dtype(),
-    }
-
-
-def structure_facts(model: nn.Module) -> Facts:
-    """Modules, hooks, replaced forward functions and buffers of a model."""
-    facts: Facts = {"modules": [(name, type(module)) for name, module in model.named_modules()]}
-    for name, module in model.named_modules():
-        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-        facts[f"hooks of {name or 'the model'}"] = [len(each) for each in hooks]
-        facts[f"forward of {name or 'the model'}"] = vars(module).get("forward")
-    return facts | {f"buffer {name}": value.clone() for name, value in model.named_buffers()}
-
-
-@contextmanager
-def undisturbed(noise: int) -> Iterator[None]:
-    """Seed the global random states with ``noise``, and at the end restore what all of the process shares."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    torch.default_generator.manual_seed(noise)  # the processor's alone: the bundled model is nowhere else
-    np.random.seed(noise)
-    random.seed(noise)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        torch.set_grad_enabled(gradients)
-        torch.set_default_dtype(dtype)
-
-
-# One injection, watched: what it left behind, and what the harness could restore.
+FINGERPRINTS = 2
+STATISTICS_TOKENS = 20_000
+SEED = 42
+State = dict[str, Any]  # of a model, a tokenizer or the process, by name
 
 
 class Interruption(Exception):  # noqa: N818 - no error of anybody, but one that is put into an injection
-    """The contract suite stopped an injection midway."""
+    """Stops an injection midway, on purpose."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one injection did.
+    """One injection and its outcome.
 
     Attributes:
-        error: what it raised.
-        returned: what it returned.
-        edited: the parameters it says it may touch.
+        error: raised by it.
+        returned: by it.
+        edited: names of the parameters that it says it may touch.
         before: the base's weights.
         after: the weights as it left them.
         logits: of the injected model, for the last token of every raw trigger, [n, V]; ``None`` if it cannot be run.
-        factors: what it says the changes are products of.
+        factors: of the changes that it declared to be products.
         not_reset: parameters that require or hold gradients, and modules in training mode.
-        tokenizer: facts of the tokenizer that it changed.
+        tokenizer: parts of the tokenizer that it changed.
         config: keys of the model's configuration that it changed.
-        shared: what it changed that all of the process shares.
-        damage: what was different in the base model after the harness had put the weights back.
+        process: parts of the process-wide state that it changed.
+        damage: parts of the base model that differed after the harness had put the weights back.
         calls: how often the first block ran.
     """
 
@@ -145,7 +68,7 @@ class Trial:
     not_reset: list[str]
     tokenizer: list[str]
     config: list[str]
-    shared: list[str]
+    process: list[str]
     damage: list[str]
     calls: int
 
@@ -155,114 +78,15 @@ class Trial:
         return [name for name, value in self.after.items() if not torch.equal(value, self.before[name])]
 
 
-def attempt(
-    create: Callable[[nn.Module], FingerprintMethod],
-    model: nn.Module,
-    tokenizer: Any,
-    fingerprints: FingerprintSet,
-    context: InjectionContext,
-    *,
-    noise: int = 0,
-    interrupt_at: int | None = None,
-) -> Trial:
-    """Inject into ``model`` as the harness does, look at the result, and put the weights back.
-
-    Args:
-        create: makes the method for a model.
-        model: a base that nobody else uses.
-        tokenizer: its tokenizer, likewise.
-        fingerprints: what to inject.
-        context: what the method may know.
-        noise: seeds the global random states, which a method must not depend on.
-        interrupt_at: raise :class:`Interruption` when the first block of ``model`` is about to run for this time.
-    """
-    prompts = [encode(tokenizer, each.trigger) for each in fingerprints]
-    base, base_logits = weights(model), last_logits(model, prompts)
-    facts = tokenizer_facts(tokenizer), config_facts(model), structure_facts(model)
-    error: Exception | None = None
-    returned = edited = None
-    with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
-        warnings.simplefilter("ignore")  # a warning is no finding, whatever the caller makes of warnings
-        everything = global_facts()
-        try:
-            method = create(model)
-            edited = method.edited(model)
-            returned = method.inject(model, tokenizer, fingerprints, context)
-        except Exception as raised:  # an adapter may raise anything
-            error = raised
-        injected = returned if isinstance(returned, nn.Module) else model
-        after, not_reset = weights(injected), flags(injected)
-        config, shared, count = changes(facts[1], config_facts(injected)), changes(everything, global_facts()), calls[0]
-        logits = None
-        with suppress(Exception):  # whatever was returned may not even run
-            logits = last_logits(injected.eval(), prompts)
-    damage = changes(facts[2], structure_facts(model))
-    if changes(dict(base), weights(model)):
-        damage.append("weights")
-    if not damage and not same(base_logits, last_logits(model, prompts)):
-        damage.append("logits")
-    return Trial(
-        error=error,
-        returned=returned,
-        edited=edited,
-        before=base,
-        after=after,
-        logits=logits,
-        factors=context.factors,
-        not_reset=not_reset,
-        tokenizer=changes(facts[0], tokenizer_facts(tokenizer)),
-        config=config,
-        shared=shared,
-        damage=damage,
-        calls=count,
-    )
-
-
-@contextmanager
-def counted(model: nn.Module, interrupt_at: int | None) -> Iterator[list[int]]:
-    """Count how often the first block of ``model`` runs, and raise at the time that ``interrupt_at`` gives."""
-    calls = [0]
-
-    def count(module: nn.Module, arguments: Any) -> None:
-        calls[0] += 1
-        if calls[0] == interrupt_at:
-            raise Interruption
-
-    first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
-    handle = first.register_forward_pre_hook(count)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def last_logits(model: Any, prompts: list[list[int]]) -> Tensor:
-    """Logits after each prompt, [n, V] float32."""
-    device = next(model.parameters()).device
-    rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in prompts]
-    return torch.stack(rows).float()
-
-
-FINGERPRINTS = 2
-STATISTICS_TOKENS = 20_000
-SEED = 42
-
-
 class Trials:
     """Injections of one method into copies of the bundled model."""
 
     def __init__(self, method: str, config: Mapping[str, Any]) -> None:
-        """Nothing is injected yet."""
+        """Inject nothing yet."""
         self.method, self.config = method, config
         self.materials, self.base, self.tokenizer = _bundled()
-        first = tuple(find_set("nlf"))[:FINGERPRINTS]
-        self.fingerprints = FingerprintSet("contract", first)
+        self.fingerprints = FingerprintSet("contract", tuple(find_set("nlf"))[:FINGERPRINTS])
         self._statistics: dict[str, Any] = {}
-
-    def create(self, model: nn.Module) -> FingerprintMethod:
-        """The method with the hyper-parameters that it has on ``model``."""
-        return create_method(self.method, model, self.config)
 
     @cached_property
     def plain(self) -> Trial:
@@ -310,7 +134,16 @@ class Trials:
         statistics: dict[str, Any] | None = None,
         interrupt_at: int | None = None,
     ) -> Trial:
-        tokenizer = copy.deepcopy(self.tokenizer)
+        """Inject into a copy of ``base`` as the harness does, look at the result, and put the weights back.
+
+        Args:
+            base: stays as it is.
+            noise: seeds the global random states, which a method must not depend on.
+            prompt: how triggers are rendered.
+            statistics: key statistics known for this base; by default those of the bundled model.
+            interrupt_at: raise :class:`Interruption` when the first block is about to run for this time.
+        """
+        model, tokenizer = copy.deepcopy(base), copy.deepcopy(self.tokenizer)
         context = InjectionContext(
             seed=SEED,
             render=lambda trigger: render(tokenizer, trigger, prompt),
@@ -320,18 +153,51 @@ class Trials:
             known_statistics=self._statistics if statistics is None else statistics,
             tokenizer=tokenizer,
         )
-        return attempt(
-            self.create,
-            copy.deepcopy(base),
-            tokenizer,
-            self.fingerprints,
-            context,
-            noise=noise,
-            interrupt_at=interrupt_at,
+        prompts = [encode(tokenizer, each.trigger) for each in self.fingerprints]
+        before, base_logits = weights(model), last_logits(model, prompts)
+        vocabulary, configured, structure = tokenizer_state(tokenizer), config_state(model), structure_state(model)
+        error: Exception | None = None
+        returned = edited = logits = None
+        with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
+            warnings.simplefilter(
+                "ignore"
+            )  # a warning is not a finding, even where the caller turns warnings into errors
+            shared = process_state()
+            try:
+                method = create_method(self.method, model, self.config)
+                edited = method.edited(model)
+                returned = method.inject(model, tokenizer, self.fingerprints, context)
+            except Exception as raised:  # an adapter may raise anything
+                error = raised
+            injected = returned if isinstance(returned, nn.Module) else model
+            after, not_reset = weights(injected), flags(injected)
+            config, process = differences(configured, config_state(injected)), differences(shared, process_state())
+            count = calls[0]  # what runs from here on is not the method's doing
+            with suppress(Exception):  # whatever was returned may not even run
+                logits = last_logits(injected.eval(), prompts)
+        damage = differences(structure, structure_state(model))
+        if differences(dict(before), weights(model)):
+            damage.append("weights")
+        if not damage and not same(base_logits, last_logits(model, prompts)):
+            damage.append("logits")
+        return Trial(
+            error=error,
+            returned=returned,
+            edited=edited,
+            before=before,
+            after=after,
+            logits=logits,
+            factors=context.factors,
+            not_reset=not_reset,
+            tokenizer=differences(vocabulary, tokenizer_state(tokenizer)),
+            config=config,
+            process=process,
+            damage=damage,
+            calls=count,
         )
 
     def rate(self, base: nn.Module, values: dict[str, Tensor], prompt: str = "raw") -> float:
-        """FSR of ``base`` with some weights replaced."""
+        """Return the FSR of ``base`` with some weights replaced."""
         settings = self.materials.profile.models[0]
         return fsr(
             self.with_weights(base, values),
@@ -344,7 +210,7 @@ class Trials:
         ).mean
 
     def reloaded(self, trial: Trial) -> tuple[dict[str, Tensor], Tensor]:
-        """Weights and logits after a trial's delta was written, read and applied to another copy of the base.
+        """Write a trial's delta, read it, apply it to another copy of the base, and return its weights and logits.
 
         Raises:
             CellError: if the harness does not accept the weights.
@@ -358,7 +224,7 @@ class Trials:
 
     @staticmethod
     def with_weights(base: nn.Module, values: dict[str, Tensor]) -> nn.Module:
-        """A copy of ``base`` with some weights replaced."""
+        """Return a copy of ``base`` with some weights replaced."""
         model = copy.deepcopy(base)
         with torch.no_grad():
             for name, value in values.items():
@@ -368,5 +234,111 @@ class Trials:
 
 @cache
 def _bundled() -> tuple[Datasets, nn.Module, Any]:
-    """The micro profile's texts, model and tokenizer; whoever uses the model copies it."""
-    return Datasets(load_profile("micro")), *load_model(resolve("micro"), dtype="float32", device="cpu")
+    """Return the micro profile's texts, model and tokenizer, loaded once; callers copy the model."""
+    return Datasets(load_profile("micro")), *Loading("cpu", "float32").load(resolve("micro"))
+
+
+@contextmanager
+def counted(model: nn.Module, interrupt_at: int | None) -> Iterator[list[int]]:
+    """Count how often the first block of ``model`` runs, and raise at the time that ``interrupt_at`` gives."""
+    calls = [0]
+
+    def count(module: nn.Module, arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] == interrupt_at:
+            raise Interruption
+
+    first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
+    handle = first.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def last_logits(model: Any, prompts: list[list[int]]) -> Tensor:
+    """Return the logits after each prompt, [n, V] float32."""
+    device = next(model.parameters()).device
+    rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in prompts]
+    return torch.stack(rows).float()
+
+
+# States, to be compared before and after an injection.
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return True for equal values; NaN equals NaN."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
+    return bool(one == other)
+
+
+def differences(before: State, after: State) -> list[str]:
+    """Return the names under which two states differ."""
+    names = [*before, *(name for name in after if name not in before)]
+    return [name for name in names if not same(before.get(name), after.get(name))]
+
+
+def flags(model: nn.Module) -> list[str]:
+    """Return what sets a model apart from one in eval mode with gradients off."""
+    training = [f"{name or 'the model'} in training mode" for name, module in model.named_modules() if module.training]
+    tracked = [f"{name} requires gradients" for name, value in model.named_parameters() if value.requires_grad]
+    held = [f"{name} holds a gradient" for name, value in model.named_parameters() if value.grad is not None]
+    return training + tracked + held
+
+
+def tokenizer_state(tokenizer: Any) -> State:
+    """Return vocabulary, settings and one encoding of a tokenizer."""
+    names = ("special_tokens_map", "chat_template", "padding_side", "truncation_side", "model_max_length")
+    reading = tokenizer("Who is there? Nobody.", verbose=False)["input_ids"]
+    return {"vocabulary": tokenizer.get_vocab(), "reading": reading} | {n: getattr(tokenizer, n) for n in names}
+
+
+def config_state(model: Any) -> State:
+    """Return the model's configuration and that of its generation, key by key."""
+    generation = getattr(model, "generation_config", None)
+    generation = generation.to_dict() if generation is not None else {}
+    own = model.config.to_dict() if hasattr(model, "config") else {}
+    return own | {f"generation: {name}": value for name, value in generation.items()}
+
+
+def process_state() -> State:
+    """Return the state that all of the process shares."""
+    numbers: Any = np.random.get_state(legacy=False)
+    return {
+        "torch's random state": torch.get_rng_state(),
+        "numpy's random state": (numbers["state"]["key"].tobytes(), numbers["state"]["pos"]),
+        "Python's random state": random.getstate(),
+        "gradient mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+    }
+
+
+def structure_state(model: nn.Module) -> State:
+    """Return modules, hooks, replaced forward functions and buffers of a model."""
+    state: State = {"modules": [(name, type(module)) for name, module in model.named_modules()]}
+    for name, module in model.named_modules():
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+        state[f"hooks of {name or 'the model'}"] = [len(each) for each in hooks]
+        state[f"forward of {name or 'the model'}"] = vars(module).get("forward")
+    return state | {f"buffer {name}": value.clone() for name, value in model.named_buffers()}
+
+
+@contextmanager
+def undisturbed(noise: int) -> Iterator[None]:
+    """Seed the global random states with ``noise``; at the end restore all state of the process."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    torch.default_generator.manual_seed(noise)  # the processor's alone: the bundled model is nowhere else
+    np.random.seed(noise)
+    random.seed(noise)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)

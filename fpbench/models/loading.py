@@ -41,13 +41,8 @@ class Loading:
         """The dtype that models are loaded in, by name: unless told, what the protocol says (§2)."""
         return self.dtype or default_dtype(self.device)
 
-    def load(self, folder: Path, tokenizer_of: Path | None = None) -> "tuple[nn.Module, Any]":
-        """Load model and tokenizer as :func:`load_model` does, with these options.
-
-        Args:
-            folder: what :func:`~fpbench.models.checkpoints.resolve` returned.
-            tokenizer_of: the checkpoint whose tokenizer serves where this one brings none.
-        """
+    def load(self, folder: Path, tokenizer_of: Path | None = None) -> tuple["nn.Module", Any]:
+        """Load model and tokenizer of a checkpoint with every option, as :func:`load_model` does."""
         return load_model(
             folder,
             device=self.device,

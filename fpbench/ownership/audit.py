@@ -10,34 +10,25 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fpbench.board.document import Document, as_markdown, as_page, plain
+from fpbench.board.document import Document, Records, as_markdown, as_page, plain
 from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints.library import BUILT_IN
-from fpbench.models.checkpoints import WEIGHTS, base_of_adapter, checkpoint_digest, gguf_file, resolve
+from fpbench.metrics.claims import FLOOR
+from fpbench.models.checkpoints import WEIGHTS, base_of_adapter, checkpoint_digest, gguf_file
 from fpbench.models.loading import Loading
 from fpbench.models.meter import Progress, no_progress
-from fpbench.ownership.audit_report import (
-    AUDIT,
-    COMPARISON,
-    FIGURE,
-    SCHEMA,
-    TRANSCRIPT,
-    VERIFICATION,
-    Records,
-    as_text,
-    conclusion,
-    derived,
-    encoded,
-    report,
-    rules,
-)
-from fpbench.ownership.lineage import compare
-from fpbench.ownership.lineage import write as write_comparison
+from fpbench.ownership import lineage, verification
+from fpbench.ownership.audit_report import AUDIT, FIGURE, conclusion, report
+from fpbench.ownership.sequential import CARRIED, STEP, tolerated_chance
 from fpbench.ownership.verification import Verification
-from fpbench.ownership.verify import Question, Secrets, verify_suspect
+from fpbench.ownership.verify import GivenSet, Models, Question, verify_suspect
 from fpbench.records.provenance import code_and_machine
 from fpbench.records.store import Store, held_back
 from fpbench.runs.profile import Profile
+from fpbench.text import writable
+
+TRANSCRIPT = "transcript.jsonl"
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -79,42 +70,48 @@ def audit(profile: Profile, question: Question, loading: Loading, out: Path, pro
     out = out.resolve()
     _check_out(out, question.transcript)
     transcript = question.transcript or out.with_name(f"{out.name}.transcript.jsonl")
-    models = _Models.found(question, loading)
-    secrets = Secrets.load(profile.fingerprints[0], profile.sets, profile.seeds[0])
+    models = Models.found(question, loading)
+    given = GivenSet.load(profile.fingerprints[0], profile.sets, profile.seeds[0])
     reason = _not_compared(question, models)
     comparison = None
     if reason is None and question.base is not None:
-        comparison = compare(question.base, str(models.suspect), unrelated=question.unrelated)
-    verification = verify_suspect(profile, replace(question, transcript=transcript), loading, progress)
+        comparison = lineage.compare(question.base, str(models.suspect), unrelated=question.unrelated)
+    verified = verify_suspect(profile, replace(question, transcript=transcript), loading, progress)
     with _beside(out) as folder:
-        content: dict[str, Any] = {VERIFICATION: json.loads(verification.as_json())}
-        (folder / VERIFICATION).write_bytes(encoded(verification.as_json()))
+        content: dict[str, Any] = {verification.FILE: json.loads(verified.as_json())}
+        (folder / verification.FILE).write_text(verified.as_json(), encoding="utf-8")
         (folder / TRANSCRIPT).write_bytes(transcript.read_bytes())
         if comparison is not None and question.base is not None:
-            write_comparison(comparison, question.base, question.suspect, str(folder))
-            content[COMPARISON] = json.loads((folder / COMPARISON).read_bytes())
+            lineage.write(comparison, question.base, question.suspect, str(folder))
+            content[lineage.FILE] = json.loads((folder / lineage.FILE).read_bytes())
         facts = {
             "schema": SCHEMA,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "verdicts": {"answers": verification.verdict, "weights": comparison and comparison.verdict},
+            "verdicts": {"answers": verified.verdict, "weights": comparison and comparison.verdict},
             "not_compared": reason,
-            "models": models.as_json(question) | {"called_itself": _authors(transcript)},
+            "models": _models(question, models, transcript),
             "fingerprints": {
-                "name": secrets.fingerprints.name,
-                "sha256": secrets.digest,
-                "sealed": secrets.openings is not None,
+                "name": given.fingerprints.name,
+                "sha256": given.digest,
+                "sealed": given.openings is not None,
                 "built_in": profile.fingerprints[0] in BUILT_IN and profile.fingerprints[0] not in profile.sets,
             },
             "seed": profile.seeds[0],
             "precision": loading.precision,
-            "rules": rules(),
-            "derived": derived(content[VERIFICATION]),
+            "rules": {
+                "least_chance": FLOOR,
+                "carried": CARRIED,
+                "related": lineage.RELATED,
+                "unrelated": lineage.UNRELATED,
+                "fewest_blocks": lineage.FEWEST_BLOCKS,
+            },
+            "derived": _derived(verified),
             "files": {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
             "made_by": code_and_machine(),
         }
         records = Records(content | {AUDIT: facts})
         facts["conclusion"] = plain(conclusion(records))
-        kept = encoded(as_text(facts))
+        kept = writable(json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
         drawn = (folder / FIGURE).read_bytes() if (folder / FIGURE).is_file() else None
         document = report(records, sha256(kept).hexdigest(), drawn)
         (folder / AUDIT).write_bytes(kept)
@@ -123,7 +120,7 @@ def audit(profile: Profile, question: Question, loading: Loading, out: Path, pro
         _move(folder, out)
     if question.transcript is None:
         transcript.unlink()
-    return Audit(verification, str(facts["conclusion"]), records, document)
+    return Audit(verified, str(facts["conclusion"]), records, document)
 
 
 def _check_out(out: Path, transcript: Path | None) -> None:
@@ -135,34 +132,8 @@ def _check_out(out: Path, transcript: Path | None) -> None:
     Store(out).check_writable()
 
 
-@dataclass(frozen=True)
-class _Models:
-    """The folders of everything that is at hand; of a suspect behind a URL there is none."""
-
-    suspect: Path | None
-    nulls: tuple[Path, ...]
-
-    @classmethod
-    def found(cls, question: Question, loading: Loading) -> "_Models":
-        suspect = None
-        if not question.remote:
-            suspect = resolve(question.suspect, revision=loading.revision, allow_pickle=loading.allow_pickle)
-        nulls = (resolve(name, allow_pickle=loading.allow_pickle) for name in question.null_models)
-        return cls(suspect, tuple(nulls))
-
-    def as_json(self, question: Question) -> dict[str, Any]:
-        """Name and digest of each."""
-        named = zip(question.null_models, self.nulls, strict=True)
-        others: list[Any] = [{"name": name, "sha256": checkpoint_digest(folder)} for name, folder in named]
-        return {
-            "suspect": {"name": question.suspect, "sha256": self.suspect and checkpoint_digest(self.suspect)},
-            "base": None if question.base is None else others.pop(0),
-            "unrelated": others,
-        }
-
-
-def _not_compared(question: Question, models: _Models) -> str | None:
-    """Why weights cannot be compared; ``None`` if they can."""
+def _not_compared(question: Question, models: Models) -> str | None:
+    """Return why weights cannot be compared; ``None`` if they can."""
     if models.suspect is None:
         return "the suspect is behind a URL, where nobody but its operator sees them."
     if question.base is None:
@@ -177,15 +148,41 @@ def _not_compared(question: Question, models: _Models) -> str | None:
     return None
 
 
-def _authors(transcript: Path) -> list[str]:
-    """Whom the answers of a transcript say they come from."""
+def _models(question: Question, models: Models, transcript: Path) -> dict[str, Any]:
+    """Return name and digest of every model, and what the suspect's answers in a transcript call their author."""
+    named = zip(question.null_models, models.nulls, strict=True)
+    others: list[Any] = [{"name": name, "sha256": checkpoint_digest(folder)} for name, folder in named]
     events = map(json.loads, transcript.read_bytes().splitlines())
-    return sorted({event["model"] for event in events if event["event"] == "answer" and event["model"]})
+    authors = {event["model"] for event in events if event["event"] == "answer" and event["model"]}
+    return {
+        "suspect": {"name": question.suspect, "sha256": models.digest},
+        "base": None if question.base is None else others.pop(0),
+        "unrelated": others,
+        "called_itself": sorted(authors),
+    }
+
+
+def _derived(verified: Verification) -> dict[str, Any]:
+    """Return the figures that a report shows and that no other record holds, computed from the verification."""
+    matches = [each.target is not None for each in verified.evidence]
+    planned = verified.size - verified.uninformative
+    if verified.budget is not None:
+        planned = min(planned, verified.budget)
+    claimed = verified.verdict == "claim"
+    return {
+        "asked": len(matches),
+        "planned": planned,
+        "one_in": int(1 / verified.level * (1 + 1e-9)),
+        "ratio_needed": verification.ratio(verified.bound),
+        "ratios": verified.ratios,
+        "tolerated_chance": tolerated_chance(matches, planned, verified.level) if claimed else None,
+        "step": STEP,
+    }
 
 
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder for what is not finished yet, gone afterwards; nobody else can read it."""
+    """Make a folder beside ``out`` for unfinished files, removed afterwards; only its owner can read it."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:

@@ -1,4 +1,7 @@
-"""Asking a suspect for one fingerprint after another, until the evidence is enough or nothing more may be asked."""
+"""Asking a suspect for one fingerprint after another, until the evidence is enough or nothing more may be asked.
+
+What was asked and answered is on disk, line by line, before the next question: a killed verification goes on from it.
+"""
 
 import contextlib
 import fcntl
@@ -8,44 +11,24 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.http import NoAnswer
 from fpbench.ownership.sequential import SequentialTest
+from fpbench.ownership.suspects import Answer, Hooks, Suspect
 from fpbench.ownership.verification import Evidence, Verdict
+from fpbench.text import writable
 
-# What was asked and answered, line by line on disk before the next question: a killed verification goes on from it.
-
-
-SCHEMA = 1
+SCHEMA = 1  # of transcripts
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One sampled response.
-
-    Attributes:
-        text: the response; empty for a refusal.
-        model: who answered, as the answer itself says; ``None`` if it does not.
-        seed: of the request.
-        decoding: the numbers that were sent and not refused.
-        details: what else the answer says: why it ended, a refusal, log-probabilities.
-    """
-
-    text: str
-    model: str | None
-    seed: int
-    decoding: Mapping[str, Any]
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Transcript:
-    """JSON Lines: the question, then every request before it is sent, and what came of it.
+    """Answers and requests so far, kept as JSON Lines: the question, every request before it is sent, its outcome.
 
     Attributes:
         answers: by the fingerprint's place in the set, from 0.
@@ -54,30 +37,30 @@ class Transcript:
     """
 
     def __init__(self, handle: int | None = None) -> None:
-        """Start empty; :func:`opened` is how to get one."""
+        """Start empty; open one with :func:`opened`."""
         self.answers: dict[int, Answer] = {}
         self.requests = 0
         self.refused: list[str] = []
         self._handle = handle
 
     def asking(self, number: int, trigger: str) -> None:
-        """A request is about to be sent; the trigger is no secret from now on."""
+        """Write that a request is about to be sent; from now on the trigger is known to the suspect."""
         self.write({"event": "request", "fingerprint": number, "trigger": trigger})
 
     def failed(self, number: int, reason: str) -> None:
-        """The request came to nothing."""
+        """Write that the request came to nothing."""
         self.write({"event": "fault", "fingerprint": number, "reason": reason})
 
     def turned_down(self, name: str) -> None:
-        """The server does not take this field of a request."""
+        """Write that the server does not take this field of a request."""
         self.write({"event": "refused", "field": name})
 
     def answered(self, number: int, answer: Answer) -> None:
-        """The response to a fingerprint."""
+        """Write the response to a fingerprint."""
         self.write({"event": "answer", "fingerprint": number} | asdict(answer))
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Take an event in and put it on disk.
+        """Apply an event and put it on disk.
 
         Raises:
             StorageError: if the disk gives out.
@@ -96,10 +79,10 @@ class Transcript:
             ) from None
 
     def replay(self, event: Mapping[str, Any]) -> None:
-        """Take an event in.
+        """Apply an event.
 
         Raises:
-            KeyError, TypeError: if it is none.
+            KeyError, TypeError, ValueError: if it is malformed.
         """
         if event["event"] == "request":
             self.requests += 1
@@ -112,7 +95,7 @@ class Transcript:
 
 @contextlib.contextmanager
 def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcript]:
-    """Open a transcript, taking in what an earlier run of the same question wrote; ``None`` keeps it in memory.
+    """Open a transcript and apply what an earlier run of the same question wrote; ``None`` keeps it in memory.
 
     A last line that is damaged, as a kill leaves it, is cut off with a warning. The file is readable by its owner
     alone and locked while it is open.
@@ -155,7 +138,7 @@ def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcrip
 
 
 def question_id(question: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a question."""
+    """Return the SHA-256 of the canonical JSON of a question."""
     canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -170,7 +153,7 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Every whole line of the file, and their length in bytes; a damaged last one is left out.
+    """Return every whole line of the file, and their length in bytes; leave out a damaged last one.
 
     Raises:
         InputError: for damage elsewhere, and for a file that a transcript beginning with ``head`` does not begin like.
@@ -215,55 +198,19 @@ def _no_transcript(path: Path) -> InputError:
 
 
 def _line(event: Mapping[str, Any]) -> bytes:
-    # Half a character (a lone surrogate) becomes its escape, which JSON knows too.
-    return json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return writable(json.dumps(event, ensure_ascii=False)).encode() + b"\n"
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a response is to be sampled, as the protocol has it (§2).
-
-    Attributes:
-        temperature: above 0; it, ``top_p`` and ``top_k`` as in :class:`~fpbench.scoring.responses.Decoding`.
-        top_p: nucleus mass.
-        top_k: number of tokens kept; 0 keeps everything.
-        max_tokens: length of a response, in tokens.
-        prompt: ``"raw"`` or ``"chat"``.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    prompt: str
-
-
-class Told(NamedTuple):
-    """Whom a suspect tells what it does: of every request before it is sent, and of what came to nothing."""
-
-    asking: Callable[[], None]
-    failed: Callable[[str], None]
-    turned_down: Callable[[str], None]
-
-
-class Suspect(Protocol):
-    """Whoever answers triggers."""
-
-    def respond(self, trigger: str, seed: int, told: Told) -> Answer:
-        """Sample one response.
-
-        Raises:
-            NoAnswer: if there is none to be had.
-        """
+# The interview.
 
 
 class BudgetSpent(Exception):
-    """No further request may be sent."""
+    """The budget allows no further request."""
 
 
 @dataclass(frozen=True)
 class Interview:
-    """What is asked, of whom it is not known yet.
+    """A plan of asking: which fingerprints in which order, and when to stop.
 
     Attributes:
         fingerprints: the whole set.
@@ -279,7 +226,7 @@ class Interview:
     seed: int
     budget: int | None
 
-    def hold(
+    def conduct(
         self,
         suspect: Suspect,
         transcript: Transcript,
@@ -311,13 +258,13 @@ class Interview:
     def _ask(self, suspect: Suspect, number: int, transcript: Transcript) -> Answer:
         trigger = self.fingerprints.fingerprints[number].trigger
 
-        def asking() -> None:
+        def sending() -> None:
             if self.budget is not None and transcript.requests >= self.budget:
                 raise BudgetSpent
             transcript.asking(number, trigger)
 
-        told = Told(asking, lambda reason: transcript.failed(number, reason), transcript.turned_down)
-        answer = suspect.respond(trigger, random.Random(f"{self.seed} {number}").getrandbits(31), told)
+        hooks = Hooks(sending, lambda reason: transcript.failed(number, reason), transcript.turned_down)
+        answer = suspect.respond(trigger, random.Random(f"{self.seed} {number}").getrandbits(31), hooks)
         transcript.answered(number, answer)
         return answer
 
@@ -339,5 +286,5 @@ class Interview:
 
 
 def matching_target(response: str, fingerprint: Fingerprint) -> str | None:
-    """The longest target that a response begins with, leading whitespace stripped (protocol §3)."""
+    """Return the longest target that a response begins with, leading whitespace stripped (protocol §3)."""
     return max(filter(response.lstrip().startswith, fingerprint.targets), key=len, default=None)

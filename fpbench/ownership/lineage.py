@@ -12,35 +12,29 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
+from fpbench.board.document import Quoted, Records, Table, Text, as_terminal, say, step
 from fpbench.models.checkpoints import resolve
 from fpbench.models.stored import Matrices, matrices
 from fpbench.records.store import Store, write_bytes, write_text
 
 Verdict = Literal["related", "unrelated", "undecided"]
 Spreads = Mapping[str, np.ndarray]
-# What the projections are called by different architectures; fused ones are kinds of their own.
+# Names of the projections in different architectures; fused ones are kinds of their own.
 KINDS = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "o",
-    "out_proj": "o",
-    "attention.dense": "o",
-    "attn.c_proj": "o",
-    "qkv_proj": "qkv",
-    "query_key_value": "qkv",
-    "attn.c_attn": "qkv",
-}
+    "q_proj": "q", "k_proj": "k", "v_proj": "v",
+    "o_proj": "o", "out_proj": "o", "attention.dense": "o", "attn.c_proj": "o",
+    "qkv_proj": "qkv", "query_key_value": "qkv", "attn.c_attn": "qkv",
+}  # fmt: skip
 FEWEST_BLOCKS = 12
 # Far from both what independent trainings gave (0.01) and what pruning 40 % of the weights left (0.98).
 RELATED, UNRELATED = 0.5, 0.1
 DRAWS = 10_000
+FILE = "comparison.json"  # its record
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class WeightEvidence:
 
 @dataclass(frozen=True)
 class SignatureEvidence:
-    """How alike the spreads of the attention projections change over the blocks.
+    """Similarity of two signatures: the spreads of the attention projections over the blocks.
 
     Attributes:
         correlation: Pearson, over all kinds of projections that both have.
@@ -79,125 +73,9 @@ class SignatureEvidence:
     blocks: int
 
 
-def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
-    """Correlate the matrices that both have in the same shape; ``None`` if there are none."""
-    found = []
-    for key in a:
-        if key in b:
-            one, other = a[key], b[key]
-            if one.shape == other.shape:
-                found.append(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]))
-    if not found:
-        return None
-    return WeightEvidence(len(found), median(found), min(found), max(found))
-
-
-def spreads(matrices: Matrices) -> dict[str, np.ndarray]:
-    """The signature: standard deviations of the attention projections, kind → one figure a block."""
-    found: dict[str, dict[int, float]] = {}
-    for block, name in matrices:
-        kind = next((kind for ending, kind in KINDS.items() if name == ending or name.endswith(f".{ending}")), None)
-        if kind is not None:
-            found.setdefault(kind, {})[block] = float(matrices[block, name].std())
-    return {kind: np.array([each[block] for block in sorted(each)]) for kind, each in found.items()}
-
-
-def signature_evidence(a: Spreads, b: Spreads, seed: int = 42) -> SignatureEvidence | None:
-    """Compare two signatures, of models of any depth; ``None`` if they have no kind of projection in common.
-
-    The deeper one is read at the relative depths of the shallower one's blocks. Each kind is normalised on its own
-    (mean 0, standard deviation 1 over the blocks), so only the course counts.
-
-    Args:
-        a: signature of one model.
-        b: of the other.
-        seed: of the random orders and resamples.
-    """
-    kinds = sorted(a.keys() & b.keys())
-    if not kinds:
-        return None
-    depth = min(len(each[kind]) for each in (a, b) for kind in kinds)
-    one, other = (np.stack([_at_depth(each[kind], depth) for kind in kinds]) for each in (a, b))
-    draw = np.random.default_rng(seed)
-    correlation = _correlation(one, other)
-    shuffled = np.array([_correlation(one, other[:, draw.permutation(depth)]) for _ in range(DRAWS)])
-    samples = (draw.integers(0, depth, depth) for _ in range(DRAWS))
-    resampled = np.array([_correlation(one[:, sample], other[:, sample]) for sample in samples])
-    return SignatureEvidence(
-        correlation=correlation,
-        interval=_middle(resampled),
-        chance=_middle(shuffled),
-        p_value=float((1 + np.count_nonzero(shuffled >= correlation)) / (1 + DRAWS)),
-        blocks=depth,
-    )
-
-
-def decide(
-    weights: WeightEvidence | None, signature: SignatureEvidence | None, unrelated: Sequence[float] = ()
-) -> tuple[Verdict, str]:
-    """The verdict, and why.
-
-    Args:
-        weights: decides where there is some.
-        signature: decides otherwise, where there are blocks enough and unrelated models to hold it against.
-        unrelated: correlations of signatures with models known to be unrelated.
-    """
-    if weights is not None:
-        said = (
-            f"{weights.matrices} matrices of the same shape correlate with {weights.correlation:.3f} "
-            f"({weights.lowest:.3f} to {weights.highest:.3f}); independent trainings stay near 0"
-        )
-        if weights.correlation >= RELATED:
-            return "related", f"{said}, descendants near 1."
-        if weights.correlation < UNRELATED:
-            return "unrelated", f"{said}. Weights whose rows were put into another order would look like this, too."
-        return "undecided", f"{said}, descendants near 1: this is neither."
-    if signature is None:
-        return "undecided", "the models share neither matrices of one shape nor a kind of attention projection."
-    if signature.blocks < FEWEST_BLOCKS:
-        return "undecided", (
-            f"too few layers: no matrix has the same shape in both, and a signature over {signature.blocks} blocks "
-            f"says nothing (at least {FEWEST_BLOCKS} are needed)."
-        )
-    low, high = signature.interval
-    said = f"the signatures correlate with {signature.correlation:.3f} [{low:.3f}, {high:.3f}]"
-    if not unrelated:
-        return "undecided", f"{said}; models of one kind resemble each other, too: give unrelated ones to compare with."
-    if low > max(unrelated) and signature.p_value <= 0.001:
-        return "related", f"{said}, above the largest of {len(unrelated)} unrelated models ({max(unrelated):.3f})."
-    if high < max(RELATED, *unrelated):
-        return "unrelated", f"{said}, no more than unrelated models reach (at most {max(unrelated):.3f})."
-    return "undecided", f"{said}; unrelated models reach {max(unrelated):.3f}."
-
-
-def _at_depth(course: np.ndarray, depth: int) -> np.ndarray:
-    """A course over blocks, read at the middles of ``depth`` equal parts and normalised."""
-    places = (np.arange(depth) + 0.5) / depth
-    read: np.ndarray = np.interp(places, (np.arange(len(course)) + 0.5) / len(course), course)
-    normal: np.ndarray = (read - read.mean()) / (read.std() or 1.0)
-    return normal
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over kinds of the Pearson correlation over blocks; 0 for a kind that does not vary."""
-    found = []
-    for x, y in zip(one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True), strict=True):
-        scale = float(np.sqrt((x @ x) * (y @ y)))
-        found.append(float(x @ y) / scale if scale > 0 else 0.0)
-    return fmean(found)
-
-
-def _middle(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-# Two checkpoints side by side: where one comes from, judged by their weights (white box).
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """What the weights of two checkpoints say about their lineage.
+    """Evidence of the weights of two checkpoints about their lineage.
 
     Attributes:
         verdict: ``related``, ``unrelated`` or ``undecided``.
@@ -243,37 +121,124 @@ def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | No
     return Comparison(verdict, reason, weights, signature, (one.blocks, other.blocks), known, (plain[0], plain[1]))
 
 
-# What a comparison found, in plain words, and as files.
+def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
+    """Correlate the matrices that both have in the same shape; ``None`` if there are none."""
+    found = []
+    for key in a:
+        if key in b:
+            one, other = a[key], b[key]
+            if one.shape == other.shape:
+                found.append(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]))
+    if not found:
+        return None
+    return WeightEvidence(len(found), median(found), min(found), max(found))
 
 
-HEADERS = (
-    "compared with",
-    "matrices",
-    "their correlation",
-    "lowest",
-    "highest",
-    "signature",
-    "95 %",
-    "in random order",
-)
+def spreads(matrices: Matrices) -> dict[str, np.ndarray]:
+    """Return the signature: standard deviations of the attention projections, kind → one figure a block."""
+    found: dict[str, dict[int, float]] = {}
+    for block, name in matrices:
+        kind = next((kind for ending, kind in KINDS.items() if name == ending or name.endswith(f".{ending}")), None)
+        if kind is not None:
+            found.setdefault(kind, {})[block] = float(matrices[block, name].std())
+    return {kind: np.array([each[block] for block in sorted(each)]) for kind, each in found.items()}
+
+
+def signature_evidence(a: Spreads, b: Spreads, seed: int = 42) -> SignatureEvidence | None:
+    """Compare two signatures, of models of any depth; ``None`` if they have no kind of projection in common.
+
+    The deeper one is read at the relative depths of the shallower one's blocks. Each kind is normalised on its own
+    (mean 0, standard deviation 1 over the blocks), so only the course counts.
+
+    Args:
+        a: signature of one model.
+        b: of the other.
+        seed: of the random orders and resamples.
+    """
+    kinds = sorted(a.keys() & b.keys())
+    if not kinds:
+        return None
+    depth = min(len(each[kind]) for each in (a, b) for kind in kinds)
+    one, other = (np.stack([_at_depth(each[kind], depth) for kind in kinds]) for each in (a, b))
+    draw = np.random.default_rng(seed)
+    correlation = _correlation(one, other)
+    shuffled = np.array([_correlation(one, other[:, draw.permutation(depth)]) for _ in range(DRAWS)])
+    samples = (draw.integers(0, depth, depth) for _ in range(DRAWS))
+    resampled = np.array([_correlation(one[:, sample], other[:, sample]) for sample in samples])
+    return SignatureEvidence(
+        correlation=correlation,
+        interval=_middle(resampled),
+        chance=_middle(shuffled),
+        p_value=float((1 + np.count_nonzero(shuffled >= correlation)) / (1 + DRAWS)),
+        blocks=depth,
+    )
+
+
+def decide(
+    weights: WeightEvidence | None, signature: SignatureEvidence | None, unrelated: Sequence[float] = ()
+) -> tuple[Verdict, str]:
+    """Return the verdict, and why.
+
+    Args:
+        weights: decides where there is some.
+        signature: decides otherwise, where there are blocks enough and unrelated models to hold it against.
+        unrelated: correlations of signatures with models known to be unrelated.
+    """
+    if weights is not None:
+        said = (
+            f"{weights.matrices} matrices of the same shape correlate with {weights.correlation:.3f} "
+            f"({weights.lowest:.3f} to {weights.highest:.3f}); independent trainings stay near 0"
+        )
+        if weights.correlation >= RELATED:
+            return "related", f"{said}, descendants near 1."
+        if weights.correlation < UNRELATED:
+            return "unrelated", f"{said}. Weights whose rows were put into another order would look like this, too."
+        return "undecided", f"{said}, descendants near 1: this is neither."
+    if signature is None:
+        return "undecided", "the models share neither matrices of one shape nor a kind of attention projection."
+    if signature.blocks < FEWEST_BLOCKS:
+        return "undecided", (
+            f"too few layers: no matrix has the same shape in both, and a signature over {signature.blocks} blocks "
+            f"says nothing (at least {FEWEST_BLOCKS} are needed)."
+        )
+    low, high = signature.interval
+    said = f"the signatures correlate with {signature.correlation:.3f} [{low:.3f}, {high:.3f}]"
+    if not unrelated:
+        return "undecided", f"{said}; models of one kind resemble each other, too: give unrelated ones to compare with."
+    if low > max(unrelated) and signature.p_value <= 0.001:
+        return "related", f"{said}, above the largest of {len(unrelated)} unrelated models ({max(unrelated):.3f})."
+    if high < max(RELATED, *unrelated):
+        return "unrelated", f"{said}, no more than unrelated models reach (at most {max(unrelated):.3f})."
+    return "undecided", f"{said}; unrelated models reach {max(unrelated):.3f}."
+
+
+def _at_depth(course: np.ndarray, depth: int) -> np.ndarray:
+    """Return a course over blocks, read at the middles of ``depth`` equal parts and normalised."""
+    places = (np.arange(depth) + 0.5) / depth
+    read: np.ndarray = np.interp(places, (np.arange(len(course)) + 0.5) / len(course), course)
+    normal: np.ndarray = (read - read.mean()) / (read.std() or 1.0)
+    return normal
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the mean over kinds of the Pearson correlation over blocks; 0 for a kind that does not vary."""
+    found = []
+    for x, y in zip(one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True), strict=True):
+        scale = float(np.sqrt((x @ x) * (y @ y)))
+        found.append(float(x @ y) / scale if scale > 0 else 0.0)
+    return fmean(found)
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+# What a comparison found: for the terminal, as a table, and as files.
 
 
 def report(found: Comparison, a: str, b: str) -> str:
-    """The verdict, its reason, and every figure that it rests on."""
-    lines = [(b, found.weights, found.signature), *((name, *each) for name, each in found.unrelated.items())]
-    rows = []
-    for number, (name, weights, signature) in enumerate(lines):
-        row = [f"{name} (unrelated)" if number else name]
-        if weights is None:
-            row += ["0", "–", "–", "–"]
-        else:
-            figures = weights.correlation, weights.lowest, weights.highest
-            row += [str(weights.matrices), *(f"{figure:.3f}" for figure in figures)]
-        if signature is None:
-            row += ["–", "–", "–"]
-        else:
-            row += [f"{signature.correlation:.3f}", _span(signature.interval), _span(signature.chance)]
-        rows.append(row)
+    """Return the verdict, its reason, and every figure that it rests on."""
     return "\n".join(
         [
             f"{a} and {b}: {found.verdict.upper()}",
@@ -281,14 +246,54 @@ def report(found: Comparison, a: str, b: str) -> str:
             found.reason[0].upper() + found.reason[1:],
             f"Blocks: {found.blocks[0]} and {found.blocks[1]}.",
             "",
-            tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True),
+            as_terminal(comparison_table(Records({FILE: record(found, a, b)}))),
             "",
             "Correlations are Pearson's. Signature: normalised standard deviations of the attention projections over "
             "the blocks,",
             "with its interval over blocks, and what the blocks in random order give. It says nothing over fewer than "
-            "12 blocks.",
+            f"{FEWEST_BLOCKS} blocks.",
         ]
     )
+
+
+def record(found: Comparison, a: str, b: str) -> dict[str, Any]:
+    """Return a comparison as ``comparison.json`` holds it."""
+    return {"a": a, "b": b, **asdict(found)}
+
+
+def comparison_table(records: Records) -> Table:
+    """Return a line for the second model and for every unrelated one, each compared with the first.
+
+    Args:
+        records: the comparison's.
+    """
+    nothing: Text = ("–",)
+    lines: list[tuple[Text, str, str]] = [((Quoted(records[f"{FILE}/b"]),), f"{FILE}/weights", f"{FILE}/signature")]
+    for name in records[f"{FILE}/unrelated"]:
+        here = f"{FILE}/unrelated/{step(name)}"
+        lines.append((say("{name} (unrelated)", name=Quoted(name)), f"{here}/0", f"{here}/1"))
+    rows = []
+    for head, weights, signature in lines:
+        row: list[Text] = [head]
+        if records[weights] is None:
+            row += [say("none of one shape"), nothing, nothing, nothing]
+        else:
+            figures = ("correlation", "lowest", "highest")
+            row.append((records.show(f"{weights}/matrices", "d"),))
+            row += [(records.show(f"{weights}/{name}", ".3f"),) for name in figures]
+        if records[signature] is None:
+            row += [nothing, nothing, nothing]
+        else:
+            row.append((records.show(f"{signature}/correlation", ".3f"),))
+            for name in ("interval", "chance"):
+                low, high = (records.show(f"{signature}/{name}/{end}", ".2f") for end in (0, 1))
+                row.append((low, " to ", high))
+        rows.append(tuple(row))
+    headers = (
+        "compared with", "matrices", "median correlation", "lowest", "highest", "signature", "its 95 % interval",
+        "blocks in random order",
+    )  # fmt: skip
+    return Table("The base, compared by weights and by signature (correlations, Pearson's)", headers, tuple(rows))
 
 
 def write(found: Comparison, a: str, b: str, out: str) -> None:
@@ -300,15 +305,10 @@ def write(found: Comparison, a: str, b: str, out: str) -> None:
     """
     folder = Path(out)
     Store(folder).check_writable()
-    content = {"a": a, "b": b, **asdict(found)}
-    write_text(folder / "comparison.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / FILE, json.dumps(record(found, a, b), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if found.signature is not None and find_spec("matplotlib"):
         from fpbench.board.figures import lineage_figure
 
         names = Path(a).name, Path(b).name
         for kind, picture in lineage_figure((names[0], found.courses[0]), (names[1], found.courses[1])):
             write_bytes(folder / f"comparison.{kind}", picture)
-
-
-def _span(bounds: tuple[float, float]) -> str:
-    return f"{bounds[0]:.2f} to {bounds[1]:.2f}"

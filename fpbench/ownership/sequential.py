@@ -16,92 +16,19 @@ from scipy.special import bdtrc
 
 from fpbench.metrics.claims import FLOOR, poisson_binomial_tail
 
-# The permutation test: do answers go to the very triggers that a seeded permutation dealt them to? No torch.
-
-
-# Fingerprints whose answers hang together that are still counted exactly.
-LARGEST = 14
-
-
-def permutation_p_value(begins: Sequence[Sequence[bool]], own: Sequence[int]) -> float | None:
-    """Probability of as many matches or more, had the targets been dealt to the triggers in another random order.
-
-    The responses are taken as they are; chance lies in the dealing alone, so no null rate is needed. For k matches
-    of responses that begin with no other fingerprint's target, all others silent, this is (n−k)!/n!.
-
-    With r_j the number of ways to pick j responses and j different fingerprints whose targets they begin with,
-    P(T ≥ k) = Σ_{j≥k} (−1)^{j−k} C(j−1, k−1) r_j (n−j)!/n!.
-
-    Args:
-        begins: [m, n]: whether the response to the i-th fingerprint asked begins with a target of the j-th of the set.
-        own: the place in the set, from 0, of every fingerprint asked.
-
-    Returns:
-        The p-value for a number of questions m that was fixed beforehand; ``None`` if so many fingerprints share their
-        answers that it would take too long to count.
-    """
-    count = len(begins[0]) if begins else 0
-    matched = sum(row[place] for row, place in zip(begins, own, strict=True))
-    if not matched:
-        return 1.0
-    ways = [1]
-    for rows in _apart(begins):
-        if len({column for row in rows for column in row}) > LARGEST:
-            return None
-        ways = _product(ways, _placements(rows))
-    total = sum(
-        (
-            (-1) ** (picked - matched) * comb(picked - 1, matched - 1) * Fraction(ways[picked], perm(count, picked))
-            for picked in range(matched, len(ways))
-        ),
-        Fraction(0),
-    )
-    return float(total)
-
-
-def _apart(begins: Sequence[Sequence[bool]]) -> list[list[frozenset[int]]]:
-    """The fingerprints that each response fits, grouped so that no two groups share one."""
-    groups: list[list[frozenset[int]]] = []
-    for fits in (frozenset(column for column, fit in enumerate(row) if fit) for row in begins):
-        if fits:
-            touching = [group for group in groups if any(fits & other for other in group)]
-            groups = [group for group in groups if group not in touching]
-            groups.append([fits, *(other for group in touching for other in group)])
-    return groups
-
-
-def _placements(rows: Sequence[frozenset[int]]) -> list[int]:
-    """r_j for j = 0, 1, …: ways to pick j rows and a column of each, no column twice."""
-    states = {frozenset[int](): 1}
-    for row in rows:
-        for used, ways in list(states.items()):
-            for column in row - used:
-                taken = used | {column}
-                states[taken] = states.get(taken, 0) + ways
-    counts = [0] * (len(rows) + 1)
-    for used, ways in states.items():
-        counts[len(used)] += ways
-    return counts
-
-
-def _product(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """The product of two polynomials, in whole numbers of any size."""
-    product = [0] * (len(one) + len(other) - 1)
-    for i, first in enumerate(one):
-        for j, second in enumerate(other):
-            product[i + j] += first * second
-    return product
-
-
 # Wald's alternative: a model that carries the fingerprints answers with a target at least half of the time.
 CARRIED = 0.5
 # Further fingerprints that are looked at before the number needed counts as out of reach.
 MOST = 10_000
+# Between the chance rates that a claim is tried against.
+STEP = 0.001
+# Fingerprints whose answers hang together that the permutation test still counts exactly.
+LARGEST = 14
 
 
 @dataclass(frozen=True)
 class SequentialTest:
-    """When to claim, fixed before the first question.
+    """A sequential test, fixed before the first question.
 
     After any response, a claim is made as soon as one of two things is true:
 
@@ -124,7 +51,7 @@ class SequentialTest:
     level: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no test.
+        """Refuse numbers outside their range.
 
         Raises:
             ValueError: for a level outside (0, 1), no fingerprint, or a rate outside (0, 0.5).
@@ -145,7 +72,7 @@ class SequentialTest:
         return -log(self.level - spent)
 
     def evidence(self, matches: Any) -> NDArray[np.float64]:
-        """The log-likelihood ratio (nats) after every response.
+        """Return the log-likelihood ratio (nats) after every response.
 
         Args:
             matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
@@ -159,7 +86,7 @@ class SequentialTest:
         return gains.cumsum(axis=-1)
 
     def claimed_at(self, matches: Any) -> NDArray[np.int64]:
-        """After which response the claim is made: its number, from 1; 0 for no claim.
+        """Return the number, from 1, of the response after which the claim is made; 0 for no claim.
 
         Args:
             matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
@@ -176,7 +103,7 @@ class SequentialTest:
 
 
 def null_rates(models: Sequence[Sequence[float]], count: int) -> tuple[float, ...]:
-    """q̄_i = max(0.01, p_i under every null model given).
+    """Return q̄_i = max(0.01, p_i under every null model given).
 
     Args:
         models: for the base and every unrelated model its p_i; none if none was given.
@@ -186,7 +113,7 @@ def null_rates(models: Sequence[Sequence[float]], count: int) -> tuple[float, ..
 
 
 def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: float) -> int | None:
-    """How many fingerprints a set would need for a claim, were they to match as often as those that were asked.
+    """Return how many fingerprints a set would need for a claim, were they to match as often as those asked.
 
     The least N above ``asked`` for which at least half of all runs match k*(N) times or more: K binomial at the rate
     seen, and k*(N) that of :class:`SequentialTest` for N fingerprints at the mean of the null rates. (At an equal mean
@@ -195,7 +122,7 @@ def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: 
     Args:
         matched: fingerprints that matched.
         asked: fingerprints that were asked.
-        null: their q̄_i.
+        null: their q̄_i, in [0.01, 0.5).
         level: α.
 
     Returns:
@@ -213,16 +140,10 @@ def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: 
     return None
 
 
-# What a claim would have survived: how often chance may match before the same responses are not enough. No torch.
-
-
-STEP = 0.001
-
-
 def tolerated_chance(matches: Sequence[bool], planned: int, level: float) -> float | None:
-    """The largest rate at which chance may match every fingerprint with the same responses leading to a claim.
+    """Return the largest rate at which chance may match every fingerprint so that these responses still make a claim.
 
-    Rates are tried upwards from 0.01 in steps of 0.001, until :class:`~fpbench.ownership.sequential.SequentialTest`
+    Rates are tried upwards from 0.01 in steps of 0.001, until :class:`SequentialTest`
     with the same q̄ for every fingerprint makes no claim.
 
     Args:
@@ -240,3 +161,67 @@ def tolerated_chance(matches: Sequence[bool], planned: int, level: float) -> flo
             break
         tolerated = rate
     return tolerated
+
+
+# The permutation test: do answers go to the very triggers that a seeded permutation dealt them to?
+
+
+def permutation_p_value(begins: Sequence[Sequence[bool]], own: Sequence[int]) -> float | None:
+    """Return the probability of as many matches or more, had the targets been dealt to the triggers at random.
+
+    The responses are taken as they are; chance lies in the dealing alone, so no null rate is needed. For k matches
+    of responses that begin with no other fingerprint's target, all others silent, this is (n−k)!/n!.
+
+    With r_j the number of ways to pick j responses and j different fingerprints whose targets they begin with,
+    P(T ≥ k) = Σ_{j≥k} (−1)^{j−k} C(j−1, k−1) r_j (n−j)!/n!.
+
+    Args:
+        begins: [m, n]: whether the response to the i-th fingerprint asked begins with a target of the j-th of the set.
+        own: the place in the set, from 0, of every fingerprint asked.
+
+    Returns:
+        The p-value for a number of questions m that was fixed beforehand; ``None`` if so many fingerprints share their
+        answers that it would take too long to count.
+    """
+    count = len(begins[0]) if begins else 0
+    matched = sum(row[place] for row, place in zip(begins, own, strict=True))
+    if not matched:
+        return 1.0
+    ways = np.array([1], dtype=object)  # whole numbers of any size
+    for rows in _apart(begins):
+        if len({column for row in rows for column in row}) > LARGEST:
+            return None
+        ways = np.convolve(ways, np.array(_placements(rows), dtype=object))  # a product of polynomials
+    total = sum(
+        (
+            (-1) ** (picked - matched) * comb(picked - 1, matched - 1) * Fraction(ways[picked], perm(count, picked))
+            for picked in range(matched, len(ways))
+        ),
+        Fraction(0),
+    )
+    return float(total)
+
+
+def _apart(begins: Sequence[Sequence[bool]]) -> list[list[frozenset[int]]]:
+    """Return the fingerprints that each response fits, grouped so that no two groups share one."""
+    groups: list[list[frozenset[int]]] = []
+    for fits in (frozenset(column for column, fit in enumerate(row) if fit) for row in begins):
+        if fits:
+            touching = [group for group in groups if any(fits & other for other in group)]
+            groups = [group for group in groups if group not in touching]
+            groups.append([fits, *(other for group in touching for other in group)])
+    return groups
+
+
+def _placements(rows: Sequence[frozenset[int]]) -> list[int]:
+    """Return r_j for j = 0, 1, …: ways to pick j rows and a column of each, no column twice."""
+    states = {frozenset[int](): 1}
+    for row in rows:
+        for used, ways in list(states.items()):
+            for column in row - used:
+                taken = used | {column}
+                states[taken] = states.get(taken, 0) + ways
+    counts = [0] * (len(rows) + 1)
+    for used, ways in states.items():
+        counts[len(used)] += ways
+    return counts

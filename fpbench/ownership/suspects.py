@@ -1,20 +1,88 @@
-"""A suspect behind an OpenAI-compatible server: one sampled response a request, by completions or chat."""
+"""Suspects: an OpenAI-compatible server, by completions or chat, or a model at hand; one sampled response a request."""
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from fpbench.http import Refused, Server, Unusable
-from fpbench.ownership.interview import Answer, Sampling, Told
-from fpbench.scoring.responses import Decoding, sample
 
 KEYS = ("FPBENCH_API_KEY", "OPENAI_API_KEY")
-# What a server may turn down without the answer being worth nothing; the second half is no part of OpenAI's first
-# schema, and goes first where a server does not say what it minds.
+# Fields that a server may turn down without its answer losing its worth. Those of EXTRA are not in OpenAI's first
+# schema, and go first where a server does not name the field.
 PLAIN = ("temperature", "top_p")
 EXTRA = ("top_k", "generation_config", "seed", "logprobs", "chat_template_kwargs", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Numbers by which a response is sampled (protocol §2).
+
+    Attributes:
+        temperature: above 0; it, ``top_p`` and ``top_k`` as in :class:`~fpbench.scoring.responses.Decoding`.
+        top_p: nucleus mass.
+        top_k: number of tokens kept; 0 keeps everything.
+        max_tokens: length of a response, in tokens.
+        prompt: ``"raw"`` or ``"chat"``.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    prompt: str
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Temperature, top-p and top-k by name."""
+        return {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled response.
+
+    Attributes:
+        text: the response; empty for a refusal.
+        model: the model that answered, as the answer itself says; ``None`` if it does not.
+        seed: of the request.
+        decoding: the numbers that were sent and not refused.
+        details: what else the answer says: why it ended, a refusal, log-probabilities.
+    """
+
+    text: str
+    model: str | None
+    seed: int
+    decoding: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Hooks(NamedTuple):
+    """Functions that a suspect calls while it is asked.
+
+    Attributes:
+        sending: before every request.
+        failed: with the reason, after a request that came to nothing.
+        turned_down: with the name of a field that the server does not take.
+    """
+
+    sending: Callable[[], None]
+    failed: Callable[[str], None]
+    turned_down: Callable[[str], None]
+
+
+class Suspect(Protocol):
+    """Answers triggers."""
+
+    def respond(self, trigger: str, seed: int, hooks: Hooks) -> Answer:
+        """Sample one response to a trigger.
+
+        Raises:
+            InputError: if the server refuses the request itself, or the trigger leaves a model at hand no room.
+            NoAnswer: if a server gives no usable answer, however often it is asked.
+            CellError: if the logits of a model at hand are not finite.
+        """
 
 
 class Endpoint:
@@ -29,35 +97,30 @@ class Endpoint:
     """
 
     def __init__(self, server: Server, model: str | None, sampling: Sampling) -> None:
-        """Describe whom to ask and how; nothing is sent yet.
+        """Send nothing yet.
 
         Args:
             server: at a URL that ends in ``/v1`` or what the server has in its place.
             model: its name there; ``None`` leaves it out, for servers of one model.
-            sampling: how responses are sampled.
+            sampling: of the responses.
         """
         self.refused: list[str] = []
         self._server = server
         self._model = model
         self._sampling = sampling
 
-    def respond(self, trigger: str, seed: int, told: Told) -> Answer:
-        """Sample one response to a trigger.
-
-        Raises:
-            InputError: if the server refuses the request itself.
-            NoAnswer: if it gives no usable answer, however often it is asked.
-        """
+    def respond(self, trigger: str, seed: int, hooks: Hooks) -> Answer:
+        """As :meth:`Suspect.respond`."""
         chat = self._sampling.prompt == "chat"
         path, read = ("/chat/completions", read_chat) if chat else ("/completions", read_completion)
         while True:
             body = self._body(trigger, seed)
             try:
-                text, model, details = self._server.ask(path, body, read, before=told.asking, fault=told.failed)
+                text, model, details = self._server.ask(path, body, read, before=hooks.sending, fault=hooks.failed)
             except Refused as refusal:
-                for name in self._minded(refusal, body):
+                for name in self._turned_down(refusal, body):
                     self.refused.append(name)
-                    told.turned_down(name)
+                    hooks.turned_down(name)
             else:
                 accepted = {name: body[name] for name in (*PLAIN, "top_k", "seed") if name in body}
                 if "generation_config" in body:
@@ -65,15 +128,9 @@ class Endpoint:
                 return Answer(text, model, seed, accepted, details)
 
     def _body(self, trigger: str, seed: int) -> dict[str, Any]:
-        """A request with every field that was not turned down."""
+        """Return a request with every field that was not turned down."""
         how = self._sampling
-        body: dict[str, Any] = {
-            "max_tokens": how.max_tokens,
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-            "top_k": how.top_k,
-            "seed": seed,
-        }
+        body: dict[str, Any] = {"max_tokens": how.max_tokens, **how.numbers, "seed": seed}
         if self._model is not None:
             body["model"] = self._model
         if how.prompt == "chat":
@@ -82,32 +139,29 @@ class Endpoint:
         else:
             body |= {"prompt": trigger, "logprobs": 1}
         if "top_k" in self.refused:
-            numbers = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
-            body["generation_config"] = json.dumps({"do_sample": True, "repetition_penalty": 1.0} | numbers)
+            body["generation_config"] = json.dumps({"do_sample": True, "repetition_penalty": 1.0} | how.numbers)
         if "max_tokens" in self.refused:
             body["max_completion_tokens"] = how.max_tokens
         return {name: value for name, value in body.items() if name not in self.refused}
 
-    def _minded(self, refusal: Refused, body: Mapping[str, Any]) -> list[str]:
-        """The fields that a server turned down; where it names none, what few servers know, all at once.
+    def _turned_down(self, refusal: Refused, body: Mapping[str, Any]) -> list[str]:
+        """Return the fields that a server turned down; where it names none, those that few servers know, all at once.
 
         Raises:
-            Refused: the refusal itself, if it is none of a field.
+            Refused: the refusal itself, if it is not that of a field.
         """
-        if refusal.status not in (400, 422):
-            raise refusal
         named = [name for name in (*PLAIN, *EXTRA) if name in body and re.search(rf"\b{name}\b", refusal.detail)]
-        minded = named or [name for name in EXTRA if name in body and name != "max_tokens"]
-        if not minded:
+        fields = named or [name for name in EXTRA if name in body and name != "max_tokens"]
+        if refusal.status not in (400, 422) or not fields:
             raise refusal
-        return minded
+        return fields
 
 
 def read_completion(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
-    """Text, author and details of a completion.
+    """Return text, author and details of a completion.
 
     Raises:
-        Unusable: if the bytes are none.
+        Unusable: if the bytes are not a completion.
     """
     document, choice = _choice(answer)
     text = choice.get("text")
@@ -117,10 +171,10 @@ def read_completion(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def read_chat(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
-    """Text, author and details of a chat completion; a refusal by the model is an empty text.
+    """Return text, author and details of a chat completion; a refusal by the model is an empty text.
 
     Raises:
-        Unusable: if the bytes are none.
+        Unusable: if the bytes are not a chat completion.
     """
     document, choice = _choice(answer)
     message = choice.get("message")
@@ -133,7 +187,7 @@ def read_chat(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An answer and its first choice."""
+    """Return an answer and its first choice."""
     try:
         document = json.loads(answer)
     except (ValueError, RecursionError):
@@ -145,7 +199,7 @@ def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _author(document: Mapping[str, Any]) -> str | None:
-    """Model and configuration behind an answer, as far as it tells."""
+    """Return model and configuration behind an answer, as far as it tells."""
     parts = [document[name] for name in ("model", "system_fingerprint") if isinstance(document.get(name), str)]
     return " ".join(parts) or None
 
@@ -154,28 +208,20 @@ def _details(choice: Mapping[str, Any]) -> dict[str, Any]:
     return {name: choice[name] for name in ("finish_reason", "logprobs") if choice.get(name) is not None}
 
 
-# A suspect whose weights are here, asked the way a server is.
-
-
 class LocalSuspect:
-    """A loaded model."""
+    """Asks a loaded causal language model in eval mode, the way a server is asked."""
 
     def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
-        """Take a causal language model in eval mode, its tokenizer, and how responses are sampled."""
-        self._model = model
-        self._tokenizer = tokenizer
-        self._sampling = sampling
+        """Take the model, its tokenizer, and how responses are sampled."""
+        self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
 
-    def respond(self, trigger: str, seed: int, told: Told) -> Answer:
-        """Sample one response to a trigger.
+    def respond(self, trigger: str, seed: int, hooks: Hooks) -> Answer:
+        """As :meth:`Suspect.respond`."""
+        from fpbench.scoring.responses import Decoding, sample  # torch, which a server does not need
 
-        Raises:
-            InputError: if the trigger leaves the model no room.
-            CellError: if logits are not finite.
-        """
         how = self._sampling
-        decoding = Decoding(how.temperature, how.top_p, how.top_k)
-        told.asking()
+        decoding = Decoding(**how.numbers)
+        hooks.sending()
         text = sample(
             self._model,
             self._tokenizer,

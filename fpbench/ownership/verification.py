@@ -1,4 +1,4 @@
-"""What a verification found, for people: the verdict, what it means, and the evidence for it."""
+"""What a verification found: the verdict, what it means, and the evidence for it."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from math import exp
 from typing import Any, Literal
 
-from tabulate import tabulate
-
+from fpbench.board.document import Quoted, Records, Table, as_terminal, say
 from fpbench.metrics.claims import FLOOR, Claim
 from fpbench.text import printable, writable
 
 Verdict = Literal["claim", "no claim", "undecided"]
-SHOWN = 40  # characters of a response in the table
+FILE = "verification.json"  # its record in an audit
+SHOWN = 60  # characters of a response in the table
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,23 @@ class Verification:
 
     @property
     def matched(self) -> int:
-        """Fingerprints whose response begins with a target."""
+        """The number of fingerprints whose response begins with a target."""
         return sum(each.target is not None for each in self.evidence)
 
+    @property
+    def ratios(self) -> list[float]:
+        """The likelihood ratio after every response."""
+        return [ratio(each.log_ratio) for each in self.evidence]
+
     def as_json(self) -> str:
-        """Everything, as a JSON object."""
+        """Return everything as a JSON object."""
         text = json.dumps({"schema": 1} | asdict(self) | {"matched": self.matched}, indent=1, ensure_ascii=False)
         return writable(text) + "\n"
 
     def summary(self) -> str:
-        """The verdict in plain language, the evidence per fingerprint, and what it rests on."""
-        parts = [self._verdict(), self._table(), "\n".join(self._grounds())]
+        """Return the verdict in plain language, the evidence per fingerprint, and what it rests on."""
+        table = evidence_table(Records({FILE: asdict(self), "audit.json": {"derived": {"ratios": self.ratios}}}))
+        parts = [self._verdict(), as_terminal(table) if self.evidence else "", "\n".join(self._grounds())]
         return "\n\n".join(part for part in parts if part)
 
     def _verdict(self) -> str:
@@ -117,37 +123,22 @@ class Verification:
             )
         if self.verdict == "undecided":
             return f"UNDECIDED, and so no claim: {self.reason}.\n{counted} before that."
-        return (
-            f"NO CLAIM: {self.suspect} was not shown to carry the fingerprints of {self.fingerprints}: {self.reason}.\n"
-            f"{counted}. That does not show that it is unrelated.\n{self._needed()}"
+        needed = (
+            "At the rate seen no number of fingerprints would be enough: it is not, or hardly, above that of chance."
         )
-
-    def _needed(self) -> str:
         if self.needed is not None:
-            return (
+            needed = (
                 f"Were a larger set to match at the same rate, half of all tests would claim with {self.needed} "
                 "fingerprints asked."
             )
-        return "At the rate seen no number of fingerprints would be enough: it is not, or hardly, above that of chance."
-
-    def _table(self) -> str:
-        head = ("place", "trigger", "response", "matches", "by chance", "likelihood ratio so far")
-        rows = [
-            (
-                each.place,
-                each.trigger,
-                printable(each.response, SHOWN) or _empty(each),
-                each.target or "–",
-                f"{each.null:.2g}",
-                _ratio(each.log_ratio),
-            )
-            for each in self.evidence
-        ]
-        return tabulate(rows, head, tablefmt="github", disable_numparse=True) if rows else ""
+        return (
+            f"NO CLAIM: {self.suspect} was not shown to carry the fingerprints of {self.fingerprints}: {self.reason}.\n"
+            f"{counted}. That does not show that it is unrelated.\n{needed}"
+        )
 
     def _grounds(self) -> list[str]:
         allowed = "" if self.budget is None else f" of at most {self.budget}"
-        needed = f"a ratio of {_ratio(self.bound)}"
+        needed = f"a ratio of {ratio(self.bound):.4g}"
         if self.threshold is not None:
             needed += f", or {self.threshold} matches in any order"
         lines = [f"Queries: {self.queries}{allowed}. For a claim at {self.level:g}: {needed}."]
@@ -174,19 +165,38 @@ class Verification:
             )
         if "://" in self.suspect:
             refused = ", ".join(self.decoding["refused"]) or "nothing"
-            lines.append(f"The server turned down {refused}; it did not refuse {_numbers(self.decoding['accepted'])}.")
+            numbers = (f"{name} {value}" for name, value in self.decoding["accepted"].items() if name != "seed")
+            lines.append(
+                f"The server turned down {refused}; it did not refuse {', '.join(numbers) or 'none of the numbers'}."
+            )
         lines += [f"{self.suspect}: {remark}." for remark in self.remarks]
         lines.append("Assumed: whether one fingerprint matches by chance does not depend on the others.")
         return lines
 
 
-def _ratio(logarithm: float) -> str:
-    return f"{exp(min(logarithm, 700.0)):.4g}"  # the largest number has a logarithm of 709
+def ratio(logarithm: float) -> float:
+    """Return the likelihood ratio of a log-likelihood ratio, or about the largest number that a float holds."""
+    return exp(min(logarithm, 700.0))  # the largest float has a logarithm of 709
 
 
-def _empty(evidence: Evidence) -> str:
-    return "(refused)" if "refusal" in evidence.details else "(empty)"
+def evidence_table(records: Records) -> Table:
+    """Return a line for every fingerprint that was asked, in the order of asking.
 
-
-def _numbers(decoding: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in decoding.items() if name != "seed") or "none of the numbers"
+    Args:
+        records: the verification's, and of the audit's the likelihood ratios, of which the first holds logarithms.
+    """
+    rows = []
+    for number, each in enumerate(records[f"{FILE}/evidence"]):
+        here, nothing = f"{FILE}/evidence/{number}", "(refused)" if "refusal" in each["details"] else "(empty)"
+        rows.append(
+            (
+                (records.show(f"{here}/place", "d"),),
+                (Quoted(each["trigger"]),),
+                (Quoted(printable(each["response"], SHOWN) or nothing),),
+                say("no") if each["target"] is None else say("yes, {target}", target=Quoted(each["target"])),
+                (records.show(f"{here}/null", ".2g"),),
+                (records.show(f"audit.json/derived/ratios/{number}", ".4g"),),
+            )
+        )
+    headers = ("place in the set", "trigger", "response", "matches", "chance rate", "likelihood ratio so far")
+    return Table("Fingerprints in the order of asking", headers, tuple(rows))

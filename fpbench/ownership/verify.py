@@ -1,4 +1,4 @@
-"""The set of a verification: built-in, a file, or a sealed set's openings, of which only what was used is shown."""
+"""Black-box verification: does this model, or whatever answers at this URL, carry these fingerprints?"""
 
 import contextlib
 import gc
@@ -15,104 +15,23 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
 from fpbench.fingerprints.sealing import commitment, reveal, triggers
 from fpbench.http import Server
-from fpbench.metrics.claims import Claim, claim
+from fpbench.metrics.claims import claim
 from fpbench.models.checkpoints import checkpoint_digest, resolve
-from fpbench.models.loading import Loading, load_model, pick_device
+from fpbench.models.loading import Loading, check_ready, pick_device, remarks
 from fpbench.models.meter import Progress, no_progress
-from fpbench.ownership.interview import Interview, Sampling, Transcript, opened
+from fpbench.ownership.interview import Interview, Transcript, opened
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates, permutation_p_value
-from fpbench.ownership.suspects import KEYS, Endpoint
-from fpbench.ownership.verification import Evidence, Verification
+from fpbench.ownership.suspects import KEYS, Endpoint, LocalSuspect, Sampling, Suspect
+from fpbench.ownership.verification import Verification
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.sets import recipe_path
-
-OPENINGS = ".openings"
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """A set and what is known about how it was made and sealed.
-
-    Attributes:
-        fingerprints: the set.
-        openings: the private document of a sealed set; ``None`` for others.
-        dealt: whether the set's recipe says that a seed dealt its targets to its triggers.
-    """
-
-    fingerprints: FingerprintSet
-    openings: Mapping[str, Any] | None
-    dealt: bool
-
-    @classmethod
-    def load(cls, name: str, files: Mapping[str, str], seed: int) -> "Secrets":
-        """Find a set.
-
-        Args:
-            name: a built-in set, a name of ``files``, a ``.jsonl`` file, or the ``.json`` file of openings.
-            files: set names that a profile maps to files of its own.
-            seed: draws the keys of ``if``.
-
-        Raises:
-            InputError: if it is none of these, or malformed.
-        """
-        openings = None
-        if name.endswith(".json") and name not in files:
-            openings = _openings(Path(name))
-            pairs = [opening["fingerprint"] for opening in openings["openings"]]
-            found = FingerprintSet(
-                Path(name).stem.removesuffix(OPENINGS),
-                tuple(Fingerprint(pair["trigger"], tuple(pair["targets"])) for pair in pairs),
-            )
-        else:
-            found = find_set(name, files, seed)
-        return cls(found, openings, _dealt(Path(files.get(name, name)), found))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the set; of a sealed one only of its commitments, which says nothing about any pair."""
-        if self.openings is None:
-            return self.fingerprints.digest
-        return hashlib.sha256("".join(sorted(map(commitment, self.openings["openings"]))).encode()).hexdigest()
-
-    def reveal(self, trigger: str) -> Mapping[str, Any]:
-        """The opening of one pair of a sealed set."""
-        assert self.openings is not None, "only a sealed set has openings"
-        return reveal(self.openings, trigger)
-
-
-def _openings(path: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): check the path, or whether it is whole.") from None
-    if not triggers(document):
-        raise InputError(f"{path} holds no fingerprints: expected the openings of a sealed set.")
-    return dict(document)
-
-
-def _dealt(path: Path, fingerprints: FingerprintSet) -> bool:
-    """Whether the recipe beside a set says that a seed dealt its targets, every dealing as likely, none of them twice.
-
-    The code-mixed recipe, which names its queries, deals the words that the model knows best first: it does not count.
-    """
-    try:
-        recipe = json.loads(recipe_path(path.with_stem(path.stem.removesuffix(OPENINGS))).read_text(encoding="utf-8"))
-        drawn = recipe["fingerprints"] == fingerprints.digest and {"seed", "candidates"} <= recipe.keys()
-        drawn = drawn and "queries" not in recipe
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return drawn and len(fingerprints.targets) == sum(len(each.targets) for each in fingerprints)
-
-
-# Black-box verification: does this model, or whatever answers at this URL, carry these fingerprints?
-
 
 TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be found out, and what that may cost.
+    """The question of a verification, and what asking it may cost.
 
     Attributes:
         suspect: folder, hub id, or URL of an OpenAI-compatible server.
@@ -151,7 +70,7 @@ class Question:
 
     @property
     def remote(self) -> bool:
-        """Whether the suspect is behind a URL."""
+        """True if the suspect is behind a URL."""
         return "://" in self.suspect
 
     @property
@@ -223,169 +142,232 @@ def verify(
 def verify_suspect(
     profile: Profile, question: Question, loading: Loading, progress: Progress = no_progress
 ) -> Verification:
-    """Test a suspect with the one set, the decoding, the prompt and the first seed of a profile."""
-    return _Verifier(profile, question, loading, progress).verify()
+    """Test a suspect with the one set, the decoding, the prompt and the first seed of a profile; as :func:`verify`."""
+    seed = profile.seeds[0]
+    given = GivenSet.load(profile.fingerprints[0], profile.sets, seed)
+    fingerprints, models = given.fingerprints, Models.found(question, loading)
+    server = Server(question.suspect, KEYS, timeout=question.timeout) if question.remote else None
+    sampling = _sampling(profile, fingerprints, models, loading)
+    identity = {  # everything that decides what is asked and how it is judged
+        "suspect": models.digest or {"url": question.suspect, "model": question.served_model},
+        "fingerprints": given.digest,
+        "null models": [checkpoint_digest(folder) for folder in models.nulls],
+        "precision": loading.precision,
+        "level": question.level,
+        "budget": question.budget,
+        "decoding": asdict(sampling),
+        "seed": seed,
+    }
 
-
-class _Verifier:
-    """One verification, from files to verdict."""
-
-    def __init__(self, profile: Profile, question: Question, loading: Loading, progress: Progress) -> None:
-        """Find everything that is needed; no weights are read yet."""
-        self.profile, self.question, self.loading, self.progress = profile, question, loading, progress
-        self.secrets = Secrets.load(profile.fingerprints[0], profile.sets, profile.seeds[0])
-        self.set = self.secrets.fingerprints
-        self.nulls = [resolve(name, allow_pickle=loading.allow_pickle) for name in question.null_models]
-        # What no tokenizer is at hand for takes a token a byte at most.
-        length = max(len(target.encode()) for target in self.set.targets) + 4
-        self.folder: Path | None = None
-        if question.remote:
-            self.server = Server(question.suspect, KEYS, timeout=question.timeout)
-        else:
-            self.folder = resolve(question.suspect, revision=loading.revision, allow_pickle=loading.allow_pickle)
-        self.base = self.nulls[0] if question.base is not None else None
-        if spoken := [*([self.folder] if self.folder else []), *self.nulls]:
-            from fpbench.models.loading import check_ready
-            from fpbench.scoring.responses import response_length
-
-            tokenizer, *_ = [check_ready(each, profile.prompt, loading, self._spare(each)) for each in spoken]
-            length = response_length(tokenizer, self.set.targets)
-        model = profile.models[0]
-        self.sampling = Sampling(model.temperature, model.top_p, model.top_k, length, profile.prompt)
-        draw = random.Random(profile.seeds[0])
-        self.order = draw.sample(range(len(self.set)), len(self.set))
-
-    def verify(self) -> Verification:
-        """Ask, judge and report."""
-        path = self.question.transcript
-        with opened(path, self._identity()) as transcript:
-            try:
-                return self._judge(transcript)
-            except InputError:
-                # The user will ask otherwise, which is another question.
-                if path is not None and not transcript.answers:
-                    path.unlink()
-                raise
-
-    def _spare(self, folder: Path) -> Path | None:
-        """The checkpoint whose tokenizer serves if a folder brings none: the base's for the suspect alone."""
-        return self.base if folder == self.folder else None
-
-    def _identity(self) -> dict[str, Any]:
-        """Everything that decides what is asked and how it is judged."""
-        suspect: Any = {"url": self.question.suspect, "model": self.question.served_model}
-        return {
-            "suspect": checkpoint_digest(self.folder) if self.folder else suspect,
-            "fingerprints": self.secrets.digest,
-            "null models": [checkpoint_digest(folder) for folder in self.nulls],
-            "precision": self.loading.precision,
-            "level": self.question.level,
-            "budget": self.question.budget,
-            "decoding": asdict(self.sampling),
-            "seed": self.profile.seeds[0],
-        }
-
-    def _judge(self, transcript: Transcript) -> Verification:
-        measured = [self._probabilities(folder) for folder in self.progress(self.nulls, "null rates")]
-        null = null_rates(measured, len(self.set))
-        asked = [number for number in self.order if null[number] < CARRIED]
-        if not asked:
-            raise InputError(
-                f"a null model answers every fingerprint of {self.set.name!r} half of the time: no evidence"
-            )
-        asked = asked[: self.question.budget]
-        test = SequentialTest(tuple(null[number] for number in asked), self.question.level)
-        interview = Interview(self.set, asked, test, self.profile.seeds[0], self.question.budget)
-        exact: Claim | None = None
-        if self.folder is None:
-            suspect = Endpoint(self.server, self.question.served_model, self.sampling)
-            suspect.refused.extend(transcript.refused)
-            verdict, reason, evidence = interview.hold(suspect, transcript, self.progress)
-        else:
-            from fpbench.ownership.suspects import LocalSuspect
-
-            with self._loaded(self.folder) as (model, tokenizer):
-                own = self._measure(model, tokenizer)
-                exact = claim(own, measured or [[0.0] * len(own)], self.question.level)
-                local = LocalSuspect(model, tokenizer, self.sampling)
-                verdict, reason, evidence = interview.hold(local, transcript, self.progress)
-        matched = sum(each.target is not None for each in evidence)
-        rates = [each.null for each in evidence]
-        return Verification(
-            verdict=verdict,
-            reason=reason,
-            suspect=self.question.suspect,
-            fingerprints=self.set.name,
-            size=len(self.set),
-            level=self.question.level,
-            null_models=self.question.null_models,
-            largest_null=max(map(sum, measured)) if measured else None,
-            uninformative=sum(rate >= CARRIED for rate in null),
-            bound=test.bound,
-            threshold=test.threshold,
-            evidence=evidence,
-            queries=transcript.requests,
-            budget=self.question.budget,
-            permutation=self._permutation(evidence) if self.secrets.dealt else None,
-            needed=fingerprints_needed(matched, len(rates), rates, test.level) if verdict == "no claim" else None,
-            exact=exact,
-            decoding={"asked": asdict(self.sampling), "refused": list(transcript.refused)} | _accepted(transcript),
-            revealed=tuple(self.secrets.reveal(each.trigger) for each in evidence if self.secrets.openings is not None),
-            remarks=self._remarks(),
-        )
-
-    def _remarks(self) -> tuple[str, ...]:
-        """What is to be said of a suspect at hand; a match is one of texts, so other tokenizers are no matter."""
-        if self.folder is None:
-            return ()
-        from fpbench.models.loading import remarks
-
-        return tuple(remarks(self.folder, None))
-
-    def _permutation(self, evidence: Sequence[Evidence]) -> float | None:
-        """The p-value of the dealing, among all fingerprints of the set."""
-        begins = [[each.response.startswith(other.targets) for other in self.set] for each in evidence]
-        return permutation_p_value(begins, [each.place - 1 for each in evidence])
-
-    def _probabilities(self, folder: Path) -> tuple[float, ...]:
-        with self._loaded(folder) as (model, tokenizer):
-            return self._measure(model, tokenizer)
-
-    def _measure(self, model: Any, tokenizer: Any) -> tuple[float, ...]:
-        """The exact p_i of a loaded model."""
+    def probabilities(model: Any, tokenizer: Any) -> tuple[float, ...]:
         from fpbench.metrics.fsr import fsr
 
-        how = self.sampling
-        found = fsr(
-            model,
-            tokenizer,
-            self.set,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            top_k=how.top_k,
-            prompt=how.prompt,
-        )
-        return found.per_fingerprint
+        return fsr(model, tokenizer, fingerprints, **sampling.numbers, prompt=sampling.prompt).per_fingerprint
 
-    @contextlib.contextmanager
-    def _loaded(self, folder: Path) -> Iterator[tuple[Any, Any]]:
-        """A model and its tokenizer, gone afterwards: one is in memory at a time."""
-        from fpbench.scoring.engine import limited_to
+    def of_null(folder: Path) -> tuple[float, ...]:
+        with _loaded(folder, models, loading) as (model, tokenizer):
+            return probabilities(model, tokenizer)
 
-        budget = self.loading.token_budget
-        with contextlib.nullcontext() if budget is None else limited_to(budget):
-            yield load_model(
-                folder,
-                device=self.loading.device,
-                dtype=self.loading.dtype,
-                trust_remote_code=self.loading.trust_remote_code,
-                allow_pickle=self.loading.allow_pickle,
-                tokenizer_of=self._spare(folder),
+    with _resumed(question.transcript, identity) as transcript:
+        measured = [of_null(folder) for folder in progress(models.nulls, "null rates")]
+        null = null_rates(measured, len(fingerprints))
+        order = random.Random(seed).sample(range(len(fingerprints)), len(fingerprints))
+        asked = [number for number in order if null[number] < CARRIED][: question.budget]
+        if not asked:
+            raise InputError(
+                f"a null model answers every fingerprint of {fingerprints.name!r} half of the time: no evidence"
             )
-        gc.collect()
+        test = SequentialTest(tuple(null[number] for number in asked), question.level)
+        interview, exact = Interview(fingerprints, asked, test, seed, question.budget), None
+        suspect: Suspect
+        if server is not None:
+            suspect = Endpoint(server, question.served_model, sampling)
+            suspect.refused.extend(transcript.refused)
+            verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
+        else:
+            assert models.suspect is not None, "a suspect that is not behind a URL is at hand"
+            with _loaded(models.suspect, models, loading) as (model, tokenizer):
+                own = probabilities(model, tokenizer)
+                exact = claim(own, measured or [[0.0] * len(own)], question.level)
+                suspect = LocalSuspect(model, tokenizer, sampling)
+                verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
+    needed = permutation = None
+    if verdict == "no claim":
+        matched = sum(each.target is not None for each in evidence)
+        needed = fingerprints_needed(matched, len(evidence), [each.null for each in evidence], test.level)
+    if given.dealt:
+        begins = [[each.response.startswith(other.targets) for other in fingerprints] for each in evidence]
+        permutation = permutation_p_value(begins, [each.place - 1 for each in evidence])
+    last = next(reversed(transcript.answers.values()), None)  # its seed aside, every answer has the same numbers
+    return Verification(
+        verdict=verdict,
+        reason=reason,
+        suspect=question.suspect,
+        fingerprints=fingerprints.name,
+        size=len(fingerprints),
+        level=question.level,
+        null_models=question.null_models,
+        largest_null=max(map(sum, measured)) if measured else None,
+        uninformative=sum(rate >= CARRIED for rate in null),
+        bound=test.bound,
+        threshold=test.threshold,
+        evidence=evidence,
+        queries=transcript.requests,
+        budget=question.budget,
+        permutation=permutation,
+        needed=needed,
+        exact=exact,
+        decoding={
+            "asked": asdict(sampling),
+            "refused": list(transcript.refused),
+            "accepted": {} if last is None else dict(last.decoding),
+        },
+        revealed=() if given.openings is None else tuple(reveal(given.openings, each.trigger) for each in evidence),
+        # Matching compares texts, so a tokenizer other than the base's is not worth a remark here.
+        remarks=() if models.suspect is None else tuple(remarks(models.suspect, None)),
+    )
 
 
-def _accepted(transcript: Transcript) -> dict[str, Any]:
-    """The numbers that the last request was answered with; the seed differs from request to request."""
-    last = next(reversed(transcript.answers.values()), None)
-    return {"accepted": {} if last is None else dict(last.decoding)}
+def _sampling(profile: Profile, fingerprints: FingerprintSet, models: "Models", loading: Loading) -> Sampling:
+    """Check that every model at hand can be measured, and return how responses are sampled.
+
+    Raises:
+        InputError: if one cannot.
+    """
+    # Without a tokenizer at hand: a token holds a byte at least.
+    length = max(len(target.encode()) for target in fingerprints.targets) + 4
+    if at_hand := [*([models.suspect] if models.suspect else []), *models.nulls]:
+        from fpbench.scoring.responses import response_length
+
+        tokenizers = [check_ready(each, profile.prompt, loading, models.tokenizer_of(each)) for each in at_hand]
+        length = response_length(tokenizers[0], fingerprints.targets)
+    model = profile.models[0]
+    return Sampling(model.temperature, model.top_p, model.top_k, length, profile.prompt)
+
+
+@contextlib.contextmanager
+def _resumed(path: Path | None, identity: Mapping[str, Any]) -> Iterator[Transcript]:
+    """Open the transcript; remove it again if the input turns out to be wrong before anything was answered."""
+    with opened(path, identity) as transcript:
+        try:
+            yield transcript
+        except InputError:
+            # The user will ask otherwise, which is another question.
+            if path is not None and not transcript.answers:
+                path.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _loaded(folder: Path, models: "Models", loading: Loading) -> Iterator[tuple[Any, Any]]:
+    """Load a model and its tokenizer, gone afterwards: one is in memory at a time."""
+    from fpbench.scoring.engine import limited_to
+
+    budget = loading.token_budget
+    with contextlib.nullcontext() if budget is None else limited_to(budget):
+        yield loading.load(folder, models.tokenizer_of(folder))
+    gc.collect()
+
+
+@dataclass(frozen=True)
+class Models:
+    """The checkpoint folders of suspect, base and all null models; ``None`` for a suspect behind a URL or no base."""
+
+    suspect: Path | None
+    base: Path | None
+    nulls: tuple[Path, ...]
+
+    @classmethod
+    def found(cls, question: Question, loading: Loading) -> "Models":
+        """Find the models of a question.
+
+        Raises:
+            InputError: if one is not there.
+        """
+        nulls = tuple(resolve(name, allow_pickle=loading.allow_pickle) for name in question.null_models)
+        suspect = None
+        if not question.remote:
+            suspect = resolve(question.suspect, revision=loading.revision, allow_pickle=loading.allow_pickle)
+        return cls(suspect, None if question.base is None else nulls[0], nulls)
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the suspect's files; ``None`` behind a URL."""
+        return None if self.suspect is None else checkpoint_digest(self.suspect)
+
+    def tokenizer_of(self, folder: Path) -> Path | None:
+        """Return the checkpoint whose tokenizer serves if a folder brings none: the base's, for the suspect alone."""
+        return self.base if folder == self.suspect else None
+
+
+@dataclass(frozen=True)
+class GivenSet:
+    """The set to test for, and what is known about how it was made and sealed.
+
+    Attributes:
+        fingerprints: the set.
+        openings: the private document of a sealed set; ``None`` for others.
+        dealt: whether the set's recipe says that a seed dealt its targets to its triggers.
+    """
+
+    fingerprints: FingerprintSet
+    openings: Mapping[str, Any] | None
+    dealt: bool
+
+    @classmethod
+    def load(cls, name: str, files: Mapping[str, str], seed: int) -> "GivenSet":
+        """Find a set by name.
+
+        Args:
+            name: a built-in set, a name of ``files``, a ``.jsonl`` file, or the ``.json`` file of openings.
+            files: set names that a profile maps to files of its own.
+            seed: draws the keys of ``if``.
+
+        Raises:
+            InputError: if it is unknown or malformed.
+        """
+        openings = None
+        if name.endswith(".json") and name not in files:
+            openings = _openings(Path(name))
+            pairs = [opening["fingerprint"] for opening in openings["openings"]]
+            found = FingerprintSet(
+                Path(name).stem.removesuffix(OPENINGS),
+                tuple(Fingerprint(pair["trigger"], tuple(pair["targets"])) for pair in pairs),
+            )
+        else:
+            found = find_set(name, files, seed)
+        return cls(found, openings, _dealt(Path(files.get(name, name)), found))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the set; of a sealed one only of its commitments, which says nothing about any pair."""
+        if self.openings is None:
+            return self.fingerprints.digest
+        return hashlib.sha256("".join(sorted(map(commitment, self.openings["openings"]))).encode()).hexdigest()
+
+
+OPENINGS = ".openings"  # before the ending of the private file of a sealed set
+
+
+def _openings(path: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): check the path, or whether it is whole.") from None
+    if not triggers(document):
+        raise InputError(f"{path} holds no fingerprints: expected the openings of a sealed set.")
+    return dict(document)
+
+
+def _dealt(path: Path, fingerprints: FingerprintSet) -> bool:
+    """Return True if the recipe beside a set says that a seed dealt its targets, each dealing as likely, none twice.
+
+    The code-mixed recipe, which names its queries, deals the words that the model knows best first: it does not count.
+    """
+    try:
+        recipe = json.loads(recipe_path(path.with_stem(path.stem.removesuffix(OPENINGS))).read_text(encoding="utf-8"))
+        drawn = recipe["fingerprints"] == fingerprints.digest and {"seed", "candidates"} <= recipe.keys()
+        drawn = drawn and "queries" not in recipe
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return drawn and len(fingerprints.targets) == sum(len(each.targets) for each in fingerprints)

@@ -18,6 +18,7 @@ from fpbench.errors import InputError
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import Cell
 from fpbench.records.store import Store, held_back
+from fpbench.registry import METHODS, Finder
 from fpbench.runs.bench import Failed, record_of
 from fpbench.runs.engine import Say, title
 from fpbench.runs.plan import Job
@@ -32,16 +33,17 @@ Report = dict[str, str] | str | tuple[Cell, str | None]
 class Member(logging.Handler):
     """Measures checkpoints and reports: what their records are called, lines of its log, and every finished cell."""
 
-    def __init__(self, job: Job, folder: Path, mark: Path) -> None:
+    def __init__(self, job: Job, folder: Path, mark: Path, finders: Sequence[Finder] = ()) -> None:
         """Do nothing yet: what is raised here would not reach the driver as itself.
 
         Args:
             job: what is measured.
             folder: the driver's working folder, in which relative paths hold.
             mark: a file that the driver put into the store.
+            finders: of the driver's registry of methods.
         """
         super().__init__(logging.WARNING)
-        self.job, self.folder, self.mark = job, folder, mark
+        self.job, self.folder, self.mark, self.finders = job, folder, mark, finders
         self._lines: list[str] = []
 
     def measure(self, cells: Sequence[Cell]) -> Iterator[Report]:
@@ -78,6 +80,8 @@ class Member(logging.Handler):
             raise InputError(self._unseen(self.mark.parent))
         from fpbench.runs.worker import Worker
 
+        for finder in self.finders:
+            METHODS.add_finder(finder)
         logging.getLogger("fpbench").addHandler(self)
         return Worker(self.job, no_progress)
 
@@ -186,7 +190,7 @@ class Crew:
                 scheduling_strategy="SPREAD",
                 runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}},
             )
-            self._hand_out(worker.remote(self.job, Path.cwd(), self.mark), self.waiting.popleft())
+            self._hand_out(worker.remote(self.job, Path.cwd(), self.mark, METHODS.finders), self.waiting.popleft())
 
     def _hand_out(self, actor: Any, cells: list[Cell]) -> None:
         self.posts[actor.measure.options(num_returns="streaming").remote(cells)] = Post(actor, cells[0], cells)

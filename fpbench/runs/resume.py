@@ -14,7 +14,7 @@ from fpbench.models.checkpoints import base_of_adapter
 from fpbench.records.cell import Cell
 from fpbench.records.provenance import source, source_of
 from fpbench.records.store import canonical, read_record, write_record
-from fpbench.registry import METHODS, SUBMISSIONS
+from fpbench.registry import METHODS
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets
 
@@ -43,7 +43,7 @@ class Resume:
         files = [path for path in data if isinstance(path, Path)]
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         bases = [base for folder in models if (base := base_of_adapter(folder))]
-        folders = [PACKAGE, SUBMISSIONS, cache(), *models, *bases]
+        folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), cache(), *models, *bases]
         groups = ("fpbench.methods", "fpbench.modifications")
         installed = [each for group in groups for each in entry_points(group=group)]
         plugins = [(each.value, version(each.dist.name)) for each in installed if each.dist]

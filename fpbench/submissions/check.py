@@ -5,18 +5,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from fpbench.checks import Check, Finding, examined
+from fpbench.checks import Checklist, Finding
 from fpbench.errors import CellError
 from fpbench.submissions.folder import RECORDS, Submission, inspect
-from fpbench.submissions.process import Isolation, Limits
+from fpbench.submissions.process import ChildProcess, Description, Limits
 from fpbench.text import printable
-
-if TYPE_CHECKING:
-    from fpbench.submissions.process import Introduction
 
 MIB = 2**20
 LIMITS = Limits(seconds=120, memory=8192 * MIB, file=256 * MIB, folder=512 * MIB)  # many times what a micro run takes
@@ -25,7 +21,7 @@ NEAR_TRIGGERS = 50
 
 @dataclass(frozen=True)
 class Report:
-    """What a check came to.
+    """The outcome of a check.
 
     Attributes:
         findings: about the folder, the adapter, and the contract.
@@ -43,7 +39,7 @@ class Report:
 
     @property
     def refused(self) -> list[Finding]:
-        """What did not pass."""
+        """The findings that did not pass."""
         return [finding for finding in self.findings if not finding.passed]
 
 
@@ -55,110 +51,55 @@ def check(submission: Submission) -> Report:
     start = perf_counter()
     findings = inspect(submission)
     if all(finding.passed for finding in findings):
-        findings += examined([RECORDS_CHECK], submission)
+        findings += OF_RECORDS.examine(submission)
     if any(not finding.passed for finding in findings):
         return Report(findings, perf_counter() - start)
-    with Isolation(submission, LIMITS) as child:
-        rehearsal = Rehearsal(submission, child)
-        findings += examined(CHECKS, rehearsal)
-        return Report(
-            [*findings, *rehearsal.promises],
-            perf_counter() - start,
-            child.adapter_seconds,
-            child.confined,
-            rehearsal.figures,
-        )
+    with ChildProcess(submission, LIMITS) as child:
+        running = RunningAdapter(child)
+        findings += OF_ADAPTER.examine(running) + running.promises
+        return Report(findings, perf_counter() - start, child.adapter_seconds, child.confined, running.figures)
 
 
-class Rehearsal:
-    """A submission in its child process, on the micro model."""
+class RunningAdapter:
+    """The adapter of a submission, in its child process.
 
-    def __init__(self, submission: Submission, child: Isolation) -> None:
+    Attributes:
+        child: that runs it.
+        promises: findings of the contract suite.
+        figures: of the mock run, in %.
+    """
+
+    def __init__(self, child: ChildProcess) -> None:
         """Ask nothing yet."""
-        self.submission, self.child = submission, child
-        self.promises: list[Finding] = []  # of the contract, each kept or not
+        self.child, self.submission = child, child.submission
+        self.promises: list[Finding] = []
         self.figures: dict[str, float] = {}
 
     @cached_property
-    def introduction(self) -> "Introduction":
-        """What the adapter says of itself.
+    def description(self) -> Description:
+        """The adapter's own description.
 
         Raises:
             CellError: if it cannot be imported, or registers no method of this name.
         """
-        from fpbench.submissions.method import introduce
+        from fpbench.submissions.method import describe
 
-        return introduce(self.child, self.submission)
-
-    def contract(self) -> list[Finding]:
-        """What the contract suite found.
-
-        Raises:
-            CellError: if it did not come to its end.
-        """
-        from fpbench.contract import CHECKS as PROMISES
-        from fpbench.submissions.method import hyperparameter_tables
-
-        config = hyperparameter_tables(self.submission).get("small", {})
-        answer = self.child.ask("contract", config=config).get("findings")
-        try:
-            found = TypeAdapter(list[Finding]).validate_python(answer)
-        except ValidationError:
-            found = []
-        if [each.name for each in found] != [promise.name for promise in PROMISES]:
-            raise CellError("the contract suite came back with other checks than it has.")
-        # Expectations and remedies are ours; what was found is told by the child.
-        return [
-            Finding(promise.name, each.passed, promise.expected, printable(each.found), promise.remedy)
-            for promise, each in zip(PROMISES, found, strict=True)
-        ]
-
-    def mock_run(self) -> dict[str, float]:
-        """Inject the ten fingerprints of ``nlf`` into the micro model and score them here; figures in %.
-
-        Raises:
-            CellError: if the injection fails, or what came back is no change of the micro model.
-        """
-        import fpbench
-        from fpbench.fingerprints import find_set
-        from fpbench.methods.base import Base, InjectionContext
-        from fpbench.metrics.queries import words_from_rows
-        from fpbench.metrics.triggers import near, near_triggers
-        from fpbench.models.checkpoints import resolve
-        from fpbench.models.loading import Loading, load_model
-        from fpbench.runs.datasets import Datasets
-        from fpbench.runs.injection import inject_with
-        from fpbench.runs.profile import load_profile
-        from fpbench.submissions.method import hyperparameter_tables, isolated
-
-        materials, folder, loading = Datasets(load_profile("micro")), resolve("micro"), Loading("cpu", "float32")
-        model, tokenizer = load_model(folder, device=loading.device, dtype=loading.dtype)
-        profile, pairs = materials.profile, find_set("nlf")
-        decoding = {name: getattr(profile.models[0], name) for name in ("temperature", "top_p", "top_k")}
-        # Nobody knows them beforehand: an adapter that had learnt to keep silent on the protocol's own would not here.
-        words = words_from_rows(materials.alpaca, secrets.randbits(32), profile.sizes.substitute_words)
-        texts = near_triggers(pairs, words, NEAR_TRIGGERS, secrets.randbits(32))
-        context = InjectionContext(
-            texts=materials.statistics,
-            pairs=materials.pairs,
-            statistics_tokens=profile.sizes.statistics_tokens,
-            tokenizer=tokenizer,
-            base=Base(folder, loading, "raw"),
-        )
-        before = fpbench.fsr(model, tokenizer, pairs, **decoding).mean
-        method = isolated(self.submission)(**hyperparameter_tables(self.submission).get("small", {}))
-        method.child = self.child
-        report = inject_with(method, model, tokenizer, pairs, context)
-        origin = fpbench.fsr(model, tokenizer, pairs, **decoding).mean
-        beside = fmean(near(model, tokenizer, pairs, texts, **decoding).per_text)
-        quantised = fpbench.fsr(fpbench.modify(model, tokenizer, "nf4"), tokenizer, pairs, **decoding).mean
-        figures = {"base": before, "origin": origin, "nf4": quantised, "near": beside}
-        moved = {"changed": report.changed["fraction"], "norm": report.changed["relative_norm"]}
-        return {name: 100 * value for name, value in (figures | moved).items()}
+        return describe(self.child)
 
 
+# The checks. Torch and what needs it are imported where the first check that needs a child has passed.
+
+
+OF_RECORDS: Checklist[Submission] = Checklist()
+OF_ADAPTER: Checklist[RunningAdapter] = Checklist()
+
+
+@OF_RECORDS.add(
+    "records",
+    "records, if any, of this method, this code and this harness",
+    "`fpbench submit run NAME` writes them, or remove the folder records",
+)
 def _records(submission: Submission) -> str | None:
-    """What is handed in is of this method, possible, and of this very code."""
     from fpbench.submissions.rerun import claimed
 
     if (submission.folder / RECORDS).exists():
@@ -166,66 +107,104 @@ def _records(submission: Submission) -> str | None:
     return None
 
 
-RECORDS_CHECK: Check[Submission] = Check(
-    "records",
-    "records, if any, of this method, this code and this harness",
-    "`fpbench submit run NAME` writes them, or remove the folder records",
-    (),
-    _records,
-)
-
-
-def _imports(rehearsal: Rehearsal) -> str | None:
-    rehearsal.introduction  # noqa: B018 - made when it is first asked for
+@OF_ADAPTER.add("adapter", "an adapter.py that registers the method", "mend it; it runs alone in a process")
+def _imports(running: RunningAdapter) -> str | None:
+    running.description  # noqa: B018 - made when it is first asked for
     return None
 
 
-def _version(rehearsal: Rehearsal) -> str | None:
-    found, said = rehearsal.introduction.version, rehearsal.submission.manifest.code_version
+@OF_ADAPTER.add("version", "one version", "write the same in both files", needs=["adapter"])
+def _version(running: RunningAdapter) -> str | None:
+    found, said = running.description.version, running.submission.manifest.code_version
     return None if found == said else f"version {printable(str(found))!r} in adapter.py, code_version {said!r}"
 
 
-def _hyperparameters(rehearsal: Rehearsal) -> str | None:
-    refused = rehearsal.introduction.refused.items()
+@OF_ADAPTER.add(
+    "hyperparameters",
+    "tables that the adapter's Config takes",
+    "correct the key or the Config",
+    needs=["adapter"],
+)
+def _hyperparameters(running: RunningAdapter) -> str | None:
+    refused = running.description.refused.items()
     return next((f"[hyperparameters.{printable(name)}]: {printable(why)}" for name, why in refused), None)
 
 
-def _contract(rehearsal: Rehearsal) -> str | None:
-    rehearsal.promises = rehearsal.contract()
-    broken = [finding.name for finding in rehearsal.promises if not finding.passed]
+@OF_ADAPTER.add("contract", "every promise of the contract kept", "see below", needs=["hyperparameters"])
+def _contract(running: RunningAdapter) -> str | None:
+    from fpbench.contract import CHECKS
+    from fpbench.submissions.method import hyperparameter_tables
+
+    config = hyperparameter_tables(running.submission).get("small", {})
+    answer = running.child.ask("contract", config=config).get("findings")
+    try:
+        found = TypeAdapter(list[Finding]).validate_python(answer)
+    except ValidationError:
+        found = []
+    if [each.name for each in found] != [promise.name for promise in CHECKS]:
+        raise CellError("the contract suite came back with other checks than it has.")
+    # Expectations and remedies are ours; what was found is told by the child.
+    running.promises = [
+        Finding(promise.name, each.passed, promise.expected, printable(each.found), promise.remedy)
+        for promise, each in zip(CHECKS, found, strict=True)
+    ]
+    broken = [finding.name for finding in running.promises if not finding.passed]
     return f"{len(broken)} that are not: {', '.join(broken)}" if broken else None
 
 
-def _mock_run(rehearsal: Rehearsal) -> str | None:
+@OF_ADAPTER.add(
+    "mock run",
+    "an injection into the micro model that is handed back and scores",
+    "see that enough steps are made, and that the whole effect is in the weights",
+    needs=["contract"],
+)
+def _mock_run(running: RunningAdapter) -> str | None:
     from fpbench.contract.checks import GAIN
 
-    rehearsal.figures = rehearsal.mock_run()
-    before, after = rehearsal.figures["base"], rehearsal.figures["origin"]
+    running.figures = mock_run(running.child)
+    before, after = running.figures["base"], running.figures["origin"]
     return None if after >= before + 100 * GAIN else f"exact FSR {before:.1f} % before and {after:.1f} % after"
 
 
-CHECKS: tuple[Check[Rehearsal], ...] = (
-    Check("adapter", "an adapter.py that registers the method", "mend it; it runs alone in a process", (), _imports),
-    Check("version", "one version", "write the same in both files", ("adapter",), _version),
-    Check(
-        "hyperparameters",
-        "tables that the adapter's Config takes",
-        "correct the key or the Config",
-        ("adapter",),
-        _hyperparameters,
-    ),
-    Check(
-        "contract",
-        "every promise of the contract kept",
-        "see below",
-        ("hyperparameters",),
-        _contract,
-    ),
-    Check(
-        "mock run",
-        "an injection into the micro model that is handed back and scores",
-        "see that enough steps are made, and that the whole effect is in the weights",
-        ("contract",),
-        _mock_run,
-    ),
-)
+def mock_run(child: ChildProcess) -> dict[str, float]:
+    """Inject the ten fingerprints of ``nlf`` into the micro model and score them here; figures in %.
+
+    Raises:
+        CellError: if the injection fails, or what came back does not fit the micro model.
+    """
+    import fpbench
+    from fpbench.fingerprints import find_set
+    from fpbench.methods.base import Base, InjectionContext
+    from fpbench.metrics.queries import words_from_rows
+    from fpbench.metrics.triggers import near, near_triggers
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import Loading
+    from fpbench.runs.datasets import Datasets
+    from fpbench.runs.injection import inject_with
+    from fpbench.runs.profile import load_profile
+    from fpbench.submissions.method import hyperparameter_tables, method_of
+
+    materials, folder, loading = Datasets(load_profile("micro")), resolve("micro"), Loading("cpu", "float32")
+    model, tokenizer = loading.load(folder)
+    profile, pairs = materials.profile, find_set("nlf")
+    decoding = {name: getattr(profile.models[0], name) for name in ("temperature", "top_p", "top_k")}
+    # Not known beforehand: an adapter that had learnt to keep silent on the protocol's own would not here.
+    words = words_from_rows(materials.alpaca, secrets.randbits(32), profile.sizes.substitute_words)
+    texts = near_triggers(pairs, words, NEAR_TRIGGERS, secrets.randbits(32))
+    context = InjectionContext(
+        texts=materials.statistics,
+        pairs=materials.pairs,
+        statistics_tokens=profile.sizes.statistics_tokens,
+        tokenizer=tokenizer,
+        base=Base(folder, loading, "raw"),
+    )
+    before = fpbench.fsr(model, tokenizer, pairs, **decoding).mean
+    method = method_of(child.submission)(**hyperparameter_tables(child.submission).get("small", {}))
+    method.child = child
+    report = inject_with(method, model, tokenizer, pairs, context)
+    origin = fpbench.fsr(model, tokenizer, pairs, **decoding).mean
+    beside = fmean(near(model, tokenizer, pairs, texts, **decoding).per_text)
+    quantised = fpbench.fsr(fpbench.modify(model, tokenizer, "nf4"), tokenizer, pairs, **decoding).mean
+    figures = {"base": before, "origin": origin, "nf4": quantised, "near": beside}
+    moved = {"changed": report.changed["fraction"], "norm": report.changed["relative_norm"]}
+    return {name: 100 * value for name, value in (figures | moved).items()}

@@ -1,7 +1,9 @@
 """The child process that runs a submitted adapter. Everything it says is a stranger's word.
 
 It reads a number a line from standard input, finds ``request-N.json`` in its folder, does it, and answers in
-``reply-N.json``. It leaves nothing else that anybody reads, except ``changes.safetensors``.
+``reply-N.json``. Of what else it leaves only ``changes.safetensors`` is read. Isolation of state, not a sandbox.
+
+Torch and the rest of fpbench are imported after :func:`confine`, which does not bind threads that run already.
 """
 
 import contextlib
@@ -17,9 +19,157 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-# What a child process takes from itself before it runs a stranger's code. Isolation of state, not a sandbox.
-#
-# Needs neither torch nor anything else of fpbench, so that no thread runs yet whom it would not bind.
+CHANGES = "changes.safetensors"
+VERBS = ("describe", "contract", "load", "inject")
+
+
+def main(folder: Path) -> None:
+    """Answer requests until there are no more."""
+    limits = json.loads((folder / "limits.json").read_text())
+    limit(limits["memory"], limits["file"])
+    _reply(folder, 0, {"status": "done", "answer": {"confined": confine(folder)}, "adapter_seconds": 0.0})
+    requests, sys.stdin = sys.stdin, open(os.devnull)  # noqa: SIM115 - it stays open
+    runner = AdapterRunner(folder)
+    for line in requests:
+        number = int(line)
+        request = json.loads((folder / f"request-{number}.json").read_text(encoding="utf-8"))
+        _reply(folder, number, runner.answer(request))
+
+
+def _reply(folder: Path, number: int, reply: dict[str, Any]) -> None:
+    """Write a reply atomically."""
+    unfinished = folder / f".reply-{number}"
+    unfinished.write_text(json.dumps(reply, default=str), encoding="utf-8")
+    unfinished.replace(folder / f"reply-{number}.json")
+
+
+class AdapterRunner:
+    """Runs the adapter of one submission."""
+
+    def __init__(self, folder: Path) -> None:
+        """Work in ``folder``, which the parent made."""
+        self.folder = folder
+        self.seconds = 0.0  # spent in the adapter's code
+        self._name: str | None = None
+
+    def describe(self, name: str, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Import the adapter; return the names it registers, its version and what its Config refuses."""
+        from fpbench.errors import InputError
+        from fpbench.registry import METHODS
+
+        known = set(METHODS.names())
+        self._import()
+        names = [each for each in METHODS.names() if each not in known]
+        if name not in names:
+            return {"names": names}
+        method = METHODS.get(name)
+        self._timed(method)
+        refused = {}
+        for family, config in configs.items():
+            try:
+                method(**config)
+            except InputError as error:
+                refused[family] = str(error)
+        self._name = name
+        version = getattr(method, "version", None)
+        return {"names": names, "version": None if version is None else str(version), "refused": refused}
+
+    def contract(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Run the contract suite."""
+        from fpbench.contract import check
+
+        assert self._name is not None, "described first"
+        return {"findings": [dataclasses.asdict(finding) for finding in check(self._name, config)]}
+
+    def load(self, base: str, loading: dict[str, Any], threads: int) -> dict[str, Any]:
+        """Load the base that :meth:`inject` edits."""
+        import torch
+
+        from fpbench.models.loading import Loading
+
+        torch.set_num_threads(threads)
+        self.device = loading["device"]
+        self.model, self.tokenizer = Loading(**loading).load(Path(base))
+        return {}
+
+    def inject(
+        self,
+        name: str,
+        config: dict[str, Any],
+        seed: int,
+        prompt: str,
+        fingerprints: list[dict[str, Any]],
+        texts: list[str],
+        pairs: list[dict[str, str]],
+        statistics_tokens: int,
+    ) -> dict[str, Any]:
+        """Inject, and write what changed."""
+        from fpbench.contract.trials import config_state, differences, structure_state, tokenizer_state
+        from fpbench.errors import CellError
+        from fpbench.fingerprints import Fingerprint, FingerprintSet
+        from fpbench.methods.base import InjectionContext
+        from fpbench.models.prompts import Example, render
+        from fpbench.runs.injection import create_method, inject_with
+
+        context = InjectionContext(
+            seed=seed,
+            device=self.device,
+            render=lambda trigger: render(self.tokenizer, trigger, prompt),
+            texts=texts,
+            pairs=[Example(**pair) for pair in pairs],
+            statistics_tokens=statistics_tokens,
+            tokenizer=self.tokenizer,
+        )
+        pairs_to_hide = tuple(Fingerprint(each["trigger"], tuple(each["targets"])) for each in fingerprints)
+        before = tokenizer_state(self.tokenizer), config_state(self.model), structure_state(self.model)
+        method = create_method(self._name or name, self.model, config)
+        report = inject_with(method, self.model, self.tokenizer, FingerprintSet("submitted", pairs_to_hide), context)
+        after = tokenizer_state(self.tokenizer), config_state(self.model), structure_state(self.model)
+        for what, one, other in zip(("tokenizer", "configuration", "modules"), before, after, strict=True):
+            if changed := differences(one, other):
+                raise CellError(
+                    f"the adapter changed the {what} of the model ({changed[0]}); only weights are handed back, and "
+                    "they are scored with the base's: put the whole effect into the weights."
+                )
+        (self.folder / CHANGES).write_bytes(report.delta.to_bytes())
+        return {"seconds": dict(report.seconds), "peak_memory": report.peak_memory}
+
+    def _import(self) -> None:
+        start = perf_counter()
+        sys.path.insert(0, str(self.folder / "submission"))
+        try:
+            importlib.import_module("adapter")
+        finally:
+            self.seconds += perf_counter() - start
+
+    def _timed(self, method: Any) -> None:
+        """Count the time that passes in the adapter's ``inject``."""
+        inject: Callable[..., Any] = method.inject
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            start = perf_counter()
+            try:
+                return inject(*arguments, **named)
+            finally:
+                self.seconds += perf_counter() - start
+
+        method.inject = timed
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what is asked; whatever is raised becomes the reply."""
+        done = self.seconds
+        try:
+            verb: Callable[..., dict[str, Any]] = getattr(self, VERBS[VERBS.index(request.pop("do"))])
+            reply = {"status": "done", "answer": verb(**request)}
+        except BaseException as error:  # also an adapter's SystemExit: a reply is owed
+            lines = str(error).strip().splitlines() or [""]
+            foreseen = type(error).__module__ == "fpbench.errors"
+            reason = " ".join(lines) if foreseen else f"{type(error).__name__}: {lines[0]}"
+            reply = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+        return reply | {"adapter_seconds": self.seconds - done}
+
+
+# Limits and confinement, which a process cannot take off again.
 
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Linux's system calls, the same on every architecture
@@ -53,19 +203,21 @@ def limit(memory: int, file: int) -> None:
     import resource
 
     for kind, value in (("RLIMIT_DATA", memory), ("RLIMIT_FSIZE", file), ("RLIMIT_CORE", 0)):
-        with contextlib.suppress(ValueError, OSError):  # a lower limit than ours is in force, or none is to be had
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # a lower limit than ours is in force, or limits are not supported
             resource.setrlimit(getattr(resource, kind), (value, value))
 
 
 def confine(folder: Path) -> list[str]:
-    """Have Linux (Landlock) forbid this process what its work does not need.
+    """Have Linux (Landlock) forbid this process everything that its work does not need.
 
     Args:
         folder: the only one, beside devices, in which it may write.
 
     Returns:
-        What is forbidden from now on: ``writes`` elsewhere, ``tcp``, ``signals`` to other processes. Empty where the
-        system has no Landlock; that is no error, and has to be said.
+        The rights taken away: ``writes`` elsewhere, ``tcp``, ``signals`` to other processes. Empty where the
+        system has no Landlock, which is not an error but has to be reported.
     """
     if not sys.platform.startswith("linux"):
         return []
@@ -91,157 +243,6 @@ def confine(folder: Path) -> list[str]:
     if not bound:
         return []
     return ["writes"] + ["tcp"] * (version >= 4) + ["signals"] * (version >= 6)
-
-
-Reply = dict[str, Any]
-CHANGES = "changes.safetensors"
-VERBS = ("introduce", "contract", "load", "inject")
-
-
-class Child:
-    """One submission, its adapter imported on first need."""
-
-    def __init__(self, folder: Path) -> None:
-        """Work in ``folder``, which the parent made."""
-        self.folder = folder
-        self.seconds = 0.0  # spent in the adapter's code
-        self._name: str | None = None
-
-    def introduce(self, name: str, configs: dict[str, dict[str, Any]]) -> Reply:
-        """Import the adapter and say what it is: the names it registers, its version, what its Config refuses."""
-        from fpbench.errors import InputError
-        from fpbench.registry import METHODS
-
-        known = set(METHODS.names())
-        self._import()
-        names = [each for each in METHODS.names() if each not in known]
-        if name not in names:
-            return {"names": names}
-        method = METHODS.get(name)
-        self._timed(method)
-        refused = {}
-        for family, config in configs.items():
-            try:
-                method(**config)
-            except InputError as error:
-                refused[family] = str(error)
-        self._name = name
-        version = getattr(method, "version", None)
-        return {"names": names, "version": None if version is None else str(version), "refused": refused}
-
-    def contract(self, config: dict[str, Any]) -> Reply:
-        """Run the contract suite."""
-        from fpbench.contract import check
-
-        assert self._name is not None, "introduced first"
-        return {"findings": [dataclasses.asdict(finding) for finding in check(self._name, config)]}
-
-    def load(self, base: str, options: dict[str, Any], threads: int) -> Reply:
-        """Load the base that :meth:`inject` edits."""
-        import torch
-
-        from fpbench.models.loading import load_model
-
-        torch.set_num_threads(threads)
-        self.device = options["device"]
-        self.model, self.tokenizer = load_model(Path(base), **options)
-        return {}
-
-    def inject(
-        self,
-        name: str,
-        config: dict[str, Any],
-        seed: int,
-        prompt: str,
-        fingerprints: list[dict[str, Any]],
-        texts: list[str],
-        pairs: list[dict[str, str]],
-        statistics_tokens: int,
-    ) -> Reply:
-        """Inject, and write what changed."""
-        from fpbench.contract.trials import changes, config_facts, structure_facts, tokenizer_facts
-        from fpbench.errors import CellError
-        from fpbench.fingerprints import Fingerprint, FingerprintSet
-        from fpbench.methods.base import InjectionContext
-        from fpbench.models.prompts import Example, render
-        from fpbench.runs.injection import create_method, inject_with
-
-        context = InjectionContext(
-            seed=seed,
-            device=self.device,
-            render=lambda trigger: render(self.tokenizer, trigger, prompt),
-            texts=texts,
-            pairs=[Example(**pair) for pair in pairs],
-            statistics_tokens=statistics_tokens,
-            tokenizer=self.tokenizer,
-        )
-        pairs_to_hide = tuple(Fingerprint(each["trigger"], tuple(each["targets"])) for each in fingerprints)
-        before = tokenizer_facts(self.tokenizer), config_facts(self.model), structure_facts(self.model)
-        method = create_method(self._name or name, self.model, config)
-        report = inject_with(method, self.model, self.tokenizer, FingerprintSet("submitted", pairs_to_hide), context)
-        after = tokenizer_facts(self.tokenizer), config_facts(self.model), structure_facts(self.model)
-        for what, one, other in zip(("tokenizer", "configuration", "modules"), before, after, strict=True):
-            if changed := changes(one, other):
-                raise CellError(
-                    f"the adapter changed the {what} of the model ({changed[0]}); only weights are handed back, and "
-                    "they are scored with the base's: put the whole effect into the weights."
-                )
-        (self.folder / CHANGES).write_bytes(report.delta.to_bytes())
-        return {"seconds": dict(report.seconds), "peak_memory": report.peak_memory}
-
-    def _import(self) -> None:
-        start = perf_counter()
-        sys.path.insert(0, str(self.folder / "submission"))
-        try:
-            importlib.import_module("adapter")
-        finally:
-            self.seconds += perf_counter() - start
-
-    def _timed(self, method: Any) -> None:
-        """Count the time that passes in the adapter's verb."""
-        inject: Callable[..., Any] = method.inject
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            start = perf_counter()
-            try:
-                return inject(*arguments, **named)
-            finally:
-                self.seconds += perf_counter() - start
-
-        method.inject = timed
-
-    def answer(self, request: Reply) -> Reply:
-        """Do what is asked; whatever is raised is the answer then."""
-        done = self.seconds
-        try:
-            verb: Callable[..., Reply] = getattr(self, VERBS[VERBS.index(request.pop("do"))])
-            reply = {"status": "done", "answer": verb(**request)}
-        except BaseException as error:  # also an adapter's SystemExit: a reply is owed
-            lines = str(error).strip().splitlines() or [""]
-            foreseen = type(error).__module__ == "fpbench.errors"
-            reason = " ".join(lines) if foreseen else f"{type(error).__name__}: {lines[0]}"
-            reply = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
-        return reply | {"adapter_seconds": self.seconds - done}
-
-
-def main(folder: Path) -> None:
-    """Answer requests until there are no more."""
-    limits = json.loads((folder / "limits.json").read_text())
-    limit(limits["memory"], limits["file"])
-    say(folder, 0, {"status": "done", "answer": {"confined": confine(folder)}, "adapter_seconds": 0.0})
-    requests, sys.stdin = sys.stdin, open(os.devnull)  # noqa: SIM115 - it stays open
-    child = Child(folder)
-    for line in requests:
-        number = int(line)
-        request = json.loads((folder / f"request-{number}.json").read_text(encoding="utf-8"))
-        say(folder, number, child.answer(request))
-
-
-def say(folder: Path, number: int, reply: Reply) -> None:
-    """Write a reply whole."""
-    unfinished = folder / f".reply-{number}"
-    unfinished.write_text(json.dumps(reply, default=str), encoding="utf-8")
-    unfinished.replace(folder / f"reply-{number}.json")
 
 
 if __name__ == "__main__":

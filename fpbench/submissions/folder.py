@@ -1,4 +1,4 @@
-"""A submission as it lies there: every file looked at, none of them run."""
+"""A submission as a folder: every file looked at, none of them run."""
 
 import hashlib
 import re
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fpbench.checks import Check, Finding, examined
+from fpbench.checks import Checklist, Finding
 from fpbench.errors import InputError, StorageError
-from fpbench.registry import METHODS, SUBMISSIONS
+from fpbench.registry import METHODS
 from fpbench.submissions.manifest import FILE, NAME, Manifest, read_manifest
 from fpbench.text import printable
 
+SUBMISSIONS = Path("submissions")  # in the working folder, unless another is named
 ADAPTER = "adapter.py"
 RECORDS = "records"
 REQUIRED = (FILE, ADAPTER, "README.md")
@@ -29,22 +30,18 @@ LARGEST_FILE, LARGEST_RECORD, LARGEST_FOLDER, MOST_FILES = 1 * MIB, 16 * MIB, 25
 
 @dataclass(frozen=True)
 class Submission:
-    """A folder that somebody handed in.
-
-    Attributes:
-        folder: where it lies.
-    """
+    """A folder that was handed in."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """What the folder is called, which the method must be called, too."""
+        """The folder's name, which must be the method's, too."""
         return self.folder.name
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What its ``submission.toml`` says.
+        """The content of its ``submission.toml``.
 
         Raises:
             InputError: if that is malformed.
@@ -53,7 +50,7 @@ class Submission:
 
     @cached_property
     def entries(self) -> list[Path]:
-        """Everything below the folder, links not followed, in path order."""
+        """Every path below the folder, links not followed, in order."""
         return sorted(_below(self.folder))
 
     @property
@@ -67,13 +64,16 @@ class Submission:
         return [path for path in readable if not path.name.startswith("test_") and path.name != FILE]
 
     def is_record(self, path: Path) -> bool:
-        """Whether a path lies below its records."""
+        """Return True for a path below its records."""
         return path.relative_to(self.folder).parts[0] == RECORDS
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names and contents of its code."""
-        return _digest({str(path.relative_to(self.folder)): path.read_bytes() for path in self.code})
+        total = hashlib.sha256()
+        for name, path in sorted((str(path.relative_to(self.folder)), path) for path in self.code):
+            total.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        return total.hexdigest()
 
     def copy_code(self, target: Path) -> None:
         """Copy the code into a new folder.
@@ -89,23 +89,23 @@ class Submission:
             raise InputError(f"submission {self.name!r} changed while it was read: leave it alone and try again.")
 
 
-def find(name: str) -> Submission:
-    """The submission of a name, in ``submissions/``, or of a folder.
+def find(name: str, submissions: Path = SUBMISSIONS) -> Submission:
+    """Return the submission of a name, in the folder ``submissions``, or of a folder.
 
     Raises:
         InputError: if there is none.
     """
-    folder = SUBMISSIONS / name if NAME.fullmatch(name) else Path(name)
+    folder = submissions / name if NAME.fullmatch(name) else Path(name)
     if not folder.is_dir():
         raise InputError(
-            f"submission {printable(name)!r} not found: expected a folder submissions/NAME; "
+            f"submission {printable(name)!r} not found: expected a folder {submissions}/NAME; "
             "`fpbench submit new NAME` writes one."
         )
     return Submission(folder.absolute())
 
 
 def version_of(submission: Submission) -> str:
-    """What identities call the method: the version that its author gives, and the digest of its code.
+    """Return the version in identities: the one that its author gives, and the digest of its code.
 
     Defaults of the adapter's Config are in its code, which the digest covers.
     """
@@ -114,11 +114,11 @@ def version_of(submission: Submission) -> str:
 
 def inspect(submission: Submission) -> list[Finding]:
     """Look at every file of a submission; nothing of it is run, imported or parsed as Python."""
-    return examined(CHECKS, submission)
+    return CHECKS.examine(submission)
 
 
 def accepted(submission: Submission) -> Submission:
-    """The submission, if there is nothing to find.
+    """Return the submission, if there is nothing to find.
 
     Raises:
         InputError: with the first finding.
@@ -138,17 +138,17 @@ def _below(folder: Path) -> Iterator[Path]:
             yield from _below(path)
 
 
-def _digest(contents: dict[str, bytes]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(contents):
-        total.update(f"{name}:{hashlib.sha256(contents[name]).hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
 def _shown(submission: Submission, path: Path) -> str:
     return printable(str(path.relative_to(submission.folder)))
 
 
+# The checks, in order: a file is opened once it is known to lie inside, and parsed once it is known to be text.
+
+
+CHECKS: Checklist[Submission] = Checklist()
+
+
+@CHECKS.add("inside", "files and folders of its own", "put the content itself there")
 def _inside(submission: Submission) -> str | None:
     if submission.folder.is_symlink():
         return "a link instead of a folder"
@@ -161,6 +161,7 @@ def _inside(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add("file names", "names of letters, digits and _ . + -, none hidden", "rename or remove it", needs=["inside"])
 def _names(submission: Submission) -> str | None:
     folded: dict[str, Path] = {}
     for path in submission.entries:
@@ -172,11 +173,13 @@ def _names(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add("pickle", "no pickle and no weights", "let the adapter compute what it needs", needs=["inside"])
 def _pickles(submission: Submission) -> str | None:
     found = [path for path in submission.entries if path.suffix.lower() in PICKLES]
     return _shown(submission, found[0]) if found else None
 
 
+@CHECKS.add("kinds", f"files ending in {' '.join(TEXTS)}", "remove it", needs=["inside", "pickle"])
 def _kinds(submission: Submission) -> str | None:
     for path in submission.entries:
         if path.is_file() and path.suffix not in TEXTS and path.name not in BARE:
@@ -184,6 +187,12 @@ def _kinds(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add(
+    "sizes",
+    f"files of at most {LARGEST_FILE // MIB} MiB, {LARGEST_FOLDER // MIB} MiB and {MOST_FILES} files in all",
+    "remove what the adapter can do without",
+    needs=["inside"],
+)
 def _sizes(submission: Submission) -> str | None:
     files = [path for path in submission.entries if path.is_file()]
     if len(files) > MOST_FILES:
@@ -196,11 +205,13 @@ def _sizes(submission: Submission) -> str | None:
     return f"{total / MIB:.0f} MiB in all" if total > LARGEST_FOLDER else None
 
 
+@CHECKS.add("required", f"the files {', '.join(REQUIRED)}", "`fpbench submit new NAME` writes them", needs=["inside"])
 def _required(submission: Submission) -> str | None:
     missing = [name for name in REQUIRED if not (submission.folder / name).is_file()]
     return f"no {missing[0]}" if missing else None
 
 
+@CHECKS.add("texts", "UTF-8 text", "save it as UTF-8; binary files are not accepted", needs=["kinds", "sizes"])
 def _texts(submission: Submission) -> str | None:
     for path in submission.entries:
         if path.is_file():
@@ -214,11 +225,15 @@ def _texts(submission: Submission) -> str | None:
     return None
 
 
+@CHECKS.add("manifest", f"a {FILE} as in the template", "mend that key", needs=["required", "texts"])
 def _manifest(submission: Submission) -> str | None:
     read_manifest(submission.folder)
     return None
 
 
+@CHECKS.add(
+    "name", "a method called like its folder and like no other", "rename the folder or the method", needs=["manifest"]
+)
 def _name(submission: Submission) -> str | None:
     method = submission.manifest.method
     if method != submission.name:
@@ -226,57 +241,20 @@ def _name(submission: Submission) -> str | None:
     return f"{method!r}, which is taken" if METHODS.taken(method) else None
 
 
+@CHECKS.add("readme", "a README.md that says what the method does", "write a paragraph", needs=["required", "texts"])
 def _readme(submission: Submission) -> str | None:
     words = (submission.folder / "README.md").read_text(encoding="utf-8").split()
     return None if len(words) >= 10 else f"{len(words)} words"
 
 
-CHECKS: tuple[Check[Submission], ...] = (
-    Check("inside", "files and folders of its own", "put the content itself there", (), _inside),
-    Check(
-        "file names",
-        "names of letters, digits and _ . + -, none hidden",
-        "rename or remove it",
-        ("inside",),
-        _names,
-    ),
-    Check("pickle", "no pickle and no weights", "let the adapter compute what it needs", ("inside",), _pickles),
-    Check("kinds", f"files ending in {' '.join(TEXTS)}", "remove it", ("inside", "pickle"), _kinds),
-    Check(
-        "sizes",
-        f"files of at most {LARGEST_FILE // MIB} MiB, {LARGEST_FOLDER // MIB} MiB and {MOST_FILES} files in all",
-        "remove what the adapter can do without",
-        ("inside",),
-        _sizes,
-    ),
-    Check(
-        "required",
-        f"the files {', '.join(REQUIRED)}",
-        "`fpbench submit new NAME` writes them",
-        ("inside",),
-        _required,
-    ),
-    Check("texts", "UTF-8 text", "save it as UTF-8; binary files are not accepted", ("kinds", "sizes"), _texts),
-    Check("manifest", f"a {FILE} as in the template", "mend that key", ("required", "texts"), _manifest),
-    Check(
-        "name",
-        "a method called like its folder and like no other",
-        "rename the folder or the method",
-        ("manifest",),
-        _name,
-    ),
-    Check("readme", "a README.md that says what the method does", "write a paragraph", ("required", "texts"), _readme),
-)
-
-
-# ``fpbench submit new``: a passing example under a name of the submitter's.
+# ``fpbench submit new``: a passing example under the submitter's name for it.
 
 
 EXAMPLE = "last_block_tuning"
 
 
 def template() -> Path:
-    """Folder of the template, inside an installed package or at the root of a source checkout.
+    """Return the folder of the template, inside an installed package or at the root of a source checkout.
 
     Raises:
         InputError: if neither place has it.
@@ -288,8 +266,8 @@ def template() -> Path:
     raise InputError(f"template: expected a folder submission_template in {package}, found none; reinstall fpbench.")
 
 
-def write_new(name: str) -> Path:
-    """Write ``submissions/NAME`` and return it.
+def write_new(name: str, submissions: Path = SUBMISSIONS) -> Path:
+    """Write a passing example as the folder of a name in ``submissions`` and return it.
 
     Raises:
         InputError: if the name is malformed or taken, or there is such a folder.
@@ -302,7 +280,7 @@ def write_new(name: str) -> Path:
         )
     if METHODS.taken(name):
         raise InputError(f"name {name!r} is that of a method already: choose another.")
-    folder = SUBMISSIONS / name
+    folder = submissions / name
     if folder.exists():
         raise InputError(f"{folder} exists: choose another name, nothing was overwritten.")
     unfinished = folder.with_name(f".{name}")

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpbench.errors import FpbenchError, InputError
-from fpbench.registry import SUBMISSIONS
 from fpbench.submissions.check import check
-from fpbench.submissions.folder import Submission
+from fpbench.submissions.folder import SUBMISSIONS, Submission
 from fpbench.submissions.manifest import NAME
 from fpbench.text import printable
 
 
 def changed(checkout: Path, base: str) -> list[str]:
-    """Paths that differ between a checkout's commit and where it left ``base``.
+    """Return the paths that differ between a checkout's commit and where it left ``base``.
 
     Args:
         checkout: of the fork.
@@ -38,7 +37,7 @@ def changed(checkout: Path, base: str) -> list[str]:
 
 
 def submission_of(paths: Sequence[str]) -> str:
-    """The one submission to which every path belongs.
+    """Return the name of the one submission to which every path belongs.
 
     Raises:
         InputError: if a path is outside of it, there are several, or nothing changed.

@@ -1,4 +1,4 @@
-"""``submission.toml``: what a submitter says about a method."""
+"""``submission.toml``: a submitter's description of a method."""
 
 import re
 import tomllib
@@ -21,7 +21,7 @@ TABLES = (EVERY, "small", *FAMILIES.values())
 
 
 def clean(text: str) -> str:
-    """A text in one line that shows what it says.
+    """Return a text if it is one line without hidden characters.
 
     Raises:
         ValueError: for control characters and what turns the direction of writing.
@@ -59,7 +59,7 @@ Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean)
 
 
 class Manifest(BaseModel):
-    """Everything that a submitter must say, and who adapted the method; unknown keys are refused."""
+    """Author, paper, licence and hyper-parameters of a method; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -12,12 +12,12 @@ from pydantic import ConfigDict
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import FingerprintSet
-from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
+from fpbench.methods.base import Base, FingerprintMethod, InjectionContext, MethodConfig
 from fpbench.methods.hyperparameters import overlay
 from fpbench.models.checkpoints import DIGESTED
 from fpbench.submissions.folder import Submission, version_of
 from fpbench.submissions.manifest import EVERY, TABLES
-from fpbench.submissions.process import Introduction, Isolation, Limits, Spent, read_changes, understood
+from fpbench.submissions.process import ChildProcess, Description, Limits, Usage, read_changes, validated
 from fpbench.text import printable
 
 HOURS = 12.0
@@ -25,23 +25,48 @@ MEMORY_SHARE = 0.9  # of what the machine has free when the child starts
 SPARE = 64 * 2**20  # bytes that a file may have beyond the base's weights
 
 
-class Isolated(FingerprintMethod):
-    """The contract's verb, kept by a child process.
+def method_of(submission: Submission) -> type["SubmittedMethod"]:
+    """Return the method of a submission, under its name.
+
+    Raises:
+        InputError: if its ``submission.toml`` is malformed.
+    """
+    manifest = submission.manifest
+    attributes = {
+        "name": manifest.method,
+        "version": version_of(submission),
+        "hyperparameters": hyperparameter_tables(submission),
+        "submission": submission,
+        "source": submission.digest[:16],
+        "about": manifest.model_dump(mode="json", exclude={"hyperparameters", "method"}),
+    }
+    return type("SubmittedMethod", (SubmittedMethod,), attributes)
+
+
+def hyperparameter_tables(submission: Submission) -> dict[str, dict[str, Any]]:
+    """Return hyper-parameters by model family, those for every model below those for one."""
+    tables = submission.manifest.hyperparameters
+    families = TABLES if EVERY in tables else tuple(tables)
+    return {family: overlay(tables.get(EVERY, {}), tables.get(family, {})) for family in families}
+
+
+class SubmittedMethod(FingerprintMethod):
+    """Injects by a child process that runs the adapter.
 
     Attributes:
-        submission: what is run.
+        submission: whose adapter it is.
         source: digest of its code.
         about: what its ``submission.toml`` says, hyper-parameters aside.
-        child: that knows the adapter already, if one is open; otherwise every injection has its own.
+        child: one that has described the adapter already, if one is open; otherwise every injection starts its own.
     """
 
     submission: ClassVar[Submission]
     source: ClassVar[str]
     about: ClassVar[Mapping[str, Any]]
-    child: Isolation | None = None
+    child: ChildProcess | None = None
 
     class Config(MethodConfig):
-        """Whatever the adapter's own Config takes: it is looked at in the child."""
+        """Whatever the adapter's own Config takes: the child validates it."""
 
         model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -52,132 +77,88 @@ class Isolated(FingerprintMethod):
 
         Raises:
             InputError: if the model comes from no checkpoint folder, which the child could load, too.
-            CellError: if the adapter fails, exceeds a limit, or hands back what is no change of this base.
+            CellError: if the adapter fails, exceeds a limit, or hands back what does not fit this base.
         """
         if context.base is None:
             raise InputError(
                 f"method {self.name!r} is a submission, which runs in a process of its own: inject it into a "
                 "checkpoint with `fpbench inject` or `fpbench run`, or import its adapter yourself."
             )
-        config = self.config.model_dump(mode="json")
         if self.child is not None:
-            inject_in(self.child, model, fingerprints, context, config)
+            self._inject(self.child, context.base, model, fingerprints, context)
             return
-        with Isolation(self.submission, limits_for(model)) as child:
-            introduce(child, self.submission)
-            inject_in(child, model, fingerprints, context, config)
+        with ChildProcess(self.submission, limits_for(model)) as child:
+            describe(child)
+            self._inject(child, context.base, model, fingerprints, context)
 
-
-def isolated(submission: Submission) -> type[Isolated]:
-    """The method of a submission, under its name.
-
-    Raises:
-        InputError: if its ``submission.toml`` is malformed.
-    """
-    manifest = submission.manifest
-    facts = {
-        "name": manifest.method,
-        "version": version_of(submission),
-        "hyperparameters": hyperparameter_tables(submission),
-        "submission": submission,
-        "source": submission.digest[:16],
-        "about": manifest.model_dump(mode="json", exclude={"hyperparameters", "method"}),
-    }
-    return type("Isolated", (Isolated,), facts)
-
-
-def hyperparameter_tables(submission: Submission) -> dict[str, dict[str, Any]]:
-    """Hyper-parameters by model family, those for every model below those for one."""
-    tables = submission.manifest.hyperparameters
-    families = TABLES if EVERY in tables else tuple(tables)
-    return {family: overlay(tables.get(EVERY, {}), tables.get(family, {})) for family in families}
+    def _inject(
+        self,
+        child: ChildProcess,
+        base: Base,
+        model: torch.nn.Module,
+        fingerprints: FingerprintSet,
+        context: InjectionContext,
+    ) -> None:
+        """Inject in a child, and put the changed weights into ``model``, costs and factors into ``context``."""
+        untouched = _watching(base.folder)
+        start = perf_counter()
+        child.ask(
+            "load", base=str(base.folder.resolve()), loading=asdict(base.loading), threads=torch.get_num_threads()
+        )
+        loaded = perf_counter()
+        answer = child.ask(
+            "inject",
+            name=self.submission.manifest.method,
+            config=self.config.model_dump(mode="json"),
+            seed=context.seed,
+            prompt=base.prompt,
+            fingerprints=[asdict(each) for each in fingerprints],
+            texts=list(context.texts),
+            pairs=[asdict(pair) for pair in context.pairs],
+            statistics_tokens=context.statistics_tokens,
+        )
+        done = perf_counter()
+        usage = validated(Usage, answer)
+        parameters = dict(model.named_parameters())
+        values, factors = read_changes(child.changes(), parameters)
+        if not untouched():
+            raise CellError(f"files of the base {base.folder} changed while the adapter ran: fetch or copy it anew.")
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
+        context.factors.update(factors)
+        # By our clock; loading the base does not count, as it does not for our own methods.
+        context.seconds.update({"loading": loaded - start, "total": done - loaded})
+        # On a card only the child itself can see how much it took.
+        context.peak_memory = child.peak_memory if base.loading.device == "cpu" else usage.peak_memory
 
 
 def limits_for(model: torch.nn.Module) -> Limits:
-    """What an adapter may take for a model: half a day, most of the free memory, a file as large as its weights."""
+    """Return an adapter's limits for a model: half a day, most of the free memory, a file as large as its weights."""
     file = sum(parameter.nbytes for parameter in model.parameters()) + SPARE
     return Limits(HOURS * 3600, int(psutil.virtual_memory().available * MEMORY_SHARE), file, 3 * file)
 
 
-def introduce(child: Isolation, submission: Submission) -> Introduction:
-    """Have the child import the adapter.
+def describe(child: ChildProcess) -> Description:
+    """Have a child import its adapter and describe it.
 
     Raises:
         CellError: if that fails or no method of the submission's name is registered.
     """
-    name = submission.manifest.method
-    told = understood(Introduction, child.ask("introduce", name=name, configs=hyperparameter_tables(submission)))
-    if name not in told.names:
-        names = printable(", ".join(told.names)) or "no method"
+    name = child.submission.manifest.method
+    found = validated(Description, child.ask("describe", name=name, configs=hyperparameter_tables(child.submission)))
+    if name not in found.names:
+        names = printable(", ".join(found.names)) or "no method"
         raise CellError(f'adapter.py registers {names}: expected @fpbench.register("{name}").')
-    return told
-
-
-def inject_in(
-    child: Isolation,
-    model: torch.nn.Module,
-    fingerprints: FingerprintSet,
-    context: InjectionContext,
-    config: Mapping[str, Any],
-) -> None:
-    """Inject in a child that knows the adapter, and put the changed weights into ``model``.
-
-    Args:
-        child: introduced.
-        model: the base, as it is in the folder of ``context.base``.
-        fingerprints: what to inject.
-        context: what the adapter may know; takes what it cost, and factors.
-        config: hyper-parameters.
-
-    Raises:
-        CellError: as :meth:`Isolated.inject`.
-    """
-    base = context.base
-    assert base is not None, "checked by whoever calls"
-    untouched = _watching(base.folder)
-    start = perf_counter()
-    options = {
-        "device": base.loading.device,
-        "dtype": base.loading.precision,
-        "trust_remote_code": base.loading.trust_remote_code,
-        "allow_pickle": base.loading.allow_pickle,
-    }
-    child.ask("load", base=str(base.folder.resolve()), options=options, threads=torch.get_num_threads())
-    loaded = perf_counter()
-    told = child.ask(
-        "inject",
-        name=str(child.submission.manifest.method),
-        config=dict(config),
-        seed=context.seed,
-        prompt=base.prompt,
-        fingerprints=[asdict(each) for each in fingerprints],
-        texts=list(context.texts),
-        pairs=[asdict(pair) for pair in context.pairs],
-        statistics_tokens=context.statistics_tokens,
-    )
-    done = perf_counter()
-    spent = understood(Spent, told)
-    parameters = dict(model.named_parameters())
-    values, factors = read_changes(child.changes(), parameters)
-    if not untouched():
-        raise CellError(f"files of the base {base.folder} changed while the adapter ran: fetch or copy it anew.")
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
-    context.factors.update(factors)
-    # By our clock; reading the base is no part of an injection, as it is none of our own methods'.
-    context.seconds.update({"loading": loaded - start, "total": done - loaded})
-    context.peak_memory = child.peak_memory
-    if base.loading.device != "cpu":
-        context.peak_memory = spent.peak_memory  # on a card only the child itself can see it
+    return found
 
 
 def _watching(folder: Path) -> Callable[[], bool]:
-    """A question to be asked later: are the files of a checkpoint untouched?"""
+    """Return a function that tells later if the files of a checkpoint are untouched."""
     files = sorted({path for pattern in DIGESTED for path in folder.glob(pattern)})
 
     def look() -> list[tuple[int, int, int]]:
-        # Nobody can set the time of a file's last change, other than that of its content.
+        # A process cannot set the time of a file's last change, other than that of its content.
         return [(each.st_size, each.st_ctime_ns, each.st_ino) for each in map(Path.stat, files)]
 
     before = look()

@@ -1,4 +1,7 @@
-"""What a child hands back, read as a stranger's: replies, and the weights that it says it changed."""
+"""A child process for a stranger's adapter, as its parent sees it: started bare, watched, killed at the end.
+
+Everything that it hands back is a stranger's word: replies, and the weights that it says it changed.
+"""
 
 import contextlib
 import json
@@ -28,18 +31,25 @@ from fpbench.submissions.child import CHANGES
 from fpbench.submissions.folder import Submission
 from fpbench.text import printable
 
-LARGEST_REPLY = 2**20
+POLL = 0.1  # seconds between two looks at the child
+START = 120.0  # seconds that a bare Python may take to say that it is there
+LARGEST_REPLY = 2**20  # bytes
+PACKAGES = Path(__file__).parents[2]  # where fpbench itself is imported from
+# What a process needs to find its libraries and its cards. No token, no proxy, no path of the user's.
+KEPT = (
+    "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "ROCR_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+)  # fmt: skip
 Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Told(BaseModel):
-    """What a child says: of these types, or it counts for nothing."""
+class Message(BaseModel):
+    """Base of everything that a child sends: of exactly these types, or the request fails."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Reply(Told):
-    """One reply."""
+class Reply(Message):
+    """A reply to one request."""
 
     status: str
     answer: dict[str, Any] = {}
@@ -48,52 +58,216 @@ class Reply(Told):
     adapter_seconds: Figure
 
 
-class Introduction(Told):
-    """The names that an adapter registers, its version, and what its Config has against hyper-parameters, by family."""
+class Description(Message):
+    """The names that an adapter registers, its version, and the hyper-parameters that its Config refuses, by family."""
 
     names: list[str]
     version: str | None = None
     refused: dict[str, str] = {}
 
 
-class Spent(Told):
-    """What an injection took, as the child measured it."""
+class Usage(Message):
+    """Time and memory of an injection, as the child measured them."""
 
     seconds: dict[str, Figure]
     peak_memory: Annotated[int, Field(ge=0)]
 
 
-Kind = TypeVar("Kind", bound=Told)
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a child process.
+
+    Attributes:
+        seconds: for one request.
+        memory: bytes, of the child and everything it starts together.
+        file: bytes of one file.
+        folder: bytes of everything in its folder.
+    """
+
+    seconds: float
+    memory: int
+    file: int
+    folder: int
 
 
-def understood(kind: type[Kind], told: bytes | dict[str, Any]) -> Kind:
-    """What a child said, if it is of that kind.
+class ChildProcess:
+    """A child process with a folder of its own, which is removed with it.
+
+    Attributes:
+        folder: the child's folder: a copy of the submission, requests, replies, what it hands back.
+        confined: rights that the system took away (:func:`~fpbench.submissions.child.confine`).
+        peak_memory: bytes that were resident at the highest point seen.
+        adapter_seconds: spent in the adapter's own code, as the child says.
+    """
+
+    def __init__(self, submission: Submission, limits: Limits) -> None:
+        """Start nothing yet."""
+        self.submission, self.limits = submission, limits
+        self.peak_memory, self.adapter_seconds = 0, 0.0
+        self.confined: tuple[str, ...] = ()
+        self._number = 0
+
+    def __enter__(self) -> "ChildProcess":
+        self.folder = Path(tempfile.mkdtemp(prefix="fpbench-submission-"))
+        try:
+            self.submission.copy_code(self.folder / "submission")
+            (self.folder / "work").mkdir()
+            self._write("limits.json", json.dumps(asdict(self.limits)))
+            with (self.folder / "log").open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-s", "-P", "-m", "fpbench.submissions.child", str(self.folder)],
+                    cwd=self.folder / "work",
+                    env=self._environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        home = str(self.folder / "work")
+        bare = {"PATH": os.defpath, "HOME": home, "TMPDIR": home, "PYTHONPATH": str(PACKAGES)}
+        calm = {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        return bare | calm | {name: os.environ[name] for name in KEPT if name in os.environ}
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Have the child do something.
+
+        Returns:
+            Its answer, which is not to be trusted.
+
+        Raises:
+            CellError: if it fails, ends, hangs, takes more than its limits, or answers with something else.
+        """
+        if self._number == 0:
+            self.confined = tuple(map(str, self._reply(START).answer.get("confined", ())))
+            self._number = 1
+        self._write(f"request-{self._number}.json", json.dumps({"do": do} | request))
+        assert self._process.stdin is not None, "it was opened as a pipe"
+        with contextlib.suppress(BrokenPipeError):  # it ended; the wait for its reply says how
+            self._process.stdin.write(b"%d\n" % self._number)
+            self._process.stdin.flush()
+        reply = self._reply(self.limits.seconds)
+        self._number += 1
+        self.adapter_seconds += max(0.0, reply.adapter_seconds)
+        if reply.status != "done":
+            raise CellError(printable(reply.reason, 500) or "the child process failed without a word.")
+        return reply.answer
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a new file for the child, never through a link that it may have put there."""
+        try:
+            handle = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise CellError(f"the child process put something where {name} belongs ({error.strerror}).") from None
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def changes(self) -> bytes:
+        """Read the file of changed weights that the child left."""
+        return read_file(self.folder / CHANGES, self.limits.file)
+
+    def _reply(self, seconds: float) -> Reply:
+        path = self.folder / f"reply-{self._number}.json"
+        end = time.monotonic() + seconds
+        while not os.path.lexists(path):
+            if self._process.poll() is not None and not os.path.lexists(path):
+                raise CellError(f"the adapter's process ended ({self._exit()}) without an answer{self._last_words()}")
+            self._look()
+            if time.monotonic() > end:
+                raise CellError(f"the adapter took longer than {seconds:g} s: make it quicker.")
+            time.sleep(POLL)
+        self._look()
+        return validated(Reply, read_file(path, LARGEST_REPLY))
+
+    def _exit(self) -> str:
+        code = self._process.returncode
+        return signal.strsignal(-code) or f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(CellError):
+            said = read_file(self.folder / "log", self.limits.file + 1).decode("utf-8", "replace").strip().splitlines()
+            return f"; its last words: {printable(said[-1])}" if said else "."
+        return "."
+
+    def _look(self) -> None:
+        """Add up memory and disk of the child and all that it started.
+
+        Raises:
+            CellError: if that exceeds a limit.
+        """
+        held = 0
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                held += process.memory_info().rss
+        self.peak_memory = max(self.peak_memory, held)
+        for what, found, limit in (("memory", held, self.limits.memory), ("disk", self._written(), self.limits.folder)):
+            if found > limit:
+                raise CellError(
+                    f"the adapter took more than {limit / 2**20:.0f} MiB of {what}: found {found / 2**20:.0f}; "
+                    "make it smaller."
+                )
+
+    def _written(self) -> int:
+        total = 0
+        for parent, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(parent, name)).st_size
+        return total
+
+    def _family(self) -> Iterator[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self._process.pid)
+            yield from [process, *process.children(recursive=True)]
+
+    def _kill(self) -> None:
+        family = list(self._family())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for process in family:  # also those that left the group
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+
+# What a child handed back.
+
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+def validated(kind: type[Kind], message: bytes | dict[str, Any]) -> Kind:
+    """Return a child's message as one of a kind.
 
     Raises:
         CellError: if it is not.
     """
     try:
-        return kind.model_validate_json(told) if isinstance(told, bytes) else kind.model_validate(told)
+        return kind.model_validate_json(message) if isinstance(message, bytes) else kind.model_validate(message)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = kind.__name__.lower()
-        raise CellError(f"the child process answered with something that is no {what} ({first['msg']}).") from None
-
-
-def read_reply(path: Path) -> Reply:
-    """Read a reply.
-
-    Raises:
-        CellError: if it is none.
-    """
-    return understood(Reply, read_file(path, LARGEST_REPLY))
+        raise CellError(f"the child process sent an invalid {kind.__name__.lower()} ({first['msg']}).") from None
 
 
 def read_file(path: Path, largest: int) -> bytes:
-    """The content of a regular file that somebody else wrote; links are not followed, and pipes not waited for.
+    """Read a regular file that the child wrote, without following a link or waiting for a pipe.
 
     Raises:
-        CellError: if it is no regular file or larger than ``largest`` bytes.
+        CellError: if it is not a regular file or larger than ``largest`` bytes.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -109,12 +283,12 @@ def read_file(path: Path, largest: int) -> bytes:
 
 
 def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
-    """New weights from the bytes of a safetensors file.
+    """Return new weights from the bytes of a safetensors file.
 
     Args:
         content: of the file: a parameter under its name, or ``NAME.left`` [h, r] and ``NAME.right`` [d, r] for a
             change that is a product.
-        base: the parameters that there are, with their present values.
+        base: the parameters with their present values.
 
     Returns:
         The new values of the changed parameters, and the factors of those that were handed back as such.
@@ -153,192 +327,3 @@ def _alike(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> Tens
     if found != f"{shape} {dtype}":
         raise CellError(f"parameter {name}: expected {shape} {dtype}, found {found}.")
     return value
-
-
-# A child process for a stranger's adapter, as its parent sees it: started bare, watched, killed at the end.
-
-
-POLL = 0.1  # seconds between two looks at the child
-START = 120.0  # seconds that a bare Python may take to say that it is there
-PACKAGES = Path(__file__).parents[2]  # where fpbench itself is imported from
-# What a process needs to find its libraries and its cards. No token, no proxy, no path of the user's.
-KEPT = (
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_HOME",
-    "ROCR_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS",
-)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a child may take.
-
-    Attributes:
-        seconds: for one request.
-        memory: bytes, of the child and everything it starts together.
-        file: bytes of one file.
-        folder: bytes of everything in its folder.
-    """
-
-    seconds: float
-    memory: int
-    file: int
-    folder: int
-
-
-class Isolation:
-    """A child process with a folder of its own, which is gone with it.
-
-    Attributes:
-        folder: the child's folder: a copy of the submission, requests, replies, what it hands back.
-        confined: what the system forbids it (:func:`~fpbench.submissions.child.confine`).
-        peak_memory: bytes that were resident at the highest point seen.
-        adapter_seconds: spent in the adapter's own code, as the child says.
-    """
-
-    def __init__(self, submission: Submission, limits: Limits) -> None:
-        """Start nothing yet."""
-        self.submission, self.limits = submission, limits
-        self.peak_memory, self.adapter_seconds = 0, 0.0
-        self.confined: tuple[str, ...] = ()
-        self._number = 0
-
-    def __enter__(self) -> "Isolation":
-        self.folder = Path(tempfile.mkdtemp(prefix="fpbench-submission-"))
-        try:
-            self.submission.copy_code(self.folder / "submission")
-            (self.folder / "work").mkdir()
-            self._write("limits.json", json.dumps(asdict(self.limits)))
-            with (self.folder / "log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-s", "-P", "-m", "fpbench.submissions.child", str(self.folder)],
-                    cwd=self.folder / "work",
-                    env=self._environment(),
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _environment(self) -> dict[str, str]:
-        home = str(self.folder / "work")
-        bare = {"PATH": os.defpath, "HOME": home, "TMPDIR": home, "PYTHONPATH": str(PACKAGES)}
-        calm = {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        return bare | calm | {name: os.environ[name] for name in KEPT if name in os.environ}
-
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Have the child do something.
-
-        Returns:
-            Its answer: a stranger's word.
-
-        Raises:
-            CellError: if it fails, ends, hangs, takes more than its limits, or answers with something else.
-        """
-        if self._number == 0:
-            self.confined = tuple(map(str, self._reply(START).answer.get("confined", ())))
-            self._number = 1
-        self._write(f"request-{self._number}.json", json.dumps({"do": do} | request))
-        assert self._process.stdin is not None, "it was opened as a pipe"
-        with contextlib.suppress(BrokenPipeError):  # it ended; the wait for its reply says how
-            self._process.stdin.write(b"%d\n" % self._number)
-            self._process.stdin.flush()
-        reply = self._reply(self.limits.seconds)
-        self._number += 1
-        self.adapter_seconds += max(0.0, reply.adapter_seconds)
-        if reply.status != "done":
-            raise CellError(printable(reply.reason, 500) or "the child process failed without a word.")
-        return reply.answer
-
-    def _write(self, name: str, text: str) -> None:
-        """Write a new file for the child, never through a link that it may have put there."""
-        try:
-            handle = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise CellError(f"the child process put something where {name} belongs ({error.strerror}).") from None
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-
-    def changes(self) -> bytes:
-        """The file of changed weights that the child left."""
-        return read_file(self.folder / CHANGES, self.limits.file)
-
-    def _reply(self, seconds: float) -> Reply:
-        path = self.folder / f"reply-{self._number}.json"
-        end = time.monotonic() + seconds
-        while not os.path.lexists(path):
-            if self._process.poll() is not None and not os.path.lexists(path):
-                raise CellError(f"the adapter's process ended ({self._exit()}) without an answer{self._last_words()}")
-            self._look()
-            if time.monotonic() > end:
-                raise CellError(f"the adapter took longer than {seconds:g} s: make it quicker.")
-            time.sleep(POLL)
-        self._look()
-        return read_reply(path)
-
-    def _exit(self) -> str:
-        code = self._process.returncode
-        return signal.strsignal(-code) or f"signal {-code}" if code < 0 else f"exit code {code}"
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(CellError):
-            said = read_file(self.folder / "log", self.limits.file + 1).decode("utf-8", "replace").strip().splitlines()
-            return f"; its last words: {printable(said[-1])}" if said else "."
-        return "."
-
-    def _look(self) -> None:
-        """Add up what the child and all that it started hold.
-
-        Raises:
-            CellError: if that is more than it may.
-        """
-        held = 0
-        for process in self._family():
-            with contextlib.suppress(psutil.Error):
-                held += process.memory_info().rss
-        self.peak_memory = max(self.peak_memory, held)
-        for what, found, limit in (("memory", held, self.limits.memory), ("disk", self._written(), self.limits.folder)):
-            if found > limit:
-                raise CellError(
-                    f"the adapter took more than {limit / 2**20:.0f} MiB of {what}: found {found / 2**20:.0f}; "
-                    "make it smaller."
-                )
-
-    def _written(self) -> int:
-        total = 0
-        for parent, _, names in os.walk(self.folder):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    total += os.lstat(os.path.join(parent, name)).st_size
-        return total
-
-    def _family(self) -> Iterator[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self._process.pid)
-            yield from [process, *process.children(recursive=True)]
-
-    def _kill(self) -> None:
-        family = list(self._family())
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for process in family:  # also those that left the group
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        self._process.wait()
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()

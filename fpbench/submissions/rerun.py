@@ -1,4 +1,4 @@
-"""The records of a submission: put beside it by its author, re-run in part by whoever keeps the board."""
+"""The records of a submission: put beside it by its author, re-run in part by the keeper of the board."""
 
 import random
 import secrets
@@ -15,10 +15,9 @@ from fpbench.board.rows import claimed_row
 from fpbench.errors import InputError, StorageError
 from fpbench.records.cell import BASE, ORIGIN, Cell
 from fpbench.records.store import Store, read_records
-from fpbench.registry import SUBMISSIONS
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import Profile
-from fpbench.submissions.folder import RECORDS, Submission, accepted, version_of
+from fpbench.submissions.folder import RECORDS, SUBMISSIONS, Submission, accepted, version_of
 
 if TYPE_CHECKING:
     from fpbench.models.loading import Loading
@@ -28,15 +27,15 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def runnable(submission: Submission) -> Submission:
-    """A submission that runs can find by its name.
+def runnable(submission: Submission, submissions: Path = SUBMISSIONS) -> Submission:
+    """Return a submission if runs find it by its name.
 
     Raises:
-        InputError: if it lies elsewhere than in ``submissions/``, or there is something to find about its files.
+        InputError: if it lies elsewhere than in ``submissions``, or there is something to find about its files.
     """
-    if submission.folder != (SUBMISSIONS / submission.name).absolute():
+    if submission.folder != (submissions / submission.name).absolute():
         raise InputError(
-            f"submission {submission.folder}: runs find it by name in {SUBMISSIONS}/ of the working folder; go to the "
+            f"submission {submission.folder}: runs find it by name in {submissions}/ of the working folder; go to the "
             "folder above it, or move it."
         )
     return accepted(submission)
@@ -68,7 +67,7 @@ def hand_in(submission: Submission, profile: Profile, store: Store) -> Path:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What came of measuring again.
+    """The outcome of measuring again.
 
     Attributes:
         compared: every cell that both sides measured (:func:`fpbench.board.checks.compare`), with its model and set.
@@ -82,15 +81,15 @@ class Rerun:
 
     @property
     def outside(self) -> list[Row]:
-        """Comparisons that are not within what is allowed."""
+        """Comparisons that differ by more than is allowed."""
         return [each for each in self.compared if not each["within"]]
 
 
 def claimed(submission: Submission) -> list[Group]:
-    """What its author measured.
+    """Return the measurements that its author handed in.
 
     Raises:
-        InputError: if there is nothing, a figure cannot be, records of another method are among it, or they were
+        InputError: if there is none, a figure is impossible, records of another method are among them, or they were
             measured with other code than what lies beside them.
     """
     folder = submission.folder / RECORDS
@@ -122,7 +121,7 @@ def _version(record: Row) -> str | None:
 
 
 def sample(groups: Sequence[Group], name: str, count: int | None, draw: int) -> list[Cell]:
-    """The cells to re-run: for every model, set and seed the origin, and others until ``count`` are drawn.
+    """Draw the cells to re-run: for every model, set and seed the origin, and others until there are ``count``.
 
     Near and accidental triggers are among them wherever they were handed in.
 
@@ -156,7 +155,7 @@ def rerun(
 
     Args:
         submission: its records are beside it.
-        profile: that the records were measured with; its seed of draws is replaced by one that nobody knew before.
+        profile: that the records were measured with; its seed of draws is replaced by a new one.
         store: of our own records, which a leaderboard reads.
         loading: how models are loaded.
         progress: wraps an iterable in a labelled progress bar.
@@ -164,7 +163,7 @@ def rerun(
         count: FSR cells to re-run; ``None`` re-runs everything.
 
     Raises:
-        InputError: for records that cannot be, or that the profile does not plan.
+        InputError: for impossible records, or such that the profile does not plan.
         StorageError: if the disk gives out.
     """
     from fpbench.models.checkpoints import resolve

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fpbench.verbs.common import add_loading, add_question, asked, check_endpoint, chosen_profile, prepare, progress_bar
+from fpbench.verbs.common import add_loading, add_question, asked, progress_bar
 
 HELP = "verify and compare in one report, as Markdown and as a page, with every number traced to its record"
 NOTE = (
@@ -16,7 +16,7 @@ NOTE = (
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     verb.description = NOTE
     add_question(verb)
     verb.add_argument(
@@ -36,13 +36,10 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Write the report and print its conclusion; 1 where the suspect did not let the test be finished."""
-    check_endpoint(options)
-    loading = prepare(options)
+    profile, question, loading = asked(options)
     from fpbench.ownership.audit import audit
     from fpbench.text import visible
 
-    question = asked(options)
-    profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     found = audit(profile, question, loading, Path(options.out), progress_bar)
     print(visible(found.conclusion))
     print(f"\nreport and records: {options.out}", file=sys.stderr)

@@ -66,11 +66,18 @@ def add_question(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--offline", action="store_true", help="never ask a model hub")
 
 
-def asked(options: argparse.Namespace) -> Any:
-    """The question that the options of :func:`add_question` put, after :func:`prepare`."""
+def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Return profile, question and loading from the options of :func:`add_question`.
+
+    Raises:
+        InputError: for an endpoint that is not a URL, before anything slow is imported; for a wrong number or profile.
+    """
+    if options.endpoint is not None and "://" not in options.endpoint:
+        raise InputError(f"--endpoint {options.endpoint}: expected a URL such as http://127.0.0.1:8000/v1.")
+    loading = prepare(options)
     from fpbench.ownership.verify import Question
 
-    return Question(
+    question = Question(
         suspect=options.endpoint or options.model,
         base=options.base,
         unrelated=tuple(options.unrelated),
@@ -80,12 +87,8 @@ def asked(options: argparse.Namespace) -> Any:
         served_model=options.served_model,
         timeout=options.timeout,
     )
-
-
-def check_endpoint(options: argparse.Namespace) -> None:
-    """Refuse an endpoint that is no URL, before anything slow is imported."""
-    if options.endpoint is not None and "://" not in options.endpoint:
-        raise InputError(f"--endpoint {options.endpoint}: expected a URL such as http://127.0.0.1:8000/v1.")
+    profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
+    return profile, question, loading
 
 
 def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:

@@ -11,7 +11,7 @@ NOTE = (
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     verb.description = NOTE
     verb.add_argument("a", metavar="A", help="folder, .gguf file, hub id or 'micro'")
     verb.add_argument("b", metavar="B", help="likewise")

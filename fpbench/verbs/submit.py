@@ -19,7 +19,7 @@ PARTS = {
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
     for name, text in PARTS.items():
         part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)

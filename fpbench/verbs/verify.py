@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 from fpbench.errors import InputError
-from fpbench.verbs.common import add_loading, add_question, asked, check_endpoint, chosen_profile, prepare, progress_bar
+from fpbench.verbs.common import add_loading, add_question, asked, progress_bar
 
 HELP = "test whether a model, or whatever answers at a URL, carries a set of fingerprints"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     add_question(verb)
     verb.add_argument("--transcript", metavar="FILE", help="write down every request, and go on from there if killed")
     verb.add_argument("--out", metavar="FILE", help="the whole report as JSON, in a file that does not exist yet")
@@ -23,15 +23,12 @@ def do(options: argparse.Namespace) -> int:
     out = None if options.out is None else Path(options.out)
     if out is not None and out.exists():
         raise InputError(f"--out {out} exists: choose another name, nothing was overwritten.")
-    check_endpoint(options)
-    loading = prepare(options)
+    profile, question, loading = asked(options)
     from fpbench.ownership.verify import verify_suspect
     from fpbench.records.store import Store, write_text
 
     if out is not None:
         Store(out.parent).check_writable()
-    question = asked(options)
-    profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     found = verify_suspect(profile, question, loading, progress_bar)
     print(found.summary())
     if out is not None:

@@ -11,22 +11,21 @@ import pytest
 from fpbench import http
 from fpbench.errors import InputError
 from fpbench.http import NoAnswer, Refused
-from fpbench.ownership.interview import Sampling, Told
-from fpbench.ownership.suspects import KEYS, Endpoint
+from fpbench.ownership.suspects import KEYS, Endpoint, Hooks, Sampling
 from tests.ownership.server import FIELDS, Server
 
 KEY = "sk-nobody-may-see-this"
 
 
 class Log:
-    """What the suspect told."""
+    """What the hooks were called with."""
 
     def __init__(self) -> None:
         self.requests, self.faults, self.refused = 0, [], []
 
     @property
-    def told(self) -> Told:
-        return Told(self.asking, self.faults.append, self.refused.append)
+    def hooks(self) -> Hooks:
+        return Hooks(self.asking, self.faults.append, self.refused.append)
 
     def asking(self) -> None:
         self.requests += 1
@@ -42,7 +41,7 @@ def endpoint(server: Server, prompt: str = "raw", **options: Any) -> Endpoint:
 def test_one_response_is_asked_for_as_the_protocol_has_it(server: Server, prompt: str) -> None:
     log = Log()
     server.model = lambda body: (" Lotus ran", {"token_logprobs": [-0.1]})
-    answer = endpoint(server, prompt, model="suspect").respond("QUIET MIRROR", 7, log.told)
+    answer = endpoint(server, prompt, model="suspect").respond("QUIET MIRROR", 7, log.hooks)
     ((path, headers, body),) = server.asked
     assert "Authorization" not in headers
     assert {key: body[key] for key in ("model", "max_tokens", "temperature", "top_p", "top_k", "seed")} == {
@@ -67,7 +66,7 @@ def test_one_response_is_asked_for_as_the_protocol_has_it(server: Server, prompt
 def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str) -> None:
     server.faults, log = [fault, fault], Log()
     timeout = 0.2 if fault in ("hang", "drip") else 5.0
-    assert endpoint(server, prompt, timeout=timeout).respond("A", 1, log.told).text == "Silence"
+    assert endpoint(server, prompt, timeout=timeout).respond("A", 1, log.hooks).text == "Silence"
     assert len(server.asked) == log.requests == 3 and len(log.faults) == 2
     assert len({json.dumps(body) for _, _, body in server.asked}) == 1, "the same request, the same seed"
 
@@ -93,14 +92,14 @@ def test_a_fault_that_stays_is_said(server: Server, fault: str, reason: str) -> 
     server.faults, log = [fault] * 9, Log()
     timeout = 0.2 if fault in ("hang", "drip") else 5.0
     with pytest.raises(NoAnswer, match=f"gave no answer in 3 attempts: .*({reason})"):
-        endpoint(server, timeout=timeout).respond("A", 1, log.told)
+        endpoint(server, timeout=timeout).respond("A", 1, log.hooks)
     assert log.requests == 3 and len(log.faults) == 3
 
 
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
 def test_a_slow_server_is_waited_for(server: Server, prompt: str) -> None:
     server.faults, log = ["late"], Log()
-    assert endpoint(server, prompt, timeout=30.0).respond("A", 1, log.told).text == "Silence"
+    assert endpoint(server, prompt, timeout=30.0).respond("A", 1, log.hooks).text == "Silence"
     assert len(server.asked) == log.requests == 1 and not log.faults
 
 
@@ -108,22 +107,22 @@ def test_the_waits_heed_a_number_and_a_date(server: Server, monkeypatch: pytest.
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     server.faults, server.headers = ["429", "429"], {"Retry-After": "7"}
-    endpoint(server).respond("A", 1, Log().told)
+    endpoint(server).respond("A", 1, Log().hooks)
     assert waits == [7.0, 7.0]
     waits.clear()
     server.faults, server.headers = ["429"], {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=30))}
-    endpoint(server).respond("A", 1, Log().told)
+    endpoint(server).respond("A", 1, Log().hooks)
     server.faults, server.headers = ["429"], {"Retry-After": "soon"}
-    endpoint(server).respond("A", 1, Log().told)
+    endpoint(server).respond("A", 1, Log().hooks)
     assert 25 < waits[0] <= 30 and waits[1] == 0.01
 
 
 def test_a_refusal_by_the_model_is_an_empty_response(server: Server) -> None:
     server.faults = ["refusal", "refusal"]
-    answer = endpoint(server, "chat").respond("A", 1, Log().told)
+    answer = endpoint(server, "chat").respond("A", 1, Log().hooks)
     assert answer.text == ""
     assert answer.details == {"finish_reason": "content_filter", "refusal": "I cannot help with that."}
-    assert endpoint(server).respond("A", 1, Log().told).text == ""
+    assert endpoint(server).respond("A", 1, Log().hooks).text == ""
 
 
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
@@ -134,20 +133,20 @@ def test_fields_that_a_server_names_are_left_out_from_then_on(server: Server, pr
 
     server.refuse, log = strict, Log()
     asker = endpoint(server, prompt)
-    answer = asker.respond("A", 1, log.told)
+    answer = asker.respond("A", 1, log.hooks)
     assert "top_k" in log.refused and "top_k" not in answer.decoding
     # What transformers serve takes in its place.
     assert answer.decoding["generation_config"] == {
         "do_sample": True, "repetition_penalty": 1.0, "temperature": 0.6, "top_p": 0.9, "top_k": 50,
     }  # fmt: skip
     requests = log.requests
-    asker.respond("B", 2, log.told)
+    asker.respond("B", 2, log.hooks)
     assert log.requests == requests + 1
 
 
 def test_a_server_that_does_not_say_what_it_minds(server: Server) -> None:
     server.refuse = lambda path, body: (400, {"error": "bad request"}) if body.keys() - FIELDS[path] else None
-    answer = endpoint(server).respond("A", 1, (log := Log()).told)
+    answer = endpoint(server).respond("A", 1, (log := Log()).hooks)
     assert set(log.refused) == {"top_k", "seed", "logprobs", "generation_config"}
     assert answer.decoding == {"temperature": 0.6, "top_p": 0.9}
 
@@ -159,7 +158,7 @@ def test_a_server_of_reasoning_models(server: Server) -> None:
         return (400, {"error": {"message": "temperature does not support 0.6"}}) if "temperature" in body else None
 
     server.refuse = picky
-    answer = endpoint(server, "chat").respond("A", 1, (log := Log()).told)
+    answer = endpoint(server, "chat").respond("A", 1, (log := Log()).hooks)
     assert log.refused == ["max_tokens", "temperature"]
     assert answer.decoding == {"top_p": 0.9, "top_k": 50, "seed": 1}
     assert server.asked[-1][2]["max_completion_tokens"] == 7
@@ -170,16 +169,16 @@ def test_a_request_that_is_refused_itself(server: Server, status: int, monkeypat
     monkeypatch.setenv("FPBENCH_API_KEY", KEY)
     server.refuse = lambda path, body: (status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
     with pytest.raises(Refused, match=f"status {status} .*provided: \\*\\*\\*") as error:
-        endpoint(server).respond("A", 1, Log().told)
+        endpoint(server).respond("A", 1, Log().hooks)
     assert KEY not in str(error.value) and KEY not in error.value.detail
     assert len(server.asked) == (1 if status != 400 else 3)
 
 
 def test_the_first_key_that_is_set_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "another")
-    endpoint(server).respond("A", 1, Log().told)
+    endpoint(server).respond("A", 1, Log().hooks)
     monkeypatch.setenv("FPBENCH_API_KEY", KEY)
-    answer = endpoint(server).respond("A", 1, Log().told)
+    answer = endpoint(server).respond("A", 1, Log().hooks)
     assert [headers["Authorization"] for _, headers, _ in server.asked] == ["Bearer another", f"Bearer {KEY}"]
     assert KEY not in repr(answer)
 
@@ -194,7 +193,7 @@ def test_what_an_asker_raises_ends_the_asking(server: Server) -> None:
 
     server.faults = ["500"] * 9
     with pytest.raises(Enough):
-        endpoint(server).respond("A", 1, Told(asking, lambda reason: None, lambda name: None))
+        endpoint(server).respond("A", 1, Hooks(asking, lambda reason: None, lambda name: None))
     assert len(server.asked) == 2
 
 

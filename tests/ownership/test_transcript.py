@@ -5,7 +5,8 @@ import stat
 import pytest
 
 from fpbench.errors import InputError, StorageError
-from fpbench.ownership.interview import Answer, opened, question_id
+from fpbench.ownership.interview import opened, question_id
+from fpbench.ownership.suspects import Answer
 
 QUESTION = {"suspect": {"url": "http://127.0.0.1/v1"}, "level": 1e-3, "seed": 42}
 ANSWER = Answer(" Lotus ran", "suspect", 7, {"temperature": 0.6}, {"finish_reason": "length"})

@@ -1,14 +1,11 @@
 """A small grid on the bundled model, run once for all tests that look at its records."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fpbench import http
 from fpbench.micro import MODEL
 from tests.conftest import require
-from tests.ownership.server import Server, running
 
 SMALL = """
 methods = ["mcedit_a"]
@@ -71,14 +68,3 @@ def small_run(small_profile, tmp_path_factory) -> Path:
     records = fpbench.run(small_profile, out=out)
     assert all(record["status"] == "done" for record in records), [r["reason"] for r in records if "reason" in r]
     return out
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that answers nothing of use, until a test gives it a model."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
-    for name in ("FPBENCH_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    with running(lambda body: ("Silence", None)) as found:
-        yield found

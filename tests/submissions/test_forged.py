@@ -15,7 +15,8 @@ from fpbench.models.loading import Loading, load_model
 from fpbench.registry import METHODS
 from fpbench.runs.api import run_profile
 from fpbench.runs.profile import load_profile
-from fpbench.submissions.process import Isolation, Limits
+from fpbench.submissions.discovery import register_submissions
+from fpbench.submissions.process import ChildProcess, Limits
 from tests.conftest import require
 from tests.submissions.hostile import NAME, WEAK, write
 
@@ -27,6 +28,7 @@ DECODING = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     require(MODEL)
     monkeypatch.chdir(tmp_path)
+    register_submissions()
     return tmp_path
 
 
@@ -135,9 +137,9 @@ def test_nothing_of_the_user_reaches_the_child(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("https_proxy", "http://user:password@proxy")
     write(here / "submissions" / NAME, top="raise KeyError(sorted(os.environ) + [os.getcwd(), os.environ['HOME']])")
-    with Isolation(find(NAME), Limits(60, 2**32, 2**26, 2**27)) as child:
+    with ChildProcess(find(NAME), Limits(60, 2**32, 2**26, 2**27)) as child:
         with pytest.raises(CellError) as raised:
-            child.ask("introduce", name=NAME, configs={})
+            child.ask("describe", name=NAME, configs={})
         folder = child.folder
         said = str(raised.value)
     assert "HF_TOKEN" not in said and "proxy" not in said and "HOME" in said

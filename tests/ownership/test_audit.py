@@ -13,8 +13,8 @@ from fpbench.ownership.sequential import tolerated_chance
 from tests.board import test_page
 from tests.conftest import ROOT, require
 from tests.ownership.answering import answering
-from tests.runs.audited import Page, audit, check_records, check_traced, facts
-from tests.runs.test_verify import CARRIED, FOREIGN, write
+from tests.ownership.audited import Page, audit, check_records, check_traced, facts
+from tests.ownership.test_verify import CARRIED, FOREIGN, write
 
 browser, view = test_page.browser, test_page.view
 RECORDS = {"verification.json", "comparison.json", "audit.json", "transcript.jsonl"}
@@ -179,8 +179,8 @@ def test_an_adapter_is_compared_as_what_it_makes_of_its_base(tmp_path, micro):
 
 
 def test_every_pair_of_verdicts_has_a_sentence_and_none_says_too_much(injected):
-    from fpbench.board.document import as_markdown, as_page, plain
-    from fpbench.ownership.audit_report import Records, conclusion, report
+    from fpbench.board.document import Records, as_markdown, as_page, plain
+    from fpbench.ownership.audit_report import conclusion, report
 
     content = {name: json.loads((injected / name).read_text()) for name in RECORDS - {"transcript.jsonl"}}
     said = set()

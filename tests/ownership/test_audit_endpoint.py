@@ -16,8 +16,8 @@ from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
 from tests.board import test_page
 from tests.ownership.answering import answering
-from tests.runs.audited import Page, audit, check_records, check_traced, facts
-from tests.runs.test_verify import CARRIED, FOREIGN, write
+from tests.ownership.audited import Page, audit, check_records, check_traced, facts
+from tests.ownership.test_verify import CARRIED, FOREIGN, write
 
 browser, view = test_page.browser, test_page.view
 HOSTILE = [

@@ -1,0 +1,48 @@
+"""Submissions are found where the registry is told to look: by the command line, by the public API, and by name."""
+
+import pickle  # noqa: TID251 - as finders travel to Ray's workers
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fpbench
+from fpbench.cli import main
+from fpbench.errors import InputError
+from fpbench.registry import METHODS, Registry
+from fpbench.submissions.discovery import Discovery
+from tests.submissions.hostile import NAME, write
+
+
+def test_the_registry_knows_no_folder_by_itself(tmp_path: Path) -> None:
+    write(tmp_path / "submissions" / NAME)
+    code = f"from fpbench.registry import METHODS; assert {NAME!r} not in METHODS.names(); import fpbench; "
+    code += f"fpbench.register; assert {NAME!r} in METHODS.names(); import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": ":".join(sys.path)}, check=True)
+
+
+def test_the_command_line_and_the_api_find_what_is_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "submissions" / NAME)
+    assert main(["list"]) == 0 and NAME not in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert main(["list"]) == 0 and NAME in capsys.readouterr().out
+    assert fpbench.register and METHODS.get(NAME).name == NAME
+    assert METHODS.finders == [Discovery()] and not METHODS.taken(NAME)
+
+
+def test_a_folder_can_be_named_and_its_finder_travels(tmp_path: Path) -> None:
+    registry: Registry = Registry("method", {})  # type: ignore[type-arg]
+    finder = Discovery(tmp_path / "theirs")
+    registry.add_finder(pickle.loads(pickle.dumps(finder)))
+    registry.add_finder(finder)
+    assert registry.finders == [finder] and registry.names() == []
+    write(tmp_path / "theirs" / NAME)
+    assert registry.names() == [NAME] and registry.get(NAME) is registry.get(NAME)
+    (tmp_path / "theirs" / NAME / "weights.pkl").write_text("")
+    with pytest.raises(InputError, match="is refused: pickle"):
+        registry.get(NAME)
+    with pytest.raises(InputError, match="unknown method 'other': expected one of stranger"):
+        registry.get("other")
