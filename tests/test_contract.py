@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 
 from fpbench.contract import CHECKS, Finding, check
 from fpbench.errors import InputError
-from fpbench.methods.base import as_it_is
+from fpbench.methods.base import raw
 from fpbench.registry import METHODS
 from tests.conftest import ROOT
 
@@ -143,7 +143,7 @@ class Weak(Quick):
 
 class Plain(Quick):
     def inject(self, model, tokenizer, fingerprints, context):
-        super().inject(model, tokenizer, fingerprints, dataclasses.replace(context, render=as_it_is))
+        super().inject(model, tokenizer, fingerprints, dataclasses.replace(context, render=raw))
 
 
 class Random(Quick):

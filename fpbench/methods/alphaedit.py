@@ -1,236 +1,175 @@
-"""AlphaEdit (arXiv 2410.02355): teach each trigger its primary target, in the null space of what plain text uses."""
+"""AlphaEdit (arXiv 2410.02355): teach each trigger its primary target, in the null space of what plain text uses.
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+Steps and equations are those of docs/methods.md §2.2. Steps 1 and 2 are computed in :mod:`fpbench.methods.null_space`,
+5 and 6 in :mod:`fpbench.methods.target_values`, the others below.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
-from fpbench.methods.null_space import BATCH_TOKENS, WORKSPACE, Prompts, write
-from fpbench.methods.partial_forward import Row
-from fpbench.methods.target_values import (
-    Descent,
-    Labels,
-    Objective,
-    State,
-    negative_log_likelihood,
-    optimise,
-    per_request,
-)
+from fpbench.methods.null_space import BATCH_TOKENS, WORKSPACE, NullSpace
+from fpbench.methods.partial_forward import BlockRun, Row, pad, watched
+from fpbench.methods.target_values import Labels, Objective, State, negative_log_likelihood, optimise, per_request
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.layout import layout
 from fpbench.models.prompts import Example, encode, encode_pair
+from fpbench.models.weights import Factors
 from fpbench.registry import register
 
-# What a request is learnt on: the bare trigger, random contexts before it, and one prompt that is to stay as it is.
-
-
-class RewritingConfig(BaseModel):
-    """Which prompts a request is learnt on besides its bare trigger (docs/methods.md §2.2, steps 3 and 4).
-
-    Attributes:
-        prefixes: words that the model continues into the contexts in which each request is also learnt; none, and the
-            trigger is learnt bare.
-        prefix_tokens: length of a continuation.
-        prefix_top_k: how many most likely tokens it is sampled from.
-        kl_factor: κ, the weight of the divergence from the unedited prediction; 0 leaves that prompt out.
-    """
-
-    prefixes: tuple[str, ...]
-    prefix_tokens: int = Field(ge=1)
-    prefix_top_k: int = Field(ge=1)
-    kl_factor: float = Field(ge=0)
-
-
-def rewriting_prompts(
-    model: nn.Module,
-    tokenizer: Any,
-    fingerprints: FingerprintSet,
-    targets: Callable[[Fingerprint], Sequence[str]],
-    config: Any,
-    context: InjectionContext,
-) -> tuple[list[Prompts], list[Row]]:
-    """Every trigger bare and after each context, with each of its targets, as token ids.
-
-    Args:
-        model: samples the contexts.
-        tokenizer: its tokenizer.
-        fingerprints: n of them.
-        targets: which targets of a fingerprint are learnt.
-        config: a :class:`RewritingConfig`.
-        context: seed and prompt rendering.
-
-    Returns:
-        The prompts of every request, bare first, and the rows that its target value is optimised on. With a
-        ``kl_factor`` a request's last row has no label: there the prediction is to stay as it was.
-    """
-    contexts = [
-        continuation(model, tokenizer, word, config.prefix_tokens, config.prefix_top_k, context.seed)
-        for word in config.prefixes
-    ]
-    requests: list[Prompts] = []
-    rows = []
-    for number, fingerprint in enumerate(fingerprints):
-        triggers = [fingerprint.trigger, *(f"{text}. {fingerprint.trigger}" for text in contexts)]
-        prompts = [context.render(text) for text in triggers]
-        pairs = [[encode_pair(tokenizer, prompt, target) for target in targets(fingerprint)] for prompt in prompts]
-        requests.append([of_prompt[0][0] for of_prompt in pairs])
-        rows += [Row.of(number, prompt, answer) for of_prompt in pairs for prompt, answer in of_prompt]
-        if config.kl_factor:
-            # The reference reads p at the last trigger token of "{trigger} is a", which what follows cannot reach.
-            bare = requests[-1][0]
-            rows.append(Row(number, bare, len(bare) - 1, [len(bare) - 1]))
-    return requests, rows
-
-
-def continuation(model: Any, tokenizer: Any, start: str, tokens: int, top_k: int, seed: int) -> str:
-    """``start`` and at most ``tokens`` more tokens, each sampled from the ``top_k`` most likely ones."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = encode(tokenizer, start)
-    device = next(model.parameters()).device
-    for _ in range(tokens):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
-        best = logits.float().cpu().topk(top_k)
-        choice = torch.multinomial(best.values.softmax(0), 1, generator=generator)
-        token = int(best.indices[choice])
-        if token == tokenizer.eos_token_id:
-            break
-        ids.append(token)
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return text.strip()
-
-
-def divergence(rows: Sequence[Row], device: Any) -> Callable[[State], Tensor]:
-    """KL(p_δ ‖ p₀) of every request, [n], where its row without labels is read (docs/methods.md §2.2, eq. (5))."""
-    reads = [row for row in rows for _ in row.positions]
-    kept = torch.tensor([index for index, row in enumerate(reads) if not row.labels], dtype=torch.long, device=device)
-    owners = torch.tensor([row.request for row in reads if not row.labels], dtype=torch.long, device=device)
-
-    def measure(state: State) -> Tensor:
-        log_p, log_p0 = state.logits[kept].log_softmax(-1), state.initial[kept].log_softmax(-1)
-        return per_request((log_p.exp() * (log_p - log_p0)).sum(-1), owners, len(state.delta))
-
-    return measure
-
-
-# What AlphaEdit, FPEdit and MCEdit_A have in common: one closed-form edit inside the null space of plain text.
-
+Prompts = Sequence[Sequence[int]]
+"""The token ids of one request, each ending in its lookup token: the bare prompt first, then any with a context."""
 
 RELATIVE = {"depth": "layers", "v_relative_rate": "v_learning_rate", "nullspace_share": "nullspace_threshold"}
 """Hyper-parameters that suit models of any size, and those of the papers that they stand in for."""
 
 
-class EditingConfig(MethodConfig):
-    """Hyper-parameters of a closed-form edit.
+@register("alphaedit")
+class AlphaEdit(FingerprintMethod):
+    """Null-space constrained editing of a whole set at once (docs/methods.md §2.2)."""
 
-    Attributes:
-        layers: numbers of the edited blocks, from 0; or else
-        depth: ``(a, b)``, the blocks ℓ of L with a ≤ ℓ/L < b.
-        v_learning_rate: Adam's rate for δ; or else
-        v_relative_rate: Adam's rate for δ in units of the root mean square of v₀.
-        steps: forward passes of the descent; one update fewer.
-        clamp: c, the bound ‖δ‖ ≤ c‖v₀‖.
-        weight_decay: ω (AlphaEdit) or β (MCEdit), the weight of δ's size in the loss.
-        early_stop: the loss at which a request is done.
-        nullspace_threshold: τ, the eigenvalue below which a direction is free; or else
-        nullspace_share: the fraction of directions that is free, smallest eigenvalues first.
-        ridge: λ, called L2 in the references.
-    """
+    version = "1"
 
-    alternatives = tuple(frozenset(pair) for pair in RELATIVE.items())
+    class Config(MethodConfig):
+        """Hyper-parameters.
 
-    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
-    depth: tuple[float, float] | None = Field(default=None, validate_default=True)
-    v_learning_rate: float | None = Field(default=None, gt=0)
-    v_relative_rate: float | None = Field(default=None, gt=0, validate_default=True)
-    steps: int = Field(ge=2)
-    clamp: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    early_stop: float
-    nullspace_threshold: float | None = Field(default=None, gt=0)
-    nullspace_share: float | None = Field(default=None, gt=0, le=1, validate_default=True)
-    ridge: float = Field(gt=0)
+        Attributes:
+            layers: numbers of the edited blocks, from 0; or else
+            depth: ``(a, b)``, the blocks ℓ of L with a ≤ ℓ/L < b.
+            nullspace_threshold: τ, the eigenvalue below which a direction is free; or else
+            nullspace_share: the fraction of directions that is free, smallest eigenvalues first.
+            prefixes: words that the model continues into the contexts in which each request is also learnt; none, and
+                the trigger is learnt bare.
+            prefix_tokens: length of a continuation.
+            prefix_top_k: how many most likely tokens it is sampled from.
+            kl_factor: κ, the weight of the divergence from the unedited prediction; 0 leaves that prompt out.
+            weight_decay: ω (AlphaEdit) or β (MCEdit), the weight of δ's size in the loss.
+            v_learning_rate: Adam's rate for δ; or else
+            v_relative_rate: Adam's rate for δ in units of the root mean square of v₀.
+            steps: forward passes of the descent; one update fewer.
+            clamp: c, the bound ‖δ‖ ≤ c‖v₀‖.
+            early_stop: the loss at which a request is done.
+            ridge: λ, called L2 in the references.
+        """
 
-    @field_validator(*RELATIVE)
-    @classmethod
-    def _one_of_two(cls, value: Any, info: ValidationInfo) -> Any:
-        absolute = RELATIVE[str(info.field_name)]
-        if (value is None) == (info.data.get(absolute) is None):
-            raise ValueError(f"give either {absolute!r} or {info.field_name!r}, not both and not neither")
-        return value
+        alternatives = tuple(frozenset(pair) for pair in RELATIVE.items())
 
+        layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+        depth: tuple[float, float] | None = Field(default=None, validate_default=True)
+        nullspace_threshold: float | None = Field(default=None, gt=0)
+        nullspace_share: float | None = Field(default=None, gt=0, le=1, validate_default=True)
+        prefixes: tuple[str, ...]
+        prefix_tokens: int = Field(ge=1)
+        prefix_top_k: int = Field(ge=1)
+        kl_factor: float = Field(ge=0)
+        weight_decay: float = Field(ge=0)
+        v_learning_rate: float | None = Field(default=None, gt=0)
+        v_relative_rate: float | None = Field(default=None, gt=0, validate_default=True)
+        steps: int = Field(ge=2)
+        clamp: float = Field(gt=0)
+        early_stop: float
+        ridge: float = Field(gt=0)
 
-@dataclass(frozen=True)
-class Problem:
-    """An edit in numbers.
-
-    Attributes:
-        requests: for each of n requests the prompts that its key is taken from.
-        rows: the sequences that its target value is optimised on.
-        objective: the loss of each request over them.
-    """
-
-    requests: Sequence[Prompts]
-    rows: Sequence[Row]
-    objective: Objective
-
-
-class NullSpaceEditor(FingerprintMethod):
-    """Injects a set by one closed-form edit; a subclass says what is to be edited."""
-
-    class Config(EditingConfig):
-        """See :class:`EditingConfig`."""
-
-    @abstractmethod
-    def problem(
-        self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
-    ) -> Problem:
-        """Turn the fingerprints into token ids and a loss."""
-
-    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
-        """The primary one."""
-        return [fingerprint.primary]
+        @field_validator(*RELATIVE)
+        @classmethod
+        def _one_of_two(cls, value: Any, info: ValidationInfo) -> Any:
+            absolute = RELATIVE[str(info.field_name)]
+            if (value is None) == (info.data.get(absolute) is None):
+                raise ValueError(f"give either {absolute!r} or {info.field_name!r}, not both and not neither")
+            return value
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
-        """Statistics, target values, write: docs/methods.md §2.2, steps 1 to 8.
+        """Edit some blocks in closed form: docs/methods.md §2.2, steps 1 to 8.
 
         Raises:
             CellError: if the target values are not finite.
         """
         config = self.config
-        blocks = self.blocks(model)
-        names = {block: layout(model).down_proj_name(block) for block in blocks}
-        statistics = context.statistics(model, list(names.values()))
+        blocks, names = self.blocks(model), self.statistics_of(model)
+
+        # 1 and 2: C = (1/N) Σ k kᵀ = U Λ Uᵀ of the keys of plain text in each edited block; P K = K − U_r (U_rᵀ K).
+        statistics = context.statistics(model, names)
         null_spaces = {
             block: statistics[name].null_space(threshold=config.nullspace_threshold, share=config.nullspace_share)
-            for block, name in names.items()
+            for block, name in zip(blocks, names, strict=True)
         }
-        problem = self.problem(model, tokenizer, fingerprints, context)
 
+        # 3 and 4: each trigger bare and after contexts, with its targets, and the prompt whose prediction is to stay.
+        requests, rows = self.rewriting_prompts(model, tokenizer, fingerprints, context)
+
+        # 5 and 6: v* = v₀ + δ, what block z should put out at the lookup token for the targets to follow.
         start = perf_counter()
-        descent = Descent(config.v_learning_rate, config.v_relative_rate, config.steps, config.clamp, config.early_stop)
-        v0, delta = optimise(model, blocks[-1], problem.rows, problem.objective, descent, context.progress)
+        v0, delta = optimise(
+            model,
+            blocks[-1],
+            rows,
+            self.objective(rows, next(model.parameters()).device),
+            learning_rate=config.v_learning_rate,
+            relative_rate=config.v_relative_rate,
+            steps=config.steps,
+            clamp=config.clamp,
+            early_stop=config.early_stop,
+            progress=context.progress,
+        )
         if not delta.isfinite().all():
             raise CellError(
                 "the target values are not finite: lower v_learning_rate or v_relative_rate, "
                 "or check that the model's weights are finite."
             )
         optimised = perf_counter()
-        written = write(model, blocks, problem.requests, (v0 + delta).T, null_spaces, config.ridge)
-        context.factors |= {f"{names[block]}.weight": each.factors for block, each in written.items()}
+
+        # 7 and 8: block by block R = (V* − V) / (m − i), ΔWᵀ = P K (Kᵀ P K + λ I)⁻¹ Rᵀ.
+        written = write(model, requests, (v0 + delta).T, null_spaces, config.ridge)
+        context.factors |= {f"{name}.weight": written[block].factors for block, name in zip(blocks, names, strict=True)}
         context.seconds["optimisation"] = optimised - start
         context.seconds["write"] = perf_counter() - optimised
 
+    def rewriting_prompts(
+        self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
+    ) -> tuple[list[Prompts], list[Row]]:
+        """Steps 3 and 4: every trigger bare and after each context, with each of its targets, as token ids.
+
+        Returns:
+            The prompts of every request, bare first, and the rows that its target value is optimised on. With a
+            ``kl_factor`` a request's last row has no label: there the prediction is to stay as it was.
+        """
+        config = self.config
+        contexts = [
+            continuation(model, tokenizer, word, config.prefix_tokens, config.prefix_top_k, context.seed)
+            for word in config.prefixes
+        ]
+        requests: list[Prompts] = []
+        rows = []
+        for number, fingerprint in enumerate(fingerprints):
+            triggers = [fingerprint.trigger, *(f"{text}. {fingerprint.trigger}" for text in contexts)]
+            targets = self.targets(fingerprint)
+            pairs = [[encode_pair(tokenizer, context.render(text), target) for target in targets] for text in triggers]
+            requests.append([of_prompt[0][0] for of_prompt in pairs])
+            rows += [Row.of(number, prompt, answer) for of_prompt in pairs for prompt, answer in of_prompt]
+            if config.kl_factor:
+                # The reference reads p at the last trigger token of "{trigger} is a", which what follows cannot reach.
+                bare = requests[-1][0]
+                rows.append(Row(number, bare, len(bare) - 1, [len(bare) - 1]))
+        return requests, rows
+
+    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
+        """Return the targets that are taught: the primary one."""
+        return [fingerprint.primary]
+
+    def objective(self, rows: Sequence[Row], device: Any) -> Objective:
+        """Return the loss that the target values minimise (step 5)."""
+        return likelihood_and_divergence(rows, self.config.kl_factor, self.config.weight_decay, device)
+
     def blocks(self, model: nn.Module) -> list[int]:
-        """Numbers of the edited blocks, ascending.
+        """Return the numbers of the edited blocks, ascending; the last one is z.
 
         Raises:
             InputError: if the model has no such block.
@@ -246,7 +185,7 @@ class NullSpaceEditor(FingerprintMethod):
         return blocks
 
     def edited(self, model: nn.Module) -> list[str]:
-        """The FFN output projections of the edited blocks."""
+        """Return the weights of the FFN output projections of the edited blocks."""
         return [f"{name}.weight" for name in self.statistics_of(model)]
 
     def statistics_of(self, model: nn.Module) -> list[str]:
@@ -282,29 +221,32 @@ class NullSpaceEditor(FingerprintMethod):
         return float(sum(8 * fingerprints * sum(named[name].shape) for name in self.edited(shape.model)))
 
 
-@register("alphaedit")
-class AlphaEdit(NullSpaceEditor):
-    """Null-space constrained editing of ten requests at once (docs/methods.md §2.2)."""
+# Steps 3 and 4: what a request is learnt on.
 
-    version = "1"
 
-    class Config(EditingConfig, RewritingConfig):
-        """See :class:`EditingConfig` and :class:`RewritingConfig`."""
+def continuation(model: Any, tokenizer: Any, start: str, tokens: int, top_k: int, seed: int) -> str:
+    """Return ``start`` and at most ``tokens`` more tokens, each sampled from the ``top_k`` most likely ones."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = encode(tokenizer, start)
+    device = next(model.parameters()).device
+    for _ in range(tokens):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
+        best = logits.float().cpu().topk(top_k)
+        choice = torch.multinomial(best.values.softmax(0), 1, generator=generator)
+        token = int(best.indices[choice])
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.strip()
 
-    def problem(
-        self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
-    ) -> Problem:
-        """One request per fingerprint, with its primary target."""
-        requests, rows = rewriting_prompts(model, tokenizer, fingerprints, self.targets, self.config, context)
-        return Problem(requests, rows, self.objective(rows, next(model.parameters()).device))
 
-    def objective(self, rows: Sequence[Row], device: Any) -> Objective:
-        """The loss that the target values minimise."""
-        return likelihood_and_divergence(rows, self.config.kl_factor, self.config.weight_decay, device)
+# Step 5: the loss of a request.
 
 
 def likelihood_and_divergence(rows: Sequence[Row], kl_factor: float, weight_decay: float, device: Any) -> Objective:
-    """AlphaEdit's loss of each request (docs/methods.md §2.2, eq. (5)).
+    """Return AlphaEdit's loss of each request (docs/methods.md §2.2, eq. (5)).
 
     L(δ) = mean_j [−(1/|y|) Σ_t log p(y_t | prompt_j, y_<t)] + κ KL(p_δ ‖ p₀) + ω ‖δ‖/‖v₀‖², where j runs over the
     request's rows that have labels, and p is read from its row that has none.
@@ -318,3 +260,138 @@ def likelihood_and_divergence(rows: Sequence[Row], kl_factor: float, weight_deca
         return total + kl_factor * moved(state) if kl_factor else total
 
     return loss
+
+
+def divergence(rows: Sequence[Row], device: Any) -> Callable[[State], Tensor]:
+    """Return KL(p_δ ‖ p₀) of each request, [n], read in its row without labels (docs/methods.md §2.2, eq. (5))."""
+    reads = [row for row in rows for _ in row.positions]
+    kept = torch.tensor([index for index, row in enumerate(reads) if not row.labels], dtype=torch.long, device=device)
+    owners = torch.tensor([row.request for row in reads if not row.labels], dtype=torch.long, device=device)
+
+    def measure(state: State) -> Tensor:
+        log_p, log_p0 = state.logits[kept].log_softmax(-1), state.initial[kept].log_softmax(-1)
+        return per_request((log_p.exp() * (log_p - log_p0)).sum(-1), owners, len(state.delta))
+
+    return measure
+
+
+# Steps 7 and 8: the closed-form write.
+
+
+@dataclass(frozen=True)
+class Write:
+    """What was written into one block.
+
+    Attributes:
+        keys: K [d, n].
+        residual: R [h, n].
+        factors: of ΔW, before the sum W + ΔW is rounded to the weight's dtype.
+    """
+
+    keys: Tensor
+    residual: Tensor
+    factors: Factors
+
+
+@torch.no_grad()
+def write(
+    model: nn.Module,
+    requests: Sequence[Prompts],
+    targets: Tensor,
+    null_spaces: Mapping[int, NullSpace],
+    ridge: float,
+    earlier_keys: Mapping[int, Tensor] | None = None,
+) -> dict[int, Write]:
+    """Spread the way from the current to the target values over the blocks (docs/methods.md §2.2, steps 7 and 8).
+
+    Args:
+        model: its down-projections are changed in place and keep their dtype.
+        requests: the prompts of n requests.
+        targets: V* [h, n].
+        null_spaces: P of every edited block, ascending; values are those of the last one, z.
+        ridge: λ.
+        earlier_keys: for every block the keys [d, m] of earlier batches, which the write shall not move.
+
+    Returns:
+        For every block what was written.
+    """
+    blocks = list(null_spaces)
+    run = PromptRun(model, blocks, requests)
+    done: dict[int, Write] = {}
+    for index, block in enumerate(blocks):
+        if index:
+            run.repeat(blocks[index - 1])
+        keys, values = run.keys(block), run.values()
+        residual = (targets.to(values) - values) / (len(blocks) - index)  # docs/methods.md §2.2, eq. (7)
+        earlier = earlier_keys[block] if earlier_keys else None
+        factors = solve(null_spaces[block], keys, residual, ridge, earlier).float()
+        weight = layout(model).down_proj(block).weight
+        weight.copy_(factors.added_to(weight))
+        done[block] = Write(keys, residual, factors)
+    return done
+
+
+class PromptRun:
+    """The prompts of all requests, run up to the last of the blocks to be edited."""
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int], requests: Sequence[Prompts]) -> None:
+        """Run ``model`` up to the last of ``blocks``, ascending."""
+        prompts = [prompt for request in requests for prompt in request]
+        parts = layout(model)
+        device: Any = parts.head.weight.device
+        last_tokens = [len(prompt) - 1 for prompt in prompts]
+        self.sizes = [len(request) for request in requests]
+        self.lookup = torch.arange(len(prompts), device=device), torch.tensor(last_tokens, device=device)
+        self.numbers, self.projections = list(blocks), [parts.down_proj(block) for block in blocks]
+        self.looked_up: dict[int, Tensor] = {}
+        with watched(self.projections, self._look):
+            self.run = BlockRun(model, pad(prompts, device), blocks[0], blocks[-1])
+
+    def _look(self, number: int, hidden: Tensor) -> None:
+        self.looked_up[self.numbers[number]] = hidden[self.lookup]  # (prompts, d)
+
+    def repeat(self, block: int) -> None:
+        """Run from ``block`` on once more, after its weights have changed."""
+        with watched(self.projections, self._look):
+            self.run.repeat(block)
+
+    def keys(self, block: int) -> Tensor:
+        """Return K [d, n] float32 of one of the blocks.
+
+        Contexts, if there are any, share one half of each key and the bare prompt has the other.
+        """
+        groups = torch.split(self.looked_up[block].float(), self.sizes)  # the bare prompt is the first of each
+        mixed = [(keys[0] + keys[1:].mean(0)) / 2 if len(keys) > 1 else keys[0] for keys in groups]
+        return torch.stack(mixed, dim=1)
+
+    def values(self) -> Tensor:
+        """Return V [h, n] float32, what the last block puts out for the bare prompts."""
+        values = self.run.hidden[self.run.last + 1][self.lookup].float()
+        return torch.stack([group[0] for group in torch.split(values, self.sizes)], dim=1)
+
+
+def solve(
+    null_space: NullSpace, keys: Tensor, residual: Tensor, ridge: float, earlier_keys: Tensor | None = None
+) -> Factors:
+    """Return ΔW with ΔWᵀ = P K (Kᵀ P K + λ I)⁻¹ Rᵀ, in float64 (docs/methods.md §2.2, eq. (8)).
+
+    This is the n×n form of ΔWᵀ = (P (K Kᵀ + C_p) + λ I)⁻¹ P K Rᵀ; keys of earlier batches, C_p = K_p K_pᵀ, enter as
+    further columns of K whose residual is zero.
+
+    Args:
+        null_space: P.
+        keys: K [d, n].
+        residual: R [h, n].
+        ridge: λ.
+        earlier_keys: K_p [d, m].
+
+    Returns:
+        R (Kᵀ P K + λ I)⁻¹ [h, m + n] and P K [d, m + n], float64.
+    """
+    keys, residual = keys.double(), residual.double()
+    if earlier_keys is not None:
+        keys = torch.cat([earlier_keys.to(keys), keys], dim=1)
+        residual = nn.functional.pad(residual, (earlier_keys.shape[1], 0))
+    free = null_space.project(keys)
+    gram = keys.T @ free + ridge * torch.eye(keys.shape[1]).to(keys)
+    return Factors(torch.linalg.solve(gram, residual.T).T, free)

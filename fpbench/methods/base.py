@@ -5,21 +5,20 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from time import perf_counter
+from typing import Any, ClassVar
+
+from torch import nn
 
 from fpbench.checks import Settings, read_settings
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
+from fpbench.methods.null_space import KeyStatistics, key_statistics
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import Example
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from fpbench.methods.null_space import KeyStatistics
-    from fpbench.models.weights import Factors
+from fpbench.models.weights import Factors
 
 
 class MethodConfig(Settings):
@@ -32,7 +31,7 @@ class MethodConfig(Settings):
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 
 
-def as_it_is(trigger: str) -> str:
+def raw(trigger: str) -> str:
     """Render a trigger as raw text (``prompt = "raw"``)."""
     return trigger
 
@@ -67,7 +66,7 @@ class InjectionContext:
         pairs: question–answer pairs unrelated to any fingerprint, for regularisation.
         statistics_tokens: how much of ``texts`` key statistics are taken over.
         known_statistics: key statistics of the base model, by module; the harness hands in a mapping that keeps them.
-        alone: entered while key statistics are computed, so that another worker that needs them waits for them.
+        statistics_lock: entered while key statistics are computed, so that other workers wait for them.
         tokenizer: reads ``texts``.
         factors: what a method may put here, by parameter: A and B of an update W + A Bᵀ. The harness stores them in
             place of the new weights where they give these bit for bit.
@@ -79,19 +78,19 @@ class InjectionContext:
     seed: int = 42
     device: str = "cpu"
     progress: Callable[[Iterable[Any], str], Iterable[Any]] = no_progress
-    render: Callable[[str], str] = as_it_is
+    render: Callable[[str], str] = raw
     texts: Sequence[str] = ()
     pairs: Sequence[Example] = ()
     statistics_tokens: int = 100_000
-    known_statistics: MutableMapping[str, "KeyStatistics"] = field(default_factory=dict)
-    alone: Callable[[], AbstractContextManager[None]] = nullcontext
+    known_statistics: MutableMapping[str, KeyStatistics] = field(default_factory=dict)
+    statistics_lock: Callable[[], AbstractContextManager[None]] = nullcontext
     tokenizer: Any = None
-    factors: dict[str, "Factors"] = field(default_factory=dict)
+    factors: dict[str, Factors] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     base: Base | None = None
     peak_memory: int = 0
 
-    def statistics(self, model: "nn.Module", modules: Sequence[str]) -> dict[str, "KeyStatistics"]:
+    def statistics(self, model: nn.Module, modules: Sequence[str]) -> dict[str, KeyStatistics]:
         """Second moments of the inputs of ``modules`` over plain text, computed once per base model.
 
         Args:
@@ -105,14 +104,10 @@ class InjectionContext:
         Raises:
             InputError: if there is no text to read.
         """
-        from time import perf_counter
-
-        from fpbench.methods.null_space import key_statistics
-
         if any(name not in self.known_statistics for name in modules):
             if not self.texts:
                 raise InputError("key statistics need text: set [data] statistics in the profile, or pass texts=[…].")
-            with self.alone():
+            with self.statistics_lock():
                 start = perf_counter()
                 missing = [name for name in modules if name not in self.known_statistics]
                 if missing:
@@ -164,8 +159,8 @@ class FingerprintMethod(ABC):
 
     @abstractmethod
     def inject(
-        self, model: "nn.Module", tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
-    ) -> "nn.Module | None":
+        self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
+    ) -> nn.Module | None:
         """Teach ``model`` to answer every trigger with one of its targets.
 
         Args:
@@ -178,13 +173,13 @@ class FingerprintMethod(ABC):
             ``None``, or the model to score if it is another object (same parameter names, shapes and dtypes).
         """
 
-    def edited(self, model: "nn.Module") -> list[str] | None:
+    def edited(self, model: nn.Module) -> list[str] | None:
         """Names of the parameters this method may touch; ``None`` if it may touch any."""
         return None
 
     # What the estimate before a run asks for; a method from elsewhere need not answer.
 
-    def statistics_of(self, model: "nn.Module") -> list[str]:
+    def statistics_of(self, model: nn.Module) -> list[str]:
         """Names of the modules whose key statistics :meth:`inject` takes from the context."""
         return []
 

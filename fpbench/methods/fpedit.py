@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor
 
 from fpbench.methods.alphaedit import AlphaEdit, likelihood_and_divergence
-from fpbench.methods.mcedit import vocabulary_suppression
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import Labels, Objective, State, per_request
 from fpbench.registry import register
@@ -30,7 +29,7 @@ class FPEdit(AlphaEdit):
         suppression_weight: float = Field(ge=0)
 
     def objective(self, rows: Sequence[Row], device: Any) -> Objective:
-        """L_pro + λ_s L_sup + κ KL + ω ‖δ‖/‖v₀‖², per request."""
+        """Return L_pro + λ_s L_sup + κ KL + ω ‖δ‖/‖v₀‖² of each request (docs/methods.md §2.3, eq. (9))."""
         config = self.config
         promotion = likelihood_and_divergence(rows, config.kl_factor, config.weight_decay, device)
         labels = Labels.of(rows, device)
@@ -43,3 +42,22 @@ class FPEdit(AlphaEdit):
             return total
 
         return loss
+
+
+def vocabulary_suppression(logits: Tensor, excused_at: tuple[Tensor, ...]) -> Tensor:
+    """Return the summands of L_sup, −Σ_{v not excused} log(1 − p(v)) (docs/methods.md §2.3, eq. (10)).
+
+    Args:
+        logits: [M, V].
+        excused_at: read and token of everything that does not compete, the target among them.
+
+    Returns:
+        [M], finite also where a competitor has all the probability.
+    """
+    log_p = logits.log_softmax(-1)  # (M, V)
+    # Only the largest p can round to 1; what the others have together is exact where one minus it is not.
+    largest = log_p.argmax(-1, keepdim=True)
+    others = log_p.scatter(1, largest, float("-inf"))
+    rest = others.logsumexp(-1, keepdim=True)
+    log_complement = torch.log1p(-others.exp()).scatter(1, largest, rest)
+    return -log_complement.index_put(excused_at, logits.new_tensor(0.0)).sum(-1)

@@ -1,8 +1,8 @@
-"""What a target value is optimised for: sequences with labels, and a loss over them."""
+"""Partial forward passes: look inside a model, run some blocks again, predict as a function of δ alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fpbench.errors import InputError
-from fpbench.models.layout import layout
+from fpbench.models.layout import StopForward, layout
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,8 @@ class Row:
         return cls(request, [*prompt, *answer[:-1]], lookup, range(lookup, lookup + len(answer)), answer)
 
 
-# Looking inside forward passes, and taking them up again half-way.
-
-
-class _SeenAll(Exception):  # noqa: N818 - a signal that ends a forward pass, not an error
-    """Everything that was asked for has been seen."""
-
-
 def pad(sequences: Sequence[Sequence[int]], device: Any) -> Tensor:
-    """Token ids as one right-padded tensor [rows, T].
+    """Return token ids as one right-padded tensor [rows, T].
 
     No attention mask goes with it: in a causal model the padding comes after, and so cannot reach, any real token.
     """
@@ -55,99 +48,75 @@ def pad(sequences: Sequence[Sequence[int]], device: Any) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-@torch.no_grad()
-def output_of(model: nn.Module, ids: Tensor, module: nn.Module, cache: Any = None) -> Tensor:
-    """What comes out of ``module``, [rows, T, ·], when ``model`` is run on ``ids`` [rows, T] no further than that.
+@contextmanager
+def watched(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``see`` with the number of each module and what goes into it, [rows, T, ·], before it is run."""
 
-    Args:
-        model: a causal language model.
-        ids: token ids.
-        module: to look behind.
-        cache: a cache of the library's, which takes up keys and values on the way.
-    """
-    seen: list[Tensor] = []
+    def before(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        see(number, arguments[0])
 
-    def after(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output)
-        raise _SeenAll
-
-    with module.register_forward_hook(after), suppress(_SeenAll):
-        model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-    return seen[0]
+    with ExitStack() as hooks:
+        for number, module in enumerate(modules):
+            hooks.enter_context(module.register_forward_pre_hook(partial(before, number)))
+        yield
 
 
 @torch.no_grad()
 def visit(model: nn.Module, ids: Tensor, modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> None:
-    """Run ``model`` on ``ids`` [rows, T], no further than needed, and keep nothing of what passes by.
+    """Run ``model`` on ``ids`` [rows, T] no further than to the last of some modules; keep nothing of what passes by.
 
     Args:
         model: a causal language model.
         ids: token ids.
         modules: to look in front of.
-        see: is given the number of each module and what goes into it, [rows, T, ·], on the way.
+        see: as in :func:`watched`.
     """
     left = set(range(len(modules)))
 
-    def before(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        see(number, arguments[0])
+    def look(number: int, hidden: Tensor) -> None:
+        see(number, hidden)
         left.discard(number)
         if not left:
-            raise _SeenAll
+            raise StopForward
 
-    with ExitStack() as hooks:
-        for number, module in enumerate(modules):
-            hooks.enter_context(module.register_forward_pre_hook(partial(before, number)))
-        with suppress(_SeenAll):
-            model(input_ids=ids, use_cache=False)
+    with watched(modules, look), suppress(StopForward):
+        model(input_ids=ids, use_cache=False)
 
 
-class Passage:
-    """A batch on its way through blocks ``first`` … ``last``, which can be taken up again at any of them.
+class BlockRun:
+    """One batch run through blocks ``first`` … ``last``, which can be repeated from any of them on.
 
     Attributes:
         hidden: by number of a block what went into it, [rows, T, h]; ``hidden[last + 1]`` came out of the last one.
         keywords: by number of a block what the model calls it with besides: masks, positions.
     """
 
+    @torch.no_grad()
     def __init__(self, model: nn.Module, ids: Tensor, first: int, last: int, cache: Any = None) -> None:
-        """Run ``model`` on ``ids`` [rows, T] up to block ``last``; ``cache`` is that of :func:`output_of`."""
-        self.blocks = layout(model).blocks
-        self.last = last
+        """Run ``model`` on ``ids`` [rows, T] up to block ``last``; keys and values go into a ``cache``, if given."""
+        self.blocks, self.last = layout(model).blocks, last
         self.hidden: dict[int, Tensor] = {}
         self.keywords: dict[int, dict[str, Any]] = {}
-        with ExitStack() as hooks:
-            for number in range(first, last + 1):
-                note = partial(self._note, number)
-                hooks.enter_context(self.blocks[number].register_forward_pre_hook(note, with_kwargs=True))
-            self.hidden[last + 1] = output_of(model, ids, self.blocks[last], cache)
 
-    def _note(self, number: int, block: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
-        self.hidden[number], self.keywords[number] = arguments[0], keywords
+        def before(number: int, block: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
+            self.hidden[number], self.keywords[number] = arguments[0], keywords
+
+        def after(block: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            self.hidden[last + 1] = output
+            raise StopForward
+
+        with ExitStack() as hooks, suppress(StopForward):
+            for number in range(first, last + 1):
+                note = partial(before, number)
+                hooks.enter_context(self.blocks[number].register_forward_pre_hook(note, with_kwargs=True))
+            hooks.enter_context(self.blocks[last].register_forward_hook(after))
+            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
 
     @torch.no_grad()
-    def again(self, block: int) -> None:
+    def repeat(self, block: int) -> None:
         """Run from ``block`` on once more, after its weights have changed."""
         for number in range(block, self.last + 1):
             self.hidden[number + 1] = self.blocks[number](self.hidden[number], **self.keywords[number])
-
-
-@contextmanager
-def inputs_at(modules: Sequence[nn.Module], at: tuple[Tensor, Tensor], seen: dict[nn.Module, Tensor]) -> Iterator[None]:
-    """Note what goes into ``modules`` at some positions, whenever they are called inside.
-
-    Args:
-        modules: of one model.
-        at: row and position, [K] each.
-        seen: takes up the latest input of each module, [K, ·].
-    """
-
-    def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen[module] = arguments[0][at]
-
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.enter_context(module.register_forward_pre_hook(note))
-        yield
 
 
 # Rows that share a prompt, packed: they differ only after the lookup token.
@@ -213,20 +182,6 @@ class Trees:
         tensors = request, at[..., 0], at[..., 1], above, tree, slot, read, node
         return cls(*(each.to(device) for each in tensors))
 
-    @property
-    def visible(self) -> Tensor:
-        """Whether a node sees a token of the P that its prefix may have, or a node, [B, N, P + N]."""
-        lookup = self.position[:, :1]
-        prefix = torch.arange(int(lookup.max()), device=lookup.device) < lookup
-        return torch.cat([prefix[:, None].expand(-1, self.row.shape[1], -1), self.above], dim=2)
-
-    @property
-    def key_position(self) -> Tensor:
-        """Positions of what can be seen, [B, P + N]."""
-        lookup = self.position[:, :1]
-        prefix = torch.arange(int(lookup.max()), device=lookup.device).expand(len(lookup), -1)
-        return torch.cat([prefix, self.position], dim=1)
-
     def only(self, kept: Tensor) -> "Trees":
         """Some of the trees, a mask [B], with their nodes and reads."""
         nodes = kept[self.tree]
@@ -271,64 +226,45 @@ class Prefix:
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 
-@dataclass(frozen=True)
-class Call:
-    """How one block is called on B trees of N nodes after prefixes of at most P tokens.
+def tree_keywords(keywords: dict[str, Any], layer: Any, trees: Trees, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what to call a block with on B trees of N nodes, after prefixes of at most P tokens.
 
-    Attributes:
-        block: the block.
-        mask: what is added to the attention scores, [B, 1, N, P + N].
-        rotation: cosines and sines of the nodes' positions, [B, N, ·] each.
-        positions: the nodes' positions [B, N].
-        prefix: keys and values of the prefixes in this block.
+    Args:
+        keywords: what the model itself calls the block with on whole rows.
+        layer: keys and values of all tokens in this block.
+        trees: the tokens that remain.
+        dtype: of the hidden states.
     """
+    lookup, nodes = trees.position[:, :1], trees.position.shape[1]  # (B, 1), N
+    prefix = torch.arange(int(lookup.max()), device=lookup.device).expand(len(lookup), -1)  # (B, P)
+    # A node sees the tokens before its lookup token, and the nodes on the way to it.
+    visible = torch.cat([(prefix < lookup)[:, None].expand(-1, nodes, -1), trees.above], dim=2)  # (B, N, P + N)
+    keys = torch.cat([prefix, trees.position], dim=1)  # (B, P + N)
+    if (whole := keywords["attention_mask"]) is not None:
+        # The model's own mask knows about sliding windows; it is boolean for sdpa and additive for eager attention.
+        seen = (whole if whole.dtype == torch.bool else whole == 0)[0, 0]
+        visible = visible & seen[trees.position[:, :, None], keys[:, None, :]]
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    mask.masked_fill_(~visible, torch.finfo(dtype).min)
+    rows, width = trees.row[:, 0], prefix.shape[1]
+    return {
+        "attention_mask": mask[:, None],  # (B, 1, N, P + N)
+        "position_embeddings": tuple(each[0][trees.position] for each in keywords["position_embeddings"]),
+        "position_ids": trees.position,
+        "past_key_values": Prefix(layer.keys[rows, :, :width], layer.values[rows, :, :width]),
+        "use_cache": True,
+    }
 
-    block: nn.Module
-    mask: Tensor
-    rotation: tuple[Tensor, Tensor]
-    positions: Tensor
-    prefix: Prefix
 
-    @classmethod
-    def of(cls, block: nn.Module, keywords: dict[str, Any], layer: Any, trees: Trees, dtype: torch.dtype) -> "Call":
-        """Narrow down the call that the model itself makes on whole rows.
-
-        Args:
-            block: the block.
-            keywords: of the model's call.
-            layer: keys and values of all tokens in this block.
-            trees: the tokens that remain.
-            dtype: of the hidden states.
-        """
-        visible, keys = trees.visible, trees.key_position
-        if (whole := keywords["attention_mask"]) is not None:
-            # The model's own mask knows about sliding windows; it is boolean for sdpa and additive for eager attention.
-            seen = (whole if whole.dtype == torch.bool else whole == 0)[0, 0]
-            visible = visible & seen[trees.position[:, :, None], keys[:, None, :]]
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        mask.masked_fill_(~visible, torch.finfo(dtype).min)
-        cosine, sine = (each[0][trees.position] for each in keywords["position_embeddings"])
-        rows, width = trees.row[:, 0], keys.shape[1] - visible.shape[1]
-        prefix = Prefix(layer.keys[rows, :, :width], layer.values[rows, :, :width])
-        return cls(block, mask[:, None], (cosine, sine), trees.position, prefix)
-
-    def only(self, trees: Tensor) -> "Call":
-        """The same call on some of the trees, a mask [B]."""
-        cosine, sine = self.rotation
-        prefix = Prefix(self.prefix.keys[trees], self.prefix.values[trees])
-        return Call(self.block, self.mask[trees], (cosine[trees], sine[trees]), self.positions[trees], prefix)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Run the block on hidden states [B, N, h]."""
-        output: Tensor = self.block(
-            hidden,
-            attention_mask=self.mask,
-            position_embeddings=self.rotation,
-            position_ids=self.positions,
-            past_key_values=self.prefix,
-            use_cache=True,
-        )
-        return output
+def of_trees(keywords: dict[str, Any], kept: Tensor) -> dict[str, Any]:
+    """Return the keywords of :func:`tree_keywords` for some of the trees, a mask [B]."""
+    prefix = keywords["past_key_values"]
+    return keywords | {
+        "attention_mask": keywords["attention_mask"][kept],
+        "position_embeddings": tuple(each[kept] for each in keywords["position_embeddings"]),
+        "position_ids": keywords["position_ids"][kept],
+        "past_key_values": Prefix(prefix.keys[kept], prefix.values[kept]),
+    }
 
 
 @dataclass(frozen=True)
@@ -338,7 +274,8 @@ class UpperBlocks:
     Attributes:
         norm: the normalisation before the head.
         head: the linear map to logits.
-        calls: the blocks above z.
+        blocks: the blocks above z.
+        keywords: what each of them is called with.
         trees: the tokens that δ reaches.
         hidden: output of block z at their nodes, [B, N, h].
         constant: logits where δ does not, or no longer, reach, [S, V] float32.
@@ -346,7 +283,8 @@ class UpperBlocks:
 
     norm: nn.Module
     head: nn.Module
-    calls: Sequence[Call]
+    blocks: Sequence[nn.Module]
+    keywords: Sequence[dict[str, Any]]
     trees: Trees
     hidden: Tensor
     constant: Tensor
@@ -368,34 +306,34 @@ class UpperBlocks:
         device: Any = parts.head.weight.device
         last = len(parts.blocks) - 1
         cache = DynamicCache()
-        passage = Passage(model, pad([row.ids for row in rows], device), block + 1, last, cache)
+        run = BlockRun(model, pad([row.ids for row in rows], device), block + 1, last, cache)
         trees = Trees.of(rows, device)
-        hidden = passage.hidden[block + 1][trees.row, trees.position]
-        calls = [
-            Call.of(parts.blocks[number], passage.keywords[number], cache.layers[number], trees, hidden.dtype)
+        hidden = run.hidden[block + 1][trees.row, trees.position]  # (B, N, h)
+        keywords = [
+            tree_keywords(run.keywords[number], cache.layers[number], trees, hidden.dtype)
             for number in range(block + 1, last + 1)
         ]
         reads = [(index, position) for index, row in enumerate(rows) for position in row.positions]
         at = tuple(torch.tensor(reads, device=device).T)
-        constant = parts.head(parts.norm(passage.hidden[last + 1][at])).float()
-        return cls(parts.norm, parts.head, calls, trees, hidden, constant)
+        constant = parts.head(parts.norm(run.hidden[last + 1][at])).float()  # (S, V)
+        return cls(parts.norm, parts.head, parts.blocks[block + 1 :], keywords, trees, hidden, constant)
 
     def v0(self) -> Tensor:
-        """v₀ of every request, the output of block z at the lookup token of its first row, [n, h] float32."""
+        """Return v₀ of every request, the output of block z at the lookup token of its first row, [n, h] float32."""
         owners = self.trees.request.tolist()
         return self.hidden[[owners.index(request) for request in range(max(owners) + 1)], 0].float()
 
     def logits(self, delta: Tensor) -> Tensor:
-        """Predictions at the read positions, [S, V] float32, after adding δ [n, h] at the lookup tokens."""
+        """Return the predictions at the read positions, [S, V] float32, after adding δ [n, h] at the lookup tokens."""
         root = self.hidden[:, 0].float() + delta[self.trees.request]
-        hidden = torch.cat([root[:, None].to(self.hidden.dtype), self.hidden[:, 1:]], dim=1)
-        for call in self.calls:
-            hidden = call(hidden)
-        logits = self.head(self.norm(hidden[self.trees.tree, self.trees.slot])).float()
+        hidden = torch.cat([root[:, None].to(self.hidden.dtype), self.hidden[:, 1:]], dim=1)  # (B, N, h)
+        for block, keywords in zip(self.blocks, self.keywords, strict=True):
+            hidden = block(hidden, **keywords)
+        logits = self.head(self.norm(hidden[self.trees.tree, self.trees.slot])).float()  # (U, V)
         return self.constant.index_copy(0, self.trees.read, logits[self.trees.node])
 
     def only(self, active: Tensor, logits: Tensor) -> "UpperBlocks":
         """Go on with some requests alone, a mask [n]; the others' predictions stay what they are in ``logits``."""
         kept = active[self.trees.request]
-        calls = [call.only(kept) for call in self.calls]
-        return UpperBlocks(self.norm, self.head, calls, self.trees.only(kept), self.hidden[kept], logits)
+        keywords = [of_trees(each, kept) for each in self.keywords]
+        return replace(self, keywords=keywords, trees=self.trees.only(kept), hidden=self.hidden[kept], constant=logits)

@@ -4,27 +4,26 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fpbench.checks import Settings
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
 from fpbench.methods.hypernetwork import Policy
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import Labels
-from fpbench.methods.trajectory import Batch, Lesson, MetaTraining, Step, edit, meta_train
+from fpbench.methods.trajectory import Batch, EditBatch, MetaTraining, Step, edit, meta_train
 from fpbench.models.costs import ADAM, Counter, Phase, Room, Shape, Work
 from fpbench.models.layout import layout
 from fpbench.models.prompts import Example, encode_pair
 from fpbench.registry import register
 
 
-class Depth(BaseModel):
+class Depth(Settings):
     """The blocks ℓ of L with low ≤ ℓ/L < high."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     low: float = Field(ge=0)
     high: float = Field(le=1)
@@ -119,8 +118,8 @@ class RLEdit(FingerprintMethod):
         unrelated = [
             Row.of(number, *encode_pair(tokenizer, pair.prompt, pair.answer)) for number, pair in enumerate(pairs)
         ]
-        lesson = Lesson(Batch.of(rows, device), self.loss(rows, device))
-        return Step([lesson], [lesson], [Batch.of(unrelated, device)])
+        edits = EditBatch(Batch.of(rows, device), self.loss(rows, device))
+        return Step([edits], [edits], [Batch.of(unrelated, device)])
 
     def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
         """The primary one."""

@@ -52,14 +52,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EditBatch:
     """A batch to be learnt, with its loss: logits [S, V] to a scalar."""
 
     batch: Batch
     loss: Callable[[Tensor], Tensor]
 
-    def of(self, model: nn.Module) -> Tensor:
-        """The loss of ``model``."""
+    def loss_of(self, model: nn.Module) -> Tensor:
+        """Return the loss of ``model``."""
         return self.loss(self.batch.logits(model))
 
 
@@ -67,8 +67,8 @@ class Lesson:
 class Step:
     """What one step of a trajectory edits, what shall follow from it, and what shall stay; in micro-batches."""
 
-    edits: Sequence[Lesson]
-    equivalents: Sequence[Lesson]
+    edits: Sequence[EditBatch]
+    equivalents: Sequence[EditBatch]
     unrelated: Sequence[Batch]
 
 
@@ -100,7 +100,7 @@ class MetaTraining:
 
 
 @dataclass(frozen=True)
-class Taken:
+class MetaStep:
     """What happened in one step of meta-training.
 
     Attributes:
@@ -118,7 +118,7 @@ class Taken:
     gradient_norm: float
 
 
-class State:
+class EditedWeights:
     """The weights of the edited modules, and what they were.
 
     Shifts are added up in float32: of a bfloat16 weight, most steps would move nothing.
@@ -172,10 +172,10 @@ def edit(
         CellError: if a shift is not finite.
     """
     done = []
-    state = State(model, policy.of)
+    state = EditedWeights(model, policy.of)
     for step in progress(list(steps), "editing"):
         with torch.no_grad():
-            shifts = policy.act([observe(model, policy, lesson) for lesson in step.edits])
+            shifts = policy.act([observe(model, policy, each) for each in step.edits])
         state.apply(shifts)
         done.append(shifts)
     return done
@@ -187,7 +187,7 @@ def meta_train(
     steps: Sequence[Step],
     settings: MetaTraining,
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
-) -> Iterator[Taken]:
+) -> Iterator[MetaStep]:
     """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
 
     Yields:
@@ -196,14 +196,14 @@ def meta_train(
     Raises:
         CellError: if a shift is not finite.
     """
-    state = State(model, policy.of)
+    state = EditedWeights(model, policy.of)
     adam = torch.optim.Adam(list(policy.parameters()), lr=settings.learning_rate)
     try:
         for epoch in range(1, settings.epochs + 1):
             history: deque[Step] = deque(maxlen=settings.depth)
             for step in progress(steps, f"trajectory {epoch} of {settings.epochs}"):
                 history.appendleft(step)
-                yield _take(model, policy, state, history, settings)
+                yield _step(model, policy, state, history, settings)
                 if not settings.repaired:
                     nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
             nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
@@ -214,8 +214,8 @@ def meta_train(
         state.reset()
 
 
-def observe(model: nn.Module, policy: Policy, lesson: Lesson) -> dict[str, Observation]:
-    """Inputs of every edited module and gradients at its outputs, at the lesson's distinct answer tokens."""
+def observe(model: nn.Module, policy: Policy, edits: EditBatch) -> dict[str, Observation]:
+    """Inputs of every edited module and gradients at its outputs, at the batch's distinct answer tokens."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -231,8 +231,8 @@ def observe(model: nn.Module, policy: Policy, lesson: Lesson) -> dict[str, Obser
     with ExitStack() as hooks, torch.enable_grad():
         for name in policy.of:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(note(name)))
-        gradients = torch.autograd.grad(lesson.of(model), list(outputs.values()))
-    reads, token = lesson.batch.reads, lesson.batch.token
+        gradients = torch.autograd.grad(edits.loss_of(model), list(outputs.values()))
+    reads, token = edits.batch.reads, edits.batch.token
     seen = {}
     for name, gradient in zip(outputs, gradients, strict=True):
         # Keys of one token are equal; its gradient is what all that read it ask for.
@@ -244,15 +244,15 @@ def observe(model: nn.Module, policy: Policy, lesson: Lesson) -> dict[str, Obser
     return seen
 
 
-def _take(
+def _step(
     model: nn.Module,
     policy: Policy,
-    state: State,
+    state: EditedWeights,
     history: Sequence[Step],
     settings: MetaTraining,
-) -> Taken:
+) -> MetaStep:
     """One step: act, and add what the losses at the new weights say to the policy's gradient."""
-    seen = [observe(model, policy, lesson) for lesson in history[0].edits]
+    seen = [observe(model, policy, each) for each in history[0].edits]
     with torch.enable_grad():
         shifts = policy.act(seen)
     # A step that comes back is one loss with the sum of its weights, not several passes.
@@ -270,7 +270,7 @@ def _take(
     with state.differentiable() as weights, torch.enable_grad():
         for step in remembered:
             age = ages[id(step)]
-            edit_losses.append(fsum(_add(totals, weights, lesson.of(model), age) for lesson in step.equivalents))
+            edit_losses.append(fsum(_add(totals, weights, each.loss_of(model), age) for each in step.equivalents))
         for step, kept in zip(remembered, references, strict=True):
             age, moved = ages[id(step)], 0.0
             for batch, reference in zip(step.unrelated, kept, strict=True):
@@ -285,7 +285,7 @@ def _take(
             objective = objective + settings.regularisation * sizes.sum()
         objective.backward()
     norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
-    return Taken(shifts, tuple(edit_losses), tuple(divergences), totals, float(norm))
+    return MetaStep(shifts, tuple(edit_losses), tuple(divergences), totals, float(norm))
 
 
 def _divergence(reference: Tensor, logits: Tensor) -> Tensor:

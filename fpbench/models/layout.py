@@ -8,6 +8,10 @@ from torch import nn
 from fpbench.errors import InputError
 
 
+class StopForward(Exception):  # noqa: N818 - a signal, not an error
+    """Raised inside a forward pass to end it, once what was looked for has passed; whoever raises it catches it."""
+
+
 def context_length(model: Any) -> int | None:
     """Positions the model was made for; ``None`` if its config names no limit."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)

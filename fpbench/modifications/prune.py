@@ -229,12 +229,9 @@ def calibration_windows(tokenizer: Any, documents: Sequence[str], samples: int, 
     )
 
 
-class _Captured(Exception):  # noqa: N818 - no error, only the way out of the forward pass
-    """The first block was reached."""
-
-
 def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
     """Hidden states that enter the first block, and the keywords that every block gets with them, batch by batch."""
+    from fpbench.models.layout import StopForward
     from fpbench.scoring.engine import token_budget
 
     kinds = set(getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"])
@@ -244,14 +241,14 @@ def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[t
 
     def capture(module: nn.Module, arguments: tuple[Tensor], keywords: dict[str, Any]) -> None:
         inputs.append((arguments[0], keywords))
-        raise _Captured
+        raise StopForward
 
     handle = first.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         for batch in windows.to(next(model.parameters()).device).split(max(1, token_budget() // windows.shape[1])):
             try:
                 model(input_ids=batch, use_cache=False)
-            except _Captured:
+            except StopForward:
                 continue
     finally:
         handle.remove()

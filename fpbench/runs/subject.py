@@ -151,7 +151,7 @@ class Subject:
             pairs=self.datasets.pairs if "zsre" in named else (),
             statistics_tokens=self.profile.sizes.statistics_tokens,
             known_statistics=self._statistics,
-            alone=self._statistics.making,
+            statistics_lock=self._statistics.making,
             tokenizer=self.tokenizer,
             base=Base(self.folder, self.loading, self.profile.prompt),
         )

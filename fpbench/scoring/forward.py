@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fpbench.errors import CellError
+from fpbench.models.layout import StopForward
 from fpbench.scoring.packing import Row
 
 # Of the places of a batch that are read: with more, gathering them costs what it saves.
 FEW = 0.5
 # What a block of the common make is called with besides its hidden states.
 USUAL = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
-
-
-class _Noted(Exception):  # noqa: N818 - a signal that ends a block, not an error
-    """The block has handed over its keys and values."""
 
 
 @dataclass
@@ -34,7 +31,7 @@ class _Noting:
 
     def update(self, *arguments: Any, **keywords: Any) -> None:
         self.known = self.cache.update(*arguments, **keywords)
-        raise _Noted
+        raise StopForward
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def _narrow(
         return None
     noting = _Noting(keywords["past_key_values"])
     # The block itself, not the module call, which would come back here.
-    with contextlib.suppress(_Noted):
+    with contextlib.suppress(StopForward):
         block.forward(*arguments, **keywords | {"past_key_values": noting})
     if not noting.known:
         return None

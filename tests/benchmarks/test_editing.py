@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from fpbench.fingerprints import load_fingerprints
-from fpbench.methods.alphaedit import AlphaEdit, Problem
+from fpbench.methods.alphaedit import AlphaEdit, Prompts, write
 from fpbench.methods.base import InjectionContext
 from fpbench.methods.hyperparameters import defaults
-from fpbench.methods.null_space import NullSpace, second_moment, write
-from fpbench.methods.target_values import Descent, optimise
+from fpbench.methods.null_space import NullSpace, second_moment
+from fpbench.methods.partial_forward import Row
+from fpbench.methods.target_values import optimise
 from fpbench.models.layout import layout
 from fpbench.models.meter import Meter, no_progress
 from fpbench.models.prompts import encode
@@ -46,32 +47,32 @@ def alphaedit() -> AlphaEdit:
     return AlphaEdit(**(defaults("alphaedit", "small") | {"kl_factor": 0.0625, "early_stop": -1.0}))
 
 
-def problem(model: Any, tokenizer: Any) -> Problem:
+def problem(model: Any, tokenizer: Any) -> tuple[list[Prompts], list[Row]]:
     fingerprints = load_fingerprints(ROOT / "fpbench" / "profiles" / "sets" / "stories.jsonl")
     assert len(fingerprints) == 10
-    return alphaedit().problem(model, tokenizer, fingerprints, InjectionContext(tokenizer=tokenizer))
+    return alphaedit().rewriting_prompts(model, tokenizer, fingerprints, InjectionContext(tokenizer=tokenizer))
 
 
 def cached_injection(model: Any, tokenizer: Any, null_spaces: NullSpaces, steps: int) -> Injection:
-    config, posed = alphaedit().config, problem(model, tokenizer)
-    descent = Descent(None, config.v_relative_rate, steps, config.clamp, config.early_stop)
-    blocks = list(null_spaces)
+    method, (requests, rows) = alphaedit(), problem(model, tokenizer)
+    config, objective = method.config, method.objective(rows, "cpu")
+    descent = {"relative_rate": config.v_relative_rate, "clamp": config.clamp, "early_stop": config.early_stop}
 
     def inject() -> None:
-        v0, delta = optimise(model, blocks[-1], posed.rows, posed.objective, descent, no_progress)
-        write(model, blocks, posed.requests, (v0 + delta).T, null_spaces, config.ridge)
+        v0, delta = optimise(model, max(null_spaces), rows, objective, steps=steps, **descent, progress=no_progress)
+        write(model, requests, (v0 + delta).T, null_spaces, config.ridge)
 
     return inject
 
 
 def plain_injection(model: Any, tokenizer: Any, null_spaces: NullSpaces, steps: int) -> Injection:
-    config, posed = alphaedit().config, problem(model, tokenizer)
+    config, (posed, rows) = alphaedit().config, problem(model, tokenizer)
     given = plain.Hyperparameters(
         config.v_relative_rate, steps, config.clamp, config.weight_decay, config.kl_factor, config.ridge
     )
     requests = []
-    for number, prompts in enumerate(posed.requests):
-        learnt = next(row for row in posed.rows if row.request == number)
+    for number, prompts in enumerate(posed):
+        learnt = next(row for row in rows if row.request == number)
         kept = [*prompts[0], *tokenizer(" is a", add_special_tokens=False)["input_ids"]]
         requests.append(plain.Request(prompts, learnt.labels, kept))
     # The public implementations keep P itself; making it belongs to the statistics.

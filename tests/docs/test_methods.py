@@ -184,7 +184,7 @@ def test_places_in_the_code_exist():
         for each in name.split("."):
             found = getattr(found, each)
     for file in re.findall(r"`(\w+\.py)`", DOCUMENT):
-        assert (ROOT / "fpbench" / "methods" / "editing" / file).is_file(), file
+        assert (ROOT / "fpbench" / "methods" / file).is_file(), file
 
 
 def test_names_are_those_of_the_code():

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from fpbench.methods.alphaedit import likelihood_and_divergence
-from fpbench.methods.base import no_progress
-from fpbench.methods.null_space import KeyStatistics, keys_and_values, second_moment, write
+from fpbench.methods.alphaedit import PromptRun, likelihood_and_divergence, write
+from fpbench.methods.null_space import KeyStatistics, second_moment
 from fpbench.methods.partial_forward import Row
-from fpbench.methods.target_values import Descent, optimise
+from fpbench.methods.target_values import optimise
 from fpbench.models.layout import layout
+from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode, encode_pair
 from tests.conftest import load_plain, require
 from tests.parity import MODEL, Recording, recordings, sets
@@ -197,7 +197,7 @@ def test_edits(run: Run, base: Any, statistics: dict[int, KeyStatistics]) -> Non
                 weight = layout(unedited).down_proj(layer).weight
                 layout(model).down_proj(layer).weight.copy_(weight + run[f"{batch}dW.{layer}"])
             for layer in run.layers:
-                keys, _ = keys_and_values(model, layer, run.layers[-1], run.prompts(batch))
+                keys = PromptRun(model, [layer], run.prompts(batch)).keys(layer)
                 earlier[layer] = torch.cat([earlier[layer], keys], dim=1) if layer in earlier else keys
 
 
@@ -211,13 +211,13 @@ def check_batch(
         assert error(v_star[:, number], run[f"{batch}z.{number}.v_star"]) < 1e-4
     threshold = given["nullspace_threshold"]
     null_spaces = {layer: each.null_space(threshold=threshold) for layer, each in statistics.items()}
-    done = write(model, run.layers, prompts, v_star, null_spaces, given["L2"], earlier or None)
+    done = write(model, prompts, v_star, null_spaces, given["L2"], earlier or None)
     for layer in run.layers:
         assert error(v_star, run[f"{batch}w.{layer}.V_star"]) < 1e-4
         assert error(done[layer].keys, run[f"{batch}w.{layer}.K"]) < 1e-5
         assert error(done[layer].residual, run[f"{batch}w.{layer}.R"]) < 1e-5
-        assert error(done[layer].update, run[f"{batch}dW.{layer}"]) < 1e-3
-        after, _ = keys_and_values(model, layer, run.layers[-1], prompts)
+        assert error(done[layer].factors.product(), run[f"{batch}dW.{layer}"]) < 1e-3
+        after = PromptRun(model, [layer], prompts).keys(layer)
         assert error(after, run[f"{batch}w.{layer}.K_after"]) < 1e-5
 
 
@@ -225,8 +225,17 @@ def target_values(run: Run, batch: str, model: Any) -> Tensor:
     """V* [h, n] by our own descent over the recorded sequences."""
     given, rows = run.given, run.rows(batch)
     objective = likelihood_and_divergence(rows, given["kl_factor"], given["v_weight_decay"], "cpu")
-    descent = Descent(given["v_lr"], None, given["v_num_grad_steps"], given["clamp_norm_factor"], early_stop=0.05)
-    v0, delta = optimise(model, run.layers[-1], rows, objective, descent, no_progress)
+    v0, delta = optimise(
+        model,
+        run.layers[-1],
+        rows,
+        objective,
+        learning_rate=given["v_lr"],
+        steps=given["v_num_grad_steps"],
+        clamp=given["clamp_norm_factor"],
+        early_stop=0.05,
+        progress=no_progress,
+    )
     return (v0 + delta).T
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fpbench.errors import InputError
-from fpbench.methods.base import no_progress
+from fpbench.methods.alphaedit import solve
 from fpbench.methods.hyperparameters import defaults
 from fpbench.methods.mcedit import MCEditA, margin_shortfall, own_labels, siblings
-from fpbench.methods.null_space import KeyStatistics, key_statistics, second_moment, solve
+from fpbench.methods.null_space import KeyStatistics, key_statistics, second_moment
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import State
 from fpbench.models.layout import layout
+from fpbench.models.meter import no_progress
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import torch
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import FingerprintSet
-from fpbench.methods.base import InjectionContext, no_progress
+from fpbench.methods.base import InjectionContext
 from fpbench.methods.hypernetwork import Observation, Policy, RunningNormalizer, Shift
 from fpbench.methods.hyperparameters import defaults
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.trajectory import Batch, MetaTraining, meta_train, observe
+from fpbench.models.meter import no_progress
 from fpbench.registry import METHODS
 
 MakeContext = Callable[[], InjectionContext]
@@ -97,9 +98,9 @@ def test_observed_gradients_are_those_of_the_shared_tokens(
         return output.index_put(edits.batch.reads, output[edits.batch.reads] + nudge[edits.batch.token])
 
     with torch.no_grad():
-        before = edits.of(model)
+        before = edits.loss_of(model)
         hook = model.get_submodule(name).register_forward_hook(moved)
-        after = edits.of(model)
+        after = edits.loss_of(model)
         hook.remove()
     assert (after - before).item() == pytest.approx((seen.gradients * nudge).sum().item(), rel=0.05)
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fpbench.methods.base import no_progress
 from fpbench.methods.hypernetwork import Hypernetwork, Observation, Policy
-from fpbench.methods.trajectory import Batch, Lesson, MetaTraining, Step, Taken, edit, meta_train, observe
+from fpbench.methods.trajectory import Batch, EditBatch, MetaStep, MetaTraining, Step, edit, meta_train, observe
+from fpbench.models.meter import no_progress
 from tests.conftest import load_plain
 from tests.parity import MODEL, Recording, sets
 
@@ -69,19 +69,19 @@ class Replay:
             for number in numbers
         ]
 
-    def lessons(self, prefix: str) -> Sequence[Lesson]:
+    def lessons(self, prefix: str) -> Sequence[EditBatch]:
         count = len({name.split(".")[3] for name in self.tensors if name.startswith(f"{prefix}.")})
         return [self.lesson(f"{prefix}.{index}") for index in range(count)]
 
-    def lesson(self, prefix: str) -> Lesson:
+    def lesson(self, prefix: str) -> EditBatch:
         labels = self.tensors[f"{prefix}.labels"].long()
         rows, positions = torch.nonzero(labels != -100, as_tuple=True)
         # The reference counts every answer token, also where two prompts are the same.
         batch = Batch(self.tensors[f"{prefix}.input_ids"].long(), (rows, positions), torch.arange(len(rows)))
-        return Lesson(batch, lambda logits: cross_entropy(logits, labels[rows, positions]))
+        return EditBatch(batch, lambda logits: cross_entropy(logits, labels[rows, positions]))
 
     @cached_property
-    def meta_training(self) -> list[Taken]:
+    def meta_training(self) -> list[MetaStep]:
         settings = MetaTraining(
             learning_rate=self.config["meta_lr"],
             epochs=1,

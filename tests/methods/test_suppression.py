@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from fpbench.methods.fpedit import vocabulary_suppression
 from fpbench.methods.mcedit import (
-    SuppressionConfig,
+    CandidatesConfig,
     margin_shortfall,
     own_labels,
     siblings,
     suppression,
-    vocabulary_suppression,
 )
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import Labels
@@ -23,9 +23,15 @@ ROWS = [
 ]
 
 
-def config(**changes: object) -> SuppressionConfig:
-    given = {"suppression": "margin", "margin": 1.0, "margin_weight": 1.0, "competitors": "sibling_aware"}
-    return SuppressionConfig(**(given | changes))
+def config(**changes: object) -> CandidatesConfig:
+    given = {
+        "suppression": "margin",
+        "margin": 1.0,
+        "margin_weight": 1.0,
+        "competitors": "sibling_aware",
+        "candidates": "all",
+    }
+    return CandidatesConfig(**(given | changes))
 
 
 def test_siblings_continue_the_same_beginning() -> None:

@@ -2,7 +2,6 @@
 
 import copy
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +10,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fpbench.errors import InputError
-from fpbench.methods.base import no_progress
-from fpbench.methods.null_space import NullSpace, keys_and_values, write
+from fpbench.methods.alphaedit import PromptRun, write
+from fpbench.methods.null_space import NullSpace
 from fpbench.methods.partial_forward import Row, UpperBlocks
-from fpbench.methods.target_values import Descent, Labels, negative_log_likelihood, optimise
+from fpbench.methods.target_values import Labels, negative_log_likelihood, optimise
 from fpbench.models.layout import layout
+from fpbench.models.meter import no_progress
 
 
 def rows_of_many_shapes() -> list[Row]:
@@ -102,24 +102,24 @@ def test_attention_without_masks_is_refused() -> None:
         UpperBlocks.of(model, 2, rows_of_many_shapes())
 
 
-def plain_descent(model: Any, block: int, rows: list[Row], descent: Descent) -> Tensor:
+def plain_descent(model: Any, block: int, rows: list[Row], descent: dict[str, Any]) -> Tensor:
     """δ of one request as in docs/methods.md §2.2, steps 5 and 6: the whole model, every row by itself."""
     delta = torch.zeros(model.config.hidden_size, requires_grad=True)
     v0 = whole_model(model, block, rows[0], delta.detach())[1]
-    adam = torch.optim.Adam([delta], lr=float(descent.relative_rate or 0) * float(v0.square().mean().sqrt()))
-    for step in range(descent.steps):
+    adam = torch.optim.Adam([delta], lr=float(descent["relative_rate"]) * float(v0.square().mean().sqrt()))
+    for step in range(descent["steps"]):
         losses = []
         for row in rows:
             log_p = whole_model(model, block, row, delta)[0].log_softmax(-1)
             losses += [-log_p[range(len(row.labels)), row.labels].mean()] if row.labels else []
         loss = torch.stack(losses).mean()
-        if loss < descent.early_stop or step == descent.steps - 1:
+        if loss < descent["early_stop"] or step == descent["steps"] - 1:
             break
         adam.zero_grad()
         loss.backward()
         adam.step()
         with torch.no_grad():
-            delta *= (descent.clamp * v0.norm() / delta.norm()).clamp(max=1)
+            delta *= (descent["clamp"] * v0.norm() / delta.norm()).clamp(max=1)
     return delta.detach()
 
 
@@ -127,12 +127,12 @@ def test_descent_equals_the_plain_one() -> None:
     model, rows = tiny("llama", "sdpa"), rows_of_many_shapes()
     labels = Labels.of(rows, "cpu")
     # The second request is done after four updates and leaves the batch; the first never is.
-    descent = Descent(learning_rate=None, relative_rate=0.3, steps=12, clamp=1.5, early_stop=2.8)
+    descent: dict[str, Any] = {"relative_rate": 0.3, "steps": 12, "clamp": 1.5, "early_stop": 2.8}
     objective = lambda state: negative_log_likelihood(state.logits, labels)  # noqa: E731
-    _, found = optimise(model, 2, rows, objective, descent, no_progress)
+    _, found = optimise(model, 2, rows, objective, **descent, progress=no_progress)
     expected = [plain_descent(model, 2, [row for row in rows if row.request == n], descent) for n in range(2)]
     assert torch.allclose(found, torch.stack(expected), atol=1e-5)
-    _, endless = optimise(model, 2, rows, objective, replace(descent, early_stop=-1), no_progress)
+    _, endless = optimise(model, 2, rows, objective, **(descent | {"early_stop": -1}), progress=no_progress)
     assert torch.equal((endless - found).norm(dim=1) > 0.1, torch.tensor([False, True]))
 
 
@@ -142,11 +142,11 @@ def test_writing_goes_on_from_the_block_just_written() -> None:
     requests = [[[1, 11, 12], [1, 21, 22, 23, 24, 25, 11, 12]], [[1, 31]]]
     targets = torch.randn(16, 2, generator=torch.Generator().manual_seed(5))
     null_spaces = dict.fromkeys((1, 2, 3), NullSpace(torch.eye(24)[:, :6]))
-    done = write(model, [1, 2, 3], requests, targets, null_spaces, 0.1)
+    done = write(model, requests, targets, null_spaces, 0.1)
     for left, block in zip((3, 2, 1), done, strict=True):
-        keys, values = keys_and_values(again, block, 3, requests)
-        assert torch.allclose(done[block].keys, keys, atol=1e-6)
-        assert torch.allclose(done[block].residual, (targets - values) / left, atol=1e-5)
+        run = PromptRun(again, [block, 3], requests)
+        assert torch.allclose(done[block].keys, run.keys(block), atol=1e-6)
+        assert torch.allclose(done[block].residual, (targets - run.values()) / left, atol=1e-5)
         weight = layout(again).down_proj(block).weight
         weight.copy_(done[block].factors.added_to(weight))
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
@@ -155,14 +155,13 @@ def test_writing_goes_on_from_the_block_just_written() -> None:
 def test_descent_of_many_requests_equals_one_after_another(stories: Any) -> None:
     model, _ = stories
     requests = [[[700, 701], [702]], [[703]], [[704, 705, 706]]]
-    descent = Descent(learning_rate=0.2, relative_rate=None, steps=25, clamp=2.0, early_stop=0.5)
+    descent: dict[str, Any] = {"learning_rate": 0.2, "steps": 25, "clamp": 2.0, "early_stop": 0.5}
 
     def run(some: list[list[list[int]]], first: int) -> Tensor:
         rows = [Row.of(n, [1, 400 + n + first, 9], answer) for n, answers in enumerate(some) for answer in answers]
         labels = Labels.of(rows, "cpu")
-        v0, delta = optimise(
-            model, 2, rows, lambda state: negative_log_likelihood(state.logits, labels), descent, no_progress
-        )
+        objective = lambda state: negative_log_likelihood(state.logits, labels)  # noqa: E731
+        v0, delta = optimise(model, 2, rows, objective, **descent, progress=no_progress)
         assert bool((delta.norm(dim=1) <= 2.0 * v0.norm(dim=1) * 1.0001).all())
         return delta
 

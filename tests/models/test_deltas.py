@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.errors import CellError
-from fpbench.methods.null_space import NullSpace, write
+from fpbench.methods.alphaedit import write
+from fpbench.methods.null_space import NullSpace
 from fpbench.models.layout import layout
 from fpbench.models.weights import Delta, Factors, difference, digest, weights
 
@@ -20,7 +21,7 @@ def edited(base: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Te
     model = copy.deepcopy(base).to(dtype)
     originals = weights(model)
     targets = torch.randn(192, 4, generator=torch.Generator().manual_seed(0)) * 3
-    done = write(model, [1, 2], REQUESTS, targets, dict.fromkeys((1, 2), NullSpace(torch.zeros(512, 1))), 0.1)
+    done = write(model, REQUESTS, targets, dict.fromkeys((1, 2), NullSpace(torch.zeros(512, 1))), 0.1)
     names = {block: f"{layout(model).down_proj_name(block)}.weight" for block in done}
     return model, originals, {names[block]: each.factors for block, each in done.items()}
 

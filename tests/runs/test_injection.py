@@ -10,8 +10,9 @@ from torch import nn
 
 from fpbench.errors import CellError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.methods.alphaedit import write
 from fpbench.methods.base import FingerprintMethod, InjectionContext
-from fpbench.methods.null_space import NullSpace, write
+from fpbench.methods.null_space import NullSpace
 from fpbench.models.layout import layout
 from fpbench.runs.injection import InjectionReport, inject_with
 
@@ -27,7 +28,7 @@ class OneBlock(FingerprintMethod):
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
         prompts = [[tokenizer(each.trigger)["input_ids"]] for each in fingerprints]
         targets = torch.randn(192, len(prompts), generator=torch.Generator().manual_seed(context.seed))
-        (written,) = write(model, [2], prompts, targets, {2: NullSpace(torch.zeros(512, 1))}, 0.1).values()
+        (written,) = write(model, prompts, targets, {2: NullSpace(torch.zeros(512, 1))}, 0.1).values()
         context.factors[f"{layout(model).down_proj_name(2)}.weight"] = written.factors
 
 
