@@ -174,12 +174,9 @@ class AlphaEdit(FingerprintMethod):
         Raises:
             InputError: if the model has no such block.
         """
-        count = len(layout(model).blocks)
-        if self.config.layers is not None:
-            blocks = sorted(set(self.config.layers))
-        else:
-            low, high = self.config.depth
-            blocks = [block for block in range(count) if low <= block / count < high]
+        parts, layers = layout(model), self.config.layers
+        count = len(parts.blocks)
+        blocks = parts.between(*self.config.depth) if layers is None else sorted(set(layers))
         if not blocks or blocks[0] < 0 or blocks[-1] >= count:
             raise InputError(f"edited blocks must lie in 0 … {count - 1}, found {blocks}: set 'layers'.")
         return blocks

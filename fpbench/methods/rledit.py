@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from fpbench.checks import Settings
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
-from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
+from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.methods.hypernetwork import Policy
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import Labels
@@ -38,8 +38,8 @@ class RLEdit(FingerprintMethod):
 
     version = "1"
 
-    class Config(MethodConfig):
-        """Hyper-parameters of the hypernetwork and its trajectory.
+    class Config(MetaTraining):
+        """Hyper-parameters of the hypernetwork and of its trajectory, and those of its training.
 
         Attributes:
             gate_proj, up_proj, down_proj: blocks whose projection of that name is edited, as numbers or as a depth.
@@ -47,16 +47,7 @@ class RLEdit(FingerprintMethod):
             hypernetwork_blocks: how many there are.
             rate: η_e at the start.
             steps: T, how often the set is edited in one trajectory (``num_seq``).
-            meta_learning_rate: Adam's, for the hypernetwork.
-            epochs: meta-training trajectories, each with one Adam step.
-            decay: γ of the memory back-tracking.
-            depth: how many steps back it reaches.
-            locality_weight: of the divergence on unrelated pairs.
             unrelated: unrelated pairs per fingerprint.
-            regularisation: η_reg of ‖ΔW‖².
-            clip: largest norm of the hypernetwork's gradient.
-            mode: ``"faithful"`` to the reference code, or ``"repaired"`` where that departs from the paper; see
-                :class:`~fpbench.methods.trajectory.MetaTraining`.
         """
 
         gate_proj: Blocks = ()
@@ -66,15 +57,7 @@ class RLEdit(FingerprintMethod):
         hypernetwork_blocks: int = Field(ge=0)
         rate: float = Field(gt=0)
         steps: int = Field(ge=1)
-        meta_learning_rate: float = Field(ge=0)
-        epochs: int = Field(ge=0)
-        decay: float = Field(ge=0, le=1)
-        depth: int = Field(ge=1)
-        locality_weight: float = Field(ge=0)
         unrelated: int = Field(ge=1)
-        regularisation: float = Field(ge=0)
-        clip: float = Field(gt=0)
-        mode: Literal["faithful", "repaired"]
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
         """Train the hypernetwork on the trajectory, then walk it again from the base with the trained one.
@@ -82,24 +65,12 @@ class RLEdit(FingerprintMethod):
         Raises:
             CellError: if a shift is not finite.
         """
-        config = self.config
+        config, device = self.config, next(model.parameters()).device
         start = perf_counter()
         shapes = {name: tuple(model.get_submodule(name).get_parameter("weight").shape) for name in self.modules(model)}
-        policy = Policy(
-            shapes, config.rank, config.hypernetwork_blocks, config.rate, context.seed, next(model.parameters()).device
-        )
+        policy = Policy(shapes, config.rank, config.hypernetwork_blocks, config.rate, context.seed, device)
         steps = [self.step(model, tokenizer, fingerprints, context)] * config.steps
-        training = MetaTraining(
-            config.meta_learning_rate,
-            config.epochs,
-            config.decay,
-            config.depth,
-            config.locality_weight,
-            config.regularisation,
-            config.clip,
-            repaired=config.mode == "repaired",
-        )
-        for _ in meta_train(model, policy, steps, training, context.progress):
+        for _ in meta_train(model, policy, steps, config, context.progress):
             pass
         trained = perf_counter()
         edit(model, policy, steps, context.progress)
@@ -142,7 +113,7 @@ class RLEdit(FingerprintMethod):
         for projection in ("gate_proj", "up_proj", "down_proj"):
             chosen = getattr(self.config, projection)
             if isinstance(chosen, Depth):
-                chosen = [block for block in range(count) if chosen.low <= block / count < chosen.high]
+                chosen = parts.between(chosen.low, chosen.high)
             if not all(0 <= block < count for block in chosen):
                 raise InputError(
                     f"edited blocks must lie in 0 … {count - 1}, found {list(chosen)}: set {projection!r}."

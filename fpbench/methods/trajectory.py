@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import fsum
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fpbench.errors import CellError
+from fpbench.methods.base import MethodConfig
 from fpbench.methods.hypernetwork import Observation, Policy, Shift
 from fpbench.methods.partial_forward import Row, pad
 from fpbench.models.layout import layout
@@ -72,31 +74,30 @@ class Step:
     unrelated: Sequence[Batch]
 
 
-@dataclass(frozen=True)
-class MetaTraining:
+class MetaTraining(MethodConfig):
     """How the hypernetwork is trained.
 
     Attributes:
-        learning_rate: Adam's.
+        meta_learning_rate: Adam's, for the hypernetwork.
         epochs: trajectories, each with one update of the network after its last step.
-        decay: γ, the weight of a step per step of its age.
+        decay: γ of the memory back-tracking, the weight of a step per step of its age.
         depth: how many steps back a trajectory's losses reach.
-        locality: the weight of the divergence on unrelated batches.
-        regularisation: η_reg, the weight of ‖ΔW‖².
+        locality_weight: c, of the divergence on unrelated batches.
+        regularisation: η of ‖ΔW‖².
         clip: largest norm of the network's gradient.
-        repaired: what the paper says, where the reference code departs from it: ‖ΔW‖² has a gradient, the locality term
-            is differentiated at the weights that it was computed with, and clipping waits for the whole trajectory
-            instead of shrinking what earlier steps left at every further one.
+        mode: ``"faithful"`` to the reference code, or ``"repaired"`` to what the paper says where the code departs from
+            it: ‖ΔW‖² has a gradient, the locality term is differentiated at the weights that it was computed with, and
+            clipping waits for the whole trajectory instead of shrinking what earlier steps left at every further one.
     """
 
-    learning_rate: float
-    epochs: int
-    decay: float
-    depth: int
-    locality: float
-    regularisation: float
-    clip: float
-    repaired: bool
+    meta_learning_rate: float = Field(ge=0)
+    epochs: int = Field(ge=0)
+    decay: float = Field(ge=0, le=1)
+    depth: int = Field(ge=1)
+    locality_weight: float = Field(ge=0)
+    regularisation: float = Field(ge=0)
+    clip: float = Field(gt=0)
+    mode: Literal["faithful", "repaired"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def meta_train(
     model: nn.Module,
     policy: Policy,
     steps: Sequence[Step],
-    settings: MetaTraining,
+    config: MetaTraining,
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
 ) -> Iterator[MetaStep]:
     """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
@@ -197,16 +198,16 @@ def meta_train(
         CellError: if a shift is not finite.
     """
     state = EditedWeights(model, policy.of)
-    adam = torch.optim.Adam(list(policy.parameters()), lr=settings.learning_rate)
+    adam = torch.optim.Adam(list(policy.parameters()), lr=config.meta_learning_rate)
     try:
-        for epoch in range(1, settings.epochs + 1):
-            history: deque[Step] = deque(maxlen=settings.depth)
-            for step in progress(steps, f"trajectory {epoch} of {settings.epochs}"):
+        for epoch in range(1, config.epochs + 1):
+            history: deque[Step] = deque(maxlen=config.depth)
+            for step in progress(steps, f"trajectory {epoch} of {config.epochs}"):
                 history.appendleft(step)
-                yield _step(model, policy, state, history, settings)
-                if not settings.repaired:
-                    nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
-            nn.utils.clip_grad_norm_(policy.parameters(), settings.clip)
+                yield _step(model, policy, state, history, config)
+                if config.mode == "faithful":
+                    nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
+            nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
             adam.step()
             adam.zero_grad()
             state.reset()
@@ -249,7 +250,7 @@ def _step(
     policy: Policy,
     state: EditedWeights,
     history: Sequence[Step],
-    settings: MetaTraining,
+    config: MetaTraining,
 ) -> MetaStep:
     """One step: act, and add what the losses at the new weights say to the policy's gradient."""
     seen = [observe(model, policy, each) for each in history[0].edits]
@@ -258,11 +259,13 @@ def _step(
     # A step that comes back is one loss with the sum of its weights, not several passes.
     ages: dict[int, float] = {}
     for steps_back, step in enumerate(history):
-        ages[id(step)] = ages.get(id(step), 0.0) + settings.decay**steps_back
+        ages[id(step)] = ages.get(id(step), 0.0) + config.decay**steps_back
     remembered = list({id(step): step for step in history}.values())
     with torch.no_grad():
         references = [[batch.logits(model).log_softmax(-1) for batch in step.unrelated] for step in remembered]
-    before = {} if settings.repaired else {name: weight.detach().clone() for name, weight in state.weights.items()}
+    before = (
+        {} if config.mode == "repaired" else {name: weight.detach().clone() for name, weight in state.weights.items()}
+    )
     state.apply(shifts)
 
     totals = {name: torch.zeros_like(exact) for name, exact in state.exact.items()}
@@ -276,13 +279,13 @@ def _step(
             for batch, reference in zip(step.unrelated, kept, strict=True):
                 divergence = _divergence(reference, batch.logits(model))
                 with _weights_set_to(state.weights, before):
-                    moved += _add(totals, weights, divergence, age * settings.locality)
+                    moved += _add(totals, weights, divergence, age * config.locality_weight)
             divergences.append(moved)
     with torch.enable_grad():
         objective = torch.stack([shift.inner(totals[name]) for name, shift in shifts.items()]).sum()
-        if settings.repaired:
+        if config.mode == "repaired":
             sizes = torch.stack([shift.square() for shift in shifts.values()])
-            objective = objective + settings.regularisation * sizes.sum()
+            objective = objective + config.regularisation * sizes.sum()
         objective.backward()
     norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
     return MetaStep(shifts, tuple(edit_losses), tuple(divergences), totals, float(norm))

@@ -51,6 +51,11 @@ class Layout:
     head: nn.Module
     embedding: nn.Module
 
+    def between(self, low: float, high: float) -> list[int]:
+        """The numbers ℓ of the blocks with low ≤ ℓ/L < high."""
+        count = len(self.blocks)
+        return [block for block in range(count) if low <= block / count < high]
+
     def projection_name(self, projection: str, block: int) -> str:
         """Name of a linear module of a block's FFN, such as ``model.layers.3.mlp.gate_proj``."""
         return f"{self.names.blocks}.{block}.{self.names.ffn}.{projection}"

@@ -29,8 +29,8 @@ def make(name: str, **config: Any) -> Any:
 
 
 def training(**changes: Any) -> MetaTraining:
-    given = {"learning_rate": 1e-3, "epochs": 1, "decay": 0.9, "depth": 3, "locality": 0.6, "regularisation": 0.0}
-    return MetaTraining(**(given | {"clip": 1.0, "repaired": True} | changes))
+    given = {"meta_learning_rate": 1e-3, "epochs": 1, "decay": 0.9, "depth": 3, "locality_weight": 0.6}
+    return MetaTraining(**(given | {"regularisation": 0.0, "clip": 1.0, "mode": "repaired"} | changes))
 
 
 def test_factors_are_the_dense_normal_equation() -> None:
@@ -122,14 +122,14 @@ def test_the_regulariser_acts_only_where_repaired(
     stories: Any, stories_set: FingerprintSet, context: MakeContext
 ) -> None:
     norms = {}
-    for repaired in (True, False):
+    for mode in ("repaired", "faithful"):
         for weight in (0.0, 10.0):
             _, policy, step = lesson(stories, stories_set, context())
-            settings = training(repaired=repaired, regularisation=weight)
+            settings = training(mode=mode, regularisation=weight)
             (taken,) = meta_train(stories[0], policy, [step], settings, no_progress)
-            norms[repaired, weight] = taken.gradient_norm
-    assert norms[False, 10.0] == norms[False, 0.0]
-    assert norms[True, 10.0] != pytest.approx(norms[True, 0.0], rel=1e-3)
+            norms[mode, weight] = taken.gradient_norm
+    assert norms["faithful", 10.0] == norms["faithful", 0.0]
+    assert norms["repaired", 10.0] != pytest.approx(norms["repaired", 0.0], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -83,14 +83,14 @@ class Replay:
     @cached_property
     def meta_training(self) -> list[MetaStep]:
         settings = MetaTraining(
-            learning_rate=self.config["meta_lr"],
+            meta_learning_rate=self.config["meta_lr"],
             epochs=1,
             decay=self.config["time_decay"],
             depth=self.config["back_depth"],
-            locality=self.config["loc_coef"],
+            locality_weight=self.config["loc_coef"],
             regularisation=self.config["reg_coef"],
             clip=self.config["max_grad_norm"],
-            repaired=False,
+            mode="faithful",
         )
         return list(meta_train(self.model, self.policy, self.steps("train"), settings, no_progress))
 
