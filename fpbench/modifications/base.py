@@ -150,6 +150,20 @@ class Modification(ABC):
         return Phase(self.name, Room(4 * 8 * max(parameter.numel() for parameter in shape.model.parameters())))
 
 
+def require_effect(what: str, change: float) -> None:
+    """Refuse a modification that left the weights as they were, or broke them.
+
+    Args:
+        what: was done, at the beginning of the message.
+        change: ‖ΔW‖/‖W‖, or another measure that is 0 where nothing changed.
+
+    Raises:
+        CellError: if it is not positive and finite.
+    """
+    if not 0 < change < float("inf"):  # NaN fails this, too
+        raise CellError(f"{what} changed the weights by a relative {change:g}: expected above 0, finite.")
+
+
 def changed_from_base(
     name: str, model: "nn.Module", base: Mapping[str, "Tensor"]
 ) -> dict[str, tuple["Tensor", "Tensor"]]:

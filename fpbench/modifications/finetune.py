@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from fpbench.errors import CellError, InputError
+from fpbench.errors import InputError
 from fpbench.models.prompts import Example
-from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
+from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified, require_effect
 from fpbench.registry import MODIFICATIONS
 
 if TYPE_CHECKING:
@@ -108,12 +108,7 @@ class FineTune(Modification):
             model, tokenizer, examples, settings, seed=context.seed, progress=context.progress, penalty=penalty
         )
         change = relative_change(model, before)
-        # NaN fails this comparison, too.
-        if not 0 < change < float("inf"):
-            raise CellError(
-                f"{self.name} at learning rate {settings.learning_rate:g} changed the weights by a relative "
-                f"{change:g}: expected above 0, finite."
-            )
+        require_effect(f"{self.name} at learning rate {settings.learning_rate:g}", change)
         proof = {
             "loss_curve": list(curve.epoch_losses),
             "tokens_seen": curve.tokens_seen,

@@ -15,6 +15,7 @@ from fpbench.modifications.base import (
     ModificationContext,
     Modified,
     changed_from_base,
+    require_effect,
 )
 from fpbench.registry import MODIFICATIONS
 
@@ -59,8 +60,7 @@ class Merge(Modification):
             left += ((own.double() - origin) * (old - origin)).sum().item()
             delta += (old - origin).square().sum().item()
         change = (moved / total) ** 0.5
-        if not 0 < change < float("inf"):  # NaN fails this, too
-            raise CellError(f"{self.name} changed the weights by a relative {change:g}: expected above 0, finite.")
+        require_effect(self.name, change)
         return Modified(model, {"weight": self.config.weight, "relative_change": change, "delta_left": left / delta})
 
     @abstractmethod

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from fpbench.errors import CellError, InputError
+from fpbench.errors import InputError
 from fpbench.models.prompts import encode
-from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
+from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified, require_effect
 from fpbench.registry import MODIFICATIONS
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class RIA(Modification):
             model, windows, lambda weight, norms: prune_mask(ria_scores(weight, norms), self.ratio), context.progress
         )
         change = (sum(matrix.removed for matrix in pruned) / before) ** 0.5
-        if not 0 < change < float("inf"):  # NaN fails this, too
-            raise CellError(f"{self.name} changed the weights by a relative {change:g}: expected above 0, finite.")
+        require_effect(self.name, change)
         proof = {
             "sparsity": sum(matrix.zeros for matrix in pruned) / sum(matrix.size for matrix in pruned),
             "sparsity_min": min(matrix.zeros / matrix.size for matrix in pruned),
