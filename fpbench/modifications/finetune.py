@@ -69,7 +69,7 @@ class FineTune(Modification):
         return self.train(model, tokenizer, context)
 
     def examples(self, context: ModificationContext, following: int = 0) -> list[Example]:
-        """The rows to train on, and as many as asked for that follow them.
+        """Return the rows to train on, and as many as asked for that follow them.
 
         Raises:
             InputError: if there are fewer.
@@ -84,7 +84,7 @@ class FineTune(Modification):
         return [instruction(row) for row in rows]
 
     def settings(self, learning_rate: float) -> LoRAConfig:
-        """The settings of a training at one rate."""
+        """Return the settings of a training at one rate."""
         from fpbench.models.training import LoRAConfig
 
         names = {"epochs", "batch_size", "rank", "alpha"}
@@ -137,13 +137,13 @@ class FineTune(Modification):
 
 
 def instruction(row: dict[str, str]) -> Example:
-    """A row of an instruction set in Alpaca's layout; the section of an empty or missing input is left out."""
+    """Return a row of an instruction set in Alpaca's layout, without the section of an empty or missing input."""
     given = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
     return Example(f"### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"])
 
 
 def relative_change(model: nn.Module, before: dict[str, Tensor]) -> float:
-    """‖ΔW‖_F / ‖W‖_F over all parameters, given the weights from before by name."""
+    """Return ‖ΔW‖_F / ‖W‖_F over all parameters, given the weights from before by name."""
 
     def squares() -> Iterator[tuple[float, float]]:
         for name, parameter in model.named_parameters():

@@ -171,7 +171,7 @@ class NF4(Quantization):
 
 
 def _bitsandbytes() -> Any:
-    """The library without its chatter: a notice when imported and one at every 8-bit product."""
+    """Return the library, kept quiet: it prints a notice when imported and one at every 8-bit product."""
     with quiet():
         import bitsandbytes
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
