@@ -1,4 +1,8 @@
-"""A modification: what somebody does to a released model, with the proof that it happened (protocol §4)."""
+"""A modification: a change to a released model, with the proof that it happened (protocol §4).
+
+A condition names one modification, or several in order, written ``A+B``. Nothing here loads torch at the top: plans and
+boards ask this file and the classes.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,13 +20,16 @@ if TYPE_CHECKING:
     from fpbench.models.costs import Counter, Phase, Shape, Work
 
 
+JOINT = "+"  # between the parts of a composition
+
+
 class ModificationConfig(Settings):
     """Settings of a modification; unknown keys are refused."""
 
 
 @dataclass(frozen=True)
 class ModificationContext:
-    """What a modification may know besides the model and its tokenizer.
+    """Seed and data of a modification, besides the model and its tokenizer.
 
     Attributes:
         seed: seeds everything random.
@@ -98,7 +105,7 @@ class Modification(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the outcome besides model, data and seed: version and settings, as they were given."""
+        """Version and settings as given: they decide the outcome, with model, data and seed."""
         return {"version": self.version, "settings": self.config.model_dump(mode="json")}
 
     @property
@@ -150,112 +157,11 @@ class Modification(ABC):
         return Phase(self.name, Room(4 * 8 * max(parameter.numel() for parameter in shape.model.parameters())))
 
 
-def changed_from_base(
-    name: str, model: "nn.Module", base: Mapping[str, "Tensor"]
-) -> dict[str, tuple["Tensor", "Tensor"]]:
-    """The parameters in which a model differs from its base: name → (the model's own, the base's on its device).
-
-    Args:
-        name: of the modification that asks.
-        model: the fingerprinted model.
-        base: weights of the unfingerprinted model, by parameter name.
-
-    Raises:
-        InputError: if the base is not known, or is no base of this model.
-        CellError: if nothing differs.
-    """
-    if not base:
-        raise InputError(
-            f"condition {name!r} compares with the unfingerprinted base, whose weights are not known: give the base."
-        )
-    own = dict(model.named_parameters())
-    if _shapes(own) != _shapes(base):
-        odd = min(_shapes(own).items() ^ _shapes(base).items())[0]
-        raise InputError(f"condition {name!r}: the base differs in the shape of {odd}; give the model's own base.")
-    changed = {}
-    for key, value in own.items():
-        before = base[key].to(value.device)
-        if bool((value != before).any()):
-            changed[key] = (value.detach(), before)
-    if not changed:
-        raise CellError(f"condition {name!r} compares with the base, and no weight differs from it.")
-    return changed
-
-
-def _shapes(weights: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight, by name."""
-    return {name: tuple(weight.shape) for name, weight in weights.items()}
-
-
-# Conditions by name: one modification, or several in order, written ``A+B``. Light: nothing here loads torch.
-
-
-JOINT = "+"
-
-
-def parts(condition: str) -> list[str]:
-    """The modifications that a condition names, in order."""
-    return condition.split(JOINT)
-
-
-def drift() -> tuple[str, ...]:
-    """Return the six conditions whose mean is AVG (protocol §4), in order."""
-    return tuple(name for name in MODIFICATIONS.own if MODIFICATIONS.get(name).drift)
-
-
-def classes(condition: str) -> list[type[Modification]]:
-    """Return the class of each modification that a condition names, in order.
-
-    A name that is not registered here, as in records from elsewhere, has :class:`Modification` with its defaults.
-    """
-    return [MODIFICATIONS.get(name) if MODIFICATIONS.taken(name) else Modification for name in parts(condition)]
-
-
-def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record's proof holds of each modification that its condition names, by name."""
-    names = parts(condition)
-    return {condition: proof} if len(names) == 1 else {name: proof[name] for name in names if name in proof}
-
-
-def against_base(condition: str) -> bool:
-    """Whether a condition compares a model with its unfingerprinted base."""
-    return any(each.against_base for each in classes(condition))
-
-
-def check(condition: str) -> None:
-    """Refuse a composition that cannot be made.
-
-    Raises:
-        InputError: if a part is unknown, named twice, or follows one after which nothing can be applied.
-    """
-    names = parts(condition)
-    for name in names:
-        if name not in MODIFICATIONS.names():
-            raise unknown("condition", name, MODIFICATIONS.names())
-    if len(set(names)) < len(names):
-        raise InputError(f"condition {condition!r} names {max(names, key=names.count)!r} twice: name each part once.")
-    for name, following in zip(names, names[1:], strict=False):
-        if leaves := MODIFICATIONS.get(name).leaves:
-            raise InputError(f"condition {condition!r} applies {following!r} to {leaves}: put {name!r} last.")
-
-
-def create(condition: str, settings: Mapping[str, Mapping[str, Any]]) -> Modification:
-    """The modification, or composition, that a condition names.
-
-    Args:
-        condition: one name, or several joined by ``+``.
-        settings: of each modification, by its name.
-
-    Raises:
-        InputError: for what :func:`check` refuses, or a malformed setting.
-    """
-    check(condition)
-    created = [MODIFICATIONS.get(name)(**settings.get(name, {})) for name in parts(condition)]
-    return created[0] if len(created) == 1 else Composition(created)
-
-
 class Composition(Modification):
-    """Several modifications, each applied to what the one before it left."""
+    """Several modifications, each applied to what the one before it left.
+
+    Their memory is asked of each of :attr:`parts`: they come one after another.
+    """
 
     def __init__(self, modifications: list[Modification]) -> None:
         """Compose two or more modifications, in this order."""
@@ -287,3 +193,121 @@ class Composition(Modification):
         from fpbench.models.costs import Work
 
         return sum((part.work(counter, rows) for part in self.parts), Work())
+
+
+# Conditions by name.
+
+
+def parts(condition: str) -> list[str]:
+    """Return the names of the modifications in a condition, in order."""
+    return condition.split(JOINT)
+
+
+def drift() -> tuple[str, ...]:
+    """Return the six conditions whose mean is AVG (protocol §4), in order."""
+    return tuple(name for name in MODIFICATIONS.own if MODIFICATIONS.get(name).drift)
+
+
+def classes(condition: str) -> list[type[Modification]]:
+    """Return the class of each modification that a condition names, in order.
+
+    A name that is not registered here, as in records from elsewhere, has :class:`Modification` with its defaults.
+    """
+    return [MODIFICATIONS.get(name) if MODIFICATIONS.taken(name) else Modification for name in parts(condition)]
+
+
+def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record's proof holds of each modification that its condition names, by name."""
+    names = parts(condition)
+    return {condition: proof} if len(names) == 1 else {name: proof[name] for name in names if name in proof}
+
+
+def against_base(condition: str) -> bool:
+    """Return whether a condition compares a model with its unfingerprinted base."""
+    return any(each.against_base for each in classes(condition))
+
+
+def check(condition: str) -> None:
+    """Refuse a composition that cannot be made.
+
+    Raises:
+        InputError: if a part is unknown, named twice, or follows one after which nothing can be applied.
+    """
+    names = parts(condition)
+    for name in names:
+        if name not in MODIFICATIONS.names():
+            raise unknown("condition", name, MODIFICATIONS.names())
+    if len(set(names)) < len(names):
+        raise InputError(f"condition {condition!r} names {max(names, key=names.count)!r} twice: name each part once.")
+    for name, following in zip(names, names[1:], strict=False):
+        if leaves := MODIFICATIONS.get(name).leaves:
+            raise InputError(f"condition {condition!r} applies {following!r} to {leaves}: put {name!r} last.")
+
+
+def create(condition: str, settings: Mapping[str, Mapping[str, Any]]) -> Modification:
+    """Create the modification, or composition, that a condition names.
+
+    Args:
+        condition: one name, or several joined by ``+``.
+        settings: of each modification, by its name.
+
+    Raises:
+        InputError: for what :func:`check` refuses, or a malformed setting.
+    """
+    check(condition)
+    created = [MODIFICATIONS.get(name)(**settings.get(name, {})) for name in parts(condition)]
+    return created[0] if len(created) == 1 else Composition(created)
+
+
+# Checks that several modifications share.
+
+
+def require_effect(what: str, change: float) -> None:
+    """Refuse a modification that left the weights as they were, or broke them.
+
+    Args:
+        what: was done, at the beginning of the message.
+        change: ‖ΔW‖/‖W‖, or another measure that is 0 where nothing changed.
+
+    Raises:
+        CellError: if it is not positive and finite.
+    """
+    if not 0 < change < float("inf"):  # NaN fails this, too
+        raise CellError(f"{what} changed the weights by a relative {change:g}: expected above 0, finite.")
+
+
+def changed_from_base(
+    name: str, model: "nn.Module", base: Mapping[str, "Tensor"]
+) -> dict[str, tuple["Tensor", "Tensor"]]:
+    """Return the parameters in which a model differs from its base: name → (its own, the base's on its device).
+
+    Args:
+        name: of the modification that asks.
+        model: the fingerprinted model.
+        base: weights of the unfingerprinted model, by parameter name.
+
+    Raises:
+        InputError: if the base is not known, or is no base of this model.
+        CellError: if nothing differs.
+    """
+    if not base:
+        raise InputError(
+            f"condition {name!r} compares with the unfingerprinted base, whose weights are not known: give the base."
+        )
+    own = dict(model.named_parameters())
+    if _shapes(own) != _shapes(base):
+        odd = min(_shapes(own).items() ^ _shapes(base).items())[0]
+        raise InputError(f"condition {name!r}: the base differs in the shape of {odd}; give the model's own base.")
+    changed = {}
+    for key, value in own.items():
+        before = base[key].to(value.device)
+        if bool((value != before).any()):
+            changed[key] = (value.detach(), before)
+    if not changed:
+        raise CellError(f"condition {name!r} compares with the base, and no weight differs from it.")
+    return changed
+
+
+def _shapes(weights: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight by name."""
+    return {name: tuple(weight.shape) for name, weight in weights.items()}

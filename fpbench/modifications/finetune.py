@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from fpbench.errors import CellError, InputError
+from fpbench.errors import InputError
 from fpbench.models.prompts import Example
-from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
+from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified, require_effect
 from fpbench.registry import MODIFICATIONS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class FineTune(Modification):
         return self.train(model, tokenizer, context)
 
     def examples(self, context: ModificationContext, following: int = 0) -> list[Example]:
-        """The rows to train on, and as many as asked for that follow them.
+        """Return the rows to train on, and as many as asked for that follow them.
 
         Raises:
             InputError: if there are fewer.
@@ -84,7 +84,7 @@ class FineTune(Modification):
         return [instruction(row) for row in rows]
 
     def settings(self, learning_rate: float) -> LoRAConfig:
-        """The settings of a training at one rate."""
+        """Return the settings of a training at one rate."""
         from fpbench.models.training import LoRAConfig
 
         names = {"epochs", "batch_size", "rank", "alpha"}
@@ -108,12 +108,7 @@ class FineTune(Modification):
             model, tokenizer, examples, settings, seed=context.seed, progress=context.progress, penalty=penalty
         )
         change = relative_change(model, before)
-        # NaN fails this comparison, too.
-        if not 0 < change < float("inf"):
-            raise CellError(
-                f"{self.name} at learning rate {settings.learning_rate:g} changed the weights by a relative "
-                f"{change:g}: expected above 0, finite."
-            )
+        require_effect(f"{self.name} at learning rate {settings.learning_rate:g}", change)
         proof = {
             "loss_curve": list(curve.epoch_losses),
             "tokens_seen": curve.tokens_seen,
@@ -142,13 +137,13 @@ class FineTune(Modification):
 
 
 def instruction(row: dict[str, str]) -> Example:
-    """A row of an instruction set in Alpaca's layout; the section of an empty or missing input is left out."""
+    """Return a row of an instruction set in Alpaca's layout, without the section of an empty or missing input."""
     given = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
     return Example(f"### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"])
 
 
 def relative_change(model: nn.Module, before: dict[str, Tensor]) -> float:
-    """‖ΔW‖_F / ‖W‖_F over all parameters, given the weights from before by name."""
+    """Return ‖ΔW‖_F / ‖W‖_F over all parameters, given the weights from before by name."""
 
     def squares() -> Iterator[tuple[float, float]]:
         for name, parameter in model.named_parameters():

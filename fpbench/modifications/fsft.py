@@ -81,7 +81,7 @@ class SubspacePenalty:
         self._terms: dict[str, Callable[[LowRank], Tensor]] = {}
 
     def __call__(self, updates: Mapping[str, LowRank]) -> Tensor:
-        """The penalty of this step's updates.
+        """Return the penalty of this step's updates.
 
         Raises:
             CellError: if none of them is of a touched matrix.
@@ -95,7 +95,7 @@ class SubspacePenalty:
         return value
 
     def _measures(self, updates: Mapping[str, LowRank]) -> dict[str, Callable[[LowRank], Tensor]]:
-        """F^i / ‖W^i‖_F² of every touched matrix that is adapted, by module name."""
+        """Return F^i / ‖W^i‖_F² of every touched matrix that is adapted, by module name."""
         found = {}
         for parameter, (own, base) in self.touched.items():
             module = parameter.removesuffix(".weight")
@@ -109,7 +109,7 @@ class SubspacePenalty:
         return found
 
     def proof(self, epochs: int) -> dict[str, Any]:
-        """What was protected, and the penalty before the first and before the last step of every epoch."""
+        """Return what was protected, and the penalty before the first and before the last step of every epoch."""
         values = [value.item() for value in self.values]
         steps = len(values) // epochs
         return {
@@ -122,14 +122,14 @@ class SubspacePenalty:
 
 
 def reach(variant: Variant, own: Tensor, base: Tensor) -> Callable[[LowRank], Tensor]:
-    """F / ‖W‖_F² as a function of the update ΔW = s B A, for one matrix [out, in].
+    """Return F / ‖W‖_F² as a function of the update ΔW = s B A, for one matrix [out, in].
 
     With D = W_e − W ≈ U S Vᵀ (see :func:`spectrum`):
 
     * ``A``: F = ‖Ĉ ΔW‖_F², Ĉ = D Dᵀ / ‖D‖_F = U S² Uᵀ / ‖S‖
     * ``A_orthogonal``: F = ‖U Uᵀ ΔW‖_F²
     * ``B``: F = ‖ΔW V‖_F²
-    * ``C``: F = ‖D ⊙ ΔW‖_F², the one that needs ΔW itself: the product of rank k · r has dearer factors.
+    * ``C``: F = ‖D ⊙ ΔW‖_F², which needs ΔW itself: factors of the product, of rank k · r, would cost more.
 
     Args:
         variant: which of them.
@@ -149,13 +149,14 @@ def reach(variant: Variant, own: Tensor, base: Tensor) -> Callable[[LowRank], Te
 
 
 def spectrum(own: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U [out, k], S [k] and V [in, k] of D = W_e − W, without what rounding alone could have made.
+    """Return U [out, k], S [k] and V [in, k] of D = W_e − W, without what rounding alone could have made.
 
     Rounding W_e to its dtype adds noise of standard deviation ε · rms(W_e) / √12 at most, whose largest singular value
     is that times √out + √in; computing in float32 blurs the rest. The largest singular value is always kept.
     """
     import torch
 
+    # (out, k), (k,), (k, in) with k = min(out, in)
     left, values, right = torch.linalg.svd(own.float() - base.float(), full_matrices=False)
     deviation = torch.finfo(own.dtype).eps * own.float().square().mean().sqrt() / 12**0.5
     noise = deviation * sum(size**0.5 for size in own.shape)

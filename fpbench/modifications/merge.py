@@ -15,6 +15,7 @@ from fpbench.modifications.base import (
     ModificationContext,
     Modified,
     changed_from_base,
+    require_effect,
 )
 from fpbench.registry import MODIFICATIONS
 
@@ -31,10 +32,10 @@ class Merge(Modification):
     against_base = True
 
     class Config(ModificationConfig):
-        """How far.
+        """Settings.
 
         Attributes:
-            weight: of the base; the model handed in has the rest.
+            weight: of the base, in (0, 1]; the model handed in has the rest.
         """
 
         weight: float = Field(default=0.5, gt=0, le=1)
@@ -59,13 +60,12 @@ class Merge(Modification):
             left += ((own.double() - origin) * (old - origin)).sum().item()
             delta += (old - origin).square().sum().item()
         change = (moved / total) ** 0.5
-        if not 0 < change < float("inf"):  # NaN fails this, too
-            raise CellError(f"{self.name} changed the weights by a relative {change:g}: expected above 0, finite.")
+        require_effect(self.name, change)
         return Modified(model, {"weight": self.config.weight, "relative_change": change, "delta_left": left / delta})
 
     @abstractmethod
     def interpolate(self, own: Tensor, base: Tensor) -> Tensor:
-        """The merged tensor; both are float64 and of one shape."""
+        """Return the merged tensor; both are float64 and of one shape."""
 
 
 @MODIFICATIONS.register("merge")
@@ -96,7 +96,7 @@ class Spherical(Merge):
 
 
 def angle_between(first: Tensor, second: Tensor) -> float:
-    """The angle in radians between two tensors seen as vectors, 0 where one of them is zero.
+    """Return the angle in radians between two tensors seen as vectors, 0 where one of them is zero.
 
     Ω = 2 atan2(‖â − b̂‖, ‖â + b̂‖): the arc cosine of their product would lose the small angles of an injection.
     """

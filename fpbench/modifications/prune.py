@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from fpbench.errors import CellError, InputError
+from fpbench.errors import InputError
 from fpbench.models.prompts import encode
-from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified
+from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified, require_effect
 from fpbench.registry import MODIFICATIONS
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class RIA(Modification):
             model, windows, lambda weight, norms: prune_mask(ria_scores(weight, norms), self.ratio), context.progress
         )
         change = (sum(matrix.removed for matrix in pruned) / before) ** 0.5
-        if not 0 < change < float("inf"):  # NaN fails this, too
-            raise CellError(f"{self.name} changed the weights by a relative {change:g}: expected above 0, finite.")
+        require_effect(self.name, change)
         proof = {
             "sparsity": sum(matrix.zeros for matrix in pruned) / sum(matrix.size for matrix in pruned),
             "sparsity_min": min(matrix.zeros / matrix.size for matrix in pruned),
@@ -91,7 +90,7 @@ class RIA(Modification):
         return Phase(self.name, Room(states + scores))
 
     def _length(self, model: nn.Module) -> int:
-        """Tokens of a window."""
+        """Return the tokens of a window."""
         from fpbench.models.layout import context_length
 
         length: int = self.config.length
@@ -126,7 +125,7 @@ class RIA40(RIA):
 
 
 def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
-    """RIA_ij = (|W_ij| / Σ_i' |W_i'j| + |W_ij| / Σ_j' |W_ij'|) · ‖X_j‖₂^a, a = 0.5, in float32.
+    """Return RIA_ij = (|W_ij| / Σ_i' |W_i'j| + |W_ij| / Σ_j' |W_ij'|) · ‖X_j‖₂^a, a = 0.5, in float32.
 
     Args:
         weight: [out, in].
@@ -145,14 +144,14 @@ def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
 
 
 def prune_mask(scores: Tensor, ratio: float) -> Tensor:
-    """The lowest scores of a whole matrix: those up to element number ⌊ratio · size⌋, from 0, in ascending order."""
+    """Return the mask of a matrix's lowest scores: up to element number ⌊ratio · size⌋, from 0, in ascending order."""
     threshold = scores.flatten().kthvalue(int(ratio * scores.numel()) + 1).values
     return scores <= threshold
 
 
 @dataclass(frozen=True)
 class PrunedMatrix:
-    """What happened to one weight matrix.
+    """How much of one weight matrix was removed.
 
     Attributes:
         name: of its module.
@@ -206,7 +205,7 @@ def prune_blocks(
 
 
 def calibration_windows(tokenizer: Any, documents: Sequence[str], samples: int, length: int, seed: int) -> Tensor:
-    """Calibration sequences [samples, length]: documents in random order, end to end, cut into windows.
+    """Return calibration sequences [samples, length]: documents in random order, end to end, cut into windows.
 
     Every document begins with the BOS token where the tokenizer has one. Documents shorter than a window are thus of
     use, unlike in the reference, which draws windows from long documents only.
@@ -257,7 +256,7 @@ def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[t
 
 @contextmanager
 def _input_energy(linears: Sequence[nn.Linear]) -> Iterator[dict[nn.Module, Tensor]]:
-    """While active, sums the squares of each input channel over all tokens: [in] per module, float32."""
+    """Sum the squares of each input channel over all tokens while active; yields [in] per module, float32."""
     import torch
 
     energy: dict[nn.Module, Tensor] = {
@@ -265,7 +264,7 @@ def _input_energy(linears: Sequence[nn.Linear]) -> Iterator[dict[nn.Module, Tens
     }
 
     def add(module: nn.Module, arguments: tuple[Tensor]) -> None:
-        energy[module] += arguments[0].flatten(0, -2).float().square().sum(0)
+        energy[module] += arguments[0].flatten(0, -2).float().square().sum(0)  # (B, T, in) → (in,)
 
     handles = [linear.register_forward_pre_hook(add) for linear in linears]
     try:
