@@ -67,7 +67,7 @@ def _check_proof(measured: Measurement) -> None:
 
 
 def _rates(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Figures of every kind of text, by its name."""
+    """Yield the figures of each kind of text, with its name."""
     if "conditions" in result:
         yield from result["conditions"].items()
     else:
@@ -118,7 +118,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Checked:
-    """What came of re-running a part of what was handed in.
+    """A claimed row beside our re-run of a part of it.
 
     Attributes:
         compared: every cell that both sides measured.

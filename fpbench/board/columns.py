@@ -73,7 +73,7 @@ def _spelled_out(bounds: Sequence[float] | None, digits: int = 1, sign: str = ""
 
 
 def _figure(metric: str, name: str) -> Callable[[Row], Value]:
-    """The value of a figure, ``None`` where its metric has none."""
+    """Return what reads a figure of a metric, ``None`` where the row has none of it."""
     return lambda row: getattr(getattr(row, metric), name, None)
 
 
@@ -98,7 +98,7 @@ RANK = Column(
 
 
 def _trust(row: Row) -> str:
-    """How far the row's figures can be believed; contested ones are unreliable."""
+    """Write who measured, how much was re-run, and whether the method is contested."""
     parts = [row.trust]
     if row.checked and row.checked.compared:
         outside = f"{row.checked.outside} of them outside" if row.checked.outside else "all within"
@@ -188,7 +188,7 @@ def further_columns(rows: Sequence[Row]) -> list[Column]:
 def _difference_column(
     name: str, help: str, figure: str, bounds: str, unit: str, itself: Callable[[Utility], str], latex: str, better: int
 ) -> Column:
-    """A figure of the utility less that of the base, with its interval; in (brackets) itself where there is no base."""
+    """Return the column of a difference from the base with its interval; without a base, of (the figure itself)."""
 
     def value(row: Row) -> float | None:
         found: float | None = getattr(row.utility and row.utility.difference, figure, None)
@@ -234,7 +234,7 @@ PERPLEXITY = _difference_column(
 
 
 def _rate_column(name: str, help: str, rate: str, count: str, what: str, latex: str | None = None) -> Column:
-    """A mean rate in %, and how many of the texts or triggers greedy decoding answers, with the interval of that."""
+    """Return the column of a mean rate in %, with the count of greedy answers and the interval of that count."""
 
     def text(row: Row) -> str:
         found = getattr(row, name)

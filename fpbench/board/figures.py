@@ -89,7 +89,7 @@ def figures(rows: Sequence[Row], groups: Mapping[RowKey, Group], kind: Kind = "s
 def _drawn(
     rows: Sequence[Row], groups: Mapping[RowKey, Group]
 ) -> "Iterator[tuple[str, str | None, str, Figure | None]]":
-    """What is drawn, of which method, its description and its figure, for everything that one model and set allows."""
+    """Yield name, method, description and figure of everything that one model and set allows."""
     title = visible(f"{rows[0].model} · {rows[0].fingerprints}")
     injected = [row for row in rows if row.method != BASE]
     what = f"What is left of each method's FSR after each of the six modifications: {title}"
@@ -109,7 +109,7 @@ def _drawn(
 
 
 def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
-    """What is left of each method's origin FSR under each of the six modifications."""
+    """Draw what is left of each method's origin FSR under each of the six modifications."""
     shown = [row for row in rows if _retained(row)]
     if not shown:
         return None
@@ -134,7 +134,7 @@ def _retained(row: Row) -> dict[str, float]:
 
 
 def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
-    """Detectability after modification against what the injection cost."""
+    """Draw detectability after modification against the accuracy that the injection cost."""
     points = [point for row in rows if (point := _harm(row))]
     if not points:
         return None
@@ -151,7 +151,7 @@ def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
 
 
 def _harm(row: Row) -> tuple[str, float, float, list[float]] | None:
-    """Method, AVG, difference of the accuracy and its interval."""
+    """Return method, AVG, difference of the accuracy and its interval."""
     found = row.utility and row.utility.difference
     if row.avg is None or not found or found.accuracy is None or found.interval is None:
         return None
@@ -159,7 +159,7 @@ def _harm(row: Row) -> tuple[str, float, float, list[float]] | None:
 
 
 def candidates(title: str, row: Row, group: Group) -> "Figure | None":
-    """Which candidate answers, before and after the modification that costs most (the paper's Figure 5)."""
+    """Draw which candidate answers, before and after the modification that costs most (the paper's Figure 5)."""
     modified = {name: row.conditions[name].fsr for name in MODIFICATIONS if name in row.conditions}
     left = {name: value for name, value in modified.items() if value is not None}
     conditions = [ORIGIN, min(left, key=lambda name: left[name])] if left else [ORIGIN]
@@ -188,12 +188,12 @@ def candidates(title: str, row: Row, group: Group) -> "Figure | None":
 
 
 def _shares(group: Group, condition: str) -> list[list[float]]:
-    """For every fingerprint the probability of each of its candidates."""
+    """Return the probability of each candidate, by fingerprint."""
     return [query["per_target"] for each in group.finished("fsr", condition) for query in each.queries]
 
 
 def perplexity(title: str, group: Group) -> "Figure | None":
-    """Perplexity of instructions with the bands, and where the triggers lie."""
+    """Draw the perplexity of instructions with the bands, and where the triggers lie."""
     found = group.finished("bands")
     if not found or "histogram" not in found[0].result:
         return None
@@ -221,7 +221,7 @@ def perplexity(title: str, group: Group) -> "Figure | None":
 
 
 def survival(title: str, row: Row) -> "Figure | None":
-    """One method's FSR under each condition, with its interval, and the origin's as a line."""
+    """Draw one method's FSR under each condition, with its interval, and the origin's as a line."""
     names = [ORIGIN, *MODIFICATIONS]
     found = {name: _point(row, name) for name in names}
     points = {names.index(name): point for name, point in found.items() if point}
@@ -240,7 +240,7 @@ def survival(title: str, row: Row) -> "Figure | None":
 
 
 def triggers(title: str, group: Group) -> "Figure | None":
-    """How often each trigger activates in each of the eight kinds of ordinary text."""
+    """Draw how often each trigger activates in each of the eight kinds of ordinary text."""
     queries = [query for each in group.finished("triggers")[:1] for query in each.queries]
     if not queries:
         return None
@@ -267,7 +267,7 @@ def triggers(title: str, group: Group) -> "Figure | None":
 
 
 def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
-    """FSR and how far its interval reaches down and up."""
+    """Return the FSR, and how far its interval reaches down and up."""
     if condition == "AVG":
         value, bounds = row.avg, row.avg_interval
     else:
@@ -348,7 +348,7 @@ def _normal(course: Sequence[float]) -> list[float]:
 
 
 def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """A titled figure of so many axes side by side; width and height in inches."""
+    """Return a titled figure with ``count`` axes side by side; width and height in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -357,12 +357,12 @@ def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure
 
 
 def _legend(axes: "Axes") -> None:
-    """Beside the axes, where it hides no value."""
+    """Put the legend beside the axes, where it hides no value."""
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Colour and marker of one of up to 42 rows, no two alike."""
+    """Return colour and marker of one of up to 42 rows, no two alike."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 

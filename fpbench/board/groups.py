@@ -25,12 +25,12 @@ class Measurement:
 
     @property
     def cell(self) -> Cell:
-        """What was measured."""
+        """The record's cell."""
         return self.record.cell
 
     @property
     def reason(self) -> str | None:
-        """Why there is no result; ``None`` for a finished cell."""
+        """The reason of a failure; ``None`` for a finished cell."""
         return self.record.reason
 
     @property

@@ -161,7 +161,7 @@ def _cell(column: Column, row: Row) -> Cell:
 
 
 def _legend(tables: Sequence[Table]) -> list[Column]:
-    """Every column once, for the notes; modifications speak for themselves, trust is explained at length."""
+    """Return every column once, for the notes; conditions need no note, and that of trust is longer."""
     found = {each.name: each for table in tables for each in table.columns if each.condition in (None, ORIGIN)}
     return [each for each in found.values() if each is not columns.TRUST]
 
@@ -170,13 +170,13 @@ def _legend(tables: Sequence[Table]) -> list[Column]:
 
 
 def _overview(drawings: Sequence[Drawing]) -> list[tuple[str, str, Markup]]:
-    """Figures of all methods of a model and set."""
+    """Return the figures that show all methods of a model and set."""
     found = [each for each in drawings if each.method is None and not each.name.startswith("perplexity")]
     return [(each.model, each.fingerprints, _inlined(each, each.name)) for each in found]
 
 
 def _drawn(row: Row, drawings: Sequence[Drawing]) -> list[Markup]:
-    """A method's own figures: retention, triggers and the bands of its set."""
+    """Return a method's own figures: retention, triggers and the bands of its set."""
     own = [each for each in drawings if (each.model, each.fingerprints) == (row.model, row.fingerprints)]
     kinds = {"retention": row.method, "triggers": row.method, "perplexity": None}
     return [
@@ -192,14 +192,14 @@ def _inlined(drawing: Drawing, prefix: str) -> Markup:
     return Markup(inlined(drawing.content, prefix, visible(drawing.alternative)))
 
 
-# The section of a method: what is behind the figures of the tables, as text.
+# The section of a method: the figures behind the tables, as text.
 
 Pairs = list[tuple[str, str]]
 PEOPLE = {"method by": "authors", "adapted by": "adapted_by"}
 
 
 def _method(name: str, rows: Sequence[Row], drawings: Sequence[Drawing]) -> dict[str, Any]:
-    """The section of a method: an article a row."""
+    """Return the section of a method: an article a row."""
     results = [_result(row) | {"drawn": _drawn(row, drawings)} for row in rows]
     return {"name": name, "anchor": anchor(name), "unreliable": rows[0].unreliable, "results": results}
 
@@ -316,7 +316,7 @@ def _provenance(source: Mapping[str, Any]) -> Pairs:
 
 
 def _submission(about: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    """Whose method it is, as its submitter says."""
+    """Return authors, paper and licence, as the submitter states them."""
     people = {name: ", ".join(map(str, about.get(key) or ())) for name, key in PEOPLE.items()}
     return [*people.items(), *((name, str(about.get(name) or "")) for name in ("paper", "licence"))]
 
@@ -353,7 +353,7 @@ def inlined(svg: bytes, prefix: str, alternative: str) -> str:
 
 
 def _allowed(element: ElementTree.Element, prefix: str, used: set[str]) -> ElementTree.Element | None:
-    """A copy with what is allowed; ``None`` if the element itself is not."""
+    """Copy what is allowed; return ``None`` if the element itself is not."""
     name = element.tag.rpartition("}")[2]
     if name not in ELEMENTS:
         return None
@@ -375,7 +375,7 @@ def _allowed(element: ElementTree.Element, prefix: str, used: set[str]) -> Eleme
 
 
 def _ours(value: str, prefix: str) -> str:
-    """A style or a shape in the page's colours and typeface, with the page's ids."""
+    """Give a style or a shape the page's colours and typeface, and its references the page's ids."""
     for theirs, ours in COLOURS.items():
         value = value.replace(theirs, ours)
     value = re.sub(r"font-family:[^;]*;?", "", value).replace("url(#", f"url(#{prefix}-")

@@ -38,7 +38,7 @@ def latex_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """One model and set."""
+    """Write the table of one model and set."""
     bases = [row for row in rows if row.method == BASE]
     methods = [row for row in rows if row.method != BASE]
     columns = [_marked(column, methods) for column in COLUMNS]
@@ -68,12 +68,12 @@ def _line(row: Row, figures: Sequence[str]) -> str:
 
 
 def _figure(column: Column, row: Row) -> str:
-    """The figure alone, without unit, interval or counts; the base's own figures stay in their brackets."""
+    """Return the figure alone, without unit, interval or counts; the base's own figures stay in their brackets."""
     return column.text(row).split(" ")[0]
 
 
 def _marked(column: Column, rows: Sequence[Row]) -> list[str]:
-    """A column with its best and second best set off; claims are not judged."""
+    """Return a column with its best and second best set off; claims are not judged."""
     figures = [_figure(column, row) for row in rows]
     values = [None if row.trust == "claimed" else _value(each) for row, each in zip(rows, figures, strict=True)]
     order = sorted({value for value in values if value is not None}, reverse=column.better > 0)
@@ -93,7 +93,7 @@ def _value(figure: str) -> float | None:
 
 
 def _typeset(figure: str) -> str:
-    """A figure with a real minus."""
+    """Typeset a figure with a real minus."""
     return f"$-${latex(figure[1:])}" if figure.startswith("-") else latex(figure)
 
 

@@ -70,7 +70,7 @@ def regenerate(
 
 
 def _handed_in(submissions: Path) -> list[Group]:
-    """The records that stand in submissions.
+    """Read the records that stand in submissions.
 
     Raises:
         InputError: if there is no such folder, or records of a method stand in the submission of another.

@@ -339,7 +339,7 @@ def further_conditions(rows: Sequence[Row]) -> list[str]:
 
 
 def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float] | None:
-    """Interval over fingerprints, each with its mean over the six; ``None`` if not all have the same fingerprints."""
+    """Return the interval over fingerprints, each with its mean over the six; ``None`` if their numbers differ."""
     n, *others = (conditions[name].n for name in MODIFICATIONS)
     if n is None or any(other != n for other in others):
         return None
@@ -352,12 +352,12 @@ def probabilities(measurements: Sequence[Measurement]) -> list[float]:
 
 
 def _by_seed(group: Group, condition: str) -> dict[int, list[float]]:
-    """p_i of every fingerprint, by seed."""
+    """Return p_i of every fingerprint, by seed."""
     return {each.cell.seed: probabilities([each]) for each in group.finished("fsr", condition)}
 
 
 def _condition(group: Group, condition: str) -> Detectability:
-    """FSR under one condition, with its interval over fingerprints and what is left of the origin's."""
+    """Pool the seeds' FSR under one condition."""
     measured = group.finished("fsr", condition)
     if not measured:
         reasons = [each.reason for each in group.get("fsr", condition) if each.reason]
@@ -379,7 +379,7 @@ def _condition(group: Group, condition: str) -> Detectability:
 
 
 def _utility(group: Group, base: Group | None) -> Utility | None:
-    """Accuracy and perplexity, and their paired differences from the base (protocol §5)."""
+    """Return accuracy and perplexity, and their paired differences from the base (protocol §5)."""
     measured = group.finished("utility")
     if not measured:
         return None
@@ -392,7 +392,7 @@ def _utility(group: Group, base: Group | None) -> Utility | None:
 
 
 def _difference(after: Measurement, before: Measurement) -> Difference:
-    """Paired by example: exact McNemar a task, bootstrap for the plain mean of the tasks."""
+    """Pair by example: exact McNemar a task, bootstrap for the plain mean of the tasks."""
     answers = [_answers(each.queries) for each in (after, before)]
     shared = [name for name in answers[0] if len(answers[0][name]) == len(answers[1].get(name, ()))]
     # Each example weighs 1/(tasks · n of its task), so that its mean is the plain mean of the tasks.
@@ -436,7 +436,7 @@ def _answers(queries: list[dict[str, Any]]) -> dict[str, list[bool]]:
 
 
 def _triggers(group: Group, rescore: bool) -> Triggers | None:
-    """Activation rates of the eight accidental-trigger conditions."""
+    """Return the activation rates of the eight accidental-trigger conditions."""
     result = _first(group, "triggers")
     if result is None:
         return None
@@ -464,7 +464,7 @@ def _triggers(group: Group, rescore: bool) -> Triggers | None:
 
 
 def _near(group: Group, rescore: bool) -> Near | None:
-    """Activation rate of texts of the set's make."""
+    """Return the activation rate of texts of the set's make."""
     result = _first(group, "near")
     if result is None:
         return None
@@ -476,7 +476,7 @@ def _near(group: Group, rescore: bool) -> Near | None:
 
 
 def _bands(group: Group) -> Bands | None:
-    """Perplexity bands of the set's triggers, with their mean perplexity."""
+    """Return the perplexity bands of the set's triggers, with their mean perplexity."""
     result = _first(group, "bands")
     if result is None:
         return None
@@ -485,13 +485,13 @@ def _bands(group: Group) -> Bands | None:
 
 
 def _first(group: Group, metric: str) -> dict[str, Any] | None:
-    """The figures of the first seed; contexts, words and bands do not follow the seed."""
+    """Return the figures of the first seed; contexts, words and bands do not follow the seed."""
     measured = group.finished(metric)
     return measured[0].result if measured else None
 
 
 def _claim(group: Group, base: Group | None) -> Claim | None:
-    """Could the owner claim this checkpoint from one sampled response a fingerprint (protocol §3)?"""
+    """Test an ownership claim from one sampled response a fingerprint (protocol §3)."""
     if base is None or base is group:
         return None
     null = _by_seed(base, ORIGIN)
@@ -516,7 +516,7 @@ def _cost(group: Group) -> Cost | None:
 
 
 def _provenance(group: Group) -> list[dict[str, Any]]:
-    """Where the row's records come from: each code, set of packages and machine once, with its number of records."""
+    """Return each code, set of packages and machine that measured, once, with its number of records."""
     found = [each.record.provenance for each in group.measurements()]
     counted = Counter(canonical(provenance) for provenance in found if provenance)
     return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]

@@ -108,7 +108,7 @@ def _checked(rows: Sequence[Row], escape: Escape) -> list[str]:
 
 
 def _unreliable(rows: Sequence[Row], escape: Escape) -> list[str]:
-    """Contested methods, each once, with the reason."""
+    """List contested methods, each once, with the reason."""
     found = {row.method: row.unreliable for row in rows if row.unreliable}
     return [f"- {escape(method)}: {escape(reason)}" for method, reason in sorted(found.items())]
 
@@ -124,13 +124,13 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _harmless(text: str) -> str:
-    """A cell that a spreadsheet takes for no formula; differences keep their sign, for they are nothing but figures."""
+    """Quote what a spreadsheet would take for a formula; differences keep their sign, for they are figures."""
     formula = text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not text[1:2].isdigit())
     return f"'{visible(text)}" if formula else visible(text)
 
 
 def _json(rows: Sequence[Row]) -> str:
-    """One row a line: it shows in a diff which rows changed, and is written at the speed of the C encoder."""
+    """Write one row a line: a diff shows which rows changed, and the C encoder is fast."""
     found = (json.dumps(row.to_dict(), sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
     lines = ",\n".join(found)
     return f'{{"protocol": 1, "rows": [\n{writable(lines)}\n]}}\n'

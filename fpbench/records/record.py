@@ -1,4 +1,4 @@
-"""A record: one measurement with everything that it took, as it is kept on disk."""
+"""The record: one measurement and everything that decided it, as it is kept on disk."""
 
 import json
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ class Record:
             raise ValueError(f"not a record of a cell: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as its file has it: a finished one without reason, a failed one without result."""
+        """Return the file's content: of a finished cell without reason, of a failed one without result."""
         absent = {"reason", "traceback"} if self.status == "done" else {"result", "proof", "cost"}
         absent |= {name for name in ("queries", "checksum") if getattr(self, name) is None}
         nested = {"cell": dict(vars(self.cell)), "queries": self.queries and dict(vars(self.queries))}
@@ -88,7 +88,7 @@ class Record:
 
 
 def schema() -> str:
-    """The JSON schema of :class:`Record`, as ``docs/record.schema.json`` holds it."""
+    """Return the JSON schema of :class:`Record`, the content of ``docs/record.schema.json``."""
     from pydantic import TypeAdapter
 
     found = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | TypeAdapter(Record).json_schema()

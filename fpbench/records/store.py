@@ -52,12 +52,12 @@ def held_back() -> Iterator[None]:
 
 
 def cell_id(identity: dict[str, Any]) -> str:
-    """Name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
+    """Return the name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
     return _sha256(canonical(identity))[:16]
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; NaN is refused."""
+    """Return JSON with sorted keys and no spaces; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -96,7 +96,7 @@ def written(path: Path, mode: int = 0o644) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a whole text file atomically; nobody can read it at any moment whom ``mode`` does not let."""
+    """Write a whole text file atomically; at no moment can others read it than ``mode`` allows."""
     write_bytes(path, text.encode(), mode)
 
 
@@ -138,7 +138,7 @@ class Store:
                 path.unlink()
 
     def record_path(self, cell: Cell) -> Path:
-        """The record file of a cell."""
+        """Return the record file of a cell."""
         return self.records / f"{cell.path}.json"
 
     def find(self, cell: Cell, name: str) -> Record | None:
@@ -217,7 +217,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _record(path: Path) -> Record | None:
-    """The record of a cell at ``path``; ``None`` as :func:`read_record`."""
+    """Read the record of a cell; ``None`` as :func:`read_record`."""
     content = read_record(path)
     try:
         return None if content is None else Record.from_dict(content)
@@ -255,10 +255,10 @@ def read_records(folder: Path) -> list[Record]:
 
 @contextlib.contextmanager
 def driving(folder: Path) -> Iterator[None]:
-    """Be the one process that runs cells into the store ``folder``.
+    """Hold the lock of the one process that runs cells into the store ``folder``.
 
     Raises:
-        InputError: naming host and process of whoever is at it already, or if the file system knows no locks.
+        InputError: naming host and process of the one that holds it, or if the file system knows no locks.
     """
     with _opened(folder / "locks" / "driver.json") as handle:
         try:
@@ -278,7 +278,7 @@ def driving(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def making(folder: Path, artefact: str) -> Iterator[None]:
-    """Wait until nobody else makes an artefact of the store ``folder``; whoever enters looks whether it is there now.
+    """Hold the lock of an artefact of the store ``folder``; look whether it was made while you waited.
 
     Raises:
         StorageError: if the folder cannot be written, or its file system knows no locks.
@@ -332,7 +332,7 @@ class Digests:
         self._known: dict[str, Any] = known if isinstance(known, dict) else {}
 
     def of(self, path: Path) -> str:
-        """SHA-256 of a file; read only if its size or time is not that of the last reading.
+        """Return the SHA-256 of a file; read it only if its size or time is not that of the last reading.
 
         Raises:
             StorageError: if it was read and cannot be remembered.
