@@ -54,9 +54,9 @@ def evaluate(profile: str, checkpoint: Path, pairs: str, out: Path, *more: str) 
     """What ``fpbench evaluate`` records of a checkpoint, by metric."""
     command = ["evaluate", str(checkpoint), "--fingerprints", pairs, "--profile", profile, "--out", str(out), *more]
     assert main(command) == 0
-    records = [each for each in read_records(out / "records") if each["cell"]["method"] == "checkpoint"]
-    assert all(each["status"] == "done" for each in records)
-    return {each["cell"]["metric"]: each for each in records}
+    records = [each for each in read_records(out / "records") if each.cell.method == "checkpoint"]
+    assert all(each.status == "done" for each in records)
+    return {each.cell.metric: each.to_dict() for each in records}
 
 
 def verified(suspect: list[str], pairs: str, out: Path, *more: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
+from fpbench.records.record import Record
 from fpbench.records.store import cell_id
 from fpbench.runs.identity import cell_identity
 from fpbench.runs.plan import Job, checkpoints, plan
@@ -44,5 +45,5 @@ def finish(profile: str, out: Path) -> int:
             lines = source.with_suffix(".jsonl")
             queries = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
             record.pop("queries", None)
-            worker.store.write(cell, record, queries)
+            worker.store.write(Record.from_dict(record), queries)
     return len(cells)

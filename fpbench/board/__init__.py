@@ -1,1 +1,1 @@
-"""From records to tables."""
+"""Records to tables."""

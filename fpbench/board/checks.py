@@ -1,7 +1,8 @@
-"""Methods whose figures somebody has contested: ``contested.toml`` beside the records, a method and a reason a line."""
+"""What is checked before a figure is shown: impossible ones are refused, claimed ones compared, contested flagged."""
 
 import tomllib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
 from statistics import fmean
@@ -11,48 +12,20 @@ from fpbench.board.groups import Group, Measurement
 from fpbench.errors import InputError
 from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import Cell
-
-FILE = "contested.toml"
-
-
-def contested(folder: Path, methods: Collection[str]) -> dict[str, str]:
-    """Why each contested method is unreliable; empty where there is no such file.
-
-    Args:
-        folder: of the records.
-        methods: that have records there.
-
-    Raises:
-        InputError: if the file is no TOML of ``method = "reason"``, or names a method that has no record.
-    """
-    path = folder / FILE
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable TOML file: {error}") from None
-    for method, reason in found.items():
-        if not isinstance(reason, str) or not reason.strip():
-            raise InputError(f'{path}, key {method!r}: expected a reason, as in {method} = "why", found {reason!r}.')
-        if method not in methods:
-            raise InputError(f"{path} contests method {method!r}, of which there is no record: remove it.")
-    return found
-
+from fpbench.records.record import Record
 
 # Figures that cannot be: a record that holds one is refused by name, whoever made it.
-
 
 ERROR_BOUND = 1e-6  # protocol §3
 
 
 def check(group: Group) -> None:
-    """Look at every finished measurement of a row.
+    """Check every finished measurement of a row.
 
     Raises:
         InputError: for the first figure that cannot be, naming the record and the figure.
     """
-    for measured in (each for found in group.cells.values() for each in found if not each.reason):
+    for measured in (each for each in group.measurements() if not each.reason):
         if measured.cell.metric == "fsr":
             _check_fsr(measured)
             _check_proof(measured)
@@ -63,7 +36,7 @@ def check(group: Group) -> None:
             _within(measured, "error bound", measured.result.get("error_bound"), ERROR_BOUND)
     injected = {each.cell.seed: each.result.get("weights_digest") for each in group.get("cost") if not each.reason}
     for measured in (each for each in group.get("fsr") if not each.reason):
-        scored = measured.record.get("proof", {}).get("weights_digest")
+        scored = measured.record.proof.get("weights_digest")
         if measured.cell.seed in injected and scored != injected[measured.cell.seed]:
             raise _impossible(measured, f"weights scored at origin {scored} are not those injected")
 
@@ -87,14 +60,14 @@ def _check_fsr(measured: Measurement) -> None:
 
 def _check_proof(measured: Measurement) -> None:
     """Ask each modification of the condition for what cannot be in its proof."""
-    proof = measured.record.get("proof", {}).get("modification") or {}
+    proof = measured.record.proof.get("modification") or {}
     for name, own in proofs(measured.cell.condition, proof).items():
         if reason := classes(name)[0].implausible(own):
             raise _impossible(measured, reason)
 
 
 def _rates(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Figures of every kind of text, by its name."""
+    """Yield the figures of each kind of text, with its name."""
     if "conditions" in result:
         yield from result["conditions"].items()
     else:
@@ -115,70 +88,120 @@ def _impossible(measured: Measurement, what: str) -> InputError:
     return InputError(f"record {measured.cell}: {what}; that cannot be: measure it again, or remove the record.")
 
 
-# Figures that somebody handed in, beside our own of the same cells (how far a claim is to be believed).
+# Figures that somebody handed in, beside ours of the same cells.
 
-
-Row = dict[str, Any]
 ALLOWED, ALLOWED_AFTER_TRAINING = 0.02, 0.10
-RATES = {"fsr": "mean", "near": "rate", "triggers": "average"}
+RATES = {"fsr": "mean", "near": "rate", "triggers": "average"}  # the figure of a metric that is compared
 
 
-def compare(own: Group, claimed: Group) -> list[Row]:
-    """Every cell that both sides have measured, each on their own, with both figures.
+@dataclass(frozen=True)
+class Comparison:
+    """A cell that both sides measured.
+
+    Attributes:
+        rerun: our figure; ``None`` where the cell failed here.
+        allowed: how far it may be from the claimed one; ``None`` for texts that are drawn again, which are not judged.
+        within: whether it is that near.
+    """
+
+    cell: Cell
+    claimed: float
+    rerun: float | None
+    allowed: float | None
+    within: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as it stands in a row, which names model, set and method."""
+        where = {name: getattr(self.cell, name) for name in ("condition", "metric", "seed")}
+        return where | {name: each for name, each in vars(self).items() if name != "cell"}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A claimed row beside our re-run of a part of it.
+
+    Attributes:
+        compared: every cell that both sides measured.
+        of: number of cells handed in whose figure can be compared.
+        outside: number of comparisons that are not within what is allowed.
+    """
+
+    compared: list[Comparison]
+    of: int
+    outside: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as it stands in a row."""
+        return vars(self) | {"compared": [each.to_dict() for each in self.compared]}
+
+
+def compare(own: Group, claimed: Group) -> list[Comparison]:
+    """Compare every cell that both sides have measured, each on their own.
 
     FSR may differ by 0.02, and by 0.10 after training, where an order of summation decides. Near and accidental
     triggers are drawn from a seed that the submitter does not know, so these are other texts: both rates are shown, and
-    no difference is allowed or forbidden.
-
-    Returns:
-        One comparison per cell, in their order: the cell's condition, metric and seed, ``claimed`` and ``rerun``
-        (``None`` for a cell that failed here), ``allowed`` (``None`` for none) and whether it is ``within``.
+    no difference is allowed or forbidden. A copy of a record is no second measurement.
     """
-    measured = {each.cell: each for found in own.cells.values() for each in found}
-    handed_in = [each for found in claimed.cells.values() for each in found if each.cell.metric in RATES]
+    measured = {each.cell: each for each in own.measurements()}
+    handed_in = [each for each in claimed.measurements() if each.cell.metric in RATES]
     return [
-        _compared(each.cell, _figure(each), _figure(measured[each.cell]))
+        _compared(each, measured[each.cell])
         for each in sorted(handed_in, key=lambda each: str(each.cell))
-        if each.cell in measured and each.reason is None and not _one(each, measured[each.cell])
+        if each.cell in measured and each.reason is None and not _copied(each.record, measured[each.cell].record)
     ]
 
 
-def summary(own: Group, claimed: Group) -> Row:
-    """What came of re-running a part of what was handed in.
-
-    Returns:
-        ``compared``, as :func:`compare` gives it; ``of``, the number of cells handed in whose figure can be compared;
-        ``outside``, the number of comparisons that are not within what is allowed.
-    """
+def checked(own: Group, claimed: Group) -> Checked:
+    """Compare what was handed in with what was measured here of the same row."""
     found = compare(own, claimed)
-    of = sum(each.cell.metric in RATES for cells in claimed.cells.values() for each in cells)
-    return {"compared": found, "of": of, "outside": sum(not each["within"] for each in found)}
+    of = sum(each.cell.metric in RATES for each in claimed.measurements())
+    return Checked(found, of, sum(not each.within for each in found))
 
 
 def covers(own: Group, claimed: Group) -> bool:
-    """Whether everything that was handed in was measured here, too."""
-    measured = {each.cell for found in own.cells.values() for each in found}
-    return all(each.cell in measured for found in claimed.cells.values() for each in found)
+    """Return whether everything that was handed in was measured here, too."""
+    measured = {each.cell for each in own.measurements()}
+    return all(each.cell in measured for each in claimed.measurements())
 
 
-def _one(claimed: Measurement, own: Measurement) -> bool:
-    """Whether both are the same record: a copy of a measurement is no second one."""
-    return "checksum" in own.record and own.record["checksum"] == claimed.record.get("checksum")
+def _copied(claimed: Record, own: Record) -> bool:
+    return own.checksum is not None and own.checksum == claimed.checksum
 
 
-def _figure(measurement: Measurement) -> float | None:
-    if measurement.reason is not None:
-        return None
-    return float(measurement.result[RATES[measurement.cell.metric]])
-
-
-def _compared(cell: Cell, claimed: float | None, rerun: float | None) -> Row:
-    assert claimed is not None, "what failed there is not compared"
-    allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if _trained(cell.condition) else ALLOWED
+def _compared(theirs: Measurement, ours: Measurement) -> Comparison:
+    cell, figure = theirs.cell, RATES[theirs.cell.metric]
+    claimed, rerun = float(theirs.result[figure]), None if ours.reason else float(ours.result[figure])
+    trained = any(each.trains for each in classes(cell.condition))
+    allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if trained else ALLOWED
     within = rerun is not None and (allowed is None or abs(rerun - claimed) <= allowed)
-    where = {"condition": cell.condition, "metric": cell.metric, "seed": cell.seed}
-    return where | {"claimed": claimed, "rerun": rerun, "allowed": allowed, "within": within}
+    return Comparison(cell, claimed, rerun, allowed, within)
 
 
-def _trained(condition: str) -> bool:
-    return any(each.trains for each in classes(condition))
+# Methods whose figures somebody has contested: ``contested.toml`` beside the records.
+
+CONTESTED = "contested.toml"
+
+
+def contested(folder: Path, methods: Collection[str]) -> dict[str, str]:
+    """Return why each contested method is unreliable; empty where there is no such file.
+
+    Args:
+        folder: of the records.
+        methods: that have records there.
+
+    Raises:
+        InputError: if the file is no TOML of ``method = "reason"``, or names a method that has no record.
+    """
+    path = folder / CONTESTED
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable TOML file: {error}") from None
+    for method, reason in found.items():
+        if not isinstance(reason, str) or not reason.strip():
+            raise InputError(f'{path}, key {method!r}: expected a reason, as in {method} = "why", found {reason!r}.')
+        if method not in methods:
+            raise InputError(f"{path} contests method {method!r}, of which there is no record: remove it.")
+    return found

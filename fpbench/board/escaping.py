@@ -1,4 +1,4 @@
-"""What submitters wrote, made harmless for where it is shown: nothing hides, nothing acts as markup."""
+"""Escaping of what submitters wrote: nothing is hidden, nothing acts as markup."""
 
 import hashlib
 import re
@@ -24,17 +24,17 @@ LATEX = {
 
 
 def markdown(text: str) -> str:
-    """Text for a cell or a line of Markdown."""
+    """Escape text for a cell or a line of Markdown."""
     return MARKDOWN.sub(lambda found: f"\\{found[0]}", visible(text))
 
 
 def latex(text: str) -> str:
-    """Text for LaTeX with T1 fonts; what pdfLaTeX may not know is left to the reader's fonts."""
+    """Escape text for LaTeX with T1 fonts; characters that pdfLaTeX may not know are left to the reader's fonts."""
     return "".join(LATEX.get(character, character) for character in visible(text))
 
 
 def slug(text: str) -> str:
-    """A name that is safe in file names and page anchors: the text itself, or its digest."""
+    """Return a name that is safe in file names and page anchors: the text itself, or its digest."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", text):
         return text
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]

@@ -1,4 +1,7 @@
-"""Figures of a leaderboard, from records alone: SVG and PNG, the same bytes from the same records."""
+"""Figures from rows and per-query results: SVG, the same bytes from the same records.
+
+matplotlib is an extra: it is imported where it is first needed.
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,86 +9,107 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fpbench.board.columns import BANDS
 from fpbench.board.escaping import slug
 from fpbench.board.groups import Group, RowKey
-from fpbench.board.rows import MODIFICATIONS
+from fpbench.board.rows import MODIFICATIONS, Row
 from fpbench.errors import InputError
-from fpbench.records.cell import BASE
+from fpbench.records.cell import BASE, ORIGIN
 from fpbench.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-# Each figure, from rows and per-query results. matplotlib is imported where it is first needed.
-
-
-Row = dict[str, Any]
+Kind = Literal["svg", "png"]
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "fpbench",
+    # Text stays text: it can be read aloud and searched, and is no larger than its words.
+    "svg.fonttype": "none",
+    # Names are what submitters wrote, and a dollar in one is no formula.
+    "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 # Okabe and Ito's palette: told apart by every eye, and in grey by its order.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP"
 BAND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
 
 
-def study(title: str, rows: Sequence[tuple[str, Row]]) -> "Figure":
-    """What the variants of a study keep, and how often ordinary text sets them off."""
-    figure, (left, right) = panels(2, title, 9, 1.4 + 0.32 * len(rows))
-    for index, condition in enumerate(("origin", "ria40", "AVG")):
-        found = [(place, each) for place, (_, row) in enumerate(rows) if (each := _point(row, condition))]
-        if found:
-            places = [place + 0.22 * (index - 1) for place, _ in found]
-            spread = [[100 * each[side] for _, each in found] for side in (1, 2)]
-            look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "label": condition} | _look(index)
-            left.errorbar([100 * each[0] for _, each in found], places, xerr=spread, **look)
-    rates = [(place, row["triggers"]["average"]) for place, (_, row) in enumerate(rows) if row["triggers"]]
-    right.barh([place for place, _ in rates], [100 * rate for _, rate in rates], color="0.6", height=0.6)
-    models = {row["model"] for _, row in rows}
-    names = [label if len(models) == 1 else f"{row['model']} · {label}" for label, row in rows]
-    left.set_yticks(range(len(rows)), [visible(name) for name in names])
-    left.set_ylim(len(rows) - 0.4, -0.6)
-    left.set_xlim(0, 102)
-    left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
-    right.set_xlabel("accidental triggers, mean rate, %")
-    right.set_xlim(left=0)
-    left.legend(frameon=False, fontsize=8, loc="lower left")
-    return figure
+# The figures of a leaderboard.
 
 
-def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
-    """FSR and how far its interval reaches down and up."""
-    if condition == "AVG":
-        value, bounds = row["avg"], row["avg_interval"]
-    else:
-        found = row["conditions"].get(condition, {})
-        value, bounds = found.get("fsr"), found.get("interval")
-    return None if value is None or bounds is None else (value, value - bounds[0], bounds[1] - value)
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure.
+
+    Attributes:
+        name: of its file, without the ending.
+        method: whose alone it shows; ``None`` if that of the base or of all.
+        alternative: what it shows, in words.
+        content: of its file.
+    """
+
+    name: str
+    model: str
+    fingerprints: str
+    method: str | None
+    alternative: str
+    content: bytes
 
 
-def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """A titled figure of so many axes side by side; width and height in inches."""
-    from matplotlib.figure import Figure
+def figures(rows: Sequence[Row], groups: Mapping[RowKey, Group], kind: Kind = "svg") -> list[Drawing]:
+    """Draw every figure that the records allow.
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    Args:
+        rows: of the leaderboard; reported ones are left out, they hold no per-fingerprint figures.
+        groups: the records that they were made from.
+        kind: of the files; the page shows SVG.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    measured = [row for row in rows if row.trust != "reported"]
+    found = []
+    with _styled():
+        for model, fingerprints in dict.fromkeys((row.model, row.fingerprints) for row in measured):
+            own = [row for row in measured if (row.model, row.fingerprints) == (model, fingerprints)]
+            for what, method, alternative, figure in _drawn(own, groups):
+                if figure is not None:
+                    name = "-".join([what, *map(slug, (model, fingerprints, *([method] if method else [])))])
+                    found.append(Drawing(name, model, fingerprints, method, alternative, _saved(figure, kind)))
+    return found
 
 
-def _legend(axes: "Axes") -> None:
-    """Beside the axes, where it hides no value."""
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def _look(index: int) -> dict[str, Any]:
-    """Colour and marker of one of up to 42 rows, no two alike."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+def _drawn(
+    rows: Sequence[Row], groups: Mapping[RowKey, Group]
+) -> "Iterator[tuple[str, str | None, str, Figure | None]]":
+    """Yield name, method, description and figure of everything that one model and set allows."""
+    title = visible(f"{rows[0].model} · {rows[0].fingerprints}")
+    injected = [row for row in rows if row.method != BASE]
+    what = f"What is left of each method's FSR after each of the six modifications: {title}"
+    yield "retention", None, what, retention(title, injected)
+    what = f"Mean FSR after the six modifications against the accuracy that the injection cost, by method: {title}"
+    yield "utility", None, what, utility(title, injected)
+    for row in rows:
+        method, group = row.method, groups[row.key]
+        own = f"{title} · {visible(method)}"
+        what = f"Histogram of the perplexity of instructions, with the bands and the set's triggers: {title}"
+        yield "perplexity", None, what, perplexity(title, group)
+        yield "retention", method, f"FSR under each condition with its interval: {own}", survival(own, row)
+        what = f"Heat map of the activation rate of each trigger in eight kinds of ordinary text: {own}"
+        yield "triggers", method, what, triggers(own, group)
+        what = f"Probability of each candidate before and after modification, by fingerprint: {own}"
+        yield "candidates", method, what, candidates(own, row, group)
 
 
 def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
-    """What is left of each method's origin FSR under each of the six modifications."""
+    """Draw what is left of each method's origin FSR under each of the six modifications."""
     shown = [row for row in rows if _retained(row)]
     if not shown:
         return None
@@ -94,13 +118,8 @@ def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
         offset = (index - (len(shown) - 1) / 2) * 0.11
         found = _retained(row)
         places = [MODIFICATIONS.index(name) + offset for name in found]
-        axes.plot(
-            places,
-            [100 * value for value in found.values()],
-            linestyle="none",
-            label=visible(row["method"]),
-            **_look(index),
-        )
+        values = [100 * value for value in found.values()]
+        axes.plot(places, values, linestyle="none", label=visible(row.method), **_look(index))
     axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS], fontsize=8)
     axes.set_ylim(bottom=0)
@@ -110,24 +129,20 @@ def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
 
 
 def _retained(row: Row) -> dict[str, float]:
-    found = {name: row["conditions"].get(name, {}).get("retention") for name in MODIFICATIONS}
+    found = {name: row.conditions[name].retention for name in MODIFICATIONS if name in row.conditions}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
-    """Detectability after modification against what the injection cost."""
-    shown = [row for row in rows if row["avg"] is not None and (row["utility"] or {}).get("difference")]
-    shown = [row for row in shown if "accuracy" in row["utility"]["difference"]]
-    if not shown:
+    """Draw detectability after modification against the accuracy that the injection cost."""
+    points = [point for row in rows if (point := _harm(row))]
+    if not points:
         return None
     figure, (axes,) = panels(1, f"Harmlessness against detectability – {title}", 5.6, 3)
-    for index, row in enumerate(shown):
-        difference = row["utility"]["difference"]
-        low, high = difference["interval"]
-        middle = difference["accuracy"]
+    for index, (method, average, middle, (low, high)) in enumerate(points):
         spread = [[100 * (middle - low)], [100 * (high - middle)]]
-        point: dict[str, Any] = {"linestyle": "none", "label": visible(row["method"]), "capsize": 3} | _look(index)
-        axes.errorbar([100 * middle], [100 * row["avg"]], xerr=spread, **point)
+        look: dict[str, Any] = {"linestyle": "none", "label": visible(method), "capsize": 3} | _look(index)
+        axes.errorbar([100 * middle], [100 * average], xerr=spread, **look)
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xlabel("accuracy Δ from the base, points, with its 95 % interval")
     axes.set_ylabel("AVG FSR of the six, %")
@@ -135,16 +150,24 @@ def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
     return figure
 
 
+def _harm(row: Row) -> tuple[str, float, float, list[float]] | None:
+    """Return method, AVG, difference of the accuracy and its interval."""
+    found = row.utility and row.utility.difference
+    if row.avg is None or not found or found.accuracy is None or found.interval is None:
+        return None
+    return row.method, row.avg, found.accuracy, found.interval
+
+
 def candidates(title: str, row: Row, group: Group) -> "Figure | None":
-    """Which candidate answers, before and after the modification that costs most (the paper's Figure 5)."""
-    modified = {name: row["conditions"].get(name, {}).get("fsr") for name in MODIFICATIONS}
+    """Draw which candidate answers, before and after the modification that costs most (the paper's Figure 5)."""
+    modified = {name: row.conditions[name].fsr for name in MODIFICATIONS if name in row.conditions}
     left = {name: value for name, value in modified.items() if value is not None}
-    conditions = ["origin", min(left, key=lambda name: left[name])] if left else ["origin"]
+    conditions = [ORIGIN, min(left, key=lambda name: left[name])] if left else [ORIGIN]
     shares = [_shares(group, condition) for condition in conditions]
-    if row["method"] == BASE or not all(shares) or max(map(len, shares[0])) < 2:
+    if row.method == BASE or not all(shares) or max(map(len, shares[0])) < 2:
         return None
     figure, sides = panels(len(conditions), f"Candidates – {title}", 7, 3.2)
-    titles = ["origin", *(f"{name}, which left least" for name in conditions[1:])]
+    titles = [ORIGIN, *(f"{name}, which left least" for name in conditions[1:])]
     for axes, condition, found in zip(sides, titles, shares, strict=True):
         bottom = [0.0] * len(found)
         for candidate in range(max(map(len, found))):
@@ -165,12 +188,12 @@ def candidates(title: str, row: Row, group: Group) -> "Figure | None":
 
 
 def _shares(group: Group, condition: str) -> list[list[float]]:
-    """For every fingerprint the probability of each of its candidates."""
+    """Return the probability of each candidate, by fingerprint."""
     return [query["per_target"] for each in group.finished("fsr", condition) for query in each.queries]
 
 
 def perplexity(title: str, group: Group) -> "Figure | None":
-    """Perplexity of instructions with the bands, and where the triggers lie."""
+    """Draw the perplexity of instructions with the bands, and where the triggers lie."""
     found = group.finished("bands")
     if not found or "histogram" not in found[0].result:
         return None
@@ -198,11 +221,11 @@ def perplexity(title: str, group: Group) -> "Figure | None":
 
 
 def survival(title: str, row: Row) -> "Figure | None":
-    """One method's FSR under each condition, with its interval, and the origin's as a line."""
-    names = ["origin", *MODIFICATIONS]
+    """Draw one method's FSR under each condition, with its interval, and the origin's as a line."""
+    names = [ORIGIN, *MODIFICATIONS]
     found = {name: _point(row, name) for name in names}
     points = {names.index(name): point for name, point in found.items() if point}
-    if row["method"] == BASE or len(points) < 2:
+    if row.method == BASE or len(points) < 2:
         return None
     figure, (axes,) = panels(1, f"Retention of FSR – {title}", 4.8, 2.8)
     spread = [[100 * point[side] for point in points.values()] for side in (1, 2)]
@@ -217,7 +240,7 @@ def survival(title: str, row: Row) -> "Figure | None":
 
 
 def triggers(title: str, group: Group) -> "Figure | None":
-    """How often each trigger activates in each of the eight kinds of ordinary text."""
+    """Draw how often each trigger activates in each of the eight kinds of ordinary text."""
     queries = [query for each in group.finished("triggers")[:1] for query in each.queries]
     if not queries:
         return None
@@ -243,33 +266,76 @@ def triggers(title: str, group: Group) -> "Figure | None":
     return figure
 
 
-# The figure of a comparison: the signatures of two models, block by block.
+def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
+    """Return the FSR, and how far its interval reaches down and up."""
+    if condition == "AVG":
+        value, bounds = row.avg, row.avg_interval
+    else:
+        found = row.conditions.get(condition)
+        value, bounds = (found.fsr, found.interval) if found else (None, None)
+    return None if value is None or bounds is None else (value, value - bounds[0], bounds[1] - value)
+
+
+# The figures of a study and of a comparison.
+
+
+def study_figure(title: str, rows: Sequence[tuple[str, Row]], kind: Kind = "svg") -> bytes:
+    """Draw what the variants of a study keep under each condition, and how often ordinary text sets them off.
+
+    Args:
+        title: of the figure.
+        rows: the name of each variant in the study, with its row of the leaderboard.
+        kind: of the file.
+    """
+    with _styled():
+        figure, (left, right) = panels(2, title, 9, 1.4 + 0.32 * len(rows))
+        for index, condition in enumerate((ORIGIN, "ria40", "AVG")):
+            found = [(place, each) for place, (_, row) in enumerate(rows) if (each := _point(row, condition))]
+            if found:
+                places = [place + 0.22 * (index - 1) for place, _ in found]
+                spread = [[100 * each[side] for _, each in found] for side in (1, 2)]
+                look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "label": condition} | _look(index)
+                left.errorbar([100 * each[0] for _, each in found], places, xerr=spread, **look)
+        rates = [(place, row.triggers.average) for place, (_, row) in enumerate(rows) if row.triggers]
+        right.barh([place for place, _ in rates], [100 * rate for _, rate in rates], color="0.6", height=0.6)
+        models = {row.model for _, row in rows}
+        names = [label if len(models) == 1 else f"{row.model} · {label}" for label, row in rows]
+        left.set_yticks(range(len(rows)), [visible(name) for name in names])
+        left.set_ylim(len(rows) - 0.4, -0.6)
+        left.set_xlim(0, 102)
+        left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
+        right.set_xlabel("accidental triggers, mean rate, %")
+        right.set_xlim(left=0)
+        left.legend(frameon=False, fontsize=8, loc="lower left")
+        return _saved(figure, kind)
 
 
 Courses = Mapping[str, Sequence[float]]
 SIGNATURES = ("qkv", "q", "k", "v", "o")
 
 
-def lineage(a: tuple[str, Courses], b: tuple[str, Courses]) -> "Figure":
-    """Normalised standard deviations of the attention projections over the relative depth, a panel a kind.
+def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses], kind: Kind = "svg") -> bytes:
+    """Draw normalised standard deviations of two models' attention projections over the relative depth, a panel a part.
 
     Args:
-        a: name of a model, and its signature: kind → one standard deviation a block.
+        a: name of a model, and its signature: part → one standard deviation a block.
         b: likewise.
+        kind: of the file.
     """
-    kinds = [kind for kind in SIGNATURES if kind in a[1] and kind in b[1]]
-    figure, axes = panels(len(kinds), visible(f"{a[0]} and {b[0]}"), 2.4 * len(kinds) + 1, 2.8)
-    for kind, panel in zip(kinds, axes, strict=True):
-        for index, (name, courses) in enumerate((a, b)):
-            course = courses[kind]
-            places = [(block + 0.5) / len(course) for block in range(len(course))]
-            look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 3}
-            panel.plot(places, _normal(course), label=visible(name), linewidth=1, **look)
-        panel.set_title(kind)
-        panel.set_xlabel("relative depth")
-    axes[0].set_ylabel("standard deviation, normalised")
-    axes[0].legend(frameon=False, fontsize=8)
-    return figure
+    with _styled():
+        parts = [part for part in SIGNATURES if part in a[1] and part in b[1]]
+        figure, axes = panels(len(parts), visible(f"{a[0]} and {b[0]}"), 2.4 * len(parts) + 1, 2.8)
+        for part, panel in zip(parts, axes, strict=True):
+            for index, (name, courses) in enumerate((a, b)):
+                course = courses[part]
+                places = [(block + 0.5) / len(course) for block in range(len(course))]
+                look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 3}
+                panel.plot(places, _normal(course), label=visible(name), linewidth=1, **look)
+            panel.set_title(part)
+            panel.set_xlabel("relative depth")
+        axes[0].set_ylabel("standard deviation, normalised")
+        axes[0].legend(frameon=False, fontsize=8)
+        return _saved(figure, kind)
 
 
 def _normal(course: Sequence[float]) -> list[float]:
@@ -278,105 +344,26 @@ def _normal(course: Sequence[float]) -> list[float]:
     return [(each - mean) / spread for each in course]
 
 
-KINDS = ("svg", "png")
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "fpbench",
-    # Text stays text: it can be read aloud and searched, and is no larger than its words.
-    "svg.fonttype": "none",
-    # Names are what submitters wrote, and a dollar in one is no formula.
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans", "Verdana"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+# How a figure looks and is saved.
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A finished figure.
+def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """Return a titled figure with ``count`` axes side by side; width and height in inches."""
+    from matplotlib.figure import Figure
 
-    Attributes:
-        name: of its files, without the ending.
-        model: whose rows it shows.
-        fingerprints: their set.
-        method: whose alone it shows; ``None`` if that of the base or of all.
-        alternative: what it shows, in words.
-        files: content by kind, ``svg`` and ``png``.
-    """
-
-    name: str
-    model: str
-    fingerprints: str
-    method: str | None
-    alternative: str
-    files: Mapping[str, bytes]
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
 
 
-def figures(rows: Sequence[Row], groups: dict[RowKey, Group]) -> list[Drawing]:
-    """Every figure that the records allow.
-
-    Args:
-        rows: of the leaderboard; reported ones are left out, they hold no per-fingerprint figures.
-        groups: the records that they were made from.
-
-    Raises:
-        InputError: if matplotlib is not installed.
-    """
-    measured = [row for row in rows if row["trust"] != "reported"]
-    found = []
-    with _styled():
-        for model, fingerprints in dict.fromkeys((row["model"], row["fingerprints"]) for row in measured):
-            own = [row for row in measured if (row["model"], row["fingerprints"]) == (model, fingerprints)]
-            for kind, method, alternative, figure in _drawn(own, groups):
-                if figure is not None:
-                    name = "-".join([kind, *map(slug, (model, fingerprints, *([method] if method else [])))])
-                    found.append(Drawing(name, model, fingerprints, method, alternative, _saved(figure)))
-    return found
+def _legend(axes: "Axes") -> None:
+    """Put the legend beside the axes, where it hides no value."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _drawn(rows: Sequence[Row], groups: dict[RowKey, Group]) -> "Iterator[tuple[str, str | None, str, Figure | None]]":
-    """Kind, method, description and figure of everything that one model and set allows."""
-    title = visible(f"{rows[0]['model']} · {rows[0]['fingerprints']}")
-    injected = [row for row in rows if row["method"] != BASE]
-    what = f"What is left of each method's FSR after each of the six modifications: {title}"
-    yield "retention", None, what, retention(title, injected)
-    what = f"Mean FSR after the six modifications against the accuracy that the injection cost, by method: {title}"
-    yield "utility", None, what, utility(title, injected)
-    for row in rows:
-        method, group = row["method"], groups[row["model"], row["fingerprints"], row["method"]]
-        own = f"{title} · {visible(method)}"
-        what = f"Histogram of the perplexity of instructions, with the bands and the set's triggers: {title}"
-        yield "perplexity", None, what, perplexity(title, group)
-        yield "retention", method, f"FSR under each condition with its interval: {own}", survival(own, row)
-        what = f"Heat map of the activation rate of each trigger in eight kinds of ordinary text: {own}"
-        yield "triggers", method, what, triggers(own, group)
-        what = f"Probability of each candidate before and after modification, by fingerprint: {own}"
-        yield "candidates", method, what, candidates(own, row, group)
-
-
-def study_figure(title: str, rows: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, bytes]]:
-    """What a study's variants keep under each condition, and how often ordinary text sets them off.
-
-    Args:
-        title: of the figure.
-        rows: the name of each variant in the study, with its row of the leaderboard.
-
-    Yields:
-        (``svg`` or ``png``, content).
-    """
-    with _styled():
-        yield from _saved(study(title, rows)).items()
-
-
-def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses]) -> Iterator[tuple[str, bytes]]:
-    """The signatures of two models (:func:`~fpbench.board.figures.lineage`).
-
-    Yields:
-        (``svg`` or ``png``, content).
-    """
-    with _styled():
-        yield from _saved(lineage(a, b)).items()
+def _look(index: int) -> dict[str, Any]:
+    """Return colour and marker of one of up to 42 rows, no two alike."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 @contextmanager
@@ -397,13 +384,8 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def _saved(figure: "Figure") -> dict[str, bytes]:
-    files = {}
-    for kind in KINDS:
-        content = BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(content, format=kind, dpi=160, metadata=metadata)
-        files[kind] = content.getvalue()
-        # Everything has found its place; looking for it again takes longer than drawing.
-        figure.set_layout_engine("none")
-    return files
+def _saved(figure: "Figure", kind: Kind) -> bytes:
+    content = BytesIO()
+    # Nothing tells when it was drawn, or by which version.
+    figure.savefig(content, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return content.getvalue()

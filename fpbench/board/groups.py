@@ -2,13 +2,15 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.records.cell import BASE, PROTOCOL, Cell
+from fpbench.records.cell import BASE, ORIGIN, PROTOCOL, Cell
+from fpbench.records.record import Record
 from fpbench.records.store import read_records
 
 RowKey = tuple[str, str, str]  # model, fingerprint set, method
@@ -16,34 +18,34 @@ RowKey = tuple[str, str, str]  # model, fingerprint set, method
 
 @dataclass(frozen=True)
 class Measurement:
-    """One record with its per-query results.
+    """One record with its per-query results, which stand in ``path``."""
 
-    Attributes:
-        cell: what was measured.
-        record: the record file's content.
-        path: of the per-query results.
-        reason: why there is no result; ``None`` for a finished cell.
-    """
-
-    cell: Cell
-    record: dict[str, Any]
+    record: Record
     path: Path
-    reason: str | None
 
-    @cached_property
-    def queries(self) -> list[dict[str, Any]]:
-        """The per-query results; none where the record names none. Most figures need none, and they are long."""
-        if "queries" not in self.record:
-            return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        # One call of the parser for all lines is several times faster than one for each.
-        found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
-        return found
+    @property
+    def cell(self) -> Cell:
+        """The record's cell."""
+        return self.record.cell
+
+    @property
+    def reason(self) -> str | None:
+        """The reason of a failure; ``None`` for a finished cell."""
+        return self.record.reason
 
     @property
     def result(self) -> dict[str, Any]:
         """The figures of a finished cell."""
-        found: dict[str, Any] = self.record["result"]
+        return self.record.result
+
+    @cached_property
+    def queries(self) -> list[dict[str, Any]]:
+        """The per-query results; none where the record names none. Most figures need none, and they are long."""
+        if self.record.queries is None:
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        # One call of the parser for all lines is several times faster than one for each.
+        found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
         return found
 
 
@@ -54,46 +56,50 @@ class Group:
     key: RowKey
     cells: dict[tuple[str, str], list[Measurement]] = field(default_factory=lambda: defaultdict(list))
 
-    def get(self, metric: str, condition: str = "origin") -> list[Measurement]:
-        """The measurements of one metric under one condition; none if the cell was never planned."""
+    def measurements(self) -> Iterator[Measurement]:
+        """Yield every measurement."""
+        for found in self.cells.values():
+            yield from found
+
+    def get(self, metric: str, condition: str = ORIGIN) -> list[Measurement]:
+        """Return the measurements of one metric under one condition; none if the cell was never planned."""
         return self.cells.get((condition, metric), [])
 
-    def finished(self, metric: str, condition: str = "origin") -> list[Measurement]:
-        """The same, or nothing if the cell failed under any seed."""
+    def finished(self, metric: str, condition: str = ORIGIN) -> list[Measurement]:
+        """Return the same, or nothing if the cell failed under any seed."""
         found = self.get(metric, condition)
         return [] if any(each.reason for each in found) else found
 
     def failures(self) -> list[Measurement]:
-        """Every measurement that has no result."""
-        return [each for found in self.cells.values() for each in found if each.reason]
+        """Return every measurement that has no result."""
+        return [each for each in self.measurements() if each.reason]
 
 
-def group_records(records: list[dict[str, Any]], folder: Path) -> dict[RowKey, Group]:
+def group_records(records: Sequence[Record], folder: Path) -> dict[RowKey, Group]:
     """Sort records into rows.
 
     Args:
-        records: contents of record files.
+        records: of any cells.
         folder: where they and their per-query results lie.
 
     Raises:
         InputError: for a record of another protocol version; a leaderboard never mixes them.
     """
     groups: dict[RowKey, Group] = {}
-    for record in sorted(records, key=lambda record: str(sorted(record["cell"].items()))):
-        cell = Cell(**record["cell"])
-        if record["protocol"] != PROTOCOL:
+    for record in sorted(records, key=lambda record: str(sorted(vars(record.cell).items()))):
+        cell = record.cell
+        if record.protocol != PROTOCOL:
             raise InputError(
-                f"record {cell} is of protocol {record['protocol']}, this leaderboard of {PROTOCOL}: keep them apart."
+                f"record {cell} is of protocol {record.protocol}, this leaderboard of {PROTOCOL}: keep them apart."
             )
-        path, reason = folder / f"{cell.path}.jsonl", record.get("reason")
         key = (cell.model, cell.fingerprints, cell.method)
         group = groups.setdefault(key, Group(key))
-        group.cells[cell.condition, cell.metric].append(Measurement(cell, record, path, reason))
+        group.cells[cell.condition, cell.metric].append(Measurement(record, folder / f"{cell.path}.jsonl"))
     return groups
 
 
 def claimed_groups(folder: Path, method: str) -> list[Group]:
-    """What a submitter measured: the rows of the method handed in, and of the base that it is held against.
+    """Read what a submitter measured: the rows of the method handed in, and of the base that it is compared with.
 
     Args:
         folder: of the submitter's records.

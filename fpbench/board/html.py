@@ -4,42 +4,38 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fpbench.board import columns
-from fpbench.board.columns import NONE, percent, with_minus
+from fpbench.board.columns import FAILED, METHOD, NONE, Column, Value, percent, with_minus
 from fpbench.board.escaping import slug
-from fpbench.board.rows import MODIFICATIONS, further_conditions
+from fpbench.board.figures import Drawing
+from fpbench.board.rows import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
 from fpbench.modifications.base import classes, proofs
+from fpbench.records.cell import ORIGIN
 from fpbench.text import visible
 
-if TYPE_CHECKING:
-    from fpbench.board.figures import Drawing
-
-Row = dict[str, Any]
 FOLDER = Path(__file__).parent / "page"
 
 
-def page(rows: Sequence[Row], drawings: Sequence["Drawing"] = ()) -> str:
-    """The page.
+def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
+    """Write the page.
 
     Args:
         rows: of the leaderboard, in its order.
         drawings: figures to show in it; without them it is complete but for these.
     """
-    measured = [row for row in rows if row["trust"] != "reported"]
-    reported = [row for row in rows if row["trust"] == "reported"]
-    names = list(dict.fromkeys(row["method"] for row in measured))
-    further = further_conditions(rows)
-    tables = [columns.detectability(rows), columns.harm(rows)]
-    tables += [columns.further(measured, further)] if further else []
-    tables += [columns.compared(rows)] if measured and reported else []
+    measured = [row for row in rows if row.trust != "reported"]
+    reported = [row for row in rows if row.trust == "reported"]
+    tables = tables_of(rows)
+    names = list(dict.fromkeys(row.method for row in measured))
     script = source("page.js")
     return (
         environment()
@@ -48,15 +44,15 @@ def page(rows: Sequence[Row], drawings: Sequence["Drawing"] = ()) -> str:
             tables=tables,
             anchors={name: anchor(name) for name in names},
             overview=_overview(drawings),
-            methods=[_method(name, [row for row in measured if row["method"] == name], drawings) for name in names],
-            failures=[failure for row in measured for failure in failures(row)],
-            checked=[both for row in measured for both in columns.both_figures(row)],
-            legend=columns.legend(tables),
-            models=list(dict.fromkeys(row["model"] for row in rows)),
-            kinds=list(dict.fromkeys(row["fingerprints"] for row in rows)),
-            trusts=list(dict.fromkeys(row["trust"] for row in rows)),
-            conditions=["origin", *MODIFICATIONS, *further],
-            source=reported[0]["source"] if reported else None,
+            methods=[_method(name, [row for row in measured if row.method == name], drawings) for name in names],
+            failures=columns.failures(measured),
+            checked=columns.checked(measured),
+            legend=_legend(tables),
+            models=list(dict.fromkeys(row.model for row in rows)),
+            kinds=list(dict.fromkeys(row.fingerprints for row in rows)),
+            trusts=list(dict.fromkeys(row.trust for row in rows)),
+            conditions=[ORIGIN, *MODIFICATIONS, *further_conditions(rows)],
+            source=reported[0].source if reported else None,
             style=source("page.css"),
             script=script,
             script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -65,13 +61,13 @@ def page(rows: Sequence[Row], drawings: Sequence["Drawing"] = ()) -> str:
 
 
 def anchor(method: str) -> str:
-    """The id of a method's section."""
+    """Return the id of a method's section."""
     return f"method-{slug(method)}"
 
 
 @cache
 def environment() -> Environment:
-    """Everything that a template prints is escaped, and shown with its control characters."""
+    """Return the templates; everything that one prints is escaped, and shown with its control characters."""
     return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -85,83 +81,154 @@ def environment() -> Environment:
 
 @cache
 def source(name: str) -> Markup:
-    """A file of the page that is ours, and therefore not escaped."""
+    """Read a file of the page that is ours, and therefore not escaped."""
     return Markup("\n" + (FOLDER / name).read_text(encoding="utf-8"))
 
 
-def _overview(drawings: Sequence["Drawing"]) -> list[tuple[str, str, Markup]]:
-    """Figures of all methods of a model and set."""
+# The tables of the page; the methods name the rows.
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its column, its figure, what stands in brackets after it, what it is sorted by, and its note."""
+
+    column: Column
+    text: str
+    aside: str
+    value: Value
+    note: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: each row with its cells but the first, which holds the method."""
+
+    name: str
+    title: str
+    caption: str
+    columns: list[Column]
+    lines: list[tuple[Row, list[Cell]]]
+
+
+def tables_of(rows: Sequence[Row]) -> list[Table]:
+    """Return the tables that the rows allow; the methods name the lines."""
+    found = [
+        _table(
+            "detectability",
+            "Detectability",
+            "FSR in % with its 95 % interval over fingerprints: exact where measured, sampled where reported.",
+            columns.DETECTABILITY,
+            rows,
+        ),
+        _table(
+            "harm",
+            "Harmlessness, imperceptibility, cost",
+            "Differences from the unfingerprinted base; rates in %; 95 % intervals in square brackets.",
+            [*columns.NAMES, columns.TRUST, *columns.HARM],
+            rows,
+        ),
+    ]
+    measured = [row for row in rows if row.trust != "reported"]
+    if further := columns.further_columns(rows):
+        caption = "Outside the six and outside AVG; exact FSR in % with its 95 % interval."
+        found.append(_table("further", "Further conditions", caption, [*columns.NAMES, *further], measured))
+    if 0 < len(measured) < len(rows):
+        caption = (
+            "The authors' sampled figures beside exact ones measured here, method by method. Only rows of one model "
+            "can agree in value; across models they can agree in direction."
+        )
+        shown = [columns.TRUST, *columns.NAMES, columns.FSR, *columns.SIX, columns.AVERAGE]
+        shown += [columns.ACCURACY, columns.PERPLEXITY]
+        order = sorted(rows, key=lambda row: (row.method, row.trust != "reported"))
+        found.append(_table("compared", "Reported against reproduced", caption, shown, order))
+    return found
+
+
+def _table(name: str, title: str, caption: str, shown: Sequence[Column], rows: Sequence[Row]) -> Table:
+    others = [column for column in shown if column is not METHOD]
+    lines = [(row, [_cell(column, row) for column in others]) for row in rows]
+    return Table(name, title, caption, [METHOD, *others], lines)
+
+
+def _cell(column: Column, row: Row) -> Cell:
+    text, aside = (column.brief or column.text)(row), ""
+    if not column.submitted:
+        text = with_minus(text)
+        # An interval or a count stands in brackets after its figure.
+        if found := re.fullmatch(r"(.+?) ([\[(].*)", text):
+            text, aside = found.groups()
+    return Cell(column, text, aside, column.value(row), column.note(row))
+
+
+def _legend(tables: Sequence[Table]) -> list[Column]:
+    """Return every column once, for the notes; conditions need no note, and that of trust is longer."""
+    found = {each.name: each for table in tables for each in table.columns if each.condition in (None, ORIGIN)}
+    return [each for each in found.values() if each is not columns.TRUST]
+
+
+# Figures: those of all methods stand beside the first table, a method's own in its section.
+
+
+def _overview(drawings: Sequence[Drawing]) -> list[tuple[str, str, Markup]]:
+    """Return the figures that show all methods of a model and set."""
     found = [each for each in drawings if each.method is None and not each.name.startswith("perplexity")]
     return [(each.model, each.fingerprints, _inlined(each, each.name)) for each in found]
 
 
-def _method(name: str, rows: Sequence[Row], drawings: Sequence["Drawing"]) -> Row:
-    """What the section of a method shows."""
-    results = [result(row) | {"drawn": _drawn(row, drawings)} for row in rows]
-    return {"name": name, "anchor": anchor(name), "unreliable": rows[0]["unreliable"], "results": results}
-
-
-def _drawn(row: Row, drawings: Sequence["Drawing"]) -> list[Markup]:
-    """A method's own figures: retention, triggers and the bands of its set."""
-    own = [each for each in drawings if (each.model, each.fingerprints) == (row["model"], row["fingerprints"])]
-    kinds = {"retention": row["method"], "triggers": row["method"], "perplexity": None}
+def _drawn(row: Row, drawings: Sequence[Drawing]) -> list[Markup]:
+    """Return a method's own figures: retention, triggers and the bands of its set."""
+    own = [each for each in drawings if (each.model, each.fingerprints) == (row.model, row.fingerprints)]
+    kinds = {"retention": row.method, "triggers": row.method, "perplexity": None}
     return [
-        _inlined(each, f"{each.name}-{slug(row['method'])}")
+        _inlined(each, f"{each.name}-{slug(row.method)}")
         for kind, method in kinds.items()
         for each in own
         if each.method == method and each.name.startswith(f"{kind}-")
     ]
 
 
-def _inlined(drawing: "Drawing", prefix: str) -> Markup:
+def _inlined(drawing: Drawing, prefix: str) -> Markup:
     # Shapes and words alone are let through, and words are escaped.
-    return Markup(inlined(drawing.files["svg"], prefix, visible(drawing.alternative)))
+    return Markup(inlined(drawing.content, prefix, visible(drawing.alternative)))
 
 
-# What the page tells of one row beside the tables: conditions, triggers, tasks, cost and provenance.
-
+# The section of a method: the figures behind the tables, as text.
 
 Pairs = list[tuple[str, str]]
 PEOPLE = {"method by": "authors", "adapted by": "adapted_by"}
 
 
-def result(row: Row) -> Row:
-    """Everything that the article of a row shows, as text."""
+def _method(name: str, rows: Sequence[Row], drawings: Sequence[Drawing]) -> dict[str, Any]:
+    """Return the section of a method: an article a row."""
+    results = [_result(row) | {"drawn": _drawn(row, drawings)} for row in rows]
+    return {"name": name, "anchor": anchor(name), "unreliable": rows[0].unreliable, "results": results}
+
+
+def _result(row: Row) -> dict[str, Any]:
+    origin_first = sorted(row.conditions.items(), key=lambda item: (item[0] != ORIGIN, item[0]))
     return {
         "row": row,
-        "cost": _cost(row["cost"]),
-        "bands": _bands(row["bands"]),
-        "claim": _claim(row["claim"]),
-        "conditions": [[name, *_condition(name, found)] for name, found in _ordered(row["conditions"])],
+        "cost": row.cost and _cost(row.cost),
+        "bands": row.bands and _bands(row.bands),
+        "claim": row.claim and _claim(row.claim),
+        "conditions": [[name, *_condition(name, found)] for name, found in origin_first],
         "triggers": _triggers(row),
-        "tasks": _tasks(row["utility"]),
-        "provenance": [_provenance(each) for each in row["provenance"]],
+        "tasks": _tasks(row.utility),
+        "provenance": [_provenance(each) for each in row.provenance],
     }
 
 
-def failures(row: Row) -> Pairs:
-    """Where a measurement could not be made, and why."""
-    place = f"{row['model']} · {row['fingerprints']} · {row['method']}"
-    return [(f"{place} · {each['condition']} · {each['metric']}", each["reason"]) for each in row["failed"]]
-
-
-def _ordered(conditions: Mapping[str, Row]) -> list[tuple[str, Row]]:
-    """The origin first."""
-    return sorted(conditions.items(), key=lambda item: (item[0] != "origin", item[0]))
-
-
-def _condition(name: str, found: Row) -> list[str]:
-    if found["fsr"] is None:
-        return [columns.FAILED, NONE, NONE, NONE, NONE, NONE, found["reason"]]
-    low, high = (percent(bound) for bound in found["interval"])
+def _condition(name: str, found: Detectability) -> list[str]:
+    if found.interval is None:
+        return [FAILED, NONE, NONE, NONE, NONE, NONE, found.reason or NONE]
     return [
-        percent(found["fsr"]),
-        f"{low} to {high}",
-        f"{found['greedy']}/{found['n']}",
-        percent(found["retention"]),
-        percent(found["primary"]),
-        f"{found['error_bound']:.0e}" if found["error_bound"] else "0",
-        "; ".join(dict.fromkeys(_proof(name, proof) for proof in found["proof"] if proof)) or NONE,
+        percent(found.fsr),
+        " to ".join(percent(bound) for bound in found.interval),
+        f"{found.greedy}/{found.n}",
+        percent(found.retention),
+        percent(found.primary),
+        f"{found.error_bound:.0e}" if found.error_bound else "0",
+        "; ".join(dict.fromkeys(_proof(name, proof) for proof in found.proof or () if proof)) or NONE,
     ]
 
 
@@ -175,66 +242,58 @@ def _proof(condition: str, proof: Mapping[str, Any]) -> str:
 
 
 def _triggers(row: Row) -> list[list[str]]:
-    found = row["triggers"]
+    kinds = row.triggers.conditions if row.triggers else {}
     lines = [
         [name, percent(each["rate"], 2), percent(each["own"], 2), f"{each['greedy']}/{each['n']}"]
-        for name, each in sorted((found or {}).get("conditions", {}).items())
+        for name, each in sorted(kinds.items())
     ]
-    near = row["near"]
-    if near is not None:
-        lines.append(["near", percent(near["rate"], 2), NONE, f"{near['greedy']}/{near['n']}"])
+    if row.near:
+        lines.append(["near", percent(row.near.rate, 2), NONE, f"{row.near.greedy}/{row.near.n}"])
     return lines
 
 
-def _tasks(utility: Row | None) -> list[list[str]]:
-    if utility is None:
+def _tasks(utility: Utility | None) -> list[list[str]]:
+    if utility is None or utility.tasks is None:
         return []
-    differences = utility.get("difference", {}).get("tasks", {})
+    differences = utility.difference and utility.difference.tasks or {}
     lines = []
-    for name, task in sorted(utility["tasks"].items()):
-        difference = differences.get(name)
+    for name, task in sorted(utility.tasks.items()):
         points, p_value = NONE, NONE
-        if difference:
+        if difference := differences.get(name):
             points, p_value = with_minus(percent(difference["difference"], 1, "+")), f"{difference['p_value']:.3f}"
         lines.append([name, percent(task["accuracy"]), points, p_value, str(task["n"])])
     return lines
 
 
-def _cost(cost: Row | None) -> Pairs:
-    if cost is None:
-        return []
+def _cost(cost: Cost) -> Pairs:
     return [
-        ("injection", f"{cost['seconds']:.1f} s"),
-        ("peak memory", f"{cost['peak_memory'] / 2**20:.0f} MiB"),
-        ("parameters changed", f"{percent(cost['fraction'], 2)} %"),
-        ("‖ΔW‖/‖W‖", f"{cost['relative_norm']:.4f}"),
-        ("stored delta", f"{cost['bytes'] / 2**10:.0f} KiB"),
+        ("injection", f"{cost.seconds:.1f} s"),
+        ("peak memory", f"{cost.peak_memory / 2**20:.0f} MiB"),
+        ("parameters changed", f"{percent(cost.fraction, 2)} %"),
+        ("‖ΔW‖/‖W‖", f"{cost.relative_norm:.4f}"),
+        ("stored delta", f"{cost.bytes / 2**10:.0f} KiB"),
     ]
 
 
-def _bands(bands: Row | None) -> Pairs:
-    if bands is None:
-        return []
+def _bands(bands: Bands) -> Pairs:
     return [
-        *((name, f"{bands['counts'][name]} triggers") for name in columns.BANDS),
-        ("mean of the triggers", f"{bands['trigger_mean']:,.0f}"),
-        ("mean of instructions", f"{bands['mean']:,.0f}"),
-        ("ROC-AUC of a filter", f"{bands['auc']:.3f}"),
+        *((name, f"{bands.counts[name]} triggers") for name in columns.BANDS),
+        ("mean of the triggers", f"{bands.trigger_mean:,.0f}"),
+        ("mean of instructions", f"{bands.mean:,.0f}"),
+        ("ROC-AUC of a filter", f"{bands.auc:.3f}"),
     ]
 
 
-def _claim(claim: Row | None) -> Pairs:
-    if claim is None:
-        return []
-    needed = "cannot be had" if claim["threshold"] is None else f"{claim['threshold']} of {claim['n']}"
+def _claim(claim: Claim) -> Pairs:
+    needed = "cannot be had" if claim.threshold is None else f"{claim.threshold} of {claim.n}"
     return [
-        (f"matches for {claim['level']:g}", needed),
-        ("median p-value", f"{claim['p_value']:.1e}"),
-        ("power", f"{percent(claim['power'])} %"),
+        (f"matches for {claim.level:g}", needed),
+        ("median p-value", f"{claim.p_value:.1e}"),
+        ("power", f"{percent(claim.power)} %"),
     ]
 
 
-def _provenance(source: Row) -> Pairs:
+def _provenance(source: Mapping[str, Any]) -> Pairs:
     git, machine = source.get("git") or {}, source.get("machine") or {}
     commit = git.get("commit") and git["commit"][:12] + (" with changes" if git.get("dirty") else "")
     where = [machine.get("processor"), machine.get("gpu"), machine.get("system")]
@@ -257,7 +316,7 @@ def _provenance(source: Row) -> Pairs:
 
 
 def _submission(about: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    """Whose method it is, as its submitter says."""
+    """Return authors, paper and licence, as the submitter states them."""
     people = {name: ", ".join(map(str, about.get(key) or ())) for name, key in PEOPLE.items()}
     return [*people.items(), *((name, str(about.get(name) or "")) for name in ("paper", "licence"))]
 
@@ -268,7 +327,6 @@ def _packages(versions: Mapping[str, str | None]) -> Sequence[str]:
 
 # A figure inside the page: only shapes and words of the SVG are let through, in the page's own colours.
 
-
 ELEMENTS = {"svg", "g", "defs", "clipPath", "path", "rect", "use", "text", "tspan"}
 ATTRIBUTES = {"d", "x", "y", "width", "height", "transform", "viewBox", "style", "clip-path"}
 # Ink follows the page's, paper is the page's.
@@ -276,7 +334,7 @@ COLOURS = {"fill: #ffffff": "fill: none", "#000000": "currentColor", "#cccccc": 
 
 
 def inlined(svg: bytes, prefix: str, alternative: str) -> str:
-    """An ``svg`` element for the page, whose ids are its own.
+    """Return an ``svg`` element for the page, whose ids are its own.
 
     Args:
         svg: the file that matplotlib wrote.
@@ -295,7 +353,7 @@ def inlined(svg: bytes, prefix: str, alternative: str) -> str:
 
 
 def _allowed(element: ElementTree.Element, prefix: str, used: set[str]) -> ElementTree.Element | None:
-    """A copy with what is allowed; ``None`` if the element itself is not."""
+    """Copy what is allowed; return ``None`` if the element itself is not."""
     name = element.tag.rpartition("}")[2]
     if name not in ELEMENTS:
         return None
@@ -317,7 +375,7 @@ def _allowed(element: ElementTree.Element, prefix: str, used: set[str]) -> Eleme
 
 
 def _ours(value: str, prefix: str) -> str:
-    """A style or a shape in the page's colours and typeface, with the page's ids."""
+    """Give a style or a shape the page's colours and typeface, and its references the page's ids."""
     for theirs, ours in COLOURS.items():
         value = value.replace(theirs, ours)
     value = re.sub(r"font-family:[^;]*;?", "", value).replace("url(#", f"url(#{prefix}-")

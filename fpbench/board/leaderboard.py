@@ -3,16 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fpbench.board.figures import Drawing, figures
+from fpbench.board.groups import Group, claimed_groups, group_records
+from fpbench.board.rows import Row, rows_from_records
+from fpbench.board.tables import render
 from fpbench.errors import InputError
 from fpbench.records.store import Store, read_records, write_bytes, write_text
-
-if TYPE_CHECKING:
-    from fpbench.board.figures import Drawing
-    from fpbench.board.groups import Group
-
-Row = dict[str, Any]
 
 
 def leaderboard(
@@ -22,13 +20,13 @@ def leaderboard(
     plots: str | os.PathLike[str] | None = None,
     rescore: bool = False,
     claimed: str | os.PathLike[str] | None = None,
-) -> list[Row]:
-    """Regenerate the rows of the leaderboard from records alone.
+) -> list[dict[str, Any]]:
+    """Regenerate the leaderboard from records alone; return its rows as ``leaderboard.json`` has them.
 
     Args:
         records: folder of records.
         out: where ``leaderboard.md``, ``.csv``, ``.json``, ``.html`` and ``.tex`` are written; nowhere by default.
-        plots: where figures are written as SVG and PNG, which the page of ``out`` then shows too; nowhere by default.
+        plots: where figures are written as SVG, which the page of ``out`` then shows too; nowhere by default.
         rescore: recompute the figures from the per-query results beside the records.
         claimed: folder of submissions, whose own records are shown as claimed; none by default.
 
@@ -36,8 +34,18 @@ def leaderboard(
         InputError: if there are no records, one is of another protocol version or holds a figure that cannot be, or
             figures are asked for and matplotlib is not installed.
     """
-    from fpbench.board.rows import rows_from_records
+    return [row.to_dict() for row in regenerate(records, out=out, plots=plots, rescore=rescore, claimed=claimed)]
 
+
+def regenerate(
+    records: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None,
+    plots: str | os.PathLike[str] | None,
+    rescore: bool,
+    claimed: str | os.PathLike[str] | None,
+) -> list[Row]:
+    """Do what :func:`leaderboard` does; return the rows themselves."""
     folder = Path(records)
     if not folder.is_dir():
         raise InputError(f"records folder {folder} does not exist: expected the records/ of a run; give it --records.")
@@ -48,9 +56,6 @@ def leaderboard(
     rows = rows_from_records(found, folder, rescore=rescore, claimed=handed_in)
     drawings: list[Drawing] = []
     if plots is not None:
-        from fpbench.board.figures import figures
-        from fpbench.board.groups import group_records
-
         groups = {each.key: each for each in handed_in} | group_records(found, folder)
         drawings = figures(rows, groups)
     for target in (out, plots):
@@ -60,38 +65,33 @@ def leaderboard(
         write_tables(Path(out), rows, drawings)
     if plots is not None:
         for each in drawings:
-            for kind, content in each.files.items():
-                write_bytes(Path(plots) / f"{each.name}.{kind}", content)
+            write_bytes(Path(plots) / f"{each.name}.svg", each.content)
     return rows
 
 
-def _handed_in(submissions: Path) -> "list[Group]":
-    """The records that stand in submissions.
+def _handed_in(submissions: Path) -> list[Group]:
+    """Read the records that stand in submissions.
 
     Raises:
         InputError: if there is no such folder, or records of a method stand in the submission of another.
     """
-    from fpbench.board.groups import claimed_groups
-
     if not submissions.is_dir():
         raise InputError(f"submissions folder {submissions} does not exist: expected one that holds NAME/records.")
     found = sorted(submissions.glob("*/records"))
     return [group for records in found for group in claimed_groups(records, records.parent.name)]
 
 
-def write_tables(folder: Path, rows: list[Row], drawings: "Sequence[Drawing]" = ()) -> None:
+def write_tables(folder: Path, rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> None:
     """Write the leaderboard in every format, the page with the figures that are given.
 
     Raises:
         StorageError: if the disk gives out.
     """
-    from fpbench.board.tables import render
-
     for kind, path in table_files(folder).items():
         write_text(path, render(rows, kind, drawings))
 
 
 def table_files(folder: Path) -> dict[str, Path]:
-    """Where the leaderboard stands, by format."""
+    """Return where the leaderboard stands, by format."""
     endings = {"md": "md", "csv": "csv", "json": "json", "html": "html", "latex": "tex"}
     return {kind: folder / f"leaderboard.{ending}" for kind, ending in endings.items()}

@@ -2,34 +2,248 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import exp
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
-from fpbench.board.checks import check, contested, covers, summary
+from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
 from fpbench.modifications.base import drift
-from fpbench.records.cell import BASE, CHECKPOINT
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
+from fpbench.records.record import Record
 from fpbench.records.store import canonical
 
-Row = dict[str, Any]
 MODIFICATIONS = drift()
 CLAIM_LEVEL = 1e-3
 
+# What a row holds. Rates are fractions, intervals are [low, high] and cover 95 %.
+
+
+class Figures:
+    """Figures by name. Their JSON leaves out what is ``None`` and not named in ``KEPT``."""
+
+    KEPT: ClassVar[tuple[str, ...]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as ``leaderboard.json`` has them."""
+        return {name: _json(value) for name, value in vars(self).items() if value is not None or name in self.KEPT}
+
+
+def _json(value: Any) -> Any:
+    match value:
+        case Figures() | Checked():
+            return value.to_dict()
+        case dict():
+            return {key: _json(each) for key, each in value.items()}
+        case list():
+            return [_json(each) for each in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Detectability(Figures):
+    """FSR under one condition.
+
+    Attributes:
+        fsr: exact where measured, sampled where reported; ``None`` for a failure.
+        reason: of a failure.
+        interval: over fingerprints.
+        greedy: how many of the ``n`` fingerprints greedy decoding answers.
+        primary: FSR of the primary target alone.
+        retention: of the FSR at origin; ``None`` where that is too small to compare with.
+        error_bound: of the exact FSR.
+        proof: that the modification happened, a seed each.
+    """
+
+    fsr: float | None
+    reason: str | None = None
+    interval: list[float] | None = None
+    greedy: int | None = None
+    n: int | None = None
+    primary: float | None = None
+    retention: float | None = None
+    error_bound: float | None = None
+    proof: list[dict[str, Any] | None] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it with the FSR of a failure, and the retention of what was measured, even if ``None``."""
+        kept = {"fsr": None} if self.interval is None else {"retention": None}
+        return kept | super().to_dict()
+
+
+@dataclass(frozen=True)
+class Difference(Figures):
+    """Utility less that of the base (protocol §5).
+
+    Attributes:
+        tasks: ``difference`` and ``p_value`` by task.
+        accuracy: of the mean accuracy, paired by example.
+        interval: of that.
+        token_perplexity: relative, paired by window.
+        windows: number of windows that its interval is over.
+    """
+
+    tasks: dict[str, dict[str, float]] | None = None
+    accuracy: float | None = None
+    interval: list[float] | None = None
+    token_perplexity: float | None = None
+    token_perplexity_interval: list[float] | None = None
+    windows: int | None = None
+
+
+@dataclass(frozen=True)
+class Utility(Figures):
+    """Accuracy and perplexity; ``tasks`` are the record's, ``None`` where the figures are reported ones."""
+
+    accuracy: float | None
+    token_perplexity: dict[str, Any] | None
+    word_perplexity: Any = None
+    tasks: dict[str, dict[str, Any]] | None = None
+    difference: Difference | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it with every figure of a measurement, even if ``None``."""
+        kept = () if self.tasks is None else ("accuracy", "token_perplexity", "word_perplexity")
+        return dict.fromkeys(kept) | super().to_dict()
+
+
+@dataclass(frozen=True)
+class Triggers(Figures):
+    """Accidental triggers: rates of eight kinds of text, and how many of the set's triggers any of them activates."""
+
+    conditions: dict[str, dict[str, Any]]
+    average: float
+    activated: int
+    n: int
+    interval: list[float]
+    error_bound: float | None = None
+    cut: int | None = None
+
+
+@dataclass(frozen=True)
+class Near(Figures):
+    """Texts of the set's make that were never injected: mean rate, and how many greedy decoding answers."""
+
+    rate: float
+    greedy: int
+    n: int
+    interval: list[float]
+    error_bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Bands(Figures):
+    """Perplexity of the set's triggers beside that of instructions."""
+
+    counts: dict[str, int]
+    trigger_mean: float
+    mean: float
+    auc: float
+    deviation: float | None = None
+    benign: int | None = None
+    edges: list[float] | None = None
+    histogram: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Claim(Figures):
+    """Matches needed to claim ownership, ``None`` if all ``n`` are too few, and the power to get them (protocol §3)."""
+
+    KEPT: ClassVar = ("threshold",)
+    level: float
+    threshold: int | None
+    n: int
+    p_value: float
+    power: float
+    largest_null: float
+
+
+@dataclass(frozen=True)
+class Cost(Figures):
+    """What the injection took: seconds, bytes of memory, and how much of the weights it changed."""
+
+    seconds: float
+    peak_memory: float
+    fraction: float
+    relative_norm: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Failure(Figures):
+    """A cell that could not be measured."""
+
+    condition: str
+    metric: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row(Figures):
+    """One model, fingerprint set and method, seeds pooled.
+
+    Attributes:
+        trust: ``re-run``, ``re-scored``, ``claimed`` or ``reported``.
+        avg: mean FSR of the six modifications; ``None`` unless all are there.
+        checked: what re-running a part of a claimed row gave.
+        unreliable: why the method is contested.
+        cells: paths of the records behind the row.
+        source: of a reported row.
+        others: figures of further metrics, by name.
+    """
+
+    model: str
+    method: str
+    fingerprints: str
+    trust: str
+    protocol: int | None
+    conditions: dict[str, Detectability]
+    avg: float | None
+    avg_interval: list[float] | None = None
+    utility: Utility | None = None
+    triggers: Triggers | None = None
+    near: Near | None = None
+    bands: Bands | None = None
+    claim: Claim | None = None
+    cost: Cost | None = None
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+    rank: int | None = None
+    failed: list[Failure] = field(default_factory=list)
+    checked: Checked | None = None
+    unreliable: str | None = None
+    cells: list[str] = field(default_factory=list)
+    source: str | None = None
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> RowKey:
+        """Model, set and method."""
+        return self.model, self.fingerprints, self.method
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every figure, even if ``None``, but those that reported or measured rows never have."""
+        absent = {"others"} | ({"avg_interval", "cells", "checked"} if self.trust == "reported" else {"source"})
+        return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
+
+
+# From records to rows.
+
 
 def rows_from_records(
-    records: list[dict[str, Any]], folder: Path, *, rescore: bool, claimed: Sequence[Group] = ()
+    records: Sequence[Record], folder: Path, *, rescore: bool, claimed: Sequence[Group] = ()
 ) -> list[Row]:
-    """Every row: one a model, fingerprint set and method, seeds pooled; the paper's own figures last.
+    """Make every row; the paper's own figures come last.
 
     Args:
-        records: contents of record files.
+        records: of any cells.
         folder: where they lie, with their per-query results and, where a method is contested, ``contested.toml``.
         rescore: recompute what is otherwise read from the records.
         claimed: what submitters measured of their own methods, and of their bases
@@ -48,59 +262,70 @@ def rows_from_records(
     theirs = {each.key: claimed_row(each, bases.get((*each.key[:2], BASE)), rescore) for each in claimed}
     shown = {key: group for key, group in groups.items() if key not in handed_in or covers(group, handed_in[key])}
     rows = [_row(group, bases.get((*key[:2], BASE)), rescore) for key, group in shown.items()]
-    _add_ranks(rows, groups)
+    ranks = _ranks(rows, groups)
     rows += [row for key, row in theirs.items() if key not in shown]
-    for row in rows:
-        key = row["model"], row["fingerprints"], row["method"]
-        both = key in groups and key in handed_in
-        row["checked"] = summary(groups[key], handed_in[key]) if both else None
-    reasons = contested(folder, {row["method"] for row in rows}) if rows else {}
-    for row in rows:
-        row["unreliable"] = reasons.get(row["method"])
-    rows.sort(key=lambda row: (row["model"], row["fingerprints"], row["method"] != BASE, -(row["avg"] or -1.0)))
+    reasons = contested(folder, {row.method for row in rows}) if rows else {}
+    rows = [
+        replace(
+            row,
+            rank=ranks.get(row.key),
+            checked=checked(groups[row.key], handed_in[row.key]) if row.key in groups.keys() & handed_in else None,
+            unreliable=reasons.get(row.method),
+        )
+        for row in rows
+    ]
+    rows.sort(key=lambda row: (row.model, row.fingerprints, row.method != BASE, -(row.avg or -1.0)))
     return rows + reported_rows()
 
 
 def _row(group: Group, base: Group | None, rescore: bool) -> Row:
     model, fingerprints, method = group.key
     conditions = {condition: _condition(group, condition) for condition, metric in group.cells if metric == "fsr"}
-    modified = [conditions[name]["fsr"] for name in MODIFICATIONS if name in conditions]
-    complete = len(modified) == len(MODIFICATIONS) and None not in modified
-    return {
-        "model": model,
-        "method": method,
-        "fingerprints": fingerprints,
-        "trust": "re-scored" if method == CHECKPOINT else "re-run",
-        "protocol": 1,
-        "conditions": conditions,
-        "avg": fmean(modified) if complete else None,
-        "avg_interval": _average_interval(conditions) if complete else None,
-        "utility": _utility(group, base),
-        "triggers": _triggers(group, rescore),
-        "near": _near(group, rescore),
+    modified = [conditions[name].fsr for name in MODIFICATIONS if name in conditions]
+    average = [fsr for fsr in modified if fsr is not None]
+    complete = len(average) == len(MODIFICATIONS)
+    return Row(
+        model=model,
+        method=method,
+        fingerprints=fingerprints,
+        trust="re-scored" if method == CHECKPOINT else "re-run",
+        protocol=1,
+        conditions=conditions,
+        avg=fmean(average) if complete else None,
+        avg_interval=_average_interval(conditions, fmean(average)) if complete else None,
+        utility=_utility(group, base),
+        triggers=_triggers(group, rescore),
+        near=_near(group, rescore),
         # Bands belong to the set and the base; they are shown on every row that uses both.
-        "bands": _bands(base or group),
-        "claim": _claim(group, base),
-        "cost": _cost(group),
-        "provenance": _provenance(group),
-        "rank": None,
-        "failed": [
-            {name: getattr(each.cell, name) for name in ("condition", "metric", "seed")} | {"reason": each.reason}
+        bands=_bands(base or group),
+        claim=_claim(group, base),
+        cost=_cost(group),
+        provenance=_provenance(group),
+        failed=[
+            Failure(each.cell.condition, each.cell.metric, each.cell.seed, each.reason or "")
             for each in group.failures()
         ],
-        "cells": sorted(each.cell.path for found in group.cells.values() for each in found),
-    }
+        cells=sorted(each.cell.path for each in group.measurements()),
+        others={
+            metric: found
+            for metric in sorted({metric for _, metric in group.cells} - OWN)
+            if (found := _first(group, metric)) is not None
+        },
+    )
+
+
+OWN = {"fsr", "utility", "triggers", "near", "bands", "cost"}  # metrics with a place of their own in a row
 
 
 def claimed_row(group: Group, base: Group | None, rescore: bool = False) -> Row:
-    """The row of what somebody handed in, whose records may hold anything.
+    """Make the row of what somebody handed in, whose records may hold anything.
 
     Raises:
         InputError: if they hold a figure that cannot be, or are not what this harness writes.
     """
     try:
         check(group)
-        return _row(group, base, rescore) | {"trust": "claimed"}
+        return replace(_row(group, base, rescore), trust="claimed")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise InputError(
             f"records of {' / '.join(group.key)} that were handed in are not what this harness writes "
@@ -109,66 +334,65 @@ def claimed_row(group: Group, base: Group | None, rescore: bool = False) -> Row:
 
 
 def further_conditions(rows: Sequence[Row]) -> list[str]:
-    """Conditions that are none of the protocol's seven, such as ``merge`` or ``finetune_math+nf4``."""
-    return sorted({name for row in rows for name in row["conditions"]} - {"origin", *MODIFICATIONS})
+    """Return the conditions that are none of the protocol's seven, such as ``merge`` or ``finetune_math+nf4``."""
+    return sorted({name for row in rows for name in row.conditions} - {ORIGIN, *MODIFICATIONS})
 
 
-def _average_interval(conditions: dict[str, Row]) -> list[float] | None:
-    """Interval over fingerprints, each with its mean over the six; ``None`` if not all have the same fingerprints."""
-    found = [conditions[name] for name in MODIFICATIONS]
-    n = found[0]["n"]
-    if any(each["n"] != n for each in found):
+def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float] | None:
+    """Return the interval over fingerprints, each with its mean over the six; ``None`` if their numbers differ."""
+    n, *others = (conditions[name].n for name in MODIFICATIONS)
+    if n is None or any(other != n for other in others):
         return None
-    return list(clopper_pearson(fmean(each["fsr"] for each in found) * n, n))
+    return list(clopper_pearson(average * n, n))
 
 
 def probabilities(measurements: Sequence[Measurement]) -> list[float]:
-    """p_i of every fingerprint, seeds one after another."""
+    """Return p_i of every fingerprint, seeds one after another."""
     return [query["probability"] for each in measurements for query in each.queries]
 
 
 def _by_seed(group: Group, condition: str) -> dict[int, list[float]]:
-    """p_i of every fingerprint, by seed."""
+    """Return p_i of every fingerprint, by seed."""
     return {each.cell.seed: probabilities([each]) for each in group.finished("fsr", condition)}
 
 
-def _condition(group: Group, condition: str) -> Row:
-    """FSR under one condition, with its interval over fingerprints and what is left of the origin's."""
+def _condition(group: Group, condition: str) -> Detectability:
+    """Pool the seeds' FSR under one condition."""
     measured = group.finished("fsr", condition)
     if not measured:
         reasons = [each.reason for each in group.get("fsr", condition) if each.reason]
-        return {"fsr": None, "reason": reasons[0]}
+        return Detectability(fsr=None, reason=reasons[0])
     p = probabilities(measured)
-    paired = _by_seed(group, condition), _by_seed(group, "origin")
+    paired = _by_seed(group, condition), _by_seed(group, ORIGIN)
     seeds = sorted(paired[0].keys() & paired[1].keys())
     after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
-    return {
-        "fsr": fmean(p),
-        "interval": list(clopper_pearson(sum(p), len(p))),
-        "greedy": sum(query["greedy"] for each in measured for query in each.queries),
-        "n": len(p),
-        "primary": fmean(each.result["primary"] for each in measured),
-        "retention": retention(after, origin) if seeds and condition != "origin" else None,
-        "error_bound": max(each.result["error_bound"] for each in measured),
-        "proof": [each.record["proof"].get("modification") for each in measured if condition != "origin"],
-    }
+    return Detectability(
+        fsr=fmean(p),
+        interval=list(clopper_pearson(sum(p), len(p))),
+        greedy=sum(query["greedy"] for each in measured for query in each.queries),
+        n=len(p),
+        primary=fmean(each.result["primary"] for each in measured),
+        retention=retention(after, origin) if seeds and condition != ORIGIN else None,
+        error_bound=max(each.result["error_bound"] for each in measured),
+        proof=[each.record.proof.get("modification") for each in measured if condition != ORIGIN],
+    )
 
 
-def _utility(group: Group, base: Group | None) -> Row | None:
-    """Accuracy and perplexity, and their paired differences from the base (protocol §5)."""
+def _utility(group: Group, base: Group | None) -> Utility | None:
+    """Return accuracy and perplexity, and their paired differences from the base (protocol §5)."""
     measured = group.finished("utility")
     if not measured:
         return None
     first = measured[0]
-    found: Row = {name: first.result[name] for name in ("accuracy", "tasks", "word_perplexity", "token_perplexity")}
     reference = base.finished("utility") if base is not None and base is not group else []
-    if reference:
-        found["difference"] = _difference(first, reference[0])
-    return found
+    return Utility(
+        **{name: first.result[name] for name in ("accuracy", "tasks", "word_perplexity", "token_perplexity")},
+        difference=_difference(first, reference[0]) if reference else None,
+    )
 
 
-def _difference(after: Measurement, before: Measurement) -> Row:
-    """Paired by example: exact McNemar a task, bootstrap for the plain mean of the tasks."""
+def _difference(after: Measurement, before: Measurement) -> Difference:
+    """Pair by example: exact McNemar a task, bootstrap for the plain mean of the tasks."""
     answers = [_answers(each.queries) for each in (after, before)]
     shared = [name for name in answers[0] if len(answers[0][name]) == len(answers[1].get(name, ()))]
     # Each example weighs 1/(tasks · n of its task), so that its mean is the plain mean of the tasks.
@@ -176,7 +400,7 @@ def _difference(after: Measurement, before: Measurement) -> Row:
     weighted = [
         [total / (len(shared) * len(side[name])) * right for name in shared for right in side[name]] for side in answers
     ]
-    figures: Row = {
+    figures: dict[str, Any] = {
         "tasks": {
             name: {
                 "difference": fmean(answers[0][name]) - fmean(answers[1][name]),
@@ -200,7 +424,7 @@ def _difference(after: Measurement, before: Measurement) -> Row:
         if len(losses[0]) == len(losses[1]) > 1:
             figures["token_perplexity_interval"] = [exp(bound) - 1 for bound in paired_bootstrap(losses[0], losses[1])]
             figures["windows"] = len(losses[0])
-    return figures
+    return Difference(**figures)
 
 
 def _answers(queries: list[dict[str, Any]]) -> dict[str, list[bool]]:
@@ -211,14 +435,17 @@ def _answers(queries: list[dict[str, Any]]) -> dict[str, list[bool]]:
     return found
 
 
-def _triggers(group: Group, rescore: bool) -> Row | None:
-    """Activation rates of the eight accidental-trigger conditions."""
-    found = _first(group, "triggers")
-    if found is None or not rescore:
+def _triggers(group: Group, rescore: bool) -> Triggers | None:
+    """Return the activation rates of the eight accidental-trigger conditions."""
+    result = _first(group, "triggers")
+    if result is None:
+        return None
+    found = Triggers(**result)
+    if not rescore:
         return found
-    queries = [query for each in group.finished("triggers")[:1] for query in each.queries]
+    queries = group.finished("triggers")[0].queries
     conditions = {}
-    for name in found["conditions"]:
+    for name in found.conditions:
         own = [query for query in queries if query["condition"] == name]
         conditions[name] = {
             "rate": fmean(query["probability"] for query in own),
@@ -227,101 +454,94 @@ def _triggers(group: Group, rescore: bool) -> Row | None:
             "n": len(own),
         }
     activated = len({query["trigger_index"] for query in queries if query["greedy"]})
-    return found | {
-        "conditions": conditions,
-        "average": fmean(condition["rate"] for condition in conditions.values()),
-        "activated": activated,
-        "interval": list(clopper_pearson(activated, found["n"])),
-    }
+    return replace(
+        found,
+        conditions=conditions,
+        average=fmean(condition["rate"] for condition in conditions.values()),
+        activated=activated,
+        interval=list(clopper_pearson(activated, found.n)),
+    )
 
 
-def _near(group: Group, rescore: bool) -> Row | None:
-    """Activation rate of texts of the set's make."""
-    found = _first(group, "near")
-    if found is None or not rescore:
+def _near(group: Group, rescore: bool) -> Near | None:
+    """Return the activation rate of texts of the set's make."""
+    result = _first(group, "near")
+    if result is None:
+        return None
+    found = Near(**result)
+    if not rescore:
         return found
     queries = group.finished("near")[0].queries
-    return found | {"rate": fmean(query["probability"] for query in queries), "n": len(queries)}
+    return replace(found, rate=fmean(query["probability"] for query in queries), n=len(queries))
 
 
-def _bands(group: Group) -> Row | None:
-    """Perplexity bands of the set's triggers, with their mean perplexity."""
-    found = _first(group, "bands")
-    if found is None:
+def _bands(group: Group) -> Bands | None:
+    """Return the perplexity bands of the set's triggers, with their mean perplexity."""
+    result = _first(group, "bands")
+    if result is None:
         return None
     queries = group.finished("bands")[0].queries
-    return found | {"trigger_mean": fmean(query["perplexity"] for query in queries)}
+    return Bands(**result, trigger_mean=fmean(query["perplexity"] for query in queries))
 
 
-def _first(group: Group, metric: str) -> Row | None:
-    """The figures of the first seed; contexts, words and bands do not follow the seed."""
+def _first(group: Group, metric: str) -> dict[str, Any] | None:
+    """Return the figures of the first seed; contexts, words and bands do not follow the seed."""
     measured = group.finished(metric)
     return measured[0].result if measured else None
 
 
-def _claim(group: Group, base: Group | None) -> Row | None:
-    """Could the owner claim this checkpoint from one sampled response a fingerprint (protocol §3)?"""
+def _claim(group: Group, base: Group | None) -> Claim | None:
+    """Test an ownership claim from one sampled response a fingerprint (protocol §3)."""
     if base is None or base is group:
         return None
-    null = _by_seed(base, "origin")
+    null = _by_seed(base, ORIGIN)
     measured = [each for each in group.finished("fsr") if each.cell.seed in null]
     if not measured:
         return None
     # Sets of several seeds are several tests; the first is shown, as is its set.
     first = measured[0]
-    result = claim(probabilities([first]), [null[first.cell.seed]], CLAIM_LEVEL)
-    return {
-        "level": result.level,
-        "threshold": result.threshold,
-        "n": len(result.null),
-        "p_value": result.p_value,
-        "power": result.power,
-        "largest_null": result.largest_null,
-    }
+    found = claim(probabilities([first]), [null[first.cell.seed]], CLAIM_LEVEL)
+    return Claim(found.level, found.threshold, len(found.null), found.p_value, found.power, found.largest_null)
 
 
-def _cost(group: Group) -> Row | None:
+def _cost(group: Group) -> Cost | None:
     measured = group.finished("cost")
     if not measured:
         return None
-    seconds = fmean(each.result["seconds"]["total"] for each in measured)
     names = ("peak_memory", "fraction", "relative_norm", "bytes")
-    return {"seconds": seconds} | {name: fmean(each.result[name] for each in measured) for name in names}
+    return Cost(
+        seconds=fmean(each.result["seconds"]["total"] for each in measured),
+        **{name: fmean(each.result[name] for each in measured) for name in names},
+    )
 
 
-def _provenance(group: Group) -> list[Row]:
-    """Where the row's records come from: each code, set of packages and machine once, with its number of records."""
-    records = [each.record for cells in group.cells.values() for each in cells]
-    counted = Counter(canonical(record["provenance"]) for record in records if "provenance" in record)
+def _provenance(group: Group) -> list[dict[str, Any]]:
+    """Return each code, set of packages and machine that measured, once, with its number of records."""
+    found = [each.record.provenance for each in group.measurements()]
+    counted = Counter(canonical(provenance) for provenance in found if provenance)
     return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]
 
 
-def _add_ranks(rows: list[Row], groups: dict[RowKey, Group]) -> None:
+def _ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, int]:
     """Rank the methods of the same model and set; a row without all six modified conditions has no rank."""
     tables: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row["method"] != BASE and row["avg"] is not None:
-            tables.setdefault((row["model"], row["fingerprints"]), []).append(row)
-    for table in tables.values():
-        measured = {
-            row["method"]: [
-                _by_seed(groups[row["model"], row["fingerprints"], row["method"]], name) for name in MODIFICATIONS
-            ]
-            for row in table
-        }
+        if row.method != BASE and row.avg is not None:
+            tables.setdefault((row.model, row.fingerprints), []).append(row)
+    ranks: dict[RowKey, int] = {}
+    for place, table in tables.items():
+        measured = {row.method: [_by_seed(groups[row.key], name) for name in MODIFICATIONS] for row in table}
         # Fingerprints are paired: only seeds that every row of the table has can be compared.
         seeds = sorted(set.intersection(*(set(found) for conditions in measured.values() for found in conditions)))
         means = {
             method: [fmean(p) for seed in seeds for p in zip(*(found[seed] for found in conditions), strict=True)]
             for method, conditions in measured.items()
         }
-        places = rank(means) if seeds else {}
-        for row in table:
-            row["rank"] = places.get(row["method"])
+        ranks |= {(*place, method): each for method, each in (rank(means) if seeds else {}).items()}
+    return ranks
 
 
 # The paper's own figures as rows: reported by its authors, not reproduced here.
-
 
 FILE = Path(__file__).parent / "reported.json"
 # Table 1 has one figure a method and condition and does not say which set the baselines used (docs/methods.md §6).
@@ -329,60 +549,47 @@ SET = "as published"
 
 
 @cache
-def figures() -> dict[str, Any]:
-    """All tables of arXiv 2509.03122v3 that name a figure, in its own units."""
+def published() -> dict[str, Any]:
+    """Return all tables of arXiv 2509.03122v3 that name a figure, in its own units."""
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 
 
-def reported_rows() -> list[dict[str, Any]]:
-    """One row a model and method of arXiv 2509.03122v3, fractions instead of percent."""
-    published = figures()
+def reported_rows() -> list[Row]:
+    """Return one row a model and method of arXiv 2509.03122v3, fractions instead of per cent."""
     rows = []
-    for key, model in published["models"].items():
-        utility = published["effectiveness_and_utility"][key]
+    for key, model in published()["models"].items():
+        utility = published()["effectiveness_and_utility"][key]
         for method, found in utility.items():
-            modified = published["detectability_fsr_sampled"][key].get(method, {})
-            conditions = {
-                name: {"fsr": value / 100} for name, value in modified.items() if name != "avg_of_six_modifications"
-            }
+            modified = dict(published()["detectability_fsr_sampled"][key].get(method, {}))
+            average = modified.pop("avg_of_six_modifications", None)
             # LoRA and the base stand only in the paper's effectiveness table.
-            conditions.setdefault("origin", {"fsr": found["fsr_sampled"] / 100})
-            conditions["origin"] |= {"greedy": found["fsr_greedy"] // 10, "n": 10}
-            average = modified.get("avg_of_six_modifications")
+            origin = modified.pop(ORIGIN, found["fsr_sampled"]) / 100
+            conditions = {name: Detectability(value / 100) for name, value in modified.items()}
+            conditions[ORIGIN] = Detectability(origin, greedy=found["fsr_greedy"] // 10, n=10)
             rows.append(
-                {
-                    "model": model,
-                    "method": "base" if method == "none" else method,
-                    "fingerprints": SET,
-                    "trust": "reported",
-                    "protocol": None,
-                    "conditions": conditions,
-                    "avg": None if average is None else average / 100,
-                    "utility": _reported_utility(found, utility["none"], method),
-                    "triggers": None,
-                    "near": None,
-                    "bands": None,
-                    "claim": None,
-                    "cost": None,
-                    "provenance": [],
-                    "rank": None,
-                    "failed": [],
-                    "unreliable": None,
-                    "source": published["source"],
-                }
+                Row(
+                    model=model,
+                    method=BASE if method == "none" else method,
+                    fingerprints=SET,
+                    trust="reported",
+                    protocol=None,
+                    conditions=conditions,
+                    avg=None if average is None else average / 100,
+                    utility=_reported_utility(found, utility["none"], method),
+                    source=published()["source"],
+                )
             )
     return rows
 
 
-def _reported_utility(found: dict[str, Any], base: dict[str, Any], method: str) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "accuracy": found["accuracy_avg"] / 100,
-        "token_perplexity": {"perplexity": found["wikitext2_ppl"], "length": 2048},
-    }
-    if method != "none":
-        shown["difference"] = {
-            "accuracy": (found["accuracy_avg"] - base["accuracy_avg"]) / 100,
-            "token_perplexity": found["wikitext2_ppl"] / base["wikitext2_ppl"] - 1,
-        }
-    return shown
+def _reported_utility(found: Mapping[str, Any], base: Mapping[str, Any], method: str) -> Utility:
+    difference = Difference(
+        accuracy=(found["accuracy_avg"] - base["accuracy_avg"]) / 100,
+        token_perplexity=found["wikitext2_ppl"] / base["wikitext2_ppl"] - 1,
+    )
+    return Utility(
+        accuracy=found["accuracy_avg"] / 100,
+        token_perplexity={"perplexity": found["wikitext2_ppl"], "length": 2048},
+        difference=None if method == "none" else difference,
+    )

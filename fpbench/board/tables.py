@@ -1,30 +1,38 @@
-"""Rows as tables, the same bytes from the same records on any machine; Markdown, CSV and JSON are written here."""
+"""Rows as text: Markdown, CSV and JSON, what is printed to a terminal, and the table of a study."""
 
 import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from tabulate import tabulate
 
 from fpbench.board import columns
-from fpbench.board import columns as cells
+from fpbench.board.columns import DETECTABILITY, HARM, NAMES, Column
 from fpbench.board.escaping import markdown
-from fpbench.board.rows import MODIFICATIONS, further_conditions
+from fpbench.board.figures import Drawing
+from fpbench.board.html import page
+from fpbench.board.latex import latex_tables
+from fpbench.board.rows import Row
 from fpbench.errors import InputError
 from fpbench.text import visible, writable
 
-if TYPE_CHECKING:
-    from fpbench.board.figures import Drawing
-
-Row = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
 Escape = Callable[[str], str]
+FURTHER = "Further conditions: outside the six and outside AVG, exact FSR in %"
+CHECKED = "Cells that submitters handed in and that were measured here, too: both figures"
+LEGEND = """\
+greedy: k of n fingerprints. AVG: mean of the six modifications. Δ: difference from the base, paired by example or
+window; in (brackets) the value itself. triggers: mean rate, in %, at which eight kinds of ordinary text are answered
+with a target (and how many of the set's triggers any of them activates); near: the same for texts of the set's make
+(and how many of these). bands: triggers of normal/marginal/abnormal perplexity. claim: matches needed for 1e-3, and
+the power to get them from one response a fingerprint. [Intervals] cover 95 %. Equal ranks are ties: not significantly
+behind the best row."""
 
 
-def render(rows: list[Row], kind: str, drawings: "Sequence[Drawing]" = ()) -> str:
-    """All rows in one format.
+def render(rows: Sequence[Row], kind: str, drawings: Sequence[Drawing] = ()) -> str:
+    """Write all rows in one format: the same bytes from the same records on any machine.
 
     Args:
         rows: of the leaderboard, in its order.
@@ -34,10 +42,7 @@ def render(rows: list[Row], kind: str, drawings: "Sequence[Drawing]" = ()) -> st
     Raises:
         InputError: for another format.
     """
-    from fpbench.board.html import page
-    from fpbench.board.latex import latex_tables
-
-    kinds: dict[str, Callable[[list[Row]], str]] = {
+    kinds: dict[str, Callable[[Sequence[Row]], str]] = {
         "md": _markdown,
         "csv": _csv,
         "json": _json,
@@ -49,163 +54,101 @@ def render(rows: list[Row], kind: str, drawings: "Sequence[Drawing]" = ()) -> st
     return kinds[kind](rows)
 
 
-def summary(rows: list[Row]) -> str:
-    """The rows as they are printed to a terminal: what is detected, what it costs, what failed or is contested."""
+def summary(rows: Sequence[Row]) -> str:
+    """Write the rows as they are printed to a terminal."""
     parts = ["Detectability: exact FSR, in % [95 % interval over fingerprints]", _table(rows, DETECTABILITY, visible)]
-    if outside := _further(rows):
-        parts += ["", FURTHER, _table(rows, [*NAMES, *outside], visible)]
-    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, HARM, visible), "", LEGEND]
-    if failures := _failures(rows, visible):
-        parts += ["", "Failed cells", *failures]
-    if both := _checked(rows, visible):
-        parts += ["", CHECKED, *both]
-    if reasons := _unreliable(rows, visible):
-        parts += ["", "Unreliable", *reasons]
+    if further := columns.further_columns(rows):
+        parts += ["", FURTHER, _table(rows, [*NAMES, *further], visible)]
+    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, [*NAMES, *HARM], visible), "", LEGEND]
+    for title, lines in (("Failed cells", _failures), (CHECKED, _checked), ("Unreliable", _unreliable)):
+        if found := lines(rows, visible):
+            parts += ["", title, *found]
     return "\n".join(parts)
 
 
-LEGEND = """\
-greedy: k of n fingerprints. AVG: mean of the six modifications. Δ: difference from the base, paired by example or
-window; in (brackets) the value itself. triggers: mean rate, in %, at which eight kinds of ordinary text are answered
-with a target (and how many of the set's triggers any of them activates); near: the same for texts of the set's make
-(and how many of these). bands: triggers of normal/marginal/abnormal perplexity. claim: matches needed for 1e-3, and
-the power to get them from one response a fingerprint. [Intervals] cover 95 %. Equal ranks are ties: not significantly
-behind the best row."""
+def _markdown(rows: Sequence[Row]) -> str:
+    measured = [row for row in rows if row.trust != "reported"]
+    reported = [row for row in rows if row.trust == "reported"]
+    parts = ["# Leaderboard", "Protocol 1. Generated from records by `fpbench leaderboard`; not edited by hand."]
+    if measured:
+        parts += ["## Detectability", "Exact FSR in % [95 % interval over fingerprints]."]
+        parts += [_table(measured, DETECTABILITY, markdown)]
+        if further := columns.further_columns(measured):
+            parts += [f"{FURTHER}.", _table(measured, [*NAMES, *further], markdown)]
+        parts += ["## Harmlessness, imperceptibility, cost", _table(measured, [*NAMES, *HARM], markdown), LEGEND]
+    if found := _failures(measured, markdown):
+        parts += ["## Failed cells", "\n".join(found)]
+    if found := _checked(measured, markdown):
+        parts += ["## Claimed and re-run", f"{CHECKED}.", "\n".join(found)]
+    if found := _unreliable(measured, markdown):
+        parts += ["## Unreliable", "Contested methods, and why.", "\n".join(found)]
+    if reported:
+        shown = [column for column in DETECTABILITY if column is not columns.RANK]
+        parts += ["## Reported", f"{reported[0].source}. Sampled FSR in %."]
+        parts += [_table(reported, [*shown, columns.ACCURACY, columns.PERPLEXITY], markdown)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _modification(name: str) -> Column:
-    return name, lambda row: cells.fsr(row, name)
-
-
-NAMES: list[Column] = [
-    ("model", lambda row: row["model"]),
-    ("method", lambda row: row["method"]),
-    ("set", lambda row: row["fingerprints"]),
-]
-DETECTABILITY: list[Column] = [
-    ("rank", cells.rank),
-    *NAMES,
-    ("trust", cells.trust),
-    ("greedy", cells.greedy),
-    ("FSR", lambda row: cells.fsr(row, "origin")),
-    *[_modification(name) for name in MODIFICATIONS],
-    ("AVG", cells.average),
-]
-HARM: list[Column] = [
-    *NAMES,
-    ("accuracy Δ", cells.accuracy),
-    ("perplexity Δ", cells.perplexity),
-    ("triggers", cells.triggers),
-    ("near", cells.near),
-    ("bands", cells.bands),
-    ("claim", cells.claim),
-    ("cost", cells.cost),
-]
-FURTHER = "Further conditions: outside the six and outside AVG, exact FSR in %"
-CHECKED = "Cells that submitters handed in and that were measured here, too: both figures"
-
-
-def _further(rows: list[Row]) -> list[Column]:
-    return [_modification(name) for name in further_conditions(rows)]
-
-
-def _table(rows: list[Row], columns: list[Column], escape: Escape) -> str:
+def _table(rows: Sequence[Row], shown: Sequence[Column], escape: Escape) -> str:
     # Figures are written by us, and stay as they are: [intervals] need no escaping in a table.
-    submitted = {name for name, _ in NAMES}
-    lines = [[escape(shown(row)) if name in submitted else shown(row) for name, shown in columns] for row in rows]
-    headers = [escape(name) for name, _ in columns]
-    return str(tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True))
+    cells = [[escape(each.text(row)) if each.submitted else each.text(row) for each in shown] for row in rows]
+    return _tabulated(cells, [escape(column.name) for column in shown])
 
 
-def _failures(rows: list[Row], escape: Escape) -> list[str]:
-    names = ("model", "fingerprints", "method")
-    return [
-        f"- {escape(' · '.join([*(row[name] for name in names), failure['condition'], failure['metric']]))}: "
-        f"{escape(failure['reason'])}"
-        for row in rows
-        for failure in row["failed"]
-    ]
+def _tabulated(cells: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    return str(tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True))
 
 
-def _checked(rows: list[Row], escape: Escape) -> list[str]:
-    """Cells that were handed in and measured here, too."""
-    return [f"- {escape(place)}: {both}" for row in rows for place, both in cells.both_figures(row)]
+def _failures(rows: Sequence[Row], escape: Escape) -> list[str]:
+    return [f"- {escape(place)}: {escape(reason)}" for place, reason in columns.failures(rows)]
 
 
-def _unreliable(rows: list[Row], escape: Escape) -> list[str]:
-    """Contested methods, each once, with the reason."""
-    found = {row["method"]: row["unreliable"] for row in rows if row["unreliable"]}
+def _checked(rows: Sequence[Row], escape: Escape) -> list[str]:
+    return [f"- {escape(place)}: {both}" for place, both in columns.checked(rows)]
+
+
+def _unreliable(rows: Sequence[Row], escape: Escape) -> list[str]:
+    """List contested methods, each once, with the reason."""
+    found = {row.method: row.unreliable for row in rows if row.unreliable}
     return [f"- {escape(method)}: {escape(reason)}" for method, reason in sorted(found.items())]
 
 
-def _markdown(rows: list[Row]) -> str:
-    measured = [row for row in rows if row["trust"] != "reported"]
-    reported = [row for row in rows if row["trust"] == "reported"]
-    parts = [
-        "# Leaderboard",
-        "",
-        "Protocol 1. Generated from records by `fpbench leaderboard`; not edited by hand.",
-        "",
-    ]
-    if measured:
-        parts += ["## Detectability", "", "Exact FSR in % [95 % interval over fingerprints].", ""]
-        parts += [_table(measured, DETECTABILITY, markdown), ""]
-        if outside := _further(measured):
-            parts += [f"{FURTHER}.", "", _table(measured, [*NAMES, *outside], markdown), ""]
-        parts += ["## Harmlessness, imperceptibility, cost", ""]
-        parts += [_table(measured, HARM, markdown), "", LEGEND, ""]
-    if failures := _failures(measured, markdown):
-        parts += ["## Failed cells", "", *failures, ""]
-    if both := _checked(measured, markdown):
-        parts += ["## Claimed and re-run", "", f"{CHECKED}.", "", *both, ""]
-    if reasons := _unreliable(measured, markdown):
-        parts += ["## Unreliable", "", "Contested methods, and why.", "", *reasons, ""]
-    if reported:
-        parts += ["## Reported", "", f"{reported[0]['source']}. Sampled FSR in %.", ""]
-        columns = [column for column in DETECTABILITY if column[0] != "rank"]
-        parts += [_table(reported, [*columns, *HARM[3:5]], markdown), ""]
-    return "\n".join(parts)
-
-
-def _csv(rows: list[Row]) -> str:
-    columns = [*DETECTABILITY, *_further(rows), *HARM[3:], ("unreliable", lambda row: row["unreliable"] or cells.NONE)]
+def _csv(rows: Sequence[Row]) -> str:
+    shown = [*DETECTABILITY, *columns.further_columns(rows), *HARM, columns.UNRELIABLE]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_harmless(name) for name, _ in columns])
+    writer.writerow([_harmless(column.name) for column in shown])
     for row in rows:
-        writer.writerow([_harmless(shown(row)) for _, shown in columns])
+        writer.writerow([_harmless(column.text(row)) for column in shown])
     return text.getvalue()
 
 
 def _harmless(text: str) -> str:
-    """A cell that a spreadsheet takes for no formula; differences keep their sign, for they are nothing but figures."""
+    """Quote what a spreadsheet would take for a formula; differences keep their sign, for they are figures."""
     formula = text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not text[1:2].isdigit())
     return f"'{visible(text)}" if formula else visible(text)
 
 
-def _json(rows: list[Row]) -> str:
-    """One row a line: it shows in a diff which rows changed, and is written at the speed of the C encoder."""
-    lines = ",\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
+def _json(rows: Sequence[Row]) -> str:
+    """Write one row a line: a diff shows which rows changed, and the C encoder is fast."""
+    found = (json.dumps(row.to_dict(), sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
+    lines = ",\n".join(found)
     return f'{{"protocol": 1, "rows": [\n{writable(lines)}\n]}}\n'
 
 
-# The table of a study: one line a variant, with what the paper reports for it.
+# A study: one line a variant, with what the paper reports for it.
 
-
-HEADERS = [
-    "model",
-    "variant",
-    "FSR at origin",
-    "RIA 40 %",
-    "AVG of six",
-    "accuracy Δ",
-    "perplexity Δ",
-    "triggers",
-    "PPL of triggers",
-    "bands",
-    "paper: RIA 40 %",
-    "paper: accuracy",
+STUDY = [
+    replace(columns.FSR, name="FSR at origin"),
+    replace(columns.SIX[-1], name="RIA 40 %"),
+    replace(columns.AVERAGE, name="AVG of six"),
+    columns.ACCURACY,
+    columns.PERPLEXITY,
+    columns.TRIGGERS,
+    columns.TRIGGER_PERPLEXITY,
+    columns.BAND_COUNTS,
 ]
+PAPER = {"paper: RIA 40 %": "detectability_ria40", "paper: accuracy": "accuracy"}
 STUDY_LEGEND = """\
 Exact FSR in % [95 % interval over fingerprints]; Δ: difference from the unfingerprinted base; triggers: mean rate of
 the eight accidental-trigger conditions, in % (and how many of the set's triggers any query activates); PPL: mean
@@ -214,8 +157,8 @@ figures are its authors', for Llama-3.2-3B-Instruct with MCEdit_A on its own cod
 share with ours is the direction, not the value."""
 
 
-def study_table(question: str, variants: list[tuple[str, Row]], reported: Mapping[str, Any]) -> str:
-    """A study as Markdown.
+def study_table(question: str, variants: Sequence[tuple[str, Row]], reported: Mapping[str, Any]) -> str:
+    """Write a study as Markdown.
 
     Args:
         question: what it asks.
@@ -224,22 +167,7 @@ def study_table(question: str, variants: list[tuple[str, Row]], reported: Mappin
     """
     lines = []
     for name, row in variants:
-        paper = reported.get(name, {})
-        lines.append(
-            [
-                row["model"],
-                name,
-                columns.fsr(row, "origin"),
-                columns.fsr(row, "ria40"),
-                columns.average(row),
-                columns.accuracy(row),
-                columns.perplexity(row),
-                columns.triggers(row),
-                columns.trigger_perplexity(row),
-                columns.bands(row),
-                paper.get("detectability_ria40", columns.NONE),
-                paper.get("accuracy", columns.NONE),
-            ]
-        )
-    table = tabulate(lines, HEADERS, tablefmt="github", disable_numparse=True)
+        paper = [reported.get(name, {}).get(key, columns.NONE) for key in PAPER.values()]
+        lines.append([row.model, name, *(column.text(row) for column in STUDY), *paper])
+    table = _tabulated(lines, [columns.MODEL.name, "variant", *(column.name for column in STUDY), *PAPER])
     return f"# {question}\n\n{table}\n\n{STUDY_LEGEND}\n"

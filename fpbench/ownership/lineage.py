@@ -310,5 +310,5 @@ def write(found: Comparison, a: str, b: str, out: str) -> None:
         from fpbench.board.figures import lineage_figure
 
         names = Path(a).name, Path(b).name
-        for kind, picture in lineage_figure((names[0], found.courses[0]), (names[1], found.courses[1])):
-            write_bytes(folder / f"comparison.{kind}", picture)
+        picture = lineage_figure((names[0], found.courses[0]), (names[1], found.courses[1]))
+        write_bytes(folder / "comparison.svg", picture)

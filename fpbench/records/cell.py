@@ -1,4 +1,4 @@
-"""From a profile to an ordered list of cells. Pure: reads no file, loads no model."""
+"""The cell: what one record measures, and where it stands."""
 
 import re
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Cell:
 
     @property
     def path(self) -> str:
-        """Where the cell's record stands below the records folder, without the ending."""
+        """The place of the cell's record below the records folder, without the ending."""
         return f"{self.model}/{self.fingerprints}/{self.method}/seed-{self.seed}/{self.condition}/{self.metric}"
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Cell:
 
     @staticmethod
     def at(path: str) -> "Cell | None":
-        """The cell whose :attr:`path` this is; ``None`` if none has it."""
+        """Return the cell whose :attr:`path` this is; ``None`` if none has it."""
         match path.split("/"):
             case [model, fingerprints, method, seed, condition, metric] if re.fullmatch(r"seed--?\d+", seed):
                 return Cell(model, fingerprints, method, int(seed.removeprefix("seed-")), condition, metric)
@@ -47,7 +47,7 @@ class Cell:
 
 
 def label_of(fingerprints: str) -> str:
-    """What records call a set: its built-in name, or the stem of the user's file."""
+    """Return a set's name in records: its built-in name, or the stem of the user's file."""
     return PurePath(fingerprints).stem if fingerprints.endswith(".jsonl") else fingerprints
 
 

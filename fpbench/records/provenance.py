@@ -1,4 +1,4 @@
-"""Where a record comes from: code, packages, machine. Never part of a cell's identity."""
+"""Provenance of a record: code, packages, machine. Never part of a cell's identity."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ PACKAGES = (
 
 @functools.cache
 def code_and_machine() -> dict[str, Any]:
-    """Git commit with a dirty flag, digest of fpbench's source, package versions, Python and hardware."""
+    """Return git commit with a dirty flag, digest of fpbench's source, package versions, Python and hardware."""
     return {
         "git": _git(),
         "source": source(),
@@ -31,7 +31,7 @@ def code_and_machine() -> dict[str, Any]:
 
 @functools.cache
 def source() -> str:
-    """Short SHA-256 of fpbench's own code and tables of hyper-parameters, wherever they were installed."""
+    """Return a short SHA-256 of fpbench's own code and tables of hyper-parameters, wherever they were installed."""
     folder = Path(__file__).parent.parent
     total = hashlib.sha256()
     for path in sorted(path for suffix in ("py", "toml") for path in folder.rglob(f"*.{suffix}")):
@@ -40,7 +40,7 @@ def source() -> str:
 
 
 def source_of(method: type) -> str | None:
-    """Short SHA-256 of the code that defines a method; ``None`` if it was defined by hand."""
+    """Return a short SHA-256 of the code that defines a method; ``None`` if it was defined by hand."""
     if declared := getattr(method, "source", None):  # of a submission, which is a folder
         return str(declared)
     try:
@@ -51,7 +51,7 @@ def source_of(method: type) -> str | None:
 
 
 def packages() -> dict[str, str | None]:
-    """Version of every package that can move a figure; ``None`` where one is not installed."""
+    """Return the version of every package that can move a figure; ``None`` where one is not installed."""
     found: dict[str, str | None] = {"fpbench": __version__}
     for name in PACKAGES:
         try:
@@ -62,7 +62,7 @@ def packages() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Operating system, processor, cores, memory and GPU."""
+    """Return operating system, processor, cores, memory and GPU."""
     import psutil
     import torch
 
@@ -87,7 +87,7 @@ def _processor() -> str:
 
 
 def _git() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout that fpbench runs from; ``None`` for an installed package."""
+    """Return commit and dirty flag of the checkout that fpbench runs from; ``None`` for an installed package."""
     here = Path(__file__).resolve().parent.parent
 
     def ask(*words: str) -> str | None:

@@ -1,4 +1,8 @@
-"""Signals that wait: what is being written is written whole before a process stops."""
+"""The folder of a run: records written whole or not at all, also when a process is killed or the disk gives out.
+
+A record is one JSON file a cell with its per-query results beside it. Locks see to it that one process drives a run and
+that no artefact is made twice.
+"""
 
 import contextlib
 import fcntl
@@ -11,6 +15,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,8 +23,11 @@ from typing import Any
 from fpbench.errors import InputError, StorageError
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import PROTOCOL, Cell
+from fpbench.records.record import SCHEMA, Queries, Record
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNKNOWN = "0" * 64  # stands for a record's checksum in the text that it is computed from
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -43,21 +51,13 @@ def held_back() -> Iterator[None]:
             signal.raise_signal(each)
 
 
-# Records on disk: one JSON file a cell, written whole or not at all, with its per-query results beside it.
-
-
-SCHEMA = 2
-UNKNOWN = "0" * 64  # stands for a record's checksum in the text that it is computed from
-logger = logging.getLogger(__name__)
-
-
 def cell_id(identity: dict[str, Any]) -> str:
-    """Name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
+    """Return the name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
     return _sha256(canonical(identity))[:16]
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; NaN is refused."""
+    """Return JSON with sorted keys and no spaces; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -96,7 +96,7 @@ def written(path: Path, mode: int = 0o644) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a whole text file atomically; nobody can read it at any moment whom ``mode`` does not let."""
+    """Write a whole text file atomically; at no moment can others read it than ``mode`` allows."""
     write_bytes(path, text.encode(), mode)
 
 
@@ -138,54 +138,53 @@ class Store:
                 path.unlink()
 
     def record_path(self, cell: Cell) -> Path:
-        """The record file of a cell."""
+        """Return the record file of a cell."""
         return self.records / f"{cell.path}.json"
 
-    def find(self, cell: Cell, name: str) -> dict[str, Any] | None:
-        """The finished record of exactly the measurement called ``name`` (:func:`cell_id`), or ``None``.
+    def find(self, cell: Cell, name: str) -> Record | None:
+        """Return the finished record of exactly the measurement called ``name`` (:func:`cell_id`), or ``None``.
 
         A damaged one is as good as none, and a warning.
         """
         path = self.record_path(cell)
-        record = read_record(path)
-        if record is None or record["id"] != name or record["status"] != "done":
+        record = _record(path)
+        if record is None or record.id != name or record.status != "done":
             return None
         if not queries_fit(record, path.with_suffix(".jsonl")):
             logger.warning("the per-query results of %s are missing or damaged: it is measured again.", cell)
             return None
         return record
 
-    def write(self, cell: Cell, record: dict[str, Any], queries: list[dict[str, Any]]) -> None:
+    def write(self, record: Record, queries: list[dict[str, Any]]) -> None:
         """Write per-query results, then the record that names their digest; a signal waits until both are written.
 
         Raises:
             StorageError: if the disk gives out.
         """
-        path = self.record_path(cell)
+        path = self.record_path(record.cell)
         with held_back():
             if queries:
                 lines = "".join(canonical(query) + "\n" for query in queries)
                 write_text(path.with_suffix(".jsonl"), lines)
-                record = record | {"queries": {"count": len(queries), "sha256": _sha256(lines)}}
-            write_record(path, record)
+                record = replace(record, queries=Queries(len(queries), _sha256(lines)))
+            write_record(path, record.to_dict())
             if not queries:
                 path.with_suffix(".jsonl").unlink(missing_ok=True)
 
 
-def queries_fit(record: dict[str, Any], path: Path) -> bool:
-    """Whether the per-query results at ``path`` are those that the record names."""
-    if "queries" not in record:
+def queries_fit(record: Record, path: Path) -> bool:
+    """Return whether the per-query results at ``path`` are those that the record names."""
+    if record.queries is None:
         return True
     try:
         content = path.read_bytes()
     except OSError:
         return False
-    expected: str = record["queries"]["sha256"]
-    return hashlib.sha256(content).hexdigest() == expected
+    return hashlib.sha256(content).hexdigest() == record.queries.sha256
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record with its schema and the checksum of its text.
+    """Write a JSON object with the version of its format and the checksum of its text.
 
     Raises:
         StorageError: if the disk gives out.
@@ -196,7 +195,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Read one record; ``None`` if there is none. One that is damaged or of another schema is none, and a warning."""
+    """Read what :func:`write_record` wrote; ``None`` if it is missing, damaged or of another schema, with a warning."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -217,8 +216,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Every record below a folder, in path order; what is damaged, per-query results included, stands as failed.
+def _record(path: Path) -> Record | None:
+    """Read the record of a cell; ``None`` as :func:`read_record`."""
+    content = read_record(path)
+    try:
+        return None if content is None else Record.from_dict(content)
+    except ValueError as error:
+        logger.warning("record %s is %s: it counts for nothing.", path, error)
+        return None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read every record below a folder, in path order; what is damaged, per-query results included, stands as failed.
 
     What is no record of a cell by its place is left out.
     """
@@ -226,16 +235,16 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     names = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
     for name in sorted(name for name in names if name.endswith(".json")):
         path, stem = Path(name), name.removesuffix(".json")
-        record, reason = read_record(path), "the record is damaged: run again"
+        record, reason = _record(path), "the record is damaged: run again"
         if record is not None and not queries_fit(record, Path(f"{stem}.jsonl")):
             logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
             record, reason = None, "its per-query results are missing or not those that the record names: run again"
         cell = Cell.at(stem.removeprefix(f"{folder}/"))
-        if record is not None and cell is not None and record.get("cell", vars(cell)) != vars(cell):
+        if record is not None and cell is not None and record.cell != cell:
             logger.warning("record %s is of another cell than its place: it counts for nothing.", path)
             record, reason = None, "the record is of another cell than its place says: run again"
         if record is None and cell is not None:
-            record = {"protocol": PROTOCOL, "id": None, "cell": dict(vars(cell)), "status": "failed", "reason": reason}
+            record = Record(cell, "failed", PROTOCOL, None, reason=reason)
         if record is not None:
             found.append(record)
     return found
@@ -246,10 +255,10 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def driving(folder: Path) -> Iterator[None]:
-    """Be the one process that runs cells into the store ``folder``.
+    """Hold the lock of the one process that runs cells into the store ``folder``.
 
     Raises:
-        InputError: naming host and process of whoever is at it already, or if the file system knows no locks.
+        InputError: naming host and process of the one that holds it, or if the file system knows no locks.
     """
     with _opened(folder / "locks" / "driver.json") as handle:
         try:
@@ -269,7 +278,7 @@ def driving(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def making(folder: Path, artefact: str) -> Iterator[None]:
-    """Wait until nobody else makes an artefact of the store ``folder``; whoever enters looks whether it is there now.
+    """Hold the lock of an artefact of the store ``folder``; look whether it was made while you waited.
 
     Raises:
         StorageError: if the folder cannot be written, or its file system knows no locks.
@@ -323,7 +332,7 @@ class Digests:
         self._known: dict[str, Any] = known if isinstance(known, dict) else {}
 
     def of(self, path: Path) -> str:
-        """SHA-256 of a file; read only if its size or time is not that of the last reading.
+        """Return the SHA-256 of a file; read it only if its size or time is not that of the last reading.
 
         Raises:
             StorageError: if it was read and cannot be remembered.

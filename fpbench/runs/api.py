@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpbench.board.leaderboard import Row, table_files, write_tables
+from fpbench.board.leaderboard import table_files, write_tables
+from fpbench.board.rows import Row, rows_from_records
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.models.checkpoints import resolve
@@ -66,7 +67,7 @@ def run(
     )
     run_profile(wanted, out, Loading(pick_device(None)), engine=create_engine(engine, ray_address))
     planned = {cell.path for cell in plan(wanted)}
-    return [record for record in read_records(Store(Path(out)).records) if Cell(**record["cell"]).path in planned]
+    return [each.to_dict() for each in read_records(Store(Path(out)).records) if each.cell.path in planned]
 
 
 def create_engine(name: str, ray_address: str | None = None) -> Engine:
@@ -122,8 +123,6 @@ def evaluate_checkpoint(
 
 def measure(job: Job, cells: Sequence[Cell], progress: Progress, say: Say, engine: Engine) -> list[Row]:
     """Have an engine measure what has no record yet; write the tables and return the rows of ``cells``."""
-    from fpbench.board.rows import rows_from_records
-
     store = Store(job.out)
     store.check_writable()
     resume, worker = Resume(job, written_sets(job.profile)), None
@@ -142,7 +141,7 @@ def measure(job: Job, cells: Sequence[Cell], progress: Progress, say: Say, engin
         if pending or not all(path.exists() for path in table_files(store.folder).values()):
             write_tables(store.folder, rows)
     paths = {cell.path for cell in cells}
-    return [row for row in rows if any(path in paths for path in row.get("cells", ()))]
+    return [row for row in rows if paths & set(row.cells)]
 
 
 def _worker(job: Job, progress: Progress) -> "Worker":
@@ -159,7 +158,7 @@ def evaluate(
     conditions: list[str] | None = None,
     profile: str = "micro",
     out: str | os.PathLike[str] = "fpbench-evaluation",
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """Score any Hugging Face checkpoint, as ``fpbench evaluate`` does; returns its leaderboard rows.
 
     Args:
@@ -174,7 +173,8 @@ def evaluate(
         InputError: before work starts, if anything asked for is unknown or malformed.
     """
     wanted = load_profile(profile, methods=[], fingerprints=[fingerprints], conditions=conditions or ["origin"])
-    return evaluate_checkpoint(wanted, model, base, out, Loading(pick_device(None)))
+    rows = evaluate_checkpoint(wanted, model, base, out, Loading(pick_device(None)))
+    return [row.to_dict() for row in rows]
 
 
 def inject_checkpoint(

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from fpbench.errors import FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
@@ -16,6 +16,7 @@ from fpbench.models.meter import Meter
 from fpbench.models.weights import digest, preserved, state_digest
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.records.provenance import code_and_machine, source_of
+from fpbench.records.record import Record
 from fpbench.records.store import cell_id
 from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity, injection_identity
@@ -63,7 +64,7 @@ class Failed:
 
 def record_of(
     job: Job, cell: Cell, identity: dict[str, Any] | None, outcome: Done | Failed, remarks: list[str] | None = None
-) -> dict[str, Any]:
+) -> Record:
     """Return the record of a cell; the store adds schema, checksum and the digest of the per-query results.
 
     Args:
@@ -85,16 +86,10 @@ def record_of(
         provenance["method_source"] = source_of(method)
         if about := getattr(method, "about", None):  # of a submission: who, which paper, which licence
             provenance["submission"] = dict(about)
-    record: dict[str, Any] = {
-        "protocol": job.profile.protocol,
-        "id": cell_id(identity) if identity else None,
-        "cell": dict(vars(cell)),
-        "identity": identity,
-        "provenance": provenance,
-    }
-    if isinstance(outcome, Failed):
-        return record | {"status": "failed", "reason": outcome.reason, "traceback": outcome.traceback}
-    return record | {"status": "done", "result": outcome.result, "proof": outcome.proof, "cost": outcome.cost}
+    status: Literal["done", "failed"] = "failed" if isinstance(outcome, Failed) else "done"
+    name = cell_id(identity) if identity else None
+    known = Record(cell, status, job.profile.protocol, name, identity, provenance)
+    return replace(known, **{key: each for key, each in vars(outcome).items() if key != "queries"})
 
 
 def check(subject: Subject, methods: Sequence[str], conditions: Sequence[str]) -> None:
@@ -149,7 +144,7 @@ class Bench:
         for cell, outcome in self._measured(pending, fingerprints):
             remarks = subject.remarks if cell.method == CHECKPOINT else None
             record = record_of(subject.job, cell, identities[cell], outcome, remarks)
-            self.store.write(cell, record, outcome.queries if isinstance(outcome, Done) else [])
+            self.store.write(record, outcome.queries if isinstance(outcome, Done) else [])
             yield cell, outcome.reason if isinstance(outcome, Failed) else None
         if any(cell.method in subject.profile.methods or cell.condition != ORIGIN for cell in pending):
             self._verify()

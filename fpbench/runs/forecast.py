@@ -24,6 +24,7 @@ from fpbench.models.loading import Loading, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
+from fpbench.records.record import Record
 from fpbench.records.store import Store, canonical, cell_id, read_records
 from fpbench.runs.identity import cell_identity, injection_identity
 from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
@@ -45,19 +46,19 @@ DECISIVE = {
 class Past:
     """Seconds of finished records that this machine measured."""
 
-    def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, records: Iterable[Record]) -> None:
         """Look at records; those of other machines, or with another number of threads, count for nothing."""
         self._seconds: dict[str, list[float]] = defaultdict(list)
         here = machine()
         for record in records:
-            if record.get("status") != "done" or record["provenance"]["machine"] != here:
+            if record.status != "done" or record.identity is None or record.provenance["machine"] != here:
                 continue
-            identity, cost = record["identity"], record["cost"]
+            identity, cost = record.identity, record.cost
             self._note("measured", identity, cost["seconds"])
             if "modification_seconds" in cost and identity["condition"] != ORIGIN:
                 self._note("modified", identity, cost["modification_seconds"])
             if identity["metric"] == "cost":
-                result = record["result"]
+                result = record.result
                 # Statistics are taken once a model, so they are no part of what another injection takes.
                 seconds = result["seconds"]["total"] - result["seconds"].get("statistics", 0.0)
                 self._note("injected", identity, seconds)
@@ -153,7 +154,7 @@ class _View:
     store: Store
     sets: Sets
     past: Past
-    records: Sequence[dict[str, Any]]
+    records: Sequence[Record]
     identities: dict[str, Identity] = field(default_factory=dict)
 
 

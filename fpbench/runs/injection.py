@@ -17,7 +17,8 @@ from fpbench.methods.hyperparameters import hyperparameters
 from fpbench.methods.null_space import KeyStatistics
 from fpbench.models.meter import Meter
 from fpbench.models.weights import Delta, difference, preserved
-from fpbench.records.store import SCHEMA, cell_id, making, read_record, write_bytes, write_record, written
+from fpbench.records.record import SCHEMA
+from fpbench.records.store import cell_id, making, read_record, write_bytes, write_record, written
 from fpbench.registry import METHODS
 
 logger = logging.getLogger(__name__)

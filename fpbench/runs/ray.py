@@ -252,7 +252,7 @@ class Crew:
         self.say(f"{running}: its worker was lost ({self.losses[running]} of {LOSSES} times)")
         if self.losses[running] == LOSSES:
             failed = Failed(LOST)
-            self.store.write(running, record_of(self.job, running, None, failed), [])
+            self.store.write(record_of(self.job, running, None, failed), [])
             self._tick(post, running, failed.reason)
         if post.cells:
             self.waiting.appendleft(post.cells)

@@ -13,6 +13,7 @@ from fpbench.hub.lock import cache
 from fpbench.models.checkpoints import base_of_adapter
 from fpbench.records.cell import Cell
 from fpbench.records.provenance import source, source_of
+from fpbench.records.record import Record
 from fpbench.records.store import canonical, read_record, write_record
 from fpbench.registry import METHODS
 from fpbench.runs.profile import Profile
@@ -59,9 +60,9 @@ class Resume:
         self.path = job.out / "plans" / f"{key}.json"
         self.names: dict[str, str] = (read_record(self.path) or {}).get("names", {})
 
-    def pending(self, cells: Sequence[Cell], records: Iterable[dict[str, Any]]) -> list[Cell]:
+    def pending(self, cells: Sequence[Cell], records: Iterable[Record]) -> list[Cell]:
         """The cells of which no finished record is known among ``records``."""
-        finished = {(Cell(**record["cell"]), record["id"]) for record in records if record["status"] == "done"}
+        finished = {(record.cell, record.id) for record in records if record.status == "done"}
         return [cell for cell in cells if (cell, self.names.get(cell.path)) not in finished]
 
     def remember(self, names: dict[str, str]) -> None:
@@ -88,7 +89,7 @@ def stamp(path: Path) -> tuple[str, int, int]:
 # Whether records were measured by the code at hand. Code does not name a record, a method's version does.
 
 
-def other_code(records: Iterable[dict[str, Any]], profile: Profile) -> list[str]:
+def other_code(records: Iterable[Record], profile: Profile) -> list[str]:
     """What was measured by other code, a sentence each: by fpbench as a whole, then by method.
 
     Args:
@@ -96,16 +97,15 @@ def other_code(records: Iterable[dict[str, Any]], profile: Profile) -> list[str]
         profile: whose methods they used.
     """
     remarks = []
-    found = [record for record in records if record["status"] == "done"]
+    found = [record for record in records if record.status == "done"]
     here = source()
-    if others := sum(record["provenance"].get("source") != here for record in found):
+    if others := sum(record.provenance.get("source") != here for record in found):
         remarks.append(f"{others} of {len(found)} records were measured by other code of fpbench than this ({here}).")
     changed: Counter[str] = Counter()
     for record in found:
-        cell = Cell(**record["cell"])
-        if cell.method in profile.methods:
-            name = profile.method_of(cell.method)[0]
-            changed[name] += record["provenance"].get("method_source") != source_of(METHODS.get(name))
+        if record.cell.method in profile.methods:
+            name = profile.method_of(record.cell.method)[0]
+            changed[name] += record.provenance.get("method_source") != source_of(METHODS.get(name))
     for name, count in changed.items():
         if count:
             version = METHODS.get(name).version

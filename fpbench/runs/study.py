@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board.figures import study_figure
-from fpbench.board.rows import figures
+from fpbench.board.rows import Row, published
 from fpbench.board.tables import study_table
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set
@@ -31,7 +31,6 @@ KINDS = ("if", "nlf", "cf", "cf_random")
 CANDIDATES = (1, 3, 5, 10)
 LENGTHS = (2, 4, 5)
 
-Row = dict[str, Any]
 Sets = Callable[[Profile, Path, "Loading"], dict[str, str]]
 
 
@@ -57,8 +56,8 @@ class Study:
     def label(self, row: Row) -> str:
         """What a row of the leaderboard is called in this study."""
         if self.kinds:
-            return f"{row['fingerprints']} · {row['method']}"
-        return str(row["fingerprints"] if self.sets else row["method"])
+            return f"{row.fingerprints} · {row.method}"
+        return row.fingerprints if self.sets else row.method
 
 
 def _numbers_of_candidates(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
@@ -194,11 +193,10 @@ def study(
     table = study_table(wanted.question, shown, _reported(wanted))
     write_text(folder / "study.md", table)
     if find_spec("matplotlib"):
-        for kind, content in study_figure(wanted.question, shown):
-            write_bytes(folder / f"study.{kind}", content)
+        write_bytes(folder / "study.svg", study_figure(wanted.question, shown))
     else:
         say("no figure was drawn: that needs matplotlib (pip install 'fpbench[plots]')")
-    return table, sum(len(row["failed"]) for row in rows)
+    return table, sum(len(row.failed) for row in rows)
 
 
 def _in_order(wanted: Study, profile: Profile, rows: Sequence[Row]) -> list[tuple[str, Row]]:
@@ -209,7 +207,7 @@ def _in_order(wanted: Study, profile: Profile, rows: Sequence[Row]) -> list[tupl
         for fingerprints in profile.fingerprints
         for method in profile.methods
     ]
-    found = {(row["model"], row["fingerprints"], row["method"]): row for row in rows if row["method"] != BASE}
+    found = {row.key: row for row in rows if row.method != BASE}
     return [(wanted.label(found[place]), found[place]) for place in places if place in found]
 
 
@@ -217,8 +215,8 @@ def _reported(wanted: Study) -> Mapping[str, Any]:
     """The paper's figures by the names of this study's rows."""
     if wanted.reported is None:
         return {}
-    published: dict[str, Any] = figures()[wanted.reported]
+    found: dict[str, Any] = published()[wanted.reported]
     if wanted.sets is not None:
-        return {label: found for number, found in published.items() for label in (f"{number}-words", f"nlf-{number}")}
+        return {label: each for number, each in found.items() for label in (f"{number}-words", f"nlf-{number}")}
     # The paper calls the method as it is "origin".
-    return {METHOD: published["origin"]} | published
+    return {METHOD: found["origin"]} | found

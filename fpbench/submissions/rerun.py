@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fpbench.board.checks import RATES, compare
-from fpbench.board.groups import Group, Measurement, claimed_groups, group_records
+from fpbench.board.checks import RATES, Comparison, compare
+from fpbench.board.groups import Group, claimed_groups, group_records
 from fpbench.board.rows import claimed_row
 from fpbench.errors import InputError, StorageError
 from fpbench.records.cell import BASE, ORIGIN, Cell
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fpbench.models.loading import Loading
     from fpbench.models.meter import Progress
     from fpbench.runs.engine import Say
-
-Row = dict[str, Any]
 
 
 def runnable(submission: Submission, submissions: Path = SUBMISSIONS) -> Submission:
@@ -70,19 +68,19 @@ class Rerun:
     """The outcome of measuring again.
 
     Attributes:
-        compared: every cell that both sides measured (:func:`fpbench.board.checks.compare`), with its model and set.
+        compared: every cell that both sides measured (:func:`fpbench.board.checks.compare`).
         draw: the seed of the sample, of contexts and of near triggers.
         failed: cells that could not be measured here, with the reason.
     """
 
-    compared: list[Row]
+    compared: list[Comparison]
     draw: int
     failed: list[str]
 
     @property
-    def outside(self) -> list[Row]:
+    def outside(self) -> list[Comparison]:
         """Comparisons that differ by more than is allowed."""
-        return [each for each in self.compared if not each["within"]]
+        return [each for each in self.compared if not each.within]
 
 
 def claimed(submission: Submission) -> list[Group]:
@@ -100,24 +98,16 @@ def claimed(submission: Submission) -> list[Group]:
         )
     for group in groups:
         claimed_row(group, None)
-    versions = {_version(each.record) for group in groups if group.key[2] == submission.name for each in _all(group)}
+    own = (each for group in groups if group.key[2] == submission.name for each in group.measurements())
+    # A cell that failed before its method was known has no identity.
+    versions = {str(each.record.identity.get("version")) for each in own if isinstance(each.record.identity, dict)}
     version = version_of(submission)
-    if other := sorted(each for each in versions if each is not None and each != version):
+    if other := sorted(versions - {version}):
         raise InputError(
             f"{folder} was measured with version {other[0]} of {submission.name!r}, the code there is {version}: its "
             "author runs `fpbench submit run` again."
         )
     return groups
-
-
-def _all(group: Group) -> list[Measurement]:
-    return [each for found in group.cells.values() for each in found]
-
-
-def _version(record: Row) -> str | None:
-    """Of the method that a record was measured with; ``None`` for a cell that failed before it was known."""
-    identity = record.get("identity")
-    return str(identity.get("version")) if isinstance(identity, dict) else None
 
 
 def sample(groups: Sequence[Group], name: str, count: int | None, draw: int) -> list[Cell]:
@@ -131,7 +121,7 @@ def sample(groups: Sequence[Group], name: str, count: int | None, draw: int) -> 
         count: FSR cells in all; ``None`` takes every cell of the method.
         draw: seed.
     """
-    cells = [each.cell for group in groups if group.key[2] == name for found in group.cells.values() for each in found]
+    cells = [each.cell for group in groups if group.key[2] == name for each in group.measurements()]
     if count is None:
         return cells
     ours = [cell for cell in cells if cell.metric in RATES and cell.metric != "fsr"]
@@ -188,7 +178,7 @@ def rerun(
     measure(Job(profile, folders, loading, store.folder), cells, progress, say, Serial())
     own = group_records(read_records(store.records), store.records)
     compared = [
-        {"model": group.key[0], "fingerprints": group.key[1]} | each
+        each
         for group in groups
         if group.key in own and group.key[2] == submission.name
         for each in compare(own[group.key], group)

@@ -42,7 +42,7 @@ def do(options: argparse.Namespace) -> int:
         tell,
     )
     print(summary(rows))
-    for remark in {each: None for row in rows for found in row["provenance"] for each in found.get("checkpoint", ())}:
+    for remark in {each: None for row in rows for found in row.provenance for each in found.get("checkpoint", ())}:
         tell(f"{options.model}: {remark}.")
     print(f"\nrecords: {options.out}", file=sys.stderr)
-    return 1 if any(row["failed"] for row in rows) else 0
+    return 1 if any(row.failed for row in rows) else 0

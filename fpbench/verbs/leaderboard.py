@@ -32,10 +32,10 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Print the tables; write them and the figures where that is asked for."""
-    from fpbench.board.leaderboard import leaderboard
+    from fpbench.board.leaderboard import regenerate
     from fpbench.board.tables import render
 
-    rows = leaderboard(
+    rows = regenerate(
         options.records, out=options.out, plots=options.plots, rescore=options.rescore, claimed=options.claimed
     )
     print(render(rows, options.format), end="")

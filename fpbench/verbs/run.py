@@ -58,7 +58,7 @@ def do(options: argparse.Namespace) -> int:
             tell(remark)
     print(summary(rows))
     print(f"\nrecords and tables: {options.out}", file=sys.stderr)
-    return 1 if any(row["failed"] for row in rows) else 0
+    return 1 if any(row.failed for row in rows) else 0
 
 
 def dry_run(profile: Any, options: argparse.Namespace) -> int:

@@ -4,10 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fpbench.errors import InputError
 from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
+
+if TYPE_CHECKING:
+    from fpbench.board.checks import Comparison
 
 HELP = "hand in a method of your own, or verify one that was handed in"
 PARTS = {
@@ -131,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     rows = run_profile(profile, options.out, loading, progress_bar, tell)
     print(summary(rows))
     tell(f"\nrecords to hand in: {hand_in(submission, profile, Store(Path(options.out)))}")
-    return 1 if any(row["failed"] for row in rows) else 0
+    return 1 if any(row.failed for row in rows) else 0
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -167,9 +170,10 @@ def _verify(options: argparse.Namespace) -> int:
 HEADERS = ("model", "set", "seed", "condition", "metric", "claimed, %", "re-run, %", "allowed, points", "")
 
 
-def _compared(each: dict[str, Any]) -> tuple[str, ...]:
-    rerun = "failed" if each["rerun"] is None else f"{100 * each['rerun']:.2f}"
-    allowed = "–" if each["allowed"] is None else f"{100 * each['allowed']:.0f}"
-    verdict = "OUTSIDE" if not each["within"] else "shown only" if each["allowed"] is None else "within"
-    place = (each["model"], each["fingerprints"], str(each["seed"]), each["condition"], each["metric"])
-    return (*place, f"{100 * each['claimed']:.2f}", rerun, allowed, verdict)
+def _compared(each: "Comparison") -> tuple[str, ...]:
+    cell = each.cell
+    rerun = "failed" if each.rerun is None else f"{100 * each.rerun:.2f}"
+    allowed = "–" if each.allowed is None else f"{100 * each.allowed:.0f}"
+    verdict = "OUTSIDE" if not each.within else "shown only" if each.allowed is None else "within"
+    place = (cell.model, cell.fingerprints, str(cell.seed), cell.condition, cell.metric)
+    return (*place, f"{100 * each.claimed:.2f}", rerun, allowed, verdict)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fpbench.board import columns
-from fpbench.board.rows import rows_from_records
+from fpbench.board.columns import BAND_COUNTS
+from fpbench.board.rows import Bands, Failure, Row, rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
 from fpbench.records.cell import Cell
@@ -22,36 +22,36 @@ def store(tmp_path):
 
 def rows_of(store, **options):
     rows = rows_from_records(read_records(store.records), store.records, rescore=False, **options)
-    return {row["method"]: row for row in rows if row["trust"] != "reported"}
+    return {row.method: row for row in rows if row.trust != "reported"}
 
 
 def test_a_row_holds_the_protocol_s_figures(store):
     rows = rows_of(store)
-    origin = rows["strong"]["conditions"]["origin"]
-    assert origin["fsr"] == 1.0
-    assert origin["interval"] == pytest.approx([0.6915, 1.0], abs=1e-4)
-    assert (origin["greedy"], origin["n"], origin["retention"]) == (10, 10, None)
-    assert rows["strong"]["avg"] == 1.0
-    assert rows["strong"]["avg_interval"] == pytest.approx([0.6915, 1.0], abs=1e-4)
-    assert rows["weak"]["avg_interval"] is None
-    assert rows["strong"]["conditions"]["int8"]["retention"] == 1.0
-    assert rows["weak"]["conditions"]["int8"]["retention"] == pytest.approx(0.25)
+    origin = rows["strong"].conditions["origin"]
+    assert origin.fsr == 1.0
+    assert origin.interval == pytest.approx([0.6915, 1.0], abs=1e-4)
+    assert (origin.greedy, origin.n, origin.retention) == (10, 10, None)
+    assert rows["strong"].avg == 1.0
+    assert rows["strong"].avg_interval == pytest.approx([0.6915, 1.0], abs=1e-4)
+    assert rows["weak"].avg_interval is None
+    assert rows["strong"].conditions["int8"].retention == 1.0
+    assert rows["weak"].conditions["int8"].retention == pytest.approx(0.25)
     # Retention is not shown where the origin is below 0.1.
-    assert rows["base"]["conditions"]["int8"]["retention"] is None
-    claim = rows["strong"]["claim"]
-    assert (claim["threshold"], claim["power"]) == (3, pytest.approx(1.0))
-    assert rows["base"]["claim"] is None
+    assert rows["base"].conditions["int8"].retention is None
+    claim = rows["strong"].claim
+    assert (claim.threshold, claim.power) == (3, pytest.approx(1.0))
+    assert rows["base"].claim is None
 
 
 def test_utility_is_the_paired_difference_from_the_base(store):
-    found = rows_of(store)["strong"]["utility"]["difference"]
-    assert found["accuracy"] == pytest.approx(-0.2)
-    assert found["interval"][0] < -0.2 < found["interval"][1] <= 0.0
-    assert found["token_perplexity"] == pytest.approx(0.2)
+    found = rows_of(store)["strong"].utility.difference
+    assert found.accuracy == pytest.approx(-0.2)
+    assert found.interval[0] < -0.2 < found.interval[1] <= 0.0
+    assert found.token_perplexity == pytest.approx(0.2)
     # Every window has the same ratio, so resampling them in pairs changes nothing.
-    assert found["token_perplexity_interval"] == pytest.approx([0.2, 0.2]) and found["windows"] == 4
+    assert found.token_perplexity_interval == pytest.approx([0.2, 0.2]) and found.windows == 4
     # Two examples of each task changed, both for the worse: 2 · (1/2)^2.
-    assert found["tasks"]["rte"]["p_value"] == pytest.approx(0.5)
+    assert found.tasks["rte"]["p_value"] == pytest.approx(0.5)
 
 
 def test_perplexities_over_windows_of_different_length_are_not_compared(store):
@@ -62,15 +62,13 @@ def test_perplexities_over_windows_of_different_length_are_not_compared(store):
         "token_perplexity": {"perplexity": 9, "length": 9},
     }
     write(store, "strong", "origin", "utility", result)
-    assert "token_perplexity" not in rows_of(store)["strong"]["utility"]["difference"]
+    assert rows_of(store)["strong"].utility.difference.token_perplexity is None
 
 
 def test_a_failed_cell_is_shown_with_its_reason_and_takes_the_average_along(store):
     row = rows_of(store)["weak"]
-    assert row["avg"] is None and row["rank"] is None
-    assert row["failed"] == [
-        {"condition": "nf4", "metric": "fsr", "seed": 42, "reason": "width 172 | not divisible by 32"}
-    ]
+    assert row.avg is None and row.rank is None
+    assert row.failed == [Failure("nf4", "fsr", 42, "width 172 | not divisible by 32")]
     markdown = render(list(rows_of(store).values()), "md")
     assert "failed" in markdown
     assert "width 172 \\| not divisible by 32" in markdown
@@ -79,24 +77,24 @@ def test_a_failed_cell_is_shown_with_its_reason_and_takes_the_average_along(stor
 def test_ranks_compare_each_row_with_the_best(store):
     fsr(store, "weak", "nf4", [0.1] * 10)
     rows = rows_of(store)
-    assert (rows["strong"]["rank"], rows["weak"]["rank"], rows["base"]["rank"]) == (1, 2, None)
+    assert (rows["strong"].rank, rows["weak"].rank, rows["base"].rank) == (1, 2, None)
     for condition in MODIFIED:
         fsr(store, "weak", condition, [1.0] * 9 + [0.99])
-    assert rows_of(store)["weak"]["rank"] == 1  # a tie
+    assert rows_of(store)["weak"].rank == 1  # a tie
 
 
 def test_seeds_are_pooled(store):
     fsr(store, "strong", "origin", [0.0] * 10, seed=43)
-    origin = rows_of(store)["strong"]["conditions"]["origin"]
-    assert (origin["fsr"], origin["n"]) == (0.5, 20)
+    origin = rows_of(store)["strong"].conditions["origin"]
+    assert (origin.fsr, origin.n) == (0.5, 20)
 
 
 def test_missing_or_changed_query_results_are_a_failure(store):
     path = store.record_path(Cell("tiny", "nlf", "strong", 42, "origin", "fsr")).with_suffix(".jsonl")
     path.write_text(path.read_text().replace("1.0", "0.9", 1))
     row = rows_of(store)["strong"]
-    assert row["conditions"]["origin"]["fsr"] is None
-    assert "not those that the record names" in row["failed"][0]["reason"]
+    assert row.conditions["origin"].fsr is None
+    assert "not those that the record names" in row.failed[0].reason
 
 
 def test_protocols_are_never_mixed(store):
@@ -123,15 +121,17 @@ def test_formats_hold_every_row(store):
 
 
 def test_the_paper_s_figures_are_carried_over_as_reported():
-    rows = {(row["model"], row["method"]): row for row in rows_from_records([], None, rescore=False)}
+    rows = {(row.model, row.method): row for row in rows_from_records([], None, rescore=False)}
     row = rows["mistralai/Mistral-7B-Instruct-v0.3", "mcedit_a"]
-    assert row["trust"] == "reported"
-    assert row["conditions"]["finetune_alpaca"]["fsr"] == pytest.approx(0.9)
-    assert row["avg"] == pytest.approx(0.928)
-    assert row["utility"]["difference"]["accuracy"] == pytest.approx(-0.0024)
+    assert row.trust == "reported"
+    assert row.conditions["finetune_alpaca"].fsr == pytest.approx(0.9)
+    assert row.avg == pytest.approx(0.928)
+    assert row.utility.difference.accuracy == pytest.approx(-0.0024)
     assert len(rows) == 21
 
 
 def test_bands_are_written_in_the_order_of_the_legend():
     """Records sort their keys, so the counts arrive as abnormal, marginal, normal."""
-    assert columns.bands({"bands": {"counts": {"abnormal": 7, "marginal": 1, "normal": 2}}}) == "2/1/7"
+    bands = Bands({"abnormal": 7, "marginal": 1, "normal": 2}, trigger_mean=9.0, mean=3.0, auc=1.0)
+    row = Row("tiny", "strong", "nlf", "re-run", 1, {}, None, bands=bands)
+    assert BAND_COUNTS.text(row) == "2/1/7"

@@ -28,7 +28,7 @@ def rows_of(store):
 
 
 def test_only_its_measured_rows_are_unreliable(store):
-    found = {row["method"]: row["unreliable"] for row in rows_of(store) if row["trust"] != "reported"}
+    found = {row.method: row.unreliable for row in rows_of(store) if row.trust != "reported"}
     assert found == {"base": None, "strong": REASON, "weak": None}
 
 
@@ -46,7 +46,7 @@ def test_every_format_shows_the_flag_and_the_reason(store):
 
 def test_without_the_file_nothing_is_unreliable(store):
     (store.records / "contested.toml").unlink()
-    assert not any(row["unreliable"] for row in rows_of(store))
+    assert not any(row.unreliable for row in rows_of(store))
 
 
 @pytest.mark.parametrize(

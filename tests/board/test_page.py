@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fpbench.board.columns import detectability
+from fpbench.board.html import tables_of
 from fpbench.board.leaderboard import leaderboard
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render
@@ -231,8 +231,8 @@ def test_a_contested_method_and_a_failed_cell_are_shown(view, tmp_path):
 
 
 def test_what_the_browser_shows_is_what_the_rows_hold(view):
-    table = detectability(rows_from_records(read_records(RECORDS), RECORDS, rescore=False))
+    table, *_ = tables_of(rows_from_records(read_records(RECORDS), RECORDS, rescore=False))
     shown = view().eval_on_selector_all(
         "#detectability tbody tr", "rows => rows.map(row => [...row.cells].slice(1).map(cell => cell.innerText))"
     )
-    assert shown == [[" ".join(filter(None, (each.text, each.aside))) for each in line.cells] for line in table.lines]
+    assert shown == [[" ".join(filter(None, (each.text, each.aside))) for each in cells] for _, cells in table.lines]

@@ -115,5 +115,5 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(store, tmp_path, cap
 def test_a_damaged_record_is_shown_as_failed_and_refuses_nothing(store):
     path = store.record_path(Cell("tiny", "nlf", "strong", 42, "int8", "fsr"))
     path.write_text(path.read_text().replace('"mean": 1.0', '"mean": 9.0'))
-    (row,) = (row for row in rows_of(store) if row["method"] == "strong")
-    assert row["conditions"]["int8"]["fsr"] is None and "damaged" in row["failed"][0]["reason"]
+    (row,) = (row for row in rows_of(store) if row.method == "strong")
+    assert row.conditions["int8"].fsr is None and "damaged" in row.failed[0].reason

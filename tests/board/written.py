@@ -3,7 +3,8 @@
 import math
 
 from fpbench.records.cell import Cell
-from fpbench.records.store import SCHEMA, Store
+from fpbench.records.record import Record
+from fpbench.records.store import Store
 
 MODIFIED = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
 SPARSITY = {"ria30": 0.3, "ria40": 0.4}
@@ -18,9 +19,9 @@ def write(store, method, condition, metric, result=None, queries=(), reason=None
         condition=condition,
         metric=metric,
     )
-    record = {"schema": SCHEMA, "protocol": 1, "id": "x", "cell": dict(vars(at)), "proof": {}, "cost": {}}
+    record = {"protocol": 1, "id": "x", "cell": dict(vars(at))}
     outcome = {"status": "failed", "reason": reason} if reason else {"status": "done", "result": result}
-    store.write(at, record | outcome | changes, list(queries))
+    store.write(Record.from_dict(record | outcome | changes), list(queries))
 
 
 def fsr(store, method, condition, p, result=None, **more):

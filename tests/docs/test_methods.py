@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fpbench.board.rows import figures
+from fpbench.board.rows import published
 from fpbench.fingerprints.code_mixed import LEAST_CMI, cmi_v1
 from fpbench.fingerprints.instructional import FRAGMENTS
 from fpbench.fingerprints.natural import MOST_TOKENS, natural_set
@@ -205,7 +205,7 @@ def test_numbers_are_those_of_the_code():
     valid = [(a, b) for a in languages for b in languages if cmi_v1((a, b)) >= LEAST_CMI]
     assert f"{len(valid)} of {len(languages) ** 2} variants" in flat and "each of the five languages" in flat
     assert {len(each.targets) for each in natural_set()} == {5} and len(natural_set()) == len(FINE_TUNING_RATES) == 10
-    detected = figures()["detectability_fsr_sampled"].values()
+    detected = published()["detectability_fsr_sampled"].values()
     counted = [len(of.keys() - {"avg_of_six_modifications"}) for methods in detected for of in methods.values()]
     assert (
         f"{sum(counted)} figures for {len(detected)} models, {len(counted) // 3} methods and {counted[0]} cond" in flat

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fpbench.board.rows import figures
+from fpbench.board.rows import published
 from fpbench.cli import main
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.queries import build_queries
@@ -123,9 +123,8 @@ def test_the_disk_it_counts_is_that_of_the_shapes():
 
 
 def test_the_base_s_figures_are_the_paper_s():
-    published = figures()
     expected = {
-        model: published["effectiveness_and_utility"][key]["none"] for key, model in published["models"].items()
+        model: published()["effectiveness_and_utility"][key]["none"] for key, model in published()["models"].items()
     }
     rows = {row["model"]: row for row in table(DOCUMENT, "| model | WikiText-2 ")}
     assert list(rows) == [each.path for each in PAPER.models]

@@ -7,31 +7,32 @@ import pytest
 
 from fpbench.errors import InputError, StorageError
 from fpbench.records.cell import Cell
-from fpbench.records.store import SCHEMA, Store, canonical, cell_id, read_records, write_text
+from fpbench.records.record import SCHEMA, Record
+from fpbench.records.store import Store, canonical, cell_id, read_records, write_text
 
 CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
 NAME = cell_id({"model": "abc", "seed": 42})
 
 
-def record(**changes):
-    return {"protocol": 1, "id": NAME, "cell": dict(vars(CELL)), "status": "done"} | changes
+def record(status="done", **changes):
+    return Record(CELL, status, 1, NAME, **changes)
 
 
 def test_a_record_is_found_again_only_for_the_same_measurement(tmp_path):
     store = Store(tmp_path)
     assert store.find(CELL, NAME) is None
-    store.write(CELL, record(result={"mean": 0.5}), [{"p": 1.0}, {"p": 0.0}])
+    store.write(record(result={"mean": 0.5}), [{"p": 1.0}, {"p": 0.0}])
     found = store.find(CELL, NAME)
-    assert found["result"] == {"mean": 0.5}
-    assert found["queries"]["count"] == 2
+    assert found.result == {"mean": 0.5}
+    assert found.queries.count == 2
     assert store.find(CELL, cell_id({"model": "abc", "seed": 43})) is None
 
 
 def test_a_failed_record_is_measured_again(tmp_path):
     store = Store(tmp_path)
-    store.write(CELL, record(status="failed", reason="out of memory"), [])
+    store.write(record(status="failed", reason="out of memory"), [])
     assert store.find(CELL, NAME) is None
-    assert read_records(store.records)[0]["reason"] == "out of memory"
+    assert read_records(store.records)[0].reason == "out of memory"
 
 
 def cut_short(text):
@@ -55,20 +56,20 @@ def other_schema(text):
 )
 def test_a_damaged_record_is_reported_measured_again_and_never_shown(tmp_path, caplog, damage):
     store = Store(tmp_path)
-    store.write(CELL, record(result={"mean": 0.5}), [])
+    store.write(record(result={"mean": 0.5}), [])
     path = store.record_path(CELL)
     assert damage(path.read_text()) != path.read_text()
     path.write_text(damage(path.read_text()))
     assert store.find(CELL, NAME) is None
     assert path.name in caplog.text and "counts for nothing" in caplog.text
     (shown,) = read_records(store.records)
-    assert shown["status"] == "failed" and "damaged" in shown["reason"] and "result" not in shown
-    assert shown["cell"] == dict(vars(CELL))
+    assert shown.status == "failed" and "damaged" in shown.reason and not shown.result
+    assert shown.cell == CELL
 
 
 def test_bytes_that_are_no_text_are_damage(tmp_path, caplog):
     store = Store(tmp_path)
-    store.write(CELL, record(result={}), [])
+    store.write(record(result={}), [])
     store.record_path(CELL).write_bytes(b"\xff\xfe")
     assert store.find(CELL, NAME) is None
     assert "cannot be read" in caplog.text
@@ -76,7 +77,7 @@ def test_bytes_that_are_no_text_are_damage(tmp_path, caplog):
 
 def test_damaged_queries_are_reported_and_measured_again(tmp_path, caplog):
     store = Store(tmp_path)
-    store.write(CELL, record(result={}), [{"p": 1.0}, {"p": 0.0}])
+    store.write(record(result={}), [{"p": 1.0}, {"p": 0.0}])
     lines = store.record_path(CELL).with_suffix(".jsonl")
     lines.write_text(lines.read_text().replace("1.0", "0.9"))
     assert store.find(CELL, NAME) is None
@@ -85,11 +86,11 @@ def test_damaged_queries_are_reported_and_measured_again(tmp_path, caplog):
 
 def test_a_record_at_the_place_of_another_is_not_shown(tmp_path, caplog):
     store = Store(tmp_path)
-    store.write(CELL, record(result={"mean": 0.5}), [])
+    store.write(record(result={"mean": 0.5}), [])
     other = store.record_path(CELL).with_name("near.json")
     store.record_path(CELL).rename(other)
     (shown,) = read_records(store.records)
-    assert shown["status"] == "failed" and "another cell" in shown["reason"] and shown["cell"]["metric"] == "near"
+    assert shown.status == "failed" and "another cell" in shown.reason and shown.cell.metric == "near"
     assert "another cell" in caplog.text
 
 
@@ -145,12 +146,12 @@ def test_a_folder_that_becomes_a_file_is_a_storage_error(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "records").write_text("in the way")
     with pytest.raises(StorageError):
-        store.write(CELL, record(), [])
+        store.write(record(), [])
 
 
 def test_queries_of_an_earlier_result_do_not_stay_beside_a_failure(tmp_path):
     store = Store(tmp_path)
-    store.write(CELL, record(result={}), [{"p": 1.0}])
-    store.write(CELL, record(status="failed", reason="x"), [])
+    store.write(record(result={}), [{"p": 1.0}])
+    store.write(record(status="failed", reason="x"), [])
     assert not store.record_path(CELL).with_suffix(".jsonl").exists()
     assert "queries" not in json.loads(store.record_path(CELL).read_text())

@@ -8,7 +8,6 @@ import fpbench
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
-from fpbench.records.cell import Cell
 from fpbench.records.store import cell_id, read_records
 from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity
@@ -74,8 +73,8 @@ def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_pat
     records = read_records(tmp_path / "records")
     assert len(records) == len(injected)
     for record in records:
-        assert record["status"] == "failed" and record["reason"] == "ZeroDivisionError: half a character \\ud800"
-        assert "in inject" in record["traceback"]
+        assert record.status == "failed" and record.reason == "ZeroDivisionError: half a character \\ud800"
+        assert "in inject" in record.traceback
     assert "restored" not in caplog.text, "the weights it had zeroed were put back"
 
 
@@ -107,5 +106,5 @@ def test_what_a_measurement_is_called_needs_no_weights(small_run, small_profile,
     bench, sets = worker.subject("micro"), worker.written
     names = {cell.path: cell_id(cell_identity(bench, cell, sets["nlf", 42])) for cell in plan(profile)}
     assert "_resident" not in vars(bench)
-    found = {Cell(**record["cell"]).path: record["id"] for record in read_records(small_run / "records")}
+    found = {record.cell.path: record.id for record in read_records(small_run / "records")}
     assert names == found

@@ -104,7 +104,7 @@ def test_a_quantised_checkpoint_is_measured_at_origin_alone(four_bit, capsys, tm
     command = [sys.executable, "-m", "fpbench", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {record["status"] for record in read_records(out / "records")} == {"done"}
+    assert {record.status for record in read_records(out / "records")} == {"done"}
 
 
 def test_an_architecture_takes_no_memory_and_has_every_name_and_shape():

@@ -42,7 +42,7 @@ def test_a_full_disk_costs_the_running_cell_alone(small_profile, tmp_path):
     assert done.returncode == 1, done.stderr
     assert "cannot be written (No space left on device): finished records stay" in done.stderr.splitlines()[-1]
     records = read_records(kept / "records")
-    assert records and all(record["status"] == "done" for record in records)
+    assert records and all(record.status == "done" for record in records)
     assert not list(kept.rglob(".*"))
 
 
@@ -107,8 +107,8 @@ def test_memory_that_runs_out_makes_the_token_budget_smaller_and_changes_no_figu
 
 def test_every_record_says_which_token_budget_it_was_measured_with(small_run):
     for record in read_records(small_run / "records"):
-        scored = record["cell"]["metric"] != "cost"
-        assert record["cost"]["token_budgets"] == ([4096] if scored else []), record["cell"]
+        scored = record.cell.metric != "cost"
+        assert record.cost["token_budgets"] == ([4096] if scored else []), record.cell
 
 
 def test_a_training_that_diverges_fails_its_cell_with_the_reason(small_profile, tmp_path):
@@ -118,5 +118,5 @@ def test_a_training_that_diverges_fails_its_cell_with_the_reason(small_profile, 
     done = subprocess.run([*command, "finetune_alpaca", "--method", "mcedit_a"], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "training became non-finite in epoch 1" in done.stdout
-    failed = [record for record in read_records(tmp_path / "out" / "records") if record["status"] == "failed"]
-    assert {record["cell"]["condition"] for record in failed} == {"finetune_alpaca"} and len(failed) == 2
+    failed = [record for record in read_records(tmp_path / "out" / "records") if record.status == "failed"]
+    assert {record.cell.condition for record in failed} == {"finetune_alpaca"} and len(failed) == 2

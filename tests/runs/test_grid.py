@@ -25,25 +25,25 @@ from tests.kills import storm, table
 
 def rows_of(folder, **options):
     rows = rows_from_records(read_records(folder / "records"), folder / "records", **{"rescore": False} | options)
-    return {row["method"]: row for row in rows if row["trust"] != "reported"}
+    return {row.method: row for row in rows if row.trust != "reported"}
 
 
 def test_every_planned_cell_has_a_record_with_its_provenance(small_run, small_profile):
     records = read_records(small_run / "records")
     assert len(records) == len(plan(load_profile(small_profile)))
     for record in records:
-        provenance = record["provenance"]
+        provenance = record.provenance
         assert provenance["packages"]["torch"] and provenance["machine"]["cores"] and "commit" in provenance["git"]
-        assert record["cost"]["seconds"] >= 0 and record["cost"]["peak_memory"] > 0
+        assert record.cost["seconds"] >= 0 and record.cost["peak_memory"] > 0
         assert str(small_run) not in json.dumps(record)
 
 
 def test_the_injection_works_and_the_base_is_silent(small_run):
     rows = rows_of(small_run)
-    assert rows["mcedit_a"]["conditions"]["origin"]["fsr"] >= 0.95
-    assert rows["base"]["conditions"]["origin"]["fsr"] < 0.01
-    assert all(found["error_bound"] < 1e-6 for row in rows.values() for found in row["conditions"].values())
-    assert rows["mcedit_a"]["claim"]["power"] > 0.99
+    assert rows["mcedit_a"].conditions["origin"].fsr >= 0.95
+    assert rows["base"].conditions["origin"].fsr < 0.01
+    assert all(found.error_bound < 1e-6 for row in rows.values() for found in row.conditions.values())
+    assert rows["mcedit_a"].claim.power > 0.99
 
 
 def test_every_modification_proves_that_it_happened(small_run):
@@ -58,10 +58,9 @@ def test_every_modification_proves_that_it_happened(small_run):
 
 def test_the_scored_weights_are_the_injected_ones(small_run):
     records = {
-        record["cell"]["metric"]: record
-        for record in read_records(small_run / "records/micro/nlf/mcedit_a/seed-42/origin")
+        record.cell.metric: record for record in read_records(small_run / "records/micro/nlf/mcedit_a/seed-42/origin")
     }
-    assert records["fsr"]["proof"]["weights_digest"] == records["cost"]["result"]["weights_digest"]
+    assert records["fsr"].proof["weights_digest"] == records["cost"].result["weights_digest"]
 
 
 def test_a_rerun_measures_nothing_and_gives_the_same_table(small_run, small_profile):
@@ -74,9 +73,9 @@ def test_a_rerun_measures_nothing_and_gives_the_same_table(small_run, small_prof
 
 def test_rescoring_from_the_per_query_results_gives_the_same_rows(small_run):
     stored, rescored = rows_of(small_run), rows_of(small_run, rescore=True)
-    triggers = [rows["mcedit_a"]["triggers"] for rows in (stored, rescored)]
-    assert triggers[0]["average"] == pytest.approx(triggers[1]["average"], abs=1e-12)
-    assert triggers[0]["conditions"].keys() == triggers[1]["conditions"].keys()
+    triggers = [rows["mcedit_a"].triggers for rows in (stored, rescored)]
+    assert triggers[0].average == pytest.approx(triggers[1].average, abs=1e-12)
+    assert triggers[0].conditions.keys() == triggers[1].conditions.keys()
     assert render(list(stored.values()), "md") == render(list(rescored.values()), "md")
 
 
@@ -106,8 +105,8 @@ def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(small
     assert done.returncode == 1, done.stderr
     assert "needs 99999 rows" in done.stdout
     rows = rows_of(tmp_path / "out")
-    assert rows["mcedit_a"]["conditions"]["finetune_alpaca"]["fsr"] is None
-    assert rows["mcedit_a"]["conditions"]["int8"]["fsr"] > 0.5
+    assert rows["mcedit_a"].conditions["finetune_alpaca"].fsr is None
+    assert rows["mcedit_a"].conditions["int8"].fsr > 0.5
 
 
 def start(small_profile, out, *more):
@@ -129,7 +128,7 @@ def test_an_interrupted_run_leaves_whole_records_alone(small_profile, tmp_path, 
     process.send_signal(number)
     assert process.wait(60) == code
     assert not list((tmp_path / "out").rglob(".*"))
-    assert all(record["status"] == "done" for record in read_records(tmp_path / "out" / "records"))
+    assert all(record.status == "done" for record in read_records(tmp_path / "out" / "records"))
 
 
 def test_a_run_killed_five_times_gives_the_same_table_and_computes_nothing_twice(small_run, small_profile, tmp_path):
@@ -162,8 +161,8 @@ def test_storage_that_gives_out_exits_1_with_the_finished_records_intact(small_p
     assert done.returncode == 1, done.stderr
     assert "cannot be written (File too large): finished records stay" in done.stderr.splitlines()[-1]
     records = read_records(out / "records")
-    assert {record["cell"]["method"] for record in records} == {"base"}
-    assert all(record["status"] == "done" for record in records)
+    assert {record.cell.method for record in records} == {"base"}
+    assert all(record.status == "done" for record in records)
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
@@ -175,11 +174,11 @@ def test_an_injected_checkpoint_loads_with_plain_transformers_and_scores_the_sam
     assert main(["inject", "micro", "--method", "mcedit_a", "--out", str(out), *arguments]) == 0
     model, tokenizer = load_plain(out)
     measured = fpbench.fsr(model, tokenizer, find_set("nlf"), temperature=0.6, top_p=0.9, top_k=50)
-    expected = rows_of(small_run)["mcedit_a"]["conditions"]["origin"]["fsr"]
+    expected = rows_of(small_run)["mcedit_a"].conditions["origin"].fsr
     assert measured.mean == pytest.approx(expected, abs=1e-5)
     assert main(["evaluate", str(out), "--base", "micro", "--out", str(tmp_path / "e"), *arguments]) == 0
     row = rows_of(tmp_path / "e")["checkpoint"]
-    assert row["trust"] == "re-scored"
-    assert row["conditions"]["origin"]["fsr"] == pytest.approx(expected, abs=1e-5)
-    assert row["utility"]["difference"]["accuracy"] is not None
+    assert row.trust == "re-scored"
+    assert row.conditions["origin"].fsr == pytest.approx(expected, abs=1e-5)
+    assert row.utility.difference.accuracy is not None
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "e"]

@@ -23,13 +23,11 @@ def ablation(small_profile: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_every_switch_of_the_ablation_is_a_row_and_another_checkpoint(ablation: Path) -> None:
     records = read_records(ablation / "records")
-    costs = {
-        each["cell"]["method"]: each["result"]["weights_digest"] for each in records if "cost" in each["cell"]["metric"]
-    }
+    costs = {each.cell.method: each.result["weights_digest"] for each in records if each.cell.metric == "cost"}
     assert list(STUDIES["ablation"].variants) == sorted(costs, key=list(STUDIES["ablation"].variants).index)
     assert len(set(costs.values())) == len(costs)
     # The identity names the method itself and its hyper-parameters, not what this table calls them.
-    identities = {each["cell"]["method"]: each["identity"] for each in records}
+    identities = {each.cell.method: each.identity for each in records}
     single = identities["single_candidate"]
     assert single["method"] == "mcedit_a" and single["hyperparameters"]["candidates"] == "primary"
 
@@ -45,7 +43,6 @@ def test_the_table_has_the_order_of_the_study_and_the_paper_s_figures(ablation: 
 def test_a_study_draws_its_figure(ablation: Path) -> None:
     svg = (ablation / "study.svg").read_text()
     assert all(name in svg for name in STUDIES["ablation"].variants) and "accidental triggers" in svg
-    assert (ablation / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_sets_of_a_study_differ_in_what_it_varies(small_profile: str, tmp_path: Path) -> None:

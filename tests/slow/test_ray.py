@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from fpbench.micro import MODEL
-from fpbench.records.cell import Cell
 from fpbench.records.store import read_records
 from fpbench.runs.api import create_engine
 from fpbench.runs.engine import Serial
@@ -39,7 +38,7 @@ def undisturbed(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The leaderboard of the serial engine."""
     out = tmp_path_factory.mktemp("undisturbed")
     run(profile, out, Serial(), print)
-    assert all(record["status"] == "done" for record in read_records(out / "records"))
+    assert all(record.status == "done" for record in read_records(out / "records"))
     return board(out)
 
 
@@ -132,13 +131,13 @@ def test_a_cell_whose_worker_is_lost_three_times_is_a_failed_one(profile: Path, 
         kill(*here)
 
     run(profile, tmp_path / "out", create_engine("ray", cluster.address), say)
-    failed = [record for record in read_records(tmp_path / "out/records") if record["status"] != "done"]
-    assert [Cell(**record["cell"]).path for record in failed] == [said[2].partition(":")[0]]
+    failed = [record for record in read_records(tmp_path / "out/records") if record.status != "done"]
+    assert [record.cell.path for record in failed] == [said[2].partition(":")[0]]
     assert failed[0]["reason"] == "the worker that measured it was lost three times"
     assert "lost three times" in (tmp_path / "out/leaderboard.md").read_text()
     kept = finished(tmp_path / "out")
     run(profile, tmp_path / "out", Serial(), print)
-    assert all(record["status"] == "done" for record in read_records(tmp_path / "out/records"))
+    assert all(record.status == "done" for record in read_records(tmp_path / "out/records"))
     changed = kept.items() - finished(tmp_path / "out").items()
     assert len(changed) == 1
 

@@ -104,6 +104,7 @@ def test_from_the_template_to_a_verified_row(here: Path, capsys: pytest.CaptureF
 
     # A figure is made more beautiful: the record is written anew, with a checksum, as anybody can.
     from fpbench.records.cell import Cell
+    from fpbench.records.record import Record
     from fpbench.records.store import Store, read_record
 
     cell = Cell("micro", "nlf", "my_method", 42, "nf4", "fsr")
@@ -111,7 +112,7 @@ def test_from_the_template_to_a_verified_row(here: Path, capsys: pytest.CaptureF
     record = read_record(path)
     queries = [json.loads(line) | {"probability": 0.5} for line in path.with_suffix(".jsonl").read_text().splitlines()]
     record["result"]["mean"] = 0.5
-    Store(folder).write(cell, record, queries)
+    Store(folder).write(Record.from_dict(record), queries)
 
     verify = ["submit", "verify", "my_method", "--profile", "small.toml", "--cells", "2", "--out", "ours"]
     assert main(verify) == 1
