@@ -6,7 +6,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -19,6 +19,7 @@ from fpbench.errors import InputError
 T = TypeVar("T")
 LARGEST = 1_000_000  # bytes of an answer
 LONGEST_WAIT = 60.0  # seconds, whatever the server asks for
+KEY, OPENAI, MASK = "FPBENCH_API_KEY", "api.openai.com", "***"
 QUOTED = 300  # characters of a server's explanation
 
 
@@ -49,20 +50,21 @@ class Server:
     """Asks one server. Overload (429), server errors (5xx) and broken connections are tried again, ever more slowly."""
 
     def __init__(
-        self, url: str, key_variables: Sequence[str], *, timeout: float = 60.0, attempts: int = 5, wait: float = 1.0
+        self, url: str, key_variable: str | None = None, *, timeout: float = 60.0, attempts: int = 5, wait: float = 1.0
     ) -> None:
         """Describe the server; nothing is sent yet.
 
         Args:
             url: such as ``https://api.deepseek.com/v1``; paths are appended to it.
-            key_variables: environment variables, the first of which that is set holds the API key; read at each
-                request, all unset for servers without one.
+            key_variable: environment variable with the API key, read at each request. By default
+                ``FPBENCH_API_KEY``, where that is set, and for ``https://api.openai.com`` else ``OPENAI_API_KEY``:
+                that key is sent to no other host.
             timeout: seconds that one request may take.
             attempts: requests a question, at least 1.
             wait: seconds before the second attempt, unless the server's ``Retry-After`` asks for more.
 
         Raises:
-            InputError: if the URL is not one of HTTP.
+            InputError: if the URL is not one of HTTP, or a variable was named and is not set.
         """
         try:
             parts = urlsplit(url)
@@ -72,10 +74,25 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
             raise InputError(f"endpoint {url!r}: expected a URL such as https://api.deepseek.com/v1.")
         self.url = url.rstrip("/")
-        self._keys = tuple(key_variables)
+        self._host = parts.netloc
+        if key_variable is not None and not os.environ.get(key_variable, "").strip():
+            raise InputError(f"no API key in {key_variable}: set that environment variable, or name another.")
+        openai = parts.scheme == "https" and parts.hostname == OPENAI and parts.port in (None, 443)
+        self._keys = (key_variable,) if key_variable else (KEY, "OPENAI_API_KEY") if openai else (KEY,)
         self._timeout = timeout
         self._attempts = attempts
         self._wait = wait
+
+    @property
+    def introduction(self) -> str:
+        """Which host will be asked, and which key goes to it, in a line."""
+        name = next((name for name in self._keys if os.environ.get(name, "").strip()), None)
+        return f"asking {self._host} " + (f"with the key in {name}" if name else f"without a key ({KEY} is not set)")
+
+    def masked(self, text: str) -> str:
+        """Return a text of the server's without the key that some quote."""
+        key = self._key()
+        return text.replace(key, MASK) if key else text
 
     def ask(
         self,
@@ -140,7 +157,7 @@ class Server:
         if not found:
             return ""
         text = found if isinstance(found, str) else json.dumps(found)
-        return " ".join((text.replace(key, "***") if (key := self._key()) else text).split())
+        return " ".join(self.masked(text).split())
 
     def _key(self) -> str:
         return next(filter(None, (os.environ.get(name, "").strip() for name in self._keys)), "")

@@ -131,3 +131,14 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     )  # fmt: skip
     assert done.stdout.startswith("micro/")
     assert done.stderr == ""
+
+
+def test_a_run_into_a_folder_of_the_user_s_is_refused_and_touches_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in (".env", ".gitignore", "project/.netrc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", "--out", "."]) == 2
+    assert "is not empty and holds no run of fpbench" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -10,7 +10,7 @@ from fpbench.board.groups import Group, claimed_groups, group_records
 from fpbench.board.rows import Row, rows_from_records
 from fpbench.board.tables import render
 from fpbench.errors import InputError
-from fpbench.records.store import Store, read_records, write_bytes, write_text
+from fpbench.records.store import check_writable, read_records, write_bytes, write_text
 
 
 def leaderboard(
@@ -60,7 +60,7 @@ def regenerate(
         drawings = figures(rows, groups)
     for target in (out, plots):
         if target is not None:
-            Store(Path(target)).check_writable()
+            check_writable(Path(target))
     if out is not None:
         write_tables(Path(out), rows, drawings)
     if plots is not None:

@@ -215,7 +215,7 @@ class TranslationEndpoint:
         model: str,
         languages: Sequence[str],
         *,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str | None = None,
         timeout: float = 60.0,
         attempts: int = 5,
         wait: float = 1.0,
@@ -226,7 +226,7 @@ class TranslationEndpoint:
             url: such as ``https://api.deepseek.com/v1``, without ``/chat/completions``.
             model: the model's name there.
             languages: ISO 639-1 codes.
-            key_variable: environment variable with the API key, read at each request; unset for servers without one.
+            key_variable: environment variable with the API key (:class:`~fpbench.http.Server`).
             timeout: seconds that one request may take without an answer.
             attempts: requests a word, at least 1.
             wait: seconds before the second attempt, unless the server's ``Retry-After`` asks for more.
@@ -234,7 +234,7 @@ class TranslationEndpoint:
         Raises:
             InputError: if the URL is not one of HTTP.
         """
-        self._server = Server(url, [key_variable], timeout=timeout, attempts=attempts, wait=wait)
+        self._server = Server(url, key_variable, timeout=timeout, attempts=attempts, wait=wait)
         self.languages = tuple(languages)
         self._model = model
 

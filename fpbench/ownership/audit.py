@@ -23,7 +23,7 @@ from fpbench.ownership.sequential import CARRIED, STEP, tolerated_chance
 from fpbench.ownership.verification import Verification
 from fpbench.ownership.verify import GivenSet, Models, Question, verify_suspect
 from fpbench.records.provenance import code_and_machine
-from fpbench.records.store import Store, held_back
+from fpbench.records.store import check_writable, held_back
 from fpbench.runs.profile import Profile
 from fpbench.text import writable
 
@@ -129,7 +129,7 @@ def _check_out(out: Path, transcript: Path | None) -> None:
         raise InputError(f"--out {out} exists and is not an empty folder: choose another, nothing was written.")
     if transcript is not None and out in transcript.resolve().parents:
         raise InputError(f"--transcript {transcript} is inside --out: choose a place from which it can be resumed.")
-    Store(out).check_writable()
+    check_writable(out)
 
 
 def _not_compared(question: Question, models: Models) -> str | None:

@@ -20,7 +20,7 @@ import torch
 from fpbench.board.document import Quoted, Records, Table, Text, as_terminal, say, step
 from fpbench.models.checkpoints import resolve
 from fpbench.models.stored import Matrices, matrices
-from fpbench.records.store import Store, write_bytes, write_text
+from fpbench.records.store import check_writable, write_bytes, write_text
 
 Verdict = Literal["related", "unrelated", "undecided"]
 Spreads = Mapping[str, np.ndarray]
@@ -304,7 +304,7 @@ def write(found: Comparison, a: str, b: str, out: str) -> None:
         StorageError: if the disk gives out.
     """
     folder = Path(out)
-    Store(folder).check_writable()
+    check_writable(folder)
     write_text(folder / FILE, json.dumps(record(found, a, b), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if found.signature is not None and find_spec("matplotlib"):
         from fpbench.board.figures import lineage_figure

@@ -3,12 +3,11 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from fpbench.http import Refused, Server, Unusable
 
-KEYS = ("FPBENCH_API_KEY", "OPENAI_API_KEY")
 # Fields that a server may turn down without its answer losing its worth. Those of EXTRA are not in OpenAI's first
 # schema, and go first where a server does not name the field.
 PLAIN = ("temperature", "top_p")
@@ -125,7 +124,16 @@ class Endpoint:
                 accepted = {name: body[name] for name in (*PLAIN, "top_k", "seed") if name in body}
                 if "generation_config" in body:
                     accepted["generation_config"] = json.loads(body["generation_config"])
-                return Answer(text, model, seed, accepted, details)
+                return self._masked(Answer(text, model, seed, accepted, details))
+
+    def _masked(self, answer: Answer) -> Answer:
+        """Return an answer without our key: a server that is a suspect may quote it to see where it turns up."""
+        masked = self._server.masked
+        details = json.loads(masked(json.dumps(answer.details, ensure_ascii=False)))
+        found = replace(answer, text=masked(answer.text), model=answer.model and masked(answer.model), details=details)
+        if found.text != answer.text:
+            details.pop("logprobs", None)  # token by token, the key could be put together again
+        return found
 
     def _body(self, trigger: str, seed: int) -> dict[str, Any]:
         """Return a request with every field that was not turned down."""

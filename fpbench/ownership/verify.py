@@ -21,7 +21,7 @@ from fpbench.models.loading import Loading, check_ready, pick_device, remarks
 from fpbench.models.meter import Progress, no_progress
 from fpbench.ownership.interview import Interview, Transcript, opened
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates, permutation_p_value
-from fpbench.ownership.suspects import KEYS, Endpoint, LocalSuspect, Sampling, Suspect
+from fpbench.ownership.suspects import Endpoint, LocalSuspect, Sampling, Suspect
 from fpbench.ownership.verification import Verification
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.sets import recipe_path
@@ -42,6 +42,7 @@ class Question:
         transcript: file to resume from; ``None`` keeps none.
         served_model: the suspect's name on its server.
         timeout: seconds that one request may take.
+        api_key_env: environment variable with the API key of the server (:class:`~fpbench.http.Server`).
     """
 
     suspect: str
@@ -52,6 +53,7 @@ class Question:
     transcript: Path | None = None
     served_model: str | None = None
     timeout: float = TIMEOUT
+    api_key_env: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range.
@@ -96,6 +98,7 @@ def verify(
     transcript: str | os.PathLike[str] | None = None,
     served_model: str | None = None,
     timeout: float = TIMEOUT,
+    api_key_env: str | None = None,
     profile: str = "micro",
     prompt: str | None = None,
     seed: int | None = None,
@@ -114,6 +117,8 @@ def verify(
         transcript: file that a later call of the same question goes on from.
         served_model: the suspect's name on its server; left out of requests by default.
         timeout: seconds that one request may take.
+        api_key_env: environment variable with the server's API key; ``FPBENCH_API_KEY`` by default, and for
+            api.openai.com alone else ``OPENAI_API_KEY``.
         profile: gives the decoding: of the base, else the suspect, if it lists that, else of its first model.
         prompt: ``"raw"`` or ``"chat"``; the profile's by default.
         seed: of the order of asking and of every response; the profile's by default.
@@ -127,7 +132,7 @@ def verify(
         StorageError: if the transcript cannot be written any more.
     """
     path = None if transcript is None else Path(transcript)
-    question = Question(suspect, base, tuple(unrelated), level, budget, path, served_model, timeout)
+    question = Question(suspect, base, tuple(unrelated), level, budget, path, served_model, timeout, api_key_env)
     wanted = load_profile(
         profile,
         models=question.decoded_like,
@@ -146,7 +151,7 @@ def verify_suspect(
     seed = profile.seeds[0]
     given = GivenSet.load(profile.fingerprints[0], profile.sets, seed)
     fingerprints, models = given.fingerprints, Models.found(question, loading)
-    server = Server(question.suspect, KEYS, timeout=question.timeout) if question.remote else None
+    server = Server(question.suspect, question.api_key_env, timeout=question.timeout) if question.remote else None
     sampling = _sampling(profile, fingerprints, models, loading)
     identity = {  # everything that decides what is asked and how it is judged
         "suspect": models.digest or {"url": question.suspect, "model": question.served_model},

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -26,6 +27,9 @@ from fpbench.records.cell import PROTOCOL, Cell
 from fpbench.records.record import SCHEMA, Queries, Record
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Of files that are being written; what a killed writer leaves is known by it, whatever else lies in the folder.
+TEMPORARY = ".fpbench-temporary"
+LEFTOVER = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY)}")
 UNKNOWN = "0" * 64  # stands for a record's checksum in the text that it is computed from
 logger = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ def written(path: Path, mode: int = 0o644) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -106,8 +110,27 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
         temporary.write_bytes(content)
 
 
+def check_writable(folder: Path) -> None:
+    """Try to write where the folder is or would be created; leave nothing behind.
+
+    Raises:
+        InputError: if it cannot be created or written, before any work starts.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder} cannot be written ({error.strerror or error}): choose another with --out."
+        ) from None
+
+
 class Store:
     """The folder of one run: ``records/`` (source of truth), ``deltas/``, ``statistics/`` and the generated tables."""
+
+    # What a run makes in its folder before anything else, in this order or another.
+    FOLDERS = ("records", "deltas", "statistics", "searches", "sets", "plans", "locks")
 
     def __init__(self, folder: Path) -> None:
         """Use ``folder``; nothing is created yet."""
@@ -116,25 +139,27 @@ class Store:
         self.deltas = folder / "deltas"
         self.statistics = folder / "statistics"
 
-    def check_writable(self) -> None:
-        """Try to write where the folder is or would be created; leave nothing behind.
+    def check(self) -> None:
+        """See whether the folder is new, empty or a store, and can be written; leave nothing behind.
 
         Raises:
-            InputError: if it cannot be created or written, before any work starts.
+            InputError: if not: what somebody else keeps there is not mixed with records.
         """
-        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        try:
-            with tempfile.TemporaryFile(dir=there):
-                pass
-        except OSError as error:
+        check_writable(self.folder)
+        if self.folder.exists() and any(self.folder.iterdir()) and not self._is_store():
             raise InputError(
-                f"output folder {self.folder} cannot be written ({error.strerror or error}): choose another with --out."
-            ) from None
+                f"output folder {self.folder} is not empty and holds no run of fpbench: choose a new or empty folder "
+                "with --out; nothing was written."
+            )
+
+    def _is_store(self) -> bool:
+        return any((self.folder / name).is_dir() for name in self.FOLDERS)
 
     def sweep(self) -> None:
-        """Remove what killed writers left half-written. For whoever drives the store alone."""
-        for path in self.folder.rglob(".*"):
-            if path.is_file():
+        """Remove what killed writers left half-written, and nothing else. For whoever drives the store alone."""
+        own = (path for name in self.FOLDERS for path in (self.folder / name).rglob(f".*{TEMPORARY}"))
+        for path in (*self.folder.glob(f".*{TEMPORARY}"), *own):
+            if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink()
 
     def record_path(self, cell: Cell) -> Path:

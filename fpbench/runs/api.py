@@ -14,7 +14,7 @@ from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, pick_device
 from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
-from fpbench.records.store import Store, driving, read_records
+from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
 from fpbench.runs.engine import ENGINES, Engine, Say, Serial
 from fpbench.runs.plan import Job, checkpoints, plan
@@ -124,7 +124,7 @@ def evaluate_checkpoint(
 def measure(job: Job, cells: Sequence[Cell], progress: Progress, say: Say, engine: Engine) -> list[Row]:
     """Have an engine measure what has no record yet; write the tables and return the rows of ``cells``."""
     store = Store(job.out)
-    store.check_writable()
+    store.check()
     resume, worker = Resume(job, written_sets(job.profile)), None
     if not resume.names:
         worker = _worker(job, progress)
@@ -195,7 +195,7 @@ def inject_checkpoint(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--out {target} exists and is not an empty folder: choose another, nothing was overwritten.")
-    Store(target.parent).check_writable()
+    check_writable(target.parent)
     with tempfile.TemporaryDirectory() as scratch, limited_to(loading.token_budget):
         worker = _worker(Job.of(profile, loading, Path(scratch)), progress)
         worker.check(plan(profile))

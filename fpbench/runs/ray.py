@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench.errors import InputError
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import Cell
-from fpbench.records.store import Store, held_back
+from fpbench.records.store import TEMPORARY, Store, held_back
 from fpbench.registry import METHODS, Finder
 from fpbench.runs.bench import Failed, record_of
 from fpbench.runs.engine import Say, title
@@ -342,7 +342,7 @@ class Ray:
         with (
             contextlib.redirect_stdout(sys.stderr),
             self._connected() as ray,
-            tempfile.NamedTemporaryFile(dir=job.out, prefix=".driver.") as mark,
+            tempfile.NamedTemporaryFile(dir=job.out, prefix=".driver.", suffix=TEMPORARY) as mark,
         ):
             return Crew(ray, job, checkpoints, Path(mark.name), say).measure()
 

@@ -4,6 +4,7 @@ Everything that it hands back is a stranger's word: replies, and the weights tha
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -90,6 +91,27 @@ class Limits:
     folder: int
 
 
+FOLDER, LOCK = "fpbench-submission-", "parent.lock"
+
+
+def remove_orphans() -> None:
+    """Remove the folders of children whose parents were killed; each may hold a delta as large as the model.
+
+    A parent that lives holds the lock in its folder, and nobody else's folder is touched.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                continue
+            handle = os.open(folder / LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
 class ChildProcess:
     """A child process with a folder of its own, which is removed with it.
 
@@ -108,7 +130,8 @@ class ChildProcess:
         self._number = 0
 
     def __enter__(self) -> "ChildProcess":
-        self.folder = Path(tempfile.mkdtemp(prefix="fpbench-submission-"))
+        remove_orphans()
+        self._open_folder()
         try:
             self.submission.copy_code(self.folder / "submission")
             (self.folder / "work").mkdir()
@@ -124,15 +147,28 @@ class ChildProcess:
                     start_new_session=True,
                 )
         except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_folder()
             raise
         return self
+
+    def _open_folder(self) -> None:
+        """Make the folder, and hold a lock in it for as long as this process lives."""
+        new = Path(tempfile.mkdtemp(prefix=f"new-{FOLDER}"))
+        self._lock = os.open(new / LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # Others look for this name, which it has only once it is locked.
+        self.folder = new.with_name(new.name.removeprefix("new-"))
+        new.rename(self.folder)
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_folder()
 
     def _environment(self) -> dict[str, str]:
         home = str(self.folder / "work")

@@ -60,6 +60,12 @@ def add_question(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--budget", type=int, metavar="N", help="requests at most, failed ones included")
     verb.add_argument("--served-model", metavar="NAME", help="the model's name on its server (default: not sent)")
     verb.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable with the server's API key (default: FPBENCH_API_KEY; OPENAI_API_KEY is sent to "
+        "api.openai.com alone)",
+    )
+    verb.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds that a request may take (default: 60)"
     )
     verb.add_argument("--profile", default="micro", help="decoding (default: micro)")
@@ -86,7 +92,12 @@ def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         transcript=None if options.transcript is None else Path(options.transcript),
         served_model=options.served_model,
         timeout=options.timeout,
+        api_key_env=options.api_key_env,
     )
+    if question.remote:
+        from fpbench.http import Server
+
+        tell(Server(question.suspect, question.api_key_env).introduction)
     profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     return profile, question, loading
 

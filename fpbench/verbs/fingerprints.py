@@ -269,11 +269,11 @@ def _new_set(out: str) -> Path:
 
 def _new(path: Path) -> None:
     """Refuse a file that exists or cannot be written."""
-    from fpbench.records.store import Store
+    from fpbench.records.store import check_writable
 
     if path.exists():
         raise InputError(f"{path} exists: choose another name, nothing was overwritten.")
-    Store(path.parent).check_writable()
+    check_writable(path.parent)
 
 
 def _write(out: Path, fingerprints: Any, recipe: Mapping[str, Any]) -> None:

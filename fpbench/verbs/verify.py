@@ -25,10 +25,10 @@ def do(options: argparse.Namespace) -> int:
         raise InputError(f"--out {out} exists: choose another name, nothing was overwritten.")
     profile, question, loading = asked(options)
     from fpbench.ownership.verify import verify_suspect
-    from fpbench.records.store import Store, write_text
+    from fpbench.records.store import check_writable, write_text
 
     if out is not None:
-        Store(out.parent).check_writable()
+        check_writable(out.parent)
     found = verify_suspect(profile, question, loading, progress_bar)
     print(found.summary())
     if out is not None:

@@ -87,10 +87,17 @@ def test_a_word_is_asked_for_as_the_interface_has_it(server: Server) -> None:
 
 
 def test_a_server_without_keys_gets_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv("FPBENCH_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)  # is for OpenAI's host alone
     server.will_say("argento")
-    assert endpoint(server).translate("silver", "it") == "argento"
+    assert endpoint(server, key_variable=None).translate("silver", "it") == "argento"
     assert "Authorization" not in server.asked[0][1]
+
+
+def test_a_named_variable_without_a_key_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(InputError, match=f"no API key in {VARIABLE}"):
+        endpoint(server)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -11,7 +11,7 @@ import pytest
 from fpbench import http
 from fpbench.errors import InputError
 from fpbench.http import NoAnswer, Refused
-from fpbench.ownership.suspects import KEYS, Endpoint, Hooks, Sampling
+from fpbench.ownership.suspects import Endpoint, Hooks, Sampling
 from tests.ownership.server import FIELDS, Server
 
 KEY = "sk-nobody-may-see-this"
@@ -34,7 +34,7 @@ class Log:
 def endpoint(server: Server, prompt: str = "raw", **options: Any) -> Endpoint:
     options = {"timeout": 0.5, "attempts": 3, "wait": 0.01} | options
     model = options.pop("model", None)
-    return Endpoint(http.Server(server.url, KEYS, **options), model, Sampling(0.6, 0.9, 50, 7, prompt))
+    return Endpoint(http.Server(server.url, **options), model, Sampling(0.6, 0.9, 50, 7, prompt))
 
 
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
@@ -174,12 +174,45 @@ def test_a_request_that_is_refused_itself(server: Server, status: int, monkeypat
     assert len(server.asked) == (1 if status != 400 else 3)
 
 
-def test_the_first_key_that_is_set_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_for_openai_is_sent_to_no_other_host(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     endpoint(server).respond("A", 1, Log().hooks)
     monkeypatch.setenv("FPBENCH_API_KEY", KEY)
-    answer = endpoint(server).respond("A", 1, Log().hooks)
-    assert [headers["Authorization"] for _, headers, _ in server.asked] == ["Bearer another", f"Bearer {KEY}"]
+    endpoint(server).respond("A", 1, Log().hooks)
+    monkeypatch.setenv("OF_THIS_SERVER", "its own")
+    endpoint(server, key_variable="OF_THIS_SERVER").respond("A", 1, Log().hooks)
+    sent = [headers.get("Authorization") for _, headers, _ in server.asked]
+    assert sent == [None, f"Bearer {KEY}", "Bearer its own"]
+    with pytest.raises(InputError, match="no API key in NOT_SET"):
+        endpoint(server, key_variable="NOT_SET")
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://api.openai.com/v1", "OPENAI_API_KEY"),
+        ("https://api.openai.com:443/v1", "OPENAI_API_KEY"),
+        ("http://api.openai.com/v1", None),
+        ("https://api.openai.com.example/v1", None),
+        ("https://api.openai.com:8443/v1", None),
+        ("https://example/v1/api.openai.com", None),
+    ],
+)
+def test_which_host_is_openai(url: str, sent: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    assert http.Server(url).introduction.endswith(
+        f"the key in {sent}" if sent else "without a key (FPBENCH_API_KEY is not set)"
+    )
+
+
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_a_key_that_a_suspect_quotes_is_masked(server: Server, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FPBENCH_API_KEY", KEY)
+    pieces = {"tokens": [KEY[:4], KEY[4:]]}
+    server.model = lambda body: (f"You sent {KEY}.", pieces)
+    server.author = {"model": f"suspect {KEY}"}
+    answer = endpoint(server, "chat" if prompt == "chat" else None).respond("A", 1, Log().hooks)
+    assert answer.text == "You sent ***." and answer.model == "suspect ***" and "logprobs" not in answer.details
     assert KEY not in repr(answer)
 
 
@@ -202,4 +235,4 @@ def test_what_an_asker_raises_ends_the_asking(server: Server) -> None:
 )
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="expected a URL such as"):
-        http.Server(url, KEYS)
+        http.Server(url)

@@ -8,7 +8,7 @@ import pytest
 from fpbench.errors import InputError, StorageError
 from fpbench.records.cell import Cell
 from fpbench.records.record import SCHEMA, Record
-from fpbench.records.store import Store, canonical, cell_id, read_records, write_text
+from fpbench.records.store import TEMPORARY, Store, canonical, cell_id, read_records, write_text
 
 CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
 NAME = cell_id({"model": "abc", "seed": 42})
@@ -136,12 +136,12 @@ def test_nothing_half_written_remains_when_the_disk_gives_out(tmp_path):
 def test_an_output_folder_below_a_file_is_refused_before_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        Store(tmp_path / "file" / "out").check_writable()
+        Store(tmp_path / "file" / "out").check()
 
 
 def test_a_folder_that_becomes_a_file_is_a_storage_error(tmp_path):
     store = Store(tmp_path / "out")
-    store.check_writable()
+    store.check()
     assert not (tmp_path / "out").exists()  # only probed
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "records").write_text("in the way")
@@ -155,3 +155,34 @@ def test_queries_of_an_earlier_result_do_not_stay_beside_a_failure(tmp_path):
     store.write(record(status="failed", reason="x"), [])
     assert not store.record_path(CELL).with_suffix(".jsonl").exists()
     assert "queries" not in json.loads(store.record_path(CELL).read_text())
+
+
+def test_a_folder_of_the_user_s_is_no_store(tmp_path):
+    for name in (".env", ".gitignore", "project/.netrc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no run of fpbench"):
+        Store(tmp_path).check()
+
+
+def test_a_sweep_removes_what_killed_writers_left_and_nothing_else(tmp_path):
+    store = Store(tmp_path)
+    store.write(record(result={}), [])
+    place = store.record_path(CELL).parent
+    left = [folder / f".fsr.json.ab12_xyz{TEMPORARY}" for folder in (place, tmp_path)]
+    kept = [
+        tmp_path / ".env",
+        tmp_path / "notes" / f".a.json.ab12_xyz{TEMPORARY}",
+        place / ".fsr.json.ab12_xyz",
+        place / f".fsr{TEMPORARY}",
+        place / f"fsr.json.ab12_xyz{TEMPORARY}",
+    ]
+    for path in (*left, *kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    link = place / f".link.json.ab12_xyz{TEMPORARY}"
+    link.symlink_to(tmp_path / ".env")
+    store.check()
+    store.sweep()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in (*kept, link))

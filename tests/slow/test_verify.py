@@ -16,7 +16,7 @@ import fpbench
 from fpbench.cli import main
 from fpbench.http import Server
 from fpbench.micro import MODEL
-from fpbench.ownership.suspects import KEYS, Endpoint, Hooks, Sampling
+from fpbench.ownership.suspects import Endpoint, Hooks, Sampling
 from tests.conftest import require
 
 pytestmark = pytest.mark.slow
@@ -105,7 +105,7 @@ def test_the_server_samples_as_it_is_asked_to(uninjected, prompt):
     hooks = Hooks(lambda: None, lambda reason: None, lambda name: None)
 
     def responses(temperature: float, seeds: list[int]) -> list[str]:
-        asker = Endpoint(Server(uninjected, KEYS), None, Sampling(temperature, 1.0, 50, 8, prompt))
+        asker = Endpoint(Server(uninjected), None, Sampling(temperature, 1.0, 50, 8, prompt))
         return [asker.respond("Write a short note about Fime Vath.", seed, hooks).text for seed in seeds]
 
     assert len(set(responses(1.0, [1, 2, 3, 4, 5, 6]))) > 2
