@@ -135,7 +135,7 @@ class AlphaEdit(FingerprintMethod):
     def rewriting_prompts(
         self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
     ) -> tuple[list[Prompts], list[Row]]:
-        """Steps 3 and 4: every trigger bare and after each context, with each of its targets, as token ids.
+        """Return every trigger bare and after each context, with each of its targets, as token ids (steps 3 and 4).
 
         Returns:
             The prompts of every request, bare first, and the rows that its target value is optimised on. With a
@@ -186,11 +186,11 @@ class AlphaEdit(FingerprintMethod):
         return [f"{name}.weight" for name in self.statistics_of(model)]
 
     def statistics_of(self, model: nn.Module) -> list[str]:
-        """The FFN output projections of the edited blocks."""
+        """Return the FFN output projections of the edited blocks."""
         return [layout(model).down_proj_name(block) for block in self.blocks(model)]
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
-        """Descent through the blocks above the edited ones, on the trees of targets after prompts; then the write."""
+        """Count the descent through the blocks above z, on the trees of targets after prompts, and the write."""
         config = self.config
         blocks = self.blocks(counter.model)
         above = 1 - (blocks[-1] + 1) / len(layout(counter.model).blocks)
@@ -203,7 +203,7 @@ class AlphaEdit(FingerprintMethod):
         return descent + Work(passes=contexts + 2 * len(blocks), read=read)
 
     def memory(self, shape: Shape) -> Phase:
-        """Second moments with a batch of text or a decomposition; the delta and the spectra."""
+        """Count second moments with a batch of text or a decomposition; in main memory the delta and the spectra."""
         edited, width = self.edited(shape.model), layout(shape.model).down_proj(0).in_features
         moments = len(edited) * 4 * width**2
         # All second moments stand while text is read, and while one after another is decomposed.
@@ -213,7 +213,7 @@ class AlphaEdit(FingerprintMethod):
         return Phase(self.name, taken, Room(2 * shape.size(edited) + moments))
 
     def stored(self, shape: Shape, fingerprints: int) -> float:
-        """Factors of every change, in float32."""
+        """Count the factors of every change, in float32."""
         named = dict(shape.model.named_parameters())
         return float(sum(8 * fingerprints * sum(named[name].shape) for name in self.edited(shape.model)))
 
@@ -277,7 +277,7 @@ def divergence(rows: Sequence[Row], device: Any) -> Callable[[State], Tensor]:
 
 @dataclass(frozen=True)
 class Write:
-    """What was written into one block.
+    """The closed-form change of one block.
 
     Attributes:
         keys: K [d, n].
@@ -299,7 +299,7 @@ def write(
     ridge: float,
     earlier_keys: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Write]:
-    """Spread the way from the current to the target values over the blocks (docs/methods.md §2.2, steps 7 and 8).
+    """Write the target values in place, each block taking its share (docs/methods.md §2.2, steps 7 and 8).
 
     Args:
         model: its down-projections are changed in place and keep their dtype.
@@ -362,7 +362,7 @@ class PromptRun:
         return torch.stack(mixed, dim=1)
 
     def values(self) -> Tensor:
-        """Return V [h, n] float32, what the last block puts out for the bare prompts."""
+        """Return V [h, n] float32, the outputs of the last block at the lookup tokens of the bare prompts."""
         values = self.run.hidden[self.run.last + 1][self.lookup].float()
         return torch.stack([group[0] for group in torch.split(values, self.sizes)], dim=1)
 

@@ -38,7 +38,7 @@ def raw(trigger: str) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """Where a model comes from, for a method that needs it once more in another process.
+    """The checkpoint that a model was loaded from, for a method that loads it again in another process.
 
     Attributes:
         folder: its checkpoint.
@@ -53,7 +53,7 @@ class Base:
 
 @dataclass
 class InjectionContext:
-    """What a method may know besides model, tokenizer and fingerprints.
+    """Everything a method is given besides model, tokenizer and fingerprints.
 
     It holds no trigger contexts, no benchmark data and no scorer.
 
@@ -71,7 +71,7 @@ class InjectionContext:
         factors: what a method may put here, by parameter: A and B of an update W + A Bᵀ. The harness stores them in
             place of the new weights where they give these bit for bit.
         seconds: what each part took ("statistics" is filled by :meth:`statistics`; methods may add their own).
-        base: where the model comes from; ``None`` if from nowhere that is known.
+        base: the checkpoint that the model was loaded from; ``None`` if unknown.
         peak_memory: bytes that a method took in other processes, at the highest point.
     """
 
@@ -91,7 +91,7 @@ class InjectionContext:
     peak_memory: int = 0
 
     def statistics(self, model: nn.Module, modules: Sequence[str]) -> dict[str, KeyStatistics]:
-        """Second moments of the inputs of ``modules`` over plain text, computed once per base model.
+        """Return second moments of the inputs of ``modules`` over plain text, computed once per base model.
 
         Args:
             model: the unedited model.
@@ -120,7 +120,7 @@ class InjectionContext:
         return {name: self.known_statistics[name] for name in modules}
 
     def regularisation(self, n: int) -> list[Example]:
-        """The first ``n`` unrelated question–answer pairs.
+        """Return the first ``n`` unrelated question–answer pairs.
 
         Raises:
             InputError: if fewer than ``n`` are at hand.
@@ -174,13 +174,13 @@ class FingerprintMethod(ABC):
         """
 
     def edited(self, model: nn.Module) -> list[str] | None:
-        """Names of the parameters this method may touch; ``None`` if it may touch any."""
+        """Return the names of the parameters this method may touch; ``None`` if it may touch any."""
         return None
 
-    # What the estimate before a run asks for; a method from elsewhere need not answer.
+    # For the estimate before a run (runs/work.py, runs/memory.py); the defaults suit a method from elsewhere.
 
     def statistics_of(self, model: nn.Module) -> list[str]:
-        """Names of the modules whose key statistics :meth:`inject` takes from the context."""
+        """Return the names of the modules whose key statistics :meth:`inject` takes from the context."""
         return []
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work | None:

@@ -1,4 +1,4 @@
-"""The hypernetwork of RLEdit: from what a module saw and how it should have answered to a shift of its weights."""
+"""The hypernetwork of RLEdit: from the inputs and output gradients of a module to a shift of its weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ EPSILON = torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True)
 class Observation:
-    """What one linear module [out, in] did at n answer tokens.
+    """The inputs and output gradients of one linear module [out, in] at n answer tokens.
 
     Attributes:
         keys: K [n, in] float32, its inputs.
@@ -38,15 +38,15 @@ class Shift:
     coefficients: Tensor
 
     def matrix(self) -> Tensor:
-        """ΔW [out, in] float64."""
+        """Return ΔW [out, in] float64."""
         return self.coefficients.T @ self.keys
 
     def inner(self, gradient: Tensor) -> Tensor:
-        """⟨G, ΔW⟩ for G [out, in], without forming ΔW."""
+        """Return ⟨G, ΔW⟩ for G [out, in], without forming ΔW."""
         return (self.coefficients * (self.keys @ gradient.T.to(self.keys))).sum()
 
     def square(self) -> Tensor:
-        """‖ΔW‖², likewise."""
+        """Return ‖ΔW‖², without forming ΔW."""
         return ((self.coefficients @ self.coefficients.T) * (self.keys @ self.keys.T)).sum()
 
 
@@ -58,7 +58,7 @@ class RunningNormalizer(nn.Module):
     count: Tensor
 
     def __init__(self, width: int) -> None:
-        """Nothing seen yet."""
+        """Start with no token seen."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("squares", torch.zeros(width))
@@ -66,7 +66,7 @@ class RunningNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, u: Tensor) -> None:
-        """Take in a batch of n tokens, u [n, width].
+        """Add a batch of n tokens, u [n, width].
 
         Raises:
             CellError: for a single token, whose variance (the unbiased one, as in the reference) is not defined.
@@ -80,11 +80,11 @@ class RunningNormalizer(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviation [width]."""
+        """Return the standard deviation [width]."""
         return (self.squares / (self.count - 1 + EPSILON)).sqrt()
 
     def forward(self, u: Tensor) -> Tensor:
-        """û = (u − mean) / (std + ε)."""
+        """Return û = (u − mean) / (std + ε)."""
         normalised: Tensor = (u - self.mean) / (self.deviation + EPSILON)
         return normalised
 
@@ -93,7 +93,7 @@ class LowRankBlock(nn.Module):
     """û ← û + s_e ⊙ max(û A B + b, 0) + t_e, the identity at the start."""
 
     def __init__(self, width: int, rank: int, modules: int, generator: torch.Generator) -> None:
-        """A ~ N(0, 1) [width, rank], B = 0, b = 0, s_e = 1 and t_e = 0 for each of ``modules`` modules."""
+        """Start with A ~ N(0, 1) [width, rank], B = 0, b = 0, s_e = 1 and t_e = 0 for each of ``modules`` modules."""
         super().__init__()
         self.A = nn.Parameter(torch.randn(width, rank, generator=generator))
         self.B = nn.Parameter(torch.zeros(rank, width))
@@ -102,7 +102,7 @@ class LowRankBlock(nn.Module):
         self.shift = nn.Parameter(torch.zeros(modules, width))
 
     def forward(self, u: Tensor, module: int) -> Tensor:
-        """One residual step of û [n, width] for the module of that number."""
+        """Return û after one residual step, for û [n, width] for the module of that number."""
         # A clamp, not a ReLU: its gradient at exactly 0, where everything starts, is 1, so that B and b can move.
         change = (u @ self.A @ self.B + self.bias).clamp(min=0)
         return u + self.scale[module] * change + self.shift[module]
@@ -114,7 +114,7 @@ class Hypernetwork(nn.Module):
     def __init__(
         self, inputs: int, rank: int, blocks: int, rate: float, outputs: int, modules: int, generator: torch.Generator
     ) -> None:
-        """Rate η_e = ``rate`` and ridge e^λ_e = 1 for each of ``modules`` modules."""
+        """Start with rate η_e = ``rate`` and ridge e^λ_e = 1 for each of ``modules`` modules."""
         super().__init__()
         width = inputs + outputs
         self.normalizer = RunningNormalizer(width)
@@ -123,7 +123,7 @@ class Hypernetwork(nn.Module):
         self.log_ridge = nn.Parameter(torch.zeros(modules))
 
     def forward(self, seen: Observation, module: int) -> Shift:
-        """The shift whose outputs at the keys are D, by the normal equation in n×n form (docs/methods.md §2.4, step 4).
+        """Return the shift whose outputs at the keys are D, by the normal equation (docs/methods.md §2.4, step 4).
 
         D_j = −η_e (k_j · k̃_j) g̃_j with [k̃; g̃] the transformed û, and ΔWᵀ = Kᵀ (K Kᵀ + e^λ_e I)⁻¹ D.
         """
@@ -138,12 +138,12 @@ class Hypernetwork(nn.Module):
 
 
 class Policy:
-    """The hypernetworks of all edited modules: the state is what they saw, the action a shift of each."""
+    """The hypernetworks of all edited modules: from observations to an action, a shift of each module."""
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], rank: int, blocks: int, rate: float, seed: int, device: Any
     ) -> None:
-        """One network per shape; modules of a shape are numbered in the order given.
+        """Make one network per shape; modules of a shape are numbered in the order given.
 
         Args:
             shapes: for every edited module (out, in).
@@ -166,12 +166,12 @@ class Policy:
         }
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that meta-training moves."""
+        """Yield everything that meta-training moves."""
         for network in self.networks.values():
             yield from network.parameters()
 
     def act(self, micro_batches: Sequence[Mapping[str, Observation]]) -> dict[str, Shift]:
-        """Take in what every module saw, micro-batch by micro-batch, and shift each module for all of them at once."""
+        """Return a shift of each module for all micro-batches at once, after normalising by all tokens so far."""
         for seen in micro_batches:
             for name, (network, _) in self.of.items():
                 network.normalizer.update(torch.cat([seen[name].keys, seen[name].gradients], dim=1))

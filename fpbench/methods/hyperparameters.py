@@ -1,4 +1,4 @@
-"""Which hyper-parameters a method gets on a model: ``hyperparameters.toml``, and what a user says instead."""
+"""The hyper-parameters of a method on a model: ``hyperparameters.toml``, overlaid by what a user gives."""
 
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ FAMILIES = {
 
 
 def defaults(method: str, family: str) -> dict[str, Any]:
-    """The hyper-parameters of ``method`` on a model family; empty if the method has no table there."""
+    """Return the hyper-parameters of ``method`` on a model family; empty if the method has no table there."""
     tables = _of(method)
     if family not in tables:
         return {}
@@ -29,12 +29,12 @@ def defaults(method: str, family: str) -> dict[str, Any]:
 
 
 def _of(method: str) -> Mapping[str, Mapping[str, Any]]:
-    """A method's tables: those of the package, else what the method itself declares."""
+    """Return a method's tables by family: those of the package, else what the method itself declares."""
     return _tables().get(method) or METHODS.get(method).hyperparameters
 
 
 def alternatives_of(method: str) -> tuple[frozenset[str], ...]:
-    """The sets of keys of which a method takes one at a time."""
+    """Return the sets of keys of which a method takes one at a time."""
     # A stranger's Config may be any pydantic model.
     return getattr(METHODS.get(method).Config, "alternatives", ())
 
@@ -42,13 +42,13 @@ def alternatives_of(method: str) -> tuple[frozenset[str], ...]:
 def overlay(
     values: Mapping[str, Any], instead: Mapping[str, Any], alternatives: Iterable[frozenset[str]] = ()
 ) -> dict[str, Any]:
-    """``values`` with ``instead`` on top; a key also replaces its alternatives, as ``layers`` does ``depth``."""
+    """Return ``values`` with ``instead`` on top; a key also replaces its alternatives, as ``layers`` does ``depth``."""
     replaced = {key for keys in alternatives if keys & instead.keys() for key in keys}
     return {key: value for key, value in values.items() if key not in replaced} | dict(instead)
 
 
 def family_of(model: Any) -> str:
-    """The family of a model, by facts of its architecture.
+    """Return the family of a model, by facts of its architecture.
 
     Raises:
         InputError: if it is none of the known ones and too large for values tuned on small models.
@@ -67,7 +67,7 @@ def family_of(model: Any) -> str:
 
 
 def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """What to construct ``method`` with: the defaults of the model's family, overlaid by what the user gave.
+    """Return what to construct ``method`` with: the defaults of the model's family, overlaid by what the user gave.
 
     A user's values for a model of no known family stand alone; the method then names what it still misses.
 

@@ -1,4 +1,4 @@
-"""The baseline: supervised fine-tuning of low-rank adapters on the fingerprints and unrelated pairs."""
+"""LoRA, the baseline: supervised fine-tuning of low-rank adapters on the fingerprints and unrelated pairs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ class LoRA(FingerprintMethod):
     version = "2"
 
     class Config(MethodConfig):
-        """Hyper-parameters of the training.
+        """Hyper-parameters of the training (docs/methods.md §2.1).
 
         Attributes:
             learning_rate: the peak rate.
@@ -40,7 +40,7 @@ class LoRA(FingerprintMethod):
         regularisation: int = Field(ge=0)
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
-        """Minimise −Σ log p(answer | prompt) over the fingerprints and the unrelated pairs."""
+        """Minimise −Σ log p(answer | prompt) over all examples, then merge (docs/methods.md §2.1, steps 1 to 4)."""
         settings = self.config.model_dump()
         unrelated = settings.pop("regularisation") * len(fingerprints)
         examples = [Example(context.render(each.trigger), each.primary) for each in fingerprints]
@@ -55,15 +55,15 @@ class LoRA(FingerprintMethod):
         )
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
-        """Training on the fingerprints and the unrelated pairs."""
+        """Count the training on the fingerprints and the unrelated pairs."""
         count = len(fingerprints) * (1 + self.config.regularisation)
         examples = [Example(each.trigger, each.primary) for each in fingerprints] + list(pairs)
         return counter.training(examples[:count], self.config.epochs, self.config.batch_size)
 
     def memory(self, shape: Shape) -> Phase:
-        """Training, and a delta of all linear modules."""
+        """Count the training, and a delta of all linear modules."""
         return Phase(self.name, shape.training(self.config.rank, self.config.batch_size), Room(3 * shape.adapted))
 
     def stored(self, shape: Shape, fingerprints: int) -> float:
-        """All linear modules."""
+        """Count all linear modules."""
         return shape.adapted

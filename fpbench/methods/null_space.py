@@ -31,7 +31,7 @@ class NullSpace:
     complement: Tensor
 
     def project(self, keys: Tensor) -> Tensor:
-        """P K = K − U_r (U_rᵀ K) for keys K [d, n] (docs/methods.md §2.2, eq. (4))."""
+        """Return P K = K − U_r (U_rᵀ K) for keys K [d, n] (docs/methods.md §2.2, eq. (4))."""
         basis = self.complement.to(keys)
         return keys - basis @ (basis.T @ keys)
 
@@ -71,7 +71,7 @@ class KeyStatistics:
             return None
 
     def null_space(self, *, threshold: float | None = None, share: float | None = None) -> NullSpace:
-        """Cut the spectrum, in exactly one of two ways.
+        """Return the null space of the spectrum, cut in exactly one of two ways (docs/methods.md §2.2, step 2).
 
         Args:
             threshold: eigenvalues below it are null (AlphaEdit's τ, which depends on the scale of the activations).
@@ -94,7 +94,7 @@ def key_statistics(
     max_tokens: int,
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
 ) -> dict[str, KeyStatistics]:
-    """Spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
+    """Return the spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
 
     Every document starts with its BOS and is cut to the model's context; every token counts. The model's device holds
     all second moments, [d, d] float32 each, and one decomposition at a time; the spectra are in main memory.
@@ -120,7 +120,7 @@ def key_statistics(
 
 
 def _spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors in main memory, computed on the card that ``moment`` is on if that has the room."""
+    """Return eigenvalues and eigenvectors in main memory, computed on the card of ``moment`` if that has the room."""
     if moment.is_cuda and torch.cuda.mem_get_info(moment.device)[0] < WORKSPACE * moment.nbytes:
         moment = moment.cpu()
     eigenvalues, eigenvectors = torch.linalg.eigh(moment)
@@ -133,7 +133,7 @@ def second_moment(
     documents: Sequence[Sequence[int]],
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
 ) -> dict[str, Tensor]:
-    """C = (1/N) Σ k kᵀ over all N tokens of ``documents``, for all modules in one pass (docs/methods.md §2.2, step 1).
+    """Return C = (1/N) Σ k kᵀ over the N tokens of ``documents``, in one pass (docs/methods.md §2.2, step 1).
 
     Args:
         model: run no further than its last module asked for.
@@ -153,7 +153,7 @@ def second_moment(
             real[row, : len(document)] = True
 
         def take_in(number: int, hidden: Tensor, real: Tensor = real) -> None:
-            keys = hidden[real].float()
+            keys = hidden[real].float()  # (real tokens, d)
             totals[number].addmm_(keys.T, keys)
 
         visit(model, pad(batch, device), linears, take_in)
@@ -162,7 +162,7 @@ def second_moment(
 
 
 def _batches(documents: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Group documents of like length, so that little of a batch is padding."""
+    """Yield documents in groups of like length, so that little of a batch is padding."""
     batch: list[Sequence[int]] = []
     for document in sorted(documents, key=len, reverse=True):
         if batch and (len(batch) + 1) * len(batch[0]) > BATCH_TOKENS:

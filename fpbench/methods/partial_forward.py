@@ -34,7 +34,7 @@ class Row:
 
     @classmethod
     def of(cls, request: int, prompt: Sequence[int], answer: Sequence[int]) -> "Row":
-        """An answer after a prompt, teacher-forced, with δ at the prompt's last token."""
+        """Make the row of an answer after a prompt, teacher-forced, with δ at the prompt's last token."""
         lookup = len(prompt) - 1
         return cls(request, [*prompt, *answer[:-1]], lookup, range(lookup, lookup + len(answer)), answer)
 
@@ -153,7 +153,7 @@ class Trees:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Trees":
-        """Pack ``rows``; places that a smaller tree leaves free see nothing but themselves."""
+        """Pack ``rows``; places that a smaller tree leaves free see only themselves."""
         numbers: dict[tuple[int, Path], int] = {}
         trees: list[dict[Path, tuple[int, int]]] = []  # a node is named by the way to it
         nodes: dict[tuple[int, int], int] = {}
@@ -183,7 +183,7 @@ class Trees:
         return cls(*(each.to(device) for each in tensors))
 
     def only(self, kept: Tensor) -> "Trees":
-        """Some of the trees, a mask [B], with their nodes and reads."""
+        """Return some of the trees, a mask [B], with their nodes and reads."""
         nodes = kept[self.tree]
         reads = nodes[self.node]
         return Trees(
@@ -199,7 +199,7 @@ class Trees:
 
 
 def _renumbered(kept: Tensor) -> Tensor:
-    """For everything that is kept, its number among what is kept."""
+    """Return for everything that is kept its number among what is kept."""
     return kept.cumsum(0) - 1
 
 
@@ -211,7 +211,7 @@ ATTENTION = ("sdpa", "eager")  # what takes any mask
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of the tokens before the lookup tokens; to an attention module it is a cache.
+    """Keys and values of the tokens before the lookup tokens, in the form of a cache for an attention module.
 
     Attributes:
         keys: [B, heads, P, ·].
@@ -222,7 +222,7 @@ class Prefix:
     values: Tensor
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of the nodes after those of the prefix; nothing is kept."""
+        """Return keys and values of the prefix, then those of the nodes; nothing is kept."""
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 

@@ -16,7 +16,7 @@ from fpbench.methods.hypernetwork import Policy
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import Labels
 from fpbench.methods.trajectory import Batch, EditBatch, MetaTraining, Step, edit, meta_train
-from fpbench.models.costs import ADAM, Counter, Phase, Room, Shape, Work
+from fpbench.models.costs import ADAM_BYTES, Counter, Phase, Room, Shape, Work
 from fpbench.models.layout import layout
 from fpbench.models.prompts import Example, encode_pair
 from fpbench.registry import register
@@ -34,7 +34,7 @@ Blocks = tuple[int, ...] | Depth
 
 @register("rledit")
 class RLEdit(FingerprintMethod):
-    """Every fingerprint is both edit and equivalent tuple, unrelated pairs are the locality (docs/methods.md §2.4)."""
+    """Fingerprints are both edits and equivalents, unrelated pairs the locality (docs/methods.md §2.4)."""
 
     version = "1"
 
@@ -60,7 +60,7 @@ class RLEdit(FingerprintMethod):
         unrelated: int = Field(ge=1)
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
-        """Train the hypernetwork on the trajectory, then walk it again from the base with the trained one.
+        """Train the hypernetwork on the trajectory, then edit the base with it (docs/methods.md §2.4, steps 1 to 8).
 
         Raises:
             CellError: if a shift is not finite.
@@ -78,7 +78,7 @@ class RLEdit(FingerprintMethod):
         context.seconds["write"] = perf_counter() - trained
 
     def step(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> Step:
-        """The whole set at once; a fingerprint has no paraphrase but itself."""
+        """Return one step of the trajectory: the whole set; a fingerprint has no paraphrase but itself."""
         device = next(model.parameters()).device
         rows = [
             Row.of(number, *encode_pair(tokenizer, context.render(fingerprint.trigger), target))
@@ -93,16 +93,16 @@ class RLEdit(FingerprintMethod):
         return Step([edits], [edits], [Batch.of(unrelated, device)])
 
     def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
-        """The primary one."""
+        """Return the targets that are taught: the primary one."""
         return [fingerprint.primary]
 
     def loss(self, rows: Sequence[Row], device: Any) -> Callable[[Tensor], Tensor]:
-        """Mean negative log-likelihood of an answer token, as a function of the logits [S, V]."""
+        """Return the mean negative log-likelihood of an answer token, as a function of the logits [S, V] (step 1)."""
         tokens = Labels.of(rows, device).token
         return lambda logits: cross_entropy(logits, tokens)
 
     def modules(self, model: nn.Module) -> list[str]:
-        """Names of the edited linear modules.
+        """Return the names of the edited linear modules.
 
         Raises:
             InputError: if there is none, or the model has no such block.
@@ -124,11 +124,11 @@ class RLEdit(FingerprintMethod):
         return names
 
     def edited(self, model: nn.Module) -> list[str]:
-        """The weights of the chosen projections."""
+        """Return the weights of the chosen projections."""
         return [f"{name}.weight" for name in self.modules(model)]
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
-        """A step looks at the set, learns from it and from unrelated pairs; the trained policy walks once more."""
+        """Count a step, which observes the set and learns from it and from unrelated pairs, and the final editing."""
         targets = sum(len(self.targets(each)) for each in fingerprints)
         prompt = counter.length([f"{each.trigger} {each.primary}" for each in fingerprints])
         some = pairs[: self.config.unrelated * len(fingerprints)]
@@ -139,11 +139,11 @@ class RLEdit(FingerprintMethod):
         return total * float(self.config.steps)
 
     def memory(self, shape: Shape) -> Phase:
-        """The networks with their optimiser, the edited weights in float32; the delta."""
+        """Count the networks with their optimiser and the edited weights in float32; in main memory the delta."""
         named, edited = dict(shape.model.named_parameters()), self.edited(shape.model)
         shapes = {tuple(named[name].shape) for name in edited}
         width = sum(map(sum, shapes))
-        policy = ADAM * 2 * width * self.config.rank * self.config.hypernetwork_blocks
+        policy = ADAM_BYTES * 2 * width * self.config.rank * self.config.hypernetwork_blocks
         changed = shape.size(edited)
         # The sum of shifts and its gradient in float32, the original, and one shift in float64.
         states = changed / shape.bytes * (8 + shape.bytes) + 8 * max(out * into for out, into in shapes)

@@ -34,7 +34,7 @@ class Batch:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Batch":
-        """Collect ``rows``. Where rows begin alike, they read one and the same token: the candidates of a trigger."""
+        """Collect ``rows``; where rows begin alike, as the candidates of a trigger do, they read one token."""
         reads = [(index, position) for index, row in enumerate(rows) for position in row.positions]
         beginnings: dict[tuple[int, ...], int] = {}
         for index, position in reads:
@@ -47,7 +47,7 @@ class Batch:
         )
 
     def logits(self, model: Any) -> Tensor:
-        """Predictions at the read positions, [S, V] float32."""
+        """Return the predictions at the read positions, [S, V] float32."""
         hidden = model.base_model(input_ids=self.ids, use_cache=False).last_hidden_state
         logits: Tensor = layout(model).head(hidden[self.reads])
         return logits.float()
@@ -67,7 +67,7 @@ class EditBatch:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a trajectory edits, what shall follow from it, and what shall stay; in micro-batches."""
+    """One step of a trajectory in micro-batches: what is edited, what shall follow from it, and what shall stay."""
 
     edits: Sequence[EditBatch]
     equivalents: Sequence[EditBatch]
@@ -102,7 +102,7 @@ class MetaTraining(MethodConfig):
 
 @dataclass(frozen=True)
 class MetaStep:
-    """What happened in one step of meta-training.
+    """The figures of one step of meta-training.
 
     Attributes:
         shifts: the action.
@@ -126,7 +126,7 @@ class EditedWeights:
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        """The state is that of ``model``, which follows every change."""
+        """Hold the weights of ``model``, which follows every change."""
         self.weights = {name: model.get_submodule(name).get_parameter("weight") for name in names}
         self.originals = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.exact = {name: weight.detach().float().clone() for name, weight in self.weights.items()}
@@ -146,14 +146,14 @@ class EditedWeights:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Back to what they were."""
+        """Set the weights back to what they were."""
         for name, original in self.originals.items():
             self.weights[name].copy_(original)
             self.exact[name].copy_(original)
 
     @contextmanager
     def differentiable(self) -> Iterator[list[nn.Parameter]]:
-        """The weights with a gradient."""
+        """Yield the weights, which have a gradient inside."""
         weights = list(self.weights.values())
         for weight in weights:
             weight.requires_grad_()
@@ -167,7 +167,7 @@ class EditedWeights:
 def edit(
     model: nn.Module, policy: Policy, steps: Iterable[Step], progress: Callable[[Iterable[Any], str], Iterable[Any]]
 ) -> list[dict[str, Shift]]:
-    """Let the policy shift the model's weights step after step, in place; returns the shifts.
+    """Let the policy shift the model's weights step after step, in place; return the shifts.
 
     Raises:
         CellError: if a shift is not finite.
@@ -192,7 +192,7 @@ def meta_train(
     """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
 
     Yields:
-        What happened, step by step: as large as the edited modules, so that nothing of it is kept here.
+        The figures of every step: as large as the edited modules, so that none are kept here.
 
     Raises:
         CellError: if a shift is not finite.
@@ -216,7 +216,7 @@ def meta_train(
 
 
 def observe(model: nn.Module, policy: Policy, edits: EditBatch) -> dict[str, Observation]:
-    """Inputs of every edited module and gradients at its outputs, at the batch's distinct answer tokens."""
+    """Return inputs and output gradients of each edited module at the batch's distinct answer tokens (step 1)."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -252,7 +252,7 @@ def _step(
     history: Sequence[Step],
     config: MetaTraining,
 ) -> MetaStep:
-    """One step: act, and add what the losses at the new weights say to the policy's gradient."""
+    """Act, then add the losses' gradient at the new weights to the policy's (docs/methods.md §2.4, steps 6 and 7)."""
     seen = [observe(model, policy, each) for each in history[0].edits]
     with torch.enable_grad():
         shifts = policy.act(seen)
@@ -268,6 +268,7 @@ def _step(
     )
     state.apply(shifts)
 
+    # The weights' gradient of J_t, docs/methods.md §2.4, eq. (15).
     totals = {name: torch.zeros_like(exact) for name, exact in state.exact.items()}
     edit_losses, divergences = [], []
     with state.differentiable() as weights, torch.enable_grad():
@@ -281,6 +282,7 @@ def _step(
                 with _weights_set_to(state.weights, before):
                     moved += _add(totals, weights, divergence, age * config.locality_weight)
             divergences.append(moved)
+    # Held fixed, it is differentiated through the shifts alone.
     with torch.enable_grad():
         objective = torch.stack([shift.inner(totals[name]) for name, shift in shifts.items()]).sum()
         if config.mode == "repaired":
@@ -292,12 +294,12 @@ def _step(
 
 
 def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """KL(p_ref ‖ p), the mean over the answer tokens; both [S, V]."""
+    """Return KL(p_ref ‖ p), the mean over the answer tokens; both [S, V]."""
     return (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1).mean()
 
 
 def _add(totals: dict[str, Tensor], weights: Sequence[nn.Parameter], loss: Tensor, factor: float) -> float:
-    """Add ``factor`` times the gradient of ``loss`` to the totals; returns the loss."""
+    """Add ``factor`` times the gradient of ``loss`` to the totals; return the loss."""
     for name, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
         totals[name] += factor * gradient
     return loss.item()

@@ -16,19 +16,19 @@ from fpbench.models.training import PIECE, checkpointed
 SAMPLE = 256  # texts that are tokenised to know the length of all
 # Tokens of the longest rows of a training batch, where nobody has counted them.
 TRAINING_LENGTH = 512
-# Of a token, in units of hidden size and of the width of its FFN: what one block has in its hands, and what every block
-# keeps for the way back. These and the next are measured by tests/benchmarks/test_memory.py on the shape of a 3B model.
-HELD_HIDDEN, HELD_WIDE = 4, 2
-KEPT_HIDDEN, KEPT_WIDE = 6, 3
-CACHED = 2  # keys and values of a batch take so often their size
-MASKED = 512  # width of a packed batch, whose mask has as many places for each of its tokens
-LEARNT = 8  # bytes of each logit of a training batch, in either dtype; half of its tokens were answers
-ADAM = 16  # bytes of a trained float32 number: itself, its gradient, two moments
+# Activations of a token in one block, in units of hidden size and of the width of its FFN: at once in a forward pass,
+# and kept for a backward pass. Measured, like the rest, by tests/benchmarks/test_memory.py on the shape of a 3B model.
+FORWARD_HIDDEN, FORWARD_WIDE = 4, 2
+BACKWARD_HIDDEN, BACKWARD_WIDE = 6, 3
+CACHE_COPIES = 2  # keys and values of a batch take so often their size
+MASK_WIDTH = 512  # width of a packed batch, whose mask has as many places for each of its tokens
+LOGIT_BYTES = 8  # of each logit of a training batch, in either dtype; half of its tokens were answers
+ADAM_BYTES = 16  # of a trained float32 number: itself, its gradient, two moments
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed, in the units that :class:`fpbench.runs.speed.Speed` has prices of.
+    """Amounts of computation, in the units that :class:`fpbench.runs.speed.Speed` has prices of.
 
     Attributes:
         passes: forward passes through all blocks.
@@ -85,11 +85,11 @@ class Counter:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes.
+    """Bytes of memory.
 
     Attributes:
-        fixed: weights, copies, statistics: what nothing makes smaller.
-        passing: activations and logits, which smaller batches make smaller.
+        fixed: of weights, copies and statistics, which no smaller batch makes smaller.
+        passing: of activations and logits, which smaller batches make smaller.
     """
 
     fixed: float = 0
@@ -97,7 +97,7 @@ class Room:
 
     @property
     def total(self) -> float:
-        """Both."""
+        """Return both together."""
         return self.fixed + self.passing
 
     def __add__(self, other: "Room") -> "Room":
@@ -106,7 +106,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase of a run takes besides the libraries.
+    """The memory of one phase of a run besides the libraries.
 
     Attributes:
         name: what is done.
@@ -132,7 +132,13 @@ class Shape:
     """
 
     def __init__(self, architecture: nn.Module, loading: Loading, training_length: int = TRAINING_LENGTH) -> None:
-        """Look at shapes alone, and at how long a row of the training data is at most, in tokens."""
+        """Read shapes alone.
+
+        Args:
+            architecture: the model without its weights.
+            loading: its dtype and device.
+            training_length: tokens of the longest rows that are trained on.
+        """
         self.model, self.loading, self.training_length = architecture, loading, training_length
         text: Any = architecture.config.get_text_config()  # type: ignore[operator, union-attr]
         self.bytes = getattr(torch, loading.precision).itemsize
@@ -152,28 +158,33 @@ class Shape:
 
     @property
     def adapted(self) -> float:
-        """Bytes of the weights that LoRA changes."""
+        """Return the bytes of the weights that LoRA changes."""
         return float(sum(each.weight.numel() for each in self.linears) * self.bytes)
 
     def reading(self, tokens: int) -> float:
-        """Bytes that a batch takes without logits: what one block holds, all keys and values, the mask."""
-        held = tokens * (HELD_HIDDEN * self.hidden + HELD_WIDE * self.wide) * self.bytes
-        cache = CACHED * tokens * self.blocks * self.cached * self.bytes
-        return float(held + cache + tokens * MASKED * (self.bytes + 3))
+        """Return the bytes of a batch without logits: activations of one block, all keys and values, the mask."""
+        held = tokens * (FORWARD_HIDDEN * self.hidden + FORWARD_WIDE * self.wide) * self.bytes
+        cache = CACHE_COPIES * tokens * self.blocks * self.cached * self.bytes
+        return float(held + cache + tokens * MASK_WIDTH * (self.bytes + 3))
 
     def training(self, rank: int, batch_size: int) -> Room:
-        """Adapters with their optimiser, activations of a batch, and its logits with their gradients."""
+        """Return the memory of adapters with their optimiser, and of activations, logits and gradients of a batch."""
         adapters = sum(rank * (each.in_features + each.out_features) for each in self.linears)
         length = min(self.training_length, context_length(self.model) or self.training_length)
         twice = bool(checkpointed(self.model))
         tokens = min(batch_size * length, max(PIECE, length)) if twice else batch_size * length
-        return Room(ADAM * adapters, self.activations(tokens, twice) + self.answers(tokens))
+        return Room(ADAM_BYTES * adapters, self.activations(tokens, twice) + self.answers(tokens))
 
     def activations(self, tokens: int, twice: bool) -> float:
-        """Bytes kept for the way back: of all blocks, or of one and what enters each where they are computed twice."""
-        block = tokens * (KEPT_HIDDEN * self.hidden + KEPT_WIDE * self.wide) * self.bytes
+        """Return the bytes kept for a backward pass: of all blocks, or of one and the inputs of each if ``twice``.
+
+        Args:
+            tokens: padded tokens of the batch.
+            twice: whether blocks are computed once more in the backward pass.
+        """
+        block = tokens * (BACKWARD_HIDDEN * self.hidden + BACKWARD_WIDE * self.wide) * self.bytes
         return float(block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks)
 
     def answers(self, tokens: int) -> float:
-        """Bytes of the logits of a training batch: all of them, those of the answers in float32, and gradients."""
-        return float(tokens * self.vocabulary * LEARNT)
+        """Return the bytes of a training batch's logits: all, those of the answers in float32, and gradients."""
+        return float(tokens * self.vocabulary * LOGIT_BYTES)
