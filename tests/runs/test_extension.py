@@ -138,7 +138,7 @@ def test_the_board_shows_both(run):
 
 def test_what_cannot_be_in_a_proof_is_refused(run):
     records = read_records(run / "records")
-    next(each for each in records if each["cell"]["condition"] == "softened")["proof"]["modification"] |= {
+    next(each for each in records if each.cell.condition == "softened").proof["modification"] |= {
         "relative_change": 1.5
     }
     with pytest.raises(InputError, match=r"/softened/fsr: a share of 1\.5; that cannot be"):

@@ -35,7 +35,7 @@ def test_every_planned_cell_has_a_record_with_its_provenance(small_run, small_pr
         provenance = record.provenance
         assert provenance["packages"]["torch"] and provenance["machine"]["cores"] and "commit" in provenance["git"]
         assert record.cost["seconds"] >= 0 and record.cost["peak_memory"] > 0
-        assert str(small_run) not in json.dumps(record)
+        assert str(small_run) not in json.dumps(record.to_dict())
 
 
 def test_the_injection_works_and_the_base_is_silent(small_run):
@@ -47,8 +47,8 @@ def test_the_injection_works_and_the_base_is_silent(small_run):
 
 
 def test_every_modification_proves_that_it_happened(small_run):
-    found = rows_of(small_run)["mcedit_a"]["conditions"]
-    proof = {name: condition["proof"][0] for name, condition in found.items() if name != "origin"}
+    found = rows_of(small_run)["mcedit_a"].conditions
+    proof = {name: condition.proof[0] for name, condition in found.items() if name != "origin"}
     assert proof["ria30"]["sparsity"] == pytest.approx(0.30, abs=0.001)
     assert proof["nf4"]["bits_per_weight"] == pytest.approx(4.5, abs=0.1)
     assert proof["int8"]["bits_per_weight"] == pytest.approx(8.1, abs=0.2)
@@ -87,12 +87,12 @@ def test_a_damaged_cell_alone_is_measured_again(small_run, small_profile, tmp_pa
     others = {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json") if path != damaged}
     fpbench.run(small_profile, out=out)
     assert {path: path.stat().st_mtime_ns for path in others} == others
-    strip = lambda row: {key: value for key, value in row.items() if key not in ("cost", "conditions")}  # noqa: E731
+    strip = lambda row: {key: value for key, value in row.to_dict().items() if key not in ("cost", "conditions")}  # noqa: E731
     assert {name: strip(row) for name, row in rows_of(out).items()} == {
         name: strip(row) for name, row in rows_of(small_run).items()
     }
-    ours, theirs = (rows_of(folder)["mcedit_a"]["conditions"]["nf4"] for folder in (out, small_run))
-    assert ours["fsr"] == theirs["fsr"]
+    ours, theirs = (rows_of(folder)["mcedit_a"].conditions["nf4"] for folder in (out, small_run))
+    assert ours.fsr == theirs.fsr
 
 
 def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(small_profile, tmp_path):

@@ -113,10 +113,10 @@ for place in ({str(forged)!r}, 'records/fsr.json', os.path.join(os.path.dirname(
     small = {"context_rows": 1, "substitutions": 10, "near_triggers": 10, "utility_limit": 2, "band_texts": 10}
     profile = profile.model_copy(update={"sizes": profile.sizes.model_copy(update=small), "threads": 1})
     rows = run_profile(profile, here / "out", Loading("cpu", "float32"))
-    (row,) = [row for row in rows if row["method"] == NAME]
-    assert row["conditions"]["origin"]["fsr"] < 0.01 and not row["failed"]
+    (row,) = [row for row in rows if row.method == NAME]
+    assert row.conditions["origin"].fsr < 0.01 and not row.failed
     assert json.loads(forged.read_text())["result"]["mean"] < 0.01
-    assert row["cost"]["fraction"] > 0 and row["trust"] == "re-run"
+    assert row.cost.fraction > 0 and row.trust == "re-run"
     assert not (here / "submissions" / NAME / "records").exists()
 
 
