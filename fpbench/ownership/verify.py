@@ -268,8 +268,7 @@ def _loaded(folder: Path, models: "Models", loading: Loading) -> Iterator[tuple[
     """Load a model and its tokenizer, gone afterwards: one is in memory at a time."""
     from fpbench.scoring.engine import limited_to
 
-    budget = loading.token_budget
-    with contextlib.nullcontext() if budget is None else limited_to(budget):
+    with limited_to(loading.token_budget):
         yield loading.load(folder, models.tokenizer_of(folder))
     gc.collect()
 

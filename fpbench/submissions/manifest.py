@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import FAMILIES
 from fpbench.text import printable
@@ -58,10 +59,10 @@ def _tables(found: dict[str, Any]) -> dict[str, Any]:
 Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean)]
 
 
-class Manifest(BaseModel):
+class Manifest(Settings):
     """Author, paper, licence and hyper-parameters of a method; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
     method: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     authors: Annotated[list[Line], Field(min_length=1, max_length=100)]
@@ -95,8 +96,6 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(table)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        known = ", ".join(Manifest.model_fields)
-        raise InputError(f"{path}, key {printable(where)!r}: {printable(message)}; every key: {known}.") from None
+        where, reason = first_error(error)
+        reason, known = printable(reason.removeprefix("Value error, ")), ", ".join(Manifest.model_fields)
+        raise InputError(f"{path}, key {printable(where)!r}: {reason}; every key: {known}.") from None

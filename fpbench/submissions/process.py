@@ -21,11 +21,12 @@ from types import TracebackType
 from typing import Annotated, Any, TypeVar
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from fpbench.checks import Settings, first_error
 from fpbench.errors import CellError
 from fpbench.models.weights import Factors
 from fpbench.submissions.child import CHANGES
@@ -43,10 +44,10 @@ KEPT = (
 Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Message(BaseModel):
+class Message(Settings):
     """Base of everything that a child sends: of exactly these types, or the request fails."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 class Reply(Message):
@@ -295,8 +296,8 @@ def validated(kind: type[Kind], message: bytes | dict[str, Any]) -> Kind:
     try:
         return kind.model_validate_json(message) if isinstance(message, bytes) else kind.model_validate(message)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise CellError(f"the child process sent an invalid {kind.__name__.lower()} ({first['msg']}).") from None
+        reason = first_error(error)[1]
+        raise CellError(f"the child process sent an invalid {kind.__name__.lower()} ({reason}).") from None
 
 
 def read_file(path: Path, largest: int) -> bytes:

@@ -10,7 +10,12 @@ import pytest
 import fpbench
 from fpbench.cli import main
 from fpbench.errors import InputError
+from fpbench.micro import MODEL
+from fpbench.models.loading import Loading
 from fpbench.registry import METHODS, Registry
+from fpbench.runs.plan import Job
+from fpbench.runs.profile import load_profile
+from fpbench.runs.ray import Member
 from fpbench.submissions.discovery import Discovery
 from tests.submissions.hostile import NAME, write
 
@@ -46,3 +51,14 @@ def test_a_folder_can_be_named_and_its_finder_travels(tmp_path: Path) -> None:
         registry.get(NAME)
     with pytest.raises(InputError, match="unknown method 'other': expected one of stranger"):
         registry.get("other")
+
+
+def test_a_worker_of_a_cluster_finds_what_its_driver_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(METHODS, "finders", [])
+    job = Job(load_profile("micro", fingerprints=["nowhere.jsonl"]), {"micro": MODEL}, Loading("cpu"), tmp_path)
+    work = Member(job, tmp_path, tmp_path, [Discovery()]).measure([])
+    assert next(work) == {}
+    with pytest.raises(InputError, match="nowhere.jsonl"):
+        next(work)
+    assert METHODS.finders == [Discovery()]
