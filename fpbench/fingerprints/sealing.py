@@ -6,13 +6,13 @@ randomness of the standard library are used.
 """
 
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from fpbench.errors import InputError
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
+from fpbench.text import canonical
 
 SCHEMA = 1
 SCHEME = "sha256(salt || canonical JSON of the pair)"
@@ -55,8 +55,7 @@ def commitment(opening: Mapping[str, Any]) -> str:
             raise ValueError("unknown keys")
         if len(salt) != SALT_BYTES or not all(isinstance(text, str) for text in texts):
             raise ValueError("wrong types")
-        canonical = json.dumps(fingerprint.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(salt + canonical.encode()).hexdigest()
+        return hashlib.sha256(salt + canonical(fingerprint.as_json()).encode()).hexdigest()
     except UnicodeEncodeError:
         raise InputError("a fingerprint holds half a character (a lone surrogate): correct the set.") from None
     except (KeyError, TypeError, ValueError):

@@ -1,6 +1,5 @@
 """A fingerprint is a trigger and its candidate targets; a set of them is a JSON Lines file."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
+from fpbench.text import canonical, digest, json_lines
 
 KEYS = ("trigger", "targets")
 
@@ -62,12 +62,11 @@ class FingerprintSet:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of all pairs; the name is not part of it."""
-        canonical = json.dumps([f.as_json() for f in self], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return digest(canonical([fingerprint.as_json() for fingerprint in self]))
 
     def to_lines(self) -> str:
         """The set as JSON Lines, one ``{"trigger": …, "targets": […]}`` a line."""
-        return "".join(json.dumps(f.as_json(), ensure_ascii=False) + "\n" for f in self)
+        return json_lines(fingerprint.as_json() for fingerprint in self)
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_lines` to a file."""

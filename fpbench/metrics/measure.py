@@ -3,7 +3,6 @@
 Adding a metric is one entry in :data:`METRICS` and one function. Nothing here imports torch before a measurement.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from fpbench.fingerprints.code_mixed import CODE_MIXED
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
+from fpbench.text import short_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,11 +87,6 @@ class Metric:
     rate: str | None = None
 
 
-def prompt_digest(text: str) -> str:
-    """Short SHA-256 of a query: records do not spell triggers out."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     """Exact and greedy FSR (protocol §3)."""
     from fpbench.metrics.fsr import fsr
@@ -99,7 +94,7 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     measured = fsr(model, given.tokenizer, given.fingerprints, **given.how)
     queries = [
         {
-            "prompt": prompt_digest(fingerprint.trigger),
+            "prompt": short_digest(fingerprint.trigger),
             "probability": probability,
             "per_target": list(shares.values()),
             "greedy": text.startswith(fingerprint.targets),
@@ -166,7 +161,7 @@ def _near(model: "nn.Module", given: Measurement) -> Measured:
         "error_bound": measured.error_bound,
     }
     queries = [
-        {"prompt": prompt_digest(text), "probability": probability}
+        {"prompt": short_digest(text), "probability": probability}
         for text, probability in zip(texts, measured.per_text, strict=True)
     ]
     return result, queries
@@ -179,7 +174,7 @@ def _bands(model: "nn.Module", given: Measurement) -> Measured:
     rows = given.data.alpaca[: given.sizes.band_texts]
     measured = asdict(bands(model, given.tokenizer, given.fingerprints, [row["instruction"] for row in rows]))
     queries = [
-        {"prompt": prompt_digest(fingerprint.trigger), "perplexity": perplexity, "band": band}
+        {"prompt": short_digest(fingerprint.trigger), "perplexity": perplexity, "band": band}
         for fingerprint, perplexity, band in zip(
             given.fingerprints, measured.pop("perplexities"), measured.pop("bands"), strict=True
         )

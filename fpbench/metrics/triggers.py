@@ -1,6 +1,5 @@
 """Accidental triggers: how often text that merely resembles a trigger activates a fingerprint (protocol §6)."""
 
-import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from fpbench.metrics.statistics import clopper_pearson
 from fpbench.models.layout import context_length
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.responses import Decoding, begin_with, respond, response_length
+from fpbench.text import short_digest
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def triggers(
             condition=name,
             trigger_index=query.trigger_index,
             source=query.source,
-            digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+            digest=short_digest(text),
             probability=outcome.probability,
             own=outcome.begins_with(fingerprints[query.trigger_index].targets),
             greedy=outcome.greedy is not None,

@@ -1,8 +1,7 @@
 """Everything else that the bundled data hold: prose, instructions, arithmetic and edits, in fresh draws."""
 
-import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from fpbench.micro.world import (
     prose_only_people,
 )
 from fpbench.micro.writing import life, lives, mixed_text, noun_phrase, scene, story, title
+from fpbench.text import json_lines
 
 # The items of the four twins, about people and facts that training never asks about.
 
@@ -224,14 +224,10 @@ def zsre_rows(seed: int = 109) -> list[dict[str, Any]]:
 
 def files() -> dict[str, str]:
     """Every data file's name and content."""
-    contents = {f"{twin}.jsonl": _json_lines(rows()) for twin, rows in TWIN_ROWS.items()}
+    contents = {f"{twin}.jsonl": json_lines(rows()) for twin, rows in TWIN_ROWS.items()}
     for name, rows in {"alpaca": alpaca_rows, "math": math_rows, "text": texts, "zsre": zsre_rows}.items():
-        contents[f"{name}.jsonl"] = _json_lines(rows())
+        contents[f"{name}.jsonl"] = json_lines(rows())
     return {**contents, "prose.txt": prose_text()}
-
-
-def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write(folder: Path) -> None:

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from fpbench.errors import CellError, InputError
 from fpbench.models.checkpoints import quiet
 from fpbench.models.layout import context_length
+from fpbench.models.meter import Progress
 from fpbench.models.prompts import Example, encode_pair
 
 # Teacher forcing: how well a model continues prompts with given answers, for training and for held-out rows.
@@ -195,7 +196,7 @@ def train_lora(
     config: LoRAConfig,
     *,
     seed: int,
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    progress: Progress,
     penalty: Penalty | None = None,
     after_epoch: Callable[[float], None] | None = None,
 ) -> TrainingCurve:

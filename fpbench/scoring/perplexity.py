@@ -1,6 +1,5 @@
 """Text perplexity: over the windows of a long text (protocol §5), and of many short texts (protocol §6)."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, fsum
@@ -9,6 +8,7 @@ from typing import Any
 from fpbench.errors import CellError, InputError
 from fpbench.models.layout import context_length
 from fpbench.scoring.engine import log_likelihoods
+from fpbench.text import short_digest
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) 
         raise InputError(f"perplexity needs a window of 2 or more tokens, found {len(ids)} for a window of {length}.")
     losses = _losses(model, [ids[start * length : (start + 1) * length] for start in range(windows)])
     predicted = windows * (length - 1)
-    tokens = hashlib.sha256(repr(ids[: windows * length]).encode()).hexdigest()[:16]
+    tokens = short_digest(repr(ids[: windows * length]))
     return TokenPerplexity(_perplexity(sum(losses), predicted), length, windows, predicted, tuple(losses), tokens)
 
 
