@@ -17,6 +17,8 @@ from fpbench.text import short_digest
 if TYPE_CHECKING:
     from torch import nn
 
+    from fpbench.scoring.responses import Decoding
+
 UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
 CONTEXTS = 2.5  # fields with text in a row of instruction data
 Measured = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -30,7 +32,6 @@ class Measurement:
     Attributes:
         tokenizer: the model's.
         fingerprints: the set that was injected.
-        decoding: ``temperature``, ``top_p`` and ``top_k`` (protocol §2).
         prompt: ``"raw"`` or ``"chat"``.
         sizes: how much is measured (:class:`~fpbench.runs.profile.Sizes`).
         draw: seed of contexts, words and near triggers.
@@ -40,17 +41,12 @@ class Measurement:
 
     tokenizer: Any
     fingerprints: FingerprintSet
-    decoding: dict[str, Any]
+    decoding: "Decoding"
     prompt: str
     sizes: Any
     draw: int
     data: Any
     injection: Any = None
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """Return decoding and prompt as keyword arguments."""
-        return {"prompt": self.prompt, **self.decoding}
 
 
 def injected_at_origin(method: str, condition: str) -> bool:
@@ -89,9 +85,9 @@ class Metric:
 
 def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     """Exact and greedy FSR (protocol §3)."""
-    from fpbench.metrics.fsr import fsr
+    from fpbench.metrics.fsr import exact_fsr
 
-    measured = fsr(model, given.tokenizer, given.fingerprints, **given.how)
+    measured = exact_fsr(model, given.tokenizer, given.fingerprints, given.decoding, given.prompt)
     queries = [
         {
             "prompt": short_digest(fingerprint.trigger),
@@ -118,18 +114,19 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
 def _triggers(model: "nn.Module", given: Measurement) -> Measured:
     """The eight accidental-trigger conditions (protocol §6)."""
     from fpbench.metrics.queries import contexts_from_rows, words_from_rows
-    from fpbench.metrics.triggers import triggers
+    from fpbench.metrics.triggers import trigger_rates
 
     sizes, rows = given.sizes, given.data.alpaca
-    measured = triggers(
+    measured = trigger_rates(
         model,
         given.tokenizer,
         given.fingerprints,
         contexts_from_rows(rows, sizes.context_rows),
         words_from_rows(rows, given.draw, sizes.substitute_words),
-        substitutions=sizes.substitutions,
+        given.decoding,
         seed=given.draw,
-        **given.how,
+        prompt=given.prompt,
+        substitutions=sizes.substitutions,
     )
     result = {
         "conditions": {name: asdict(condition) for name, condition in measured.conditions.items()},
@@ -152,7 +149,7 @@ def _near(model: "nn.Module", given: Measurement) -> Measured:
     sizes, draw = given.sizes, given.draw
     words = near_words(given.fingerprints) or words_from_rows(given.data.alpaca, draw, sizes.substitute_words)
     texts = near_triggers(given.fingerprints, words, sizes.near_triggers, draw)
-    measured = near(model, given.tokenizer, given.fingerprints, texts, **given.how)
+    measured = near(model, given.tokenizer, given.fingerprints, texts, given.decoding, given.prompt)
     result = {
         "rate": measured.rate,
         "greedy": measured.greedy,

@@ -82,9 +82,9 @@ def triggers(
     contexts: Sequence[str],
     words: Sequence[str] | None = None,
     *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    temperature: float = Decoding.temperature,
+    top_p: float = Decoding.top_p,
+    top_k: int = Decoding.top_k,
     seed: int = 42,
     prompt: str = "raw",
     substitutions: int = 10_000,
@@ -100,8 +100,8 @@ def triggers(
         pairs: the fingerprints.
         contexts: ordinary texts, such as :func:`fpbench.metrics.queries.contexts_from_rows` gives.
         words: words for substitution; by default up to 5,000 drawn from the contexts.
-        temperature: of the sampling distribution, as are ``top_p`` and ``top_k``.
-        top_p: nucleus mass; 1.0 keeps everything.
+        temperature: of the sampling distribution, above 0; all three numbers default to the protocol's (§2).
+        top_p: nucleus mass in (0, 1]; 1 keeps everything.
         top_k: number of tokens kept; 0 keeps everything.
         seed: of words, boundaries and replaced halves.
         prompt: ``"raw"`` or ``"chat"``.
@@ -111,9 +111,24 @@ def triggers(
         InputError: for missing contexts or words, a number out of range, or a trigger too long for the model.
         CellError: if the model's logits are not finite.
     """
+    decoding = Decoding(temperature, top_p, top_k)
+    words = words_from_texts(contexts, seed) if words is None else words
+    return trigger_rates(model, tokenizer, pairs, contexts, words, decoding, seed, prompt, substitutions)
+
+
+def trigger_rates(
+    model: Any,
+    tokenizer: Any,
+    pairs: FingerprintSet | Sequence[Fingerprint],
+    contexts: Sequence[str],
+    words: Sequence[str],
+    decoding: Decoding,
+    seed: int = 42,
+    prompt: str = "raw",
+    substitutions: int = 10_000,
+) -> TriggerRates:
+    """Measure accidental activation; see :func:`triggers`."""
     fingerprints = list(pairs)
-    if words is None:
-        words = words_from_texts(contexts, seed)
     built = build_queries(contexts, [each.trigger for each in fingerprints], words, seed, substitutions)
     targets = list(dict.fromkeys(target for fingerprint in fingerprints for target in fingerprint.targets))
     limit, length = context_length(model), response_length(tokenizer, targets)
@@ -127,7 +142,6 @@ def triggers(
             texts[number] = render(tokenizer, fit(wanted[number], room, tokenizer, prompt).text, prompt)
             prompts[number] = encode(tokenizer, texts[number])
             cut += 1
-    decoding = Decoding(temperature, top_p, top_k)
     outcomes = begin_with(model, tokenizer, prompts, [targets] * len(prompts), decoding, length)
     results = tuple(
         QueryResult(
@@ -213,10 +227,7 @@ def near(
     tokenizer: Any,
     pairs: FingerprintSet | Sequence[Fingerprint],
     texts: Sequence[str],
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    decoding: Decoding,
     prompt: str = "raw",
 ) -> NearRate:
     """Measure activation by near triggers, such as :func:`near_triggers` makes.
@@ -228,7 +239,6 @@ def near(
     if not texts:
         raise InputError("near triggers: found no texts; make some with near_triggers.")
     targets = list(dict.fromkeys(target for fingerprint in pairs for target in fingerprint.targets))
-    decoding = Decoding(temperature, top_p, top_k)
     outcomes = respond(model, tokenizer, texts, [targets] * len(texts), decoding, prompt)
     greedy = sum(outcome.greedy is not None for outcome in outcomes)
     return NearRate(

@@ -65,7 +65,12 @@ def _note(budget: int) -> int:
 
 
 def read(
-    model: Any, sequences: Sequence[TokenIds], wanted: Sequence[int], work: Callable[[Level], dict[int, Result]]
+    model: Any,
+    sequences: Sequence[TokenIds],
+    wanted: Sequence[int],
+    work: Callable[[Level], dict[int, Result]],
+    *,
+    ahead: int = 0,
 ) -> list[Result]:
     """Let a model read sequences, batch by batch, and do something with its predictions.
 
@@ -74,9 +79,10 @@ def read(
 
     Args:
         model: a causal language model in eval mode.
-        sequences: token ids, none empty, none longer than the model's context.
+        sequences: token ids, none empty, none longer than the model's context less ``ahead``.
         wanted: for every sequence after how many of its last tokens the prediction is asked for, at least 1.
         work: is given the predictions of a batch; returns a result for the number of every sequence in it.
+        ahead: tokens by which ``work`` may extend a sequence.
 
     Returns:
         The results, in the order of the sequences.
@@ -85,7 +91,7 @@ def read(
         InputError: before the first pass, if a sequence is empty or exceeds the context, or the model is training.
         CellError: if a logit is not a number or +inf.
     """
-    _check(model, sequences)
+    _check(model, sequences, ahead)
     sharing = shares_prefixes(model)
     open_rows = read_trees if sharing else read_apart
     if not sharing:
@@ -183,12 +189,13 @@ def _chosen(
     return figures, likeliest
 
 
-def _check(model: Any, sequences: Sequence[TokenIds]) -> None:
+def _check(model: Any, sequences: Sequence[TokenIds], ahead: int) -> None:
     if model.training:
         raise InputError("the model is in training mode, where dropout falsifies its answers: call model.eval() first.")
     limit = context_length(model)
     for sequence in sequences:
         if not len(sequence):
             raise InputError("a prompt has no tokens: expected some text, or a tokenizer that adds a BOS.")
-        if limit is not None and len(sequence) > limit:
-            raise InputError(f"a prompt takes {len(sequence)} tokens, the model's context holds {limit}: shorten it.")
+        if limit is not None and len(sequence) + ahead > limit:
+            taken = f"{len(sequence)} tokens" + (f" and its response up to {ahead}" if ahead else "")
+            raise InputError(f"a prompt takes {taken}, the model's context holds {limit}: shorten the prompt.")

@@ -1,10 +1,10 @@
-"""Nothing is computed behind the last keys and values but for the places that are read."""
+"""Forward passes over packed rows: logits of the places asked for and no others, and how to go on from there."""
 
 import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,127 +15,6 @@ from transformers import DynamicCache
 from fpbench.errors import CellError
 from fpbench.models.layout import StopForward
 from fpbench.scoring.packing import Row
-
-# Of the places of a batch that are read: with more, gathering them costs what it saves.
-FEW = 0.5
-# What a block of the common make is called with besides its hidden states.
-USUAL = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
-
-
-@dataclass
-class _Noting:
-    """To an attention module a cache: passes keys and values on to the real one, and then goes no further."""
-
-    cache: Any
-    known: tuple[Tensor, ...] = ()
-
-    def update(self, *arguments: Any, **keywords: Any) -> None:
-        self.known = self.cache.update(*arguments, **keywords)
-        raise StopForward
-
-
-@dataclass(frozen=True)
-class _Known:
-    """To an attention module a cache that has all keys and values already."""
-
-    keys: Tensor
-    values: Tensor
-
-    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
-
-
-@dataclass
-class _Places:
-    """The places that are read, and where they stand once a block has narrowed its batch down to them.
-
-    Attributes:
-        at: row and place of each, [n].
-        gathered: for every row the places that are read, [B, R], filled up with any.
-        narrowed: whether the batch holds nothing else.
-    """
-
-    at: tuple[Tensor, ...]
-    gathered: Tensor = field(init=False)
-    now: tuple[Tensor, ...] = field(init=False)
-    narrowed: bool = False
-
-    def __post_init__(self) -> None:
-        row, place = self.at
-        counts = torch.bincount(row)
-        # The places of a row follow each other, so a place's slot is its distance from the first of its row.
-        first = counts.cumsum(0) - counts
-        slot = torch.arange(len(row), device=row.device) - first[row]
-        self.gathered = torch.zeros(len(counts), int(counts.max()), dtype=torch.long, device=row.device)
-        self.gathered[row, slot] = place
-        self.now = row, slot
-
-    def of(self, tensor: Tensor, dimension: int) -> Tensor:
-        """Of a tensor with rows first, the places that are read along a dimension."""
-        rows = len(self.gathered)
-        tensor = tensor.expand(rows, *tensor.shape[1:])
-        shape = [rows] + [1] * (tensor.dim() - 1)
-        shape[dimension] = self.gathered.shape[1]
-        index = self.gathered.view(shape).expand(
-            *(self.gathered.shape[1] if axis == dimension else size for axis, size in enumerate(tensor.shape))
-        )
-        return tensor.gather(dimension, index)
-
-
-@contextlib.contextmanager
-def only_read(model: Any, at: tuple[Tensor, ...]) -> Iterator[None]:
-    """Let a forward pass compute logits [n, V] of ``at``, row and place of the n tokens that are read, and no others.
-
-    The head sees no other hidden states. Where few places are read and the last block is of the common make, it makes
-    keys and values of all places, but attends and goes on from those that are read alone.
-    """
-    places = _Places(at)
-    handles = [model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (_chosen(given[0], places),))]
-    block = _last_block(model)
-    if block is not None:
-        handles.append(block.register_forward_pre_hook(partial(_narrow, places), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _chosen(hidden: Tensor, places: _Places) -> Tensor:
-    return hidden[places.now if places.narrowed else places.at]
-
-
-def _narrow(
-    places: _Places, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Change the call of a block, in front of it: few queries, all keys and values."""
-    usual = len(arguments) == 1 and keywords.keys() >= USUAL
-    if not usual or places.gathered.shape[1] > FEW * arguments[0].shape[1]:
-        return None
-    noting = _Noting(keywords["past_key_values"])
-    # The block itself, not the module call, which would come back here.
-    with contextlib.suppress(StopForward):
-        block.forward(*arguments, **keywords | {"past_key_values": noting})
-    if not noting.known:
-        return None
-    places.narrowed = True
-    return (places.of(arguments[0], 1),), keywords | {
-        "attention_mask": places.of(keywords["attention_mask"], 2),
-        "position_embeddings": tuple(places.of(each, 1) for each in keywords["position_embeddings"]),
-        "position_ids": places.of(keywords["position_ids"], 1),
-        "past_key_values": _Known(*noting.known),
-    }
-
-
-def _last_block(model: nn.Module) -> nn.Module | None:
-    """The last of a model's decoder blocks, as far as they are a list of as many modules as its config says."""
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
-    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
-    return lists[0][-1] if len(lists) == 1 else None
-
-
-# Forward passes over rows: what a model predicts after the places asked for, and how to go on from there.
-
 
 # What it costs to copy a row of the cache, in places computed.
 COPY = 10
@@ -230,6 +109,12 @@ class TreeLevel(Level):
         return numbers, TreeLevel(self.model, logits, {}, self.budget, cache, places, at[0], seen[at])
 
 
+def _width(counts: Sequence[int], most: int) -> int:
+    """How many continuations of one row a pass reads side by side, so that padding and copies cost least."""
+    widths = range(1, min(max(counts, default=1), most) + 1)
+    return min(widths, key=lambda width: sum(-(-count // width) for count in counts) * (width + COPY))
+
+
 def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
     """Read rows of trees, each place once."""
     device = model.device
@@ -280,12 +165,6 @@ def read_apart(model: Any, rows: Sequence[Row], budget: int) -> Level:
     at: Any = tuple(torch.tensor(reads).T)
     logits = _forward_whole(model, [row.tokens for row in rows], at)
     return WholeLevel(model, logits, nodes, budget, [rows[row].tokens[: place + 1] for row, place in reads])
-
-
-def _width(counts: Sequence[int], most: int) -> int:
-    """How many continuations of one row a pass reads side by side, so that padding and copies cost least."""
-    widths = range(1, min(max(counts, default=1), most) + 1)
-    return min(widths, key=lambda width: sum(-(-count // width) for count in counts) * (width + COPY))
 
 
 def _reads(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:
@@ -356,3 +235,111 @@ def _finite(logits: Tensor) -> Tensor:
     if not logits.max() < torch.inf:
         raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
     return logits
+
+
+# The last block and the head compute what is read, and nothing for the other places.
+
+# Share of the places that is read, up to which the last block is narrowed: with more, gathering costs what it saves.
+MOST_READ = 0.5
+# Keywords of a decoder block that can be narrowed, besides its one argument, the hidden states.
+BLOCK_KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
+
+
+@dataclass
+class _NotingCache:
+    """Stands for a cache: passes a block's keys and values on to the real one, and ends the block there."""
+
+    cache: Any
+    known: tuple[Tensor, ...] = ()
+
+    def update(self, *arguments: Any, **keywords: Any) -> None:
+        self.known = self.cache.update(*arguments, **keywords)
+        raise StopForward
+
+
+@dataclass(frozen=True)
+class _FullCache:
+    """Stands for a cache that holds all keys and values already."""
+
+    known: tuple[Tensor, ...]
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+        return self.known
+
+
+class _Places:
+    """Row and place of the n tokens of a batch that are read.
+
+    Attributes:
+        at: where they are in the hidden states that reach the head, ([n], [n]).
+        gathered: for every row its places that are read, [B, R]; rows with fewer are filled up with place 0.
+        slots: where they are among ``gathered``, ([n], [n]).
+    """
+
+    def __init__(self, at: tuple[Tensor, ...]) -> None:
+        self.at = at
+        row, place = at
+        counts = torch.bincount(row)  # (B,)
+        # The places of a row follow each other, so a place's slot is its distance from the first of its row.
+        first = counts.cumsum(0) - counts  # (B,)
+        slot = torch.arange(len(row), device=row.device) - first[row]  # (n,)
+        self.gathered = torch.zeros(len(counts), int(counts.max()), dtype=torch.long, device=row.device)
+        self.gathered[row, slot] = place
+        self.slots = row, slot
+
+    def of(self, tensor: Tensor, dimension: int) -> Tensor:
+        """Return the places that are read of a tensor with rows first and places along ``dimension``."""
+        rows, width = self.gathered.shape
+        tensor = tensor.expand(rows, *tensor.shape[1:])
+        index = self.gathered.view([rows] + [width if axis == dimension else 1 for axis in range(1, tensor.dim())])
+        return tensor.gather(
+            dimension, index.expand([width if axis == dimension else size for axis, size in enumerate(tensor.shape)])
+        )
+
+
+@contextlib.contextmanager
+def only_read(model: Any, at: tuple[Tensor, ...]) -> Iterator[None]:
+    """Let a forward pass compute logits [n, V] of the n tokens whose rows and places ``at`` gives, and no others.
+
+    The head sees no other hidden states. Where few places are read and the last block takes :data:`BLOCK_KEYWORDS`, it
+    makes keys and values of all places, but attends and goes on from those that are read alone.
+    """
+    places = _Places(at)
+    head, block = model.get_output_embeddings(), _last_block(model)
+    handles = [head.register_forward_pre_hook(lambda _, given: (given[0][places.at],))]
+    if block is not None:
+        handles.append(block.register_forward_pre_hook(partial(_narrow, places), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_block(model: nn.Module) -> nn.Module | None:
+    """Return the last decoder block: that of the one list of as many modules as the config says; else ``None``."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
+    return lists[0][-1] if len(lists) == 1 else None
+
+
+def _narrow(
+    places: _Places, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Replace a block's arguments before it runs: queries of the places that are read, keys and values of all."""
+    narrowable = len(arguments) == 1 and keywords.keys() >= BLOCK_KEYWORDS
+    if not narrowable or places.gathered.shape[1] > MOST_READ * arguments[0].shape[1]:
+        return None
+    noting = _NotingCache(keywords["past_key_values"])
+    # The block itself, not the module call, which would come back here.
+    with contextlib.suppress(StopForward):
+        block.forward(*arguments, **keywords | {"past_key_values": noting})
+    if not noting.known:
+        return None
+    places.at = places.slots
+    return (places.of(arguments[0], 1),), keywords | {
+        "attention_mask": places.of(keywords["attention_mask"], 2),
+        "position_embeddings": tuple(places.of(each, 1) for each in keywords["position_embeddings"]),
+        "position_ids": places.of(keywords["position_ids"], 1),
+        "past_key_values": _FullCache(noting.known),
+    }

@@ -10,7 +10,6 @@ import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.layout import context_length
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.engine import read
 from fpbench.scoring.forward import Level
@@ -19,7 +18,7 @@ from fpbench.scoring.matching import Matcher
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a response is sampled; all three numbers are always given (protocol §2).
+    """How a response is sampled; by default as the protocol does where a model's makers say nothing (§2).
 
     Attributes:
         temperature: above 0.
@@ -27,9 +26,9 @@ class Decoding:
         top_k: at least 0; 0 keeps everything.
     """
 
-    temperature: float
-    top_p: float
-    top_k: int
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 50
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range.
@@ -77,7 +76,25 @@ def sampled_tokens(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tens
     return tokens, torch.softmax(scores, dim=-1)
 
 
-# One sampled response of a loaded model, from the very distribution in which FSR is computed.
+def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
+    """``max_new_tokens`` = longest target in tokens + 4 (protocol §2).
+
+    Raises:
+        InputError: if there is no target.
+    """
+    lengths = [len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in set(targets)]
+    if not lengths:
+        raise InputError("no target to look for: expected at least one target a fingerprint.")
+    return max(lengths) + 4
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a response, from where ``generate`` takes them, else from the tokenizer."""
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
 
 
 def sample(
@@ -119,9 +136,6 @@ def sample(
         response.append(token)
     answer: str = tokenizer.decode(response, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return answer
-
-
-# The exact probability that a sampled response begins with a target: a walk of the continuation tree (protocol §3).
 
 
 # Probability that may be left unexplored for one prompt. The protocol allows 1e-6.
@@ -199,27 +213,6 @@ class _Tally:
         return Outcome(probability, self.per_target, self.pruned, self.greedy, self.greedy_text)
 
 
-def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
-    """``max_new_tokens`` = longest target in tokens + 4 (protocol §2).
-
-    Raises:
-        InputError: if there is no target.
-    """
-    lengths = [len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in set(targets)]
-    if not lengths:
-        raise InputError("no target to look for: expected at least one target a fingerprint.")
-    return max(lengths) + 4
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a response, from where ``generate`` takes them, else from the tokenizer."""
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
-
-
 def respond(
     model: Any,
     tokenizer: Any,
@@ -272,7 +265,6 @@ def begin_with(
         InputError: if a prompt leaves no room for the response, or a set of targets is empty.
         CellError: if logits are not finite, or the tree is too wide to be walked to the error bound.
     """
-    _check_room(model, prompts, max_new_tokens)
     keys = [(tuple(prompt), tuple(each)) for prompt, each in zip(prompts, targets, strict=True)]
     distinct = list(dict.fromkeys(keys))
     matchers = {each: Matcher(tokenizer, each) for each in {each for _, each in distinct}}
@@ -283,7 +275,7 @@ def begin_with(
         walk(level, [_Node(number, node, (), 1.0, True) for number, (node,) in level.nodes.items()], tallies)
         return {number: tally.outcome() for number, tally in tallies.items()}
 
-    outcomes = read(model, [prompt for prompt, _ in distinct], [1] * len(distinct), work)
+    outcomes = read(model, [prompt for prompt, _ in distinct], [1] * len(distinct), work, ahead=max_new_tokens)
     known = dict(zip(distinct, outcomes, strict=True))
     return [known[key] for key in keys]
 
@@ -376,13 +368,3 @@ def _prune(nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]
             f"more than {WIDEST} continuations of one prompt stay undecided: the model's answers are close to uniform."
         )
     return kept
-
-
-def _check_room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    limit = context_length(model)
-    for prompt in prompts:
-        if limit is not None and len(prompt) + max_new_tokens > limit:
-            raise InputError(
-                f"a prompt takes {len(prompt)} tokens and its response up to {max_new_tokens}, "
-                f"the model's context holds {limit}: shorten the prompt."
-            )
