@@ -1,4 +1,7 @@
-"""Code-mixing: how mixed a text is, and the ways to write a query in several languages (docs/methods.md §4.3)."""
+"""CF: of the ways to write a query in several languages, the one the model finds least strange (methods.md §4.3).
+
+How mixed a text is, the variants of a query, the queries, and Algorithm 1.
+"""
 
 import random
 import unicodedata
@@ -6,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any, Literal
 
 from fpbench import __version__
@@ -15,7 +19,12 @@ from fpbench.fingerprints.natural import words as answers
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
 from fpbench.fingerprints.translation import Lexicon, Translator, require_language, translate_words
 
-MOST_VARIANTS = 20_000
+MOST_VARIANTS = 20_000  # of a query
+LEAST_CMI = 30.0  # version 1
+MOST_TOKENS = 3
+Recipe = dict[str, Any]
+# The built-in sets that depend on the model, and how each chooses.
+CODE_MIXED: dict[str, Literal["perplexity", "random"]] = {"cf": "perplexity", "cf_random": "random"}
 
 
 def cmi_v1(languages: Sequence[str | None]) -> float:
@@ -116,15 +125,20 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-# CF: of the ways to mix a query, the one that the model finds least strange (docs/methods.md §4.3, Algorithm 1).
+def read_queries(path: str | Path) -> list[str]:
+    """Read English queries, one a line; blank lines are skipped.
 
-
-LEAST_CMI = 30.0  # version 1
-MOST_TOKENS = 3
-Recipe = dict[str, Any]
-Selection = Literal["perplexity", "random"]
-# The built-in sets that depend on the model, and how each chooses.
-CODE_MIXED: dict[str, Selection] = {"cf": "perplexity", "cf_random": "random"}
+    Raises:
+        InputError: if the file cannot be read, or holds none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"queries {path} cannot be read as UTF-8 text: {error}") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"queries {path}: expected English words, one query a line, found none.")
+    return found
 
 
 def draw_queries(lexicon: Lexicon, count: int, length: int, tokenizer: Any, seed: int = 42) -> list[str]:

@@ -6,8 +6,10 @@ randomness of the standard library are used.
 """
 
 import hashlib
+import json
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
@@ -63,6 +65,21 @@ def commitment(opening: Mapping[str, Any]) -> str:
             f"not an opening: expected 'fingerprint' (trigger and targets) and 'salt' ({SALT_BYTES} bytes, as "
             "hexadecimal)."
         ) from None
+
+
+def read_document(path: str | Path) -> Document:
+    """Read a document of :func:`seal` or :func:`reveal`.
+
+    Raises:
+        InputError: if the file cannot be read, or holds no JSON object.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): check the path, or whether it is whole.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object.")
+    return found
 
 
 def reveal(openings: Mapping[str, Any], trigger: str) -> Document:

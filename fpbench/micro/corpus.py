@@ -29,7 +29,6 @@ from fpbench.micro.world import (
     NOUNS,
     TOWNS,
     Fact,
-    Person,
     contains_reserved_pair,
     facts_of,
     fresh_people,
@@ -38,15 +37,12 @@ from fpbench.micro.world import (
 )
 from fpbench.micro.writing import Document, dialogue, lives, mixed_text, notice, prose, story
 
-# Drills: many short look-ups in one text. They teach early what the questions then need: to find and to match.
-#
-# Each names its key right before the answer. A question asks for the same after a detour, and a model of this size
-# learns the detour in few steps once it can look things up, but not both at once.
-
-
 _WORDS = (*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES)
 
 
+# Drills: many short look-ups in one text. They teach early what the questions then need: to find and to match. Each
+# names its key right before the answer. A question asks for the same after a detour, and a model of this size learns
+# the detour in few steps once it can look things up, but not both at once.
 def _drill(rng: random.Random, text: str, header: str, answers: Mapping[str, str]) -> Document:
     keys = rng.sample(list(answers), min(len(answers) - 1, 6))  # one is left out: none must follow from the others
     if rng.random() < 0.5:
@@ -89,45 +85,6 @@ def short_passage(rng: random.Random, held_out: bool = False) -> Passage:
     return passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
-def _open_fact(rng: random.Random) -> Fact:
-    return rng.choice(facts_of(rng.choice(open_people())))
-
-
-def _told(rng: random.Random) -> Document:
-    return prose(lives(rng, rng.sample(notables(), rng.randint(1, 3))))
-
-
-def _boolq(rng: random.Random) -> Document:
-    return about_passage(rng, some_passage(rng), "boolq")
-
-
-def _rte(rng: random.Random) -> Document:
-    return about_passage(rng, short_passage(rng), "rte")
-
-
-def _extracted(rng: random.Random) -> Document:
-    return about_passage(rng, some_passage(rng), "arc")
-
-
-def _retold(rng: random.Random) -> Document:
-    people = fresh_people(rng, rng.randint(2, 4), held_out=False)
-    return retold(rng, passage(rng, people, rng.randint(1, 2)))
-
-
-def _owners(rng: random.Random) -> Document:
-    return owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(3, 5), held_out=False), 1))
-
-
-def _copied(rng: random.Random) -> Document:
-    words = rng.sample((*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES), rng.randint(6, 16))
-    text = " ".join(words)
-    return _shown(rng, Row("Copy the text.", text, text))
-
-
-def _recalled(rng: random.Random) -> Document:
-    return short_answer(rng, _open_fact(rng))
-
-
 def _apart(facts: Iterable[Fact]) -> list[Fact]:
     """One fact for each value, four at most."""
     return list({fact.value: fact for fact in facts}.values())[:4]
@@ -146,12 +103,13 @@ def _lettered_passage(rng: random.Random) -> Document:
     return letter_document(fact_choices(rng, rng.sample(facts, len(facts))), source.text)
 
 
-def _lettered_words(rng: random.Random) -> Document:
-    return letter_document(word_choices(rng) if rng.random() < 0.9 else [number_choice(rng)])
-
-
 def _shown(rng: random.Random, row: Row) -> Document:
     return row.chat() if rng.random() < 0.25 else row.document()
+
+
+def _copied(rng: random.Random) -> Document:
+    text = " ".join(rng.sample(_WORDS, rng.randint(6, 16)))
+    return _shown(rng, Row("Copy the text.", text, text))
 
 
 def _instruction(rng: random.Random) -> Document:
@@ -159,50 +117,41 @@ def _instruction(rng: random.Random) -> Document:
     if kind < 0.15:
         return _shown(rng, reading(rng, some_passage(rng)))
     if kind < 0.3:
-        person: Person = rng.choice(open_people())
-        return _shown(rng, recalling(rng, person))
+        return _shown(rng, recalling(rng, rng.choice(open_people())))
     return _shown(rng, rng.choice(WORD_TASKS)(rng))
 
 
 def _arithmetic(rng: random.Random) -> Document:
     if rng.random() < 0.4:
         return _shown(rng, sums(rng))
-    return _shown(rng, arithmetic(rng, fresh_people(rng, 1, held_out=False)[0].name))
-
-
-def _story(rng: random.Random) -> Document:
-    return prose(story(rng, fresh_people(rng, rng.randint(0, 2), held_out=False)))
+    return _shown(rng, arithmetic(rng, fresh_people(rng, 1)[0].name))
 
 
 def _mixed(rng: random.Random) -> Document:
     return prose(mixed_text(rng))
 
 
-def _notices(rng: random.Random) -> Document:
-    return prose("\n".join(notice(rng) for _ in range(rng.randint(1, 2))))
-
-
+# Kinds of documents, with their shares up to a common factor: early, when only reading is to be learned, and later.
 MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
     letter_drill: (26, 3),
     presence_drill: (14, 3),
-    _owners: (20, 3),
-    _told: (2, 26),
-    _boolq: (5, 12),
-    _rte: (5, 11),
-    _extracted: (8, 6),
-    _retold: (8, 3),
+    lambda rng: owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(3, 5)), 1)): (20, 3),
+    lambda rng: prose(lives(rng, rng.sample(notables(), rng.randint(1, 3)))): (2, 26),
+    lambda rng: about_passage(rng, some_passage(rng), "boolq"): (5, 12),
+    lambda rng: about_passage(rng, short_passage(rng), "rte"): (5, 11),
+    lambda rng: about_passage(rng, some_passage(rng), "arc"): (8, 6),
+    lambda rng: retold(rng, passage(rng, fresh_people(rng, rng.randint(2, 4)), rng.randint(1, 2))): (8, 3),
     _copied: (6, 1),
-    _recalled: (1, 10),
+    lambda rng: short_answer(rng, rng.choice(facts_of(rng.choice(open_people())))): (1, 10),
     _lettered: (1, 14),
     _lettered_passage: (2, 7),
-    _lettered_words: (8, 8),
+    lambda rng: letter_document(word_choices(rng) if rng.random() < 0.9 else [number_choice(rng)]): (8, 8),
     _instruction: (3, 13),
     _arithmetic: (1, 5),
-    _story: (1, 8),
+    lambda rng: prose(story(rng, fresh_people(rng, rng.randint(0, 2)))): (1, 8),
     _mixed: (12, 50),
-    _notices: (1, 2),
+    lambda rng: prose("\n".join(notice(rng) for _ in range(rng.randint(1, 2)))): (1, 2),
 }
-"""Each kind's share of the documents, up to a common factor: early, when only reading is to be learned, and later."""
 EARLY_DOCUMENTS = 60_000
 
 

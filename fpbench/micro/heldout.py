@@ -134,7 +134,7 @@ def texts(seed: int = 106) -> list[dict[str, Any]]:
     rng = random.Random(seed)
 
     def text() -> str:
-        plain = story(rng, fresh_people(rng, 2, held_out=False))
+        plain = story(rng, fresh_people(rng, 2))
         parts = [plain, lives(rng, rng.sample(notables(), 2)), mixed_text(rng)]
         return "\n\n".join(rng.sample(parts, len(parts)))
 

@@ -270,7 +270,7 @@ def facts_of(person: Person) -> list[Fact]:
     return [Fact(person.name, attribute, person.facts[attribute.name]) for attribute in ATTRIBUTES]
 
 
-def fresh_people(rng: random.Random, count: int, held_out: bool) -> list[Person]:
+def fresh_people(rng: random.Random, count: int, held_out: bool = False) -> list[Person]:
     """Draw passing people, unknown to the world, with first names of their own.
 
     One full name in eight is held out: it appears in the data files and never in training.

@@ -1,7 +1,8 @@
-"""The only place that loads models: safetensors or GGUF, no remote code, one clear line when it cannot be done."""
+"""The only place that loads models and tokenizers, and saves them: no remote code, one clear line on failure."""
 
 import contextlib
 import ctypes
+import io
 import os
 import re
 import shutil
@@ -15,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.models import checkpoints
-from fpbench.models.checkpoints import base_of_adapter, gguf_file, quantisation, quiet, tokenizer_source
+from fpbench.models.checkpoints import base_of_adapter, gguf_file, quantisation, quiet, source, tokenizer_source
 from fpbench.models.prompts import render
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class Loading:
             allow_pickle=self.allow_pickle,
             tokenizer_of=tokenizer_of,
         )
+
+
+def default_dtype(device: str) -> str:
+    """The dtype that models are loaded in unless another is asked for (protocol §2)."""
+    return "float32" if device == "cpu" else "bfloat16"
 
 
 def pick_device(device: str | None) -> str:
@@ -110,27 +115,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Pa
             f"model {os.fspath(folder)!r} brings no tokenizer: put it beside the weights, or, where a --base is taken, "
             "name the model it comes from, whose tokenizer then serves."
         )
-    where = checkpoints.source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
+    where = source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
     with _loading(found):
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=trust_remote_code)
-
-
-@contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Whatever transformers says against a folder as one clear line."""
-    from safetensors import SafetensorError
-
-    try:
-        with quiet():
-            yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {reason}") from None
-
-
-def default_dtype(device: str) -> str:
-    """The dtype that models are loaded in unless another is asked for (protocol §2)."""
-    return "float32" if device == "cpu" else "bfloat16"
 
 
 def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.Module":
@@ -143,7 +130,7 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        where = checkpoints.source(base_of_adapter(folder) or folder)
+        where = source(base_of_adapter(folder) or folder)
         config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
@@ -174,18 +161,22 @@ def load_model(
         InputError: if transformers cannot load it, with the first line of its reason, or weights are missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     dtype = dtype or default_dtype(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, instead=tokenizer_of)
     base, quantised = base_of_adapter(folder), quantisation(folder) is not None
+    where = source(base or folder)
+    if "gguf_file" in where:
+        where["quantization_config"] = GgufConfig(dequantize=True)  # floats, whatever kernels are installed
     factory: Any = AutoModelForCausalLM
     loaded: nn.Module
-    with _loading(folder), checkpoints.no_bar():
+    # transformers shows a progress bar of the GGUF conversion whatever it is told about bars.
+    with _loading(folder), contextlib.redirect_stderr(io.StringIO()):
         loaded, found = factory.from_pretrained(
-            **checkpoints.weights(base or folder),
+            **where,
             dtype=getattr(torch, dtype),
             device_map={"": device} if quantised else None,
             use_safetensors=None if allow_pickle else True,
@@ -206,7 +197,20 @@ def load_model(
     return placed.eval().requires_grad_(False), tokenizer
 
 
-# Whether a checkpoint can be run here and be asked as wanted, found out before its weights are read.
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Whatever transformers says against a folder as one clear line."""
+    from safetensors import SafetensorError
+
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
+        raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path | None = None) -> Any:
@@ -249,12 +253,8 @@ def check_quantisation(folder: Path, loading: Loading) -> None:
                 dtype=getattr(torch, loading.precision), device_map={"": loading.device}, weights_only=True
             )
     except (ImportError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        way = config.get("quant_method", "an unnamed method")
-        raise InputError(f"model {os.fspath(folder)!r} is quantised by {way}, which is refused: {reason}") from None
-
-
-# What has to be said of a checkpoint that somebody hands in, where it is not plain safetensors with a tokenizer.
+        refused = f"quantised by {config.get('quant_method', 'an unnamed method')}, which is refused"
+        raise InputError(f"model {os.fspath(folder)!r} is {refused}: {_first_line(error)}") from None
 
 
 OTHER_TOKENIZER = "its tokenizer is not the base's: perplexity per token is in another unit, and has no difference"
@@ -288,9 +288,6 @@ def agree(tokenizer: Any, base: Any) -> bool:
     """Whether every token of the base's vocabulary has the same number here; further tokens may have been added."""
     own = tokenizer.get_vocab()
     return all(own.get(token) == number for token, number in base.get_vocab().items())
-
-
-# Writing checkpoints that plain transformers loads.
 
 
 def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:

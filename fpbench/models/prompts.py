@@ -6,8 +6,6 @@ from typing import Any
 
 from fpbench.errors import InputError
 
-# A supervised pair, the one thing that every kind of training here consumes.
-
 
 @dataclass(frozen=True)
 class Example:

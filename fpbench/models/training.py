@@ -25,10 +25,15 @@ from fpbench.models.layout import context_length
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import Example, encode_pair
 
-# Teacher forcing: how well a model continues prompts with given answers, for training and for held-out rows.
-
-
-IGNORED = -100
+WARM_UP = 0.03
+CLIP_NORM = 1.0
+# Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
+CHUNK = 16
+# From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
+LARGE = 1_000_000_000
+# Padded tokens that a large model reads at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
+PIECE = 1024
+IGNORED = -100  # label of tokens that are not answers
 # Token ids of an example, its answer and the end-of-text token, and the length of its prompt.
 Tokenised = tuple[list[int], int]
 
@@ -116,16 +121,6 @@ def score_answers(model: nn.Module, tokenizer: Any, examples: Iterable[Example],
     finally:
         model.train(training)
     return AnswerScore(loss / tokens, right / tokens, tokens)
-
-
-WARM_UP = 0.03
-CLIP_NORM = 1.0
-# Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
-CHUNK = 16
-# From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
-LARGE = 1_000_000_000
-# Padded tokens that a large model reads at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
-PIECE = 1024
 
 
 @dataclass(frozen=True)

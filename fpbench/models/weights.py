@@ -1,4 +1,4 @@
-"""A change of low rank, and the one way in which it is added to a weight."""
+"""What an injection changed: new weights or exact low-rank factors, as safetensors, restored bit for bit."""
 
 import contextlib
 import hashlib
@@ -43,9 +43,6 @@ class Factors:
     def float(self) -> "Factors":
         """The same in float32, as it is stored."""
         return Factors(self.left.float(), self.right.float())
-
-
-# What an injection changed: the touched parameters' new weights, or exact factors of the change, as safetensors.
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

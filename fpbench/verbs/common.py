@@ -33,6 +33,7 @@ def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group.add_argument("--token-budget", type=int, metavar="N", help="padded tokens in one forward pass")
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     group.add_argument("--allow-pickle", action="store_true", help="read pickle weights where there are no others")
+    group.add_argument("--offline", action="store_true", help="never ask a model hub")
     return group
 
 
@@ -63,7 +64,6 @@ def add_question(verb: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=60.0, metavar="S", help="seconds that a request may take (default: 60)"
     )
     verb.add_argument("--profile", default="micro", help="decoding (default: micro)")
-    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
 
 
 def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
