@@ -15,19 +15,19 @@ SHIPPED = Path(__file__).parent / "lexicon.tsv"
 
 
 class NoTranslation(InputError):
-    """A translator has no translation of ``word`` into ``language``."""
+    """A translator has no translation of a word into a language."""
 
     def __init__(self, word: str, language: str, reason: str) -> None:
-        """Say which word lacks a translation into which language, and why."""
+        """Name word, language and reason in the message."""
         super().__init__(f"no translation of {word!r} into {language!r}: {reason}")
 
 
 class Translator(Protocol):
-    """Whatever translates an English word into one of its languages."""
+    """Translates English words into its languages, whose codes are such as ``de`` or ``ja``."""
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages, such as ``de`` or ``ja``."""
+        """Return the codes of the languages."""
 
     def translate(self, word: str, language: str) -> str:
         """Translate an English word, in any case.
@@ -53,10 +53,7 @@ def require_language(languages: Iterable[str], language: str) -> None:
 def translate_words(
     translator: Translator, words: Iterable[str], languages: Sequence[str]
 ) -> dict[str, dict[str, str]]:
-    """Translate every word into every language.
-
-    Returns:
-        For each word, its translation for each language.
+    """Translate every word into every language: word → language → translation.
 
     Raises:
         InputError: one line with all the words that lack a translation, and into which languages.
@@ -84,7 +81,7 @@ class Lexicon:
     """
 
     def __init__(self, name: str, languages: Sequence[str], entries: Mapping[str, Sequence[str]]) -> None:
-        """Hold the translations of each English word, one a language; ``name`` is told where a word is missing."""
+        """Hold the translations of each English word, one a language; messages about missing words give ``name``."""
         self.name = name
         self.languages = tuple(languages)
         self.words = tuple(entries)
@@ -165,7 +162,7 @@ _AROUND = string.whitespace + string.punctuation + "。、，！？「」『』�
 
 
 def as_word(answer: str, word: str, language: str) -> str:
-    """Bring an answer to normal form C and take the punctuation around it away.
+    """Bring a model's answer to normal form C and strip the punctuation around it.
 
     Raises:
         NoTranslation: if no letter is left, or more than one short line.
@@ -217,7 +214,7 @@ class TranslationEndpoint:
         self._model = model
 
     def translate(self, word: str, language: str) -> str:
-        """See :meth:`Translator.translate <fpbench.fingerprints.translation.Translator.translate>`.
+        """See :meth:`Translator.translate`.
 
         Raises:
             InputError: also if the endpoint refuses, does not answer, or answers something else than a completion.
@@ -273,7 +270,7 @@ class TranslationModel:
         self._loaded: dict[str, tuple[Any, Any, set[str]]] = {}
 
     def translate(self, word: str, language: str) -> str:
-        """See :meth:`Translator.translate <fpbench.fingerprints.translation.Translator.translate>`.
+        """See :meth:`Translator.translate`.
 
         Raises:
             InputError: also if the model cannot be loaded or does not know the language.
@@ -298,7 +295,7 @@ class TranslationModel:
 
 
 def _code(known: set[str], name: str, language: str) -> str:
-    """The token that tells the model the target language; empty for a MarianMT model of one language pair."""
+    """Return the token that names the target language; empty for a MarianMT model of one language pair."""
     codes: list[str] = [*CODES.get(language, ()), language, f"__{language}__", f">>{language}<<"]
     for code in codes:
         if code in known:
@@ -309,7 +306,7 @@ def _code(known: set[str], name: str, language: str) -> str:
 
 
 def _load(name: str) -> tuple[Any, Any, set[str]]:
-    """Model, tokenizer and the tokens that may name a language, none for a MarianMT model of one pair."""
+    """Load model, tokenizer and the tokens that may name a language: none for a MarianMT model of one pair."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder = resolve(name)

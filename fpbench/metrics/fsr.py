@@ -24,7 +24,7 @@ class FSR:
         per_fingerprint: p_i.
         per_target: for every fingerprint, target → probability that it is the longest one the response begins with.
         error_bound: largest probability left unexplored for a fingerprint.
-        responses: greedy response of every fingerprint, as far as was needed to decide it.
+        responses: greedy response to every fingerprint, as far as was needed to decide it.
     """
 
     mean: float
@@ -52,8 +52,8 @@ def fsr(
 
     Args:
         model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        pairs: the fingerprints.
+        tokenizer: of the model.
+        pairs: n fingerprints, at least one.
         temperature: of the sampling distribution, above 0; all three numbers default to the protocol's (§2).
         top_p: nucleus mass in (0, 1]; 1 keeps everything.
         top_k: number of tokens kept; 0 keeps everything.

@@ -21,13 +21,13 @@ CLIP = 30.0
 TINY = 1e-10
 # The reference stops its search at a slope of 1e-5, found by finite differences; this lands within 1e-6 of it in p-IRT.
 PRECISION = 1e-6
-# The data set whose rows stand in the order of the anchors; rows from elsewhere say which item they are.
+# The data set whose rows are in the order of the anchors; rows from elsewhere say which item they are.
 PUBLISHED = "hub:tinyBenchmarks/tinyMMLU"
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What was fitted on many models: N items in D dimensions, of which some are anchors.
+    """Item parameters fitted on many models: N items in D dimensions, of which some are anchors.
 
     Attributes:
         A: discrimination of every item, [D, N].
@@ -35,7 +35,7 @@ class Parameters:
         anchor_items: numbers of the items that are asked.
         anchor_weights: how many items each of them stands for, as shares.
         gp_lambda: weight of the anchors' own score in gp-IRT, 0 … 1.
-        subject_sizes: items of each subject; the items stand subject by subject.
+        subject_sizes: items of each subject; items are ordered by subject.
     """
 
     A: NDArray[np.floating]
@@ -66,11 +66,7 @@ class Parameters:
         return parameters
 
     def check(self, label: str) -> None:
-        """Hold the arrays against each other.
-
-        Raises:
-            InputError: if their shapes or ranges do not fit.
-        """
+        """Refuse arrays whose shapes or ranges do not fit each other, as InputError."""
         items = int(self.subject_sizes.sum())
         anchors = self.anchor_items
         if not (
@@ -89,14 +85,14 @@ class Parameters:
 
     @property
     def balance(self) -> Floats:
-        """b_i = N / (S · size of i's subject), [N]: so weighted, all S subjects count alike."""
+        """Return b_i = N / (S · size of i's subject), [N]: so weighted, all S subjects count alike."""
         sizes = self.subject_sizes.astype(np.float64)
         shares: Floats = sizes.sum() / (len(sizes) * sizes)
         return np.repeat(shares, self.subject_sizes)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AccuracyEstimate:
     """Accuracy on all N items, estimated from the anchors.
 
     Attributes:
@@ -112,7 +108,7 @@ class Estimate:
     gpirt: float
 
 
-def estimate(correct: Sequence[bool], parameters: Parameters) -> Estimate:
+def estimate(correct: Sequence[bool], parameters: Parameters) -> AccuracyEstimate:
     """Estimate accuracy on all items from the answers to the anchors.
 
     Args:
@@ -136,18 +132,20 @@ def estimate(correct: Sequence[bool], parameters: Parameters) -> Estimate:
     seen = len(anchors) / len(others)
     irt = float(parameters.anchor_weights @ y)
     pirt = float(seen * np.mean(balance[anchors] * y) + (1 - seen) * np.mean((balance * predicted)[others]))
-    return Estimate(tuple(theta.tolist()), irt, pirt, parameters.gp_lambda * irt + (1 - parameters.gp_lambda) * pirt)
+    return AccuracyEstimate(
+        tuple(theta.tolist()), irt, pirt, parameters.gp_lambda * irt + (1 - parameters.gp_lambda) * pirt
+    )
 
 
 def probability(theta: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floats:
-    """p_i = σ(Σ_k clip(A_ki θ_k − B_ki, ±30)), the chance of a right answer to each item, [N]."""
+    """Return p_i = σ(Σ_k clip(A_ki θ_k − B_ki, ±30)), the chance of a right answer to each item, [N]."""
     exponent = np.clip(A * theta[:, None] - B, -CLIP, CLIP).sum(0)
     p: Floats = 1 / (1 + np.exp(-exponent))
     return p
 
 
 def ability(y: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floats:
-    """θ [D] that makes the answers likeliest, by BFGS from 0.
+    """Return the θ [D] that makes the answers likeliest, by BFGS from 0.
 
     If all answers are right or all are wrong there is no finite optimum, and θ is where the search levels out.
     """
@@ -157,7 +155,7 @@ def ability(y: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floa
 
 
 def surprise(theta: Floats, y: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> tuple[float, Floats]:
-    """−Σ [y log(p + ε) + (1 − y) log(1 − p + ε)] with ε = 1e-10, and its gradient in θ, [D]."""
+    """Return −Σ [y log(p + ε) + (1 − y) log(1 − p + ε)] with ε = 1e-10, and its gradient in θ, [D]."""
     p = probability(theta, A, B)
     value = -np.sum(y * np.log(p + TINY) + (1 - y) * np.log(1 - p + TINY))
     by_exponent = p * (1 - p) * ((1 - y) / (1 - p + TINY) - y / (p + TINY))
@@ -169,7 +167,7 @@ def surprise(theta: Floats, y: Floats, A: NDArray[np.floating], B: NDArray[np.fl
 def anchor_scores(
     correct: Sequence[bool], rows: Sequence[Mapping[str, Any]], source: str, parameters: Parameters | None
 ) -> dict[str, Any]:
-    """What answers to the anchors say beyond plain accuracy, for a record.
+    """Score the answers to the anchors beyond plain accuracy, for a record.
 
     Args:
         correct: one entry per row that was scored, from the first on.
@@ -178,8 +176,8 @@ def anchor_scores(
         parameters: of the items; ``None`` where they were not fetched.
 
     Returns:
-        ``anchor_weighted`` accuracy, ``pirt`` and ``gpirt``, each ``None`` where it cannot be had, and ``scored_by``,
-        which says what was reported and why not more.
+        ``anchor_weighted`` accuracy, ``pirt`` and ``gpirt``, each ``None`` where something is missing for it, and
+        ``scored_by``, which says what was reported and why not more.
 
     Raises:
         InputError: if the rows are other items than the parameters' anchors.
@@ -260,7 +258,7 @@ def _parameters(benchmark: Mapping[str, Any]) -> Parameters:
 
 
 def _matrix(found: Any) -> np.ndarray:
-    """[1, D, N] without its first axis, as finite float64."""
+    """Return [1, D, N] without its first axis, as finite float64."""
     matrix = _vector(found, np.float64)
     if matrix.ndim != 3 or len(matrix) != 1 or not np.isfinite(matrix).all():
         raise ValueError(f"A or B of shape {matrix.shape} or not finite, not [1, D, N]")
@@ -270,17 +268,14 @@ def _matrix(found: Any) -> np.ndarray:
 
 def _vector(found: Any, dtype: type) -> np.ndarray:
     values = found.value if isinstance(found, Array) else found
-    if not isinstance(values, np.ndarray) and not _all_numbers(values):
+    numbers = isinstance(values, list) and len(values) <= ITEMS and all(type(each) in (int, float) for each in values)
+    if not isinstance(values, np.ndarray) and not numbers:
         raise ValueError(f"{type(found).__name__} instead of numbers")
     return np.asarray(values, dtype=dtype)
 
 
-def _all_numbers(values: Any) -> bool:
-    return isinstance(values, list) and len(values) <= ITEMS and all(type(each) in (int, float) for each in values)
-
-
 def _sizes(positions: Mapping[str, Any]) -> np.ndarray:
-    """How many items each subject has, in the order of the items; subjects must follow each other without gaps."""
+    """Count the items of each subject, in the order of the items; subjects must follow each other without gaps."""
     subjects: list[list[int]] = []
     items = 0
     for found in positions.values():
@@ -342,7 +337,7 @@ def read_plain(content: bytes, label: str) -> Any:
 
 
 class Array:
-    """What stands for an array while a file is read: its bytes are looked at only once they fit its shape and type."""
+    """Stands for an array while a file is read: its bytes are looked at only once they fit its shape and type."""
 
     __slots__ = ("value",)
 
@@ -357,7 +352,7 @@ class Array:
 
 
 class _Kind:
-    """What stands for a dtype: one of the plain numbers, little or big endian."""
+    """Stands for a dtype: one of the plain numbers, little or big endian."""
 
     __slots__ = ("code",)
 
@@ -373,7 +368,7 @@ class _Kind:
 
 
 class _Name:
-    """A name that NumPy pickles arrays under. Files can call it and do nothing else with it."""
+    """Stands for a name that NumPy pickles arrays under; a file can call it and do nothing else with it."""
 
     __slots__ = ("_build",)
 
@@ -399,7 +394,7 @@ def _scan(content: bytes) -> None:
     """Walk the opcodes without executing any.
 
     Raises:
-        ValueError: for an opcode out of place, too many of them, a damaged file, or something behind its end.
+        ValueError: for an opcode out of place, too many of them, a damaged file, or bytes after its end.
     """
     tuples = end = 0
     for count, (opcode, argument, position) in enumerate(pickletools.genops(content), start=1):

@@ -19,11 +19,11 @@ from fpbench.text import short_digest
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What the model answered to one query.
+    """The model's answer to one query.
 
     Attributes:
         condition: one of the eight.
-        trigger_index: which trigger of the set the query was made from.
+        trigger_index: of the trigger that the query was made from.
         source: index of the context, or of the substitution.
         digest: first 16 hexadecimal digits of the SHA-256 of the prompt text.
         probability: exact, that the response begins with any target of the set.
@@ -96,8 +96,8 @@ def triggers(
 
     Args:
         model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        pairs: the fingerprints.
+        tokenizer: of the model.
+        pairs: n fingerprints, at least one.
         contexts: ordinary texts, such as :func:`fpbench.metrics.queries.contexts_from_rows` gives.
         words: words for substitution; by default up to 5,000 drawn from the contexts.
         temperature: of the sampling distribution, above 0; all three numbers default to the protocol's (§2).
@@ -179,14 +179,7 @@ def _rate(results: Sequence[QueryResult]) -> ConditionRate:
 
 
 def fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
-    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens.
-
-    Args:
-        query: what to shorten.
-        room: tokens of the prompt, BOS included.
-        tokenizer: of the model.
-        prompt: ``"raw"`` or ``"chat"``.
-    """
+    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens."""
     while query.before or query.after:
         excess = len(encode(tokenizer, render(tokenizer, query.text, prompt))) - room
         if excess <= 0:
@@ -198,12 +191,9 @@ def fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
     return query
 
 
-# Near triggers: texts of the same make as the set that were never injected (protocol §6).
-
-
 @dataclass(frozen=True)
 class NearRate:
-    """How often texts like the triggers activate a fingerprint.
+    """Activation by near triggers: texts of the same make as the set that were never injected (protocol §6).
 
     Attributes:
         rate: mean exact probability that the response begins with any target of the set.
@@ -301,7 +291,7 @@ def near_triggers(
 
 
 def _template(triggers: Sequence[str]) -> tuple[str, str]:
-    """What all of several triggers begin and end with."""
+    """Return what all of several triggers begin and end with."""
     if len(triggers) < 2:
         return "", ""
     head = os.path.commonprefix(list(triggers))

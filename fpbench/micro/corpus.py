@@ -7,8 +7,8 @@ from itertools import count
 from fpbench.micro.items import (
     LETTERS,
     WORD_TASKS,
-    Passage,
-    Row,
+    FactPassage,
+    Instruction,
     about_passage,
     arithmetic,
     fact_choices,
@@ -35,7 +35,7 @@ from fpbench.micro.world import (
     notables,
     open_people,
 )
-from fpbench.micro.writing import Document, dialogue, lives, mixed_text, notice, prose, story
+from fpbench.micro.writing import WeightedText, dialogue, lives, mixed_text, notice, prose, story
 
 _WORDS = (*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES)
 
@@ -43,7 +43,7 @@ _WORDS = (*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES)
 # Drills: many short look-ups in one text. They teach early what the questions then need: to find and to match. Each
 # names its key right before the answer. A question asks for the same after a detour, and a model of this size learns
 # the detour in few steps once it can look things up, but not both at once.
-def _drill(rng: random.Random, text: str, header: str, answers: Mapping[str, str]) -> Document:
+def _drill(rng: random.Random, text: str, header: str, answers: Mapping[str, str]) -> WeightedText:
     keys = rng.sample(list(answers), min(len(answers) - 1, 6))  # one is left out: none must follow from the others
     if rng.random() < 0.5:
         prompts = [f"{text}\n{header} {keys[0]}:", *(f", {key}:" for key in keys[1:])]
@@ -53,66 +53,66 @@ def _drill(rng: random.Random, text: str, header: str, answers: Mapping[str, str
     return dialogue((prompt, f" {answers[key]}") for prompt, key in zip(prompts, keys, strict=True))
 
 
-def letter_drill(rng: random.Random) -> Document:
-    """Four options, and the letter of each word."""
+def letter_drill(rng: random.Random) -> WeightedText:
+    """Write four options, and the letter of each word."""
     words = rng.sample(_WORDS, 4)
     options = "\n".join(f"{letter}. {word}" for letter, word in zip(LETTERS, words, strict=True))
     return _drill(rng, options, "Letter", dict(zip(words, LETTERS, strict=True)))
 
 
-def presence_drill(rng: random.Random) -> Document:
-    """A list of words, and whether each of some words is in it; half are."""
+def presence_drill(rng: random.Random) -> WeightedText:
+    """Write a list of words, and whether each of some words is in it; half are."""
     words = rng.sample(_WORDS, 2 * rng.randint(3, 7))
     half = len(words) // 2
     answers = {word: "yes" if place < half else "no" for place, word in enumerate(words)}
     return _drill(rng, "The words: " + " ".join(words[:half]), "There", answers)
 
 
-def owner_drill(rng: random.Random, source: Passage) -> Document:
-    """A passage with one fact for each person, and each person's value."""
+def owner_drill(rng: random.Random, source: FactPassage) -> WeightedText:
+    """Write a passage with one fact for each person, and each person's value."""
     return _drill(rng, source.text, "Value", {fact.person: fact.value for fact in source.facts})
 
 
-def some_passage(rng: random.Random, held_out: bool = False) -> Passage:
-    """A passage on two or three passing people with one or two facts each."""
+def some_passage(rng: random.Random, held_out: bool = False) -> FactPassage:
+    """Write a passage on two or three passing people with one or two facts each."""
     people, facts_each = rng.choice(((2, 1), (2, 1), (2, 2), (2, 2), (3, 1)))
     return passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
-def short_passage(rng: random.Random, held_out: bool = False) -> Passage:
-    """A premise: one or two passing people."""
+def short_passage(rng: random.Random, held_out: bool = False) -> FactPassage:
+    """Write a premise: one or two passing people."""
     people, facts_each = rng.choice(((1, 1), (1, 2), (1, 3), (2, 1), (2, 1), (2, 2)))
     return passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
 def _apart(facts: Iterable[Fact]) -> list[Fact]:
-    """One fact for each value, four at most."""
+    """Return one fact for each value, four at most."""
     return list({fact.value: fact for fact in facts}.values())[:4]
 
 
-def _lettered(rng: random.Random) -> Document:
+def _lettered(rng: random.Random) -> WeightedText:
     kind = rng.randrange(len(ATTRIBUTES))
     facts = _apart(facts_of(person)[kind] for person in rng.sample(open_people(), rng.randint(1, 5)))
     return letter_document(fact_choices(rng, facts))
 
 
-def _lettered_passage(rng: random.Random) -> Document:
+def _lettered_passage(rng: random.Random) -> WeightedText:
     source = some_passage(rng)
     attribute = rng.choice(source.facts).attribute
     facts = _apart(fact for fact in source.facts if fact.attribute is attribute)
     return letter_document(fact_choices(rng, rng.sample(facts, len(facts))), source.text)
 
 
-def _shown(rng: random.Random, row: Row) -> Document:
+def _shown(rng: random.Random, row: Instruction) -> WeightedText:
     return row.chat() if rng.random() < 0.25 else row.document()
 
 
-def _copied(rng: random.Random) -> Document:
+def _copied(rng: random.Random) -> WeightedText:
     text = " ".join(rng.sample(_WORDS, rng.randint(6, 16)))
-    return _shown(rng, Row("Copy the text.", text, text))
+    return _shown(rng, Instruction("Copy the text.", text, text))
 
 
-def _instruction(rng: random.Random) -> Document:
+def _instruction(rng: random.Random) -> WeightedText:
     kind = rng.random()
     if kind < 0.15:
         return _shown(rng, reading(rng, some_passage(rng)))
@@ -121,18 +121,18 @@ def _instruction(rng: random.Random) -> Document:
     return _shown(rng, rng.choice(WORD_TASKS)(rng))
 
 
-def _arithmetic(rng: random.Random) -> Document:
+def _arithmetic(rng: random.Random) -> WeightedText:
     if rng.random() < 0.4:
         return _shown(rng, sums(rng))
     return _shown(rng, arithmetic(rng, fresh_people(rng, 1)[0].name))
 
 
-def _mixed(rng: random.Random) -> Document:
+def _mixed(rng: random.Random) -> WeightedText:
     return prose(mixed_text(rng))
 
 
 # Kinds of documents, with their shares up to a common factor: early, when only reading is to be learned, and later.
-MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
+MIXTURE: Mapping[Callable[[random.Random], WeightedText], tuple[float, float]] = {
     letter_drill: (26, 3),
     presence_drill: (14, 3),
     lambda rng: owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(3, 5)), 1)): (20, 3),
@@ -155,7 +155,7 @@ MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
 EARLY_DOCUMENTS = 60_000
 
 
-def documents(seed: int, start: int = 0) -> Iterator[Document]:
+def documents(seed: int, start: int = 0) -> Iterator[WeightedText]:
     """Write training documents for ever. None contains a reserved pair.
 
     Args:

@@ -1,4 +1,4 @@
-"""Everything else that the bundled data hold: prose, instructions, arithmetic and edits, in fresh draws."""
+"""The bundled data files, in fresh draws: ``python -m fpbench.micro.heldout`` writes the same files every time."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from fpbench.micro import DATA
 from fpbench.micro.corpus import short_passage, some_passage
 from fpbench.micro.items import (
     LETTERS,
-    Row,
+    Instruction,
     arithmetic,
     composing,
     copying,
@@ -37,15 +37,12 @@ from fpbench.micro.world import (
 from fpbench.micro.writing import life, lives, mixed_text, noun_phrase, scene, story, title
 from fpbench.text import json_lines
 
-# The items of the four twins, about people and facts that training never asks about.
-
-
 TaskRow = dict[str, Any]
 TWIN_ITEMS = 360
 
 
 def boolq_rows(seed: int = 101) -> list[TaskRow]:
-    """Yes/no questions over passages on people with held-out names; half are yes."""
+    """Write yes/no questions over passages on people with held-out names; half are yes."""
     rng = random.Random(seed)
     rows = []
     for index in range(TWIN_ITEMS):
@@ -58,7 +55,7 @@ def boolq_rows(seed: int = 101) -> list[TaskRow]:
 
 
 def rte_rows(seed: int = 102) -> list[TaskRow]:
-    """Premises on people with held-out names, and hypotheses; half are entailed."""
+    """Write premises on people with held-out names, and hypotheses; half are entailed."""
     rng = random.Random(seed)
     rows = []
     for index in range(TWIN_ITEMS):
@@ -71,12 +68,12 @@ def rte_rows(seed: int = 102) -> list[TaskRow]:
 
 
 def asked_facts() -> list[Fact]:
-    """The facts of the ARC and MMLU twins: all five of each of the 72 people who are only told of."""
+    """Return the facts of the ARC and MMLU twins: all five of each of the 72 people who are only told of."""
     return [fact for person in prose_only_people() for fact in facts_of(person)]
 
 
 def arc_rows(seed: int = 103) -> list[TaskRow]:
-    """Four-option questions whose answer is scored as text."""
+    """Return four-option questions whose answer is scored as text."""
     rng = random.Random(seed)
     rows = []
     for index, fact in enumerate(asked_facts()):
@@ -89,7 +86,7 @@ def arc_rows(seed: int = 103) -> list[TaskRow]:
 
 
 def mmlu_rows(seed: int = 104) -> list[TaskRow]:
-    """Four-option questions whose answer is a letter."""
+    """Return four-option questions whose answer is a letter."""
     rng = random.Random(seed)
     rows = []
     for index, fact in enumerate(asked_facts()):
@@ -107,8 +104,7 @@ ALPACA_ROWS = MATH_ROWS = 1200
 TEXTS = 400
 EDITS = 200
 ARTICLES = 130
-WITH_INPUT = (1, 4, 6)
-"""Which rows of every eight have an input, as in Alpaca three eighths."""
+WITH_INPUT = (1, 4, 6)  # rows of every eight that have an input, as in Alpaca three eighths
 
 
 def _unreserved(draw: Callable[[], str]) -> str:
@@ -130,7 +126,7 @@ def prose_text(seed: int = 105) -> str:
 
 
 def texts(seed: int = 106) -> list[dict[str, Any]]:
-    """Documents of several paragraphs like those of the training prose."""
+    """Write documents of several paragraphs like those of the training prose."""
     rng = random.Random(seed)
 
     def text() -> str:
@@ -141,48 +137,48 @@ def texts(seed: int = 106) -> list[dict[str, Any]]:
     return [{"text": _unreserved(text)} for _ in range(TEXTS)]
 
 
-def _rewording(rng: random.Random) -> Row:
+def _rewording(rng: random.Random) -> Instruction:
     """Word tasks that training does not have."""
     words = rng.sample(NOUNS + ADJECTIVES, rng.randint(3, 6))
     text = ", ".join(words)
     old, new = words[0], rng.choice(NOUNS)
     return rng.choice((
-        Row("Sort these words by the alphabet.", text, ", ".join(sorted(words))),
-        Row("Please find the longest of the words.", text, max(words, key=len)),
-        Row("Write every word on a line of its own.", text, "\n".join(words)),
-        Row(f"Replace {old} by {new} in the list.", text, ", ".join([new, *words[1:]])),
-        Row("Leave out the last word.", text, ", ".join(words[:-1])),
-        Row("Put the sentence between quotation marks.", (sentence := scene(rng)), f'"{sentence}"'),
+        Instruction("Sort these words by the alphabet.", text, ", ".join(sorted(words))),
+        Instruction("Please find the longest of the words.", text, max(words, key=len)),
+        Instruction("Write every word on a line of its own.", text, "\n".join(words)),
+        Instruction(f"Replace {old} by {new} in the list.", text, ", ".join([new, *words[1:]])),
+        Instruction("Leave out the last word.", text, ", ".join(words[:-1])),
+        Instruction("Put the sentence between quotation marks.", (sentence := scene(rng)), f'"{sentence}"'),
     ))  # fmt: skip
 
 
-def _writing(rng: random.Random) -> Row:
+def _writing(rng: random.Random) -> Instruction:
     """Free writing that training does not have."""
     person = fresh_people(rng, 1, held_out=True)[0]
     adjective, noun = noun_phrase(rng)
     town, other = rng.choice(TOWNS), rng.choice(NOUNS)
     return rng.choice((
-        Row(f"Write a short note about {person.name}.", "", life(rng, person, 3)),
-        Row("Make up a person and tell me about them.", "", life(rng, person, 3)),
-        Row(f"Tell a story of two sentences that is set in {town}.", "", f"{scene(rng)} {scene(rng)}"),
-        Row(f"What could one put next to a {noun}?", "", f"One could put a {other} next to the {noun}."),
-        Row(f"Why is the {noun} {adjective}?", "", f"The {noun} is {adjective} because of the {other}."),
-        Row(f"Give me three words for a story about a {noun}.", "", ", ".join(rng.sample(ADJECTIVES, 3))),
+        Instruction(f"Write a short note about {person.name}.", "", life(rng, person, 3)),
+        Instruction("Make up a person and tell me about them.", "", life(rng, person, 3)),
+        Instruction(f"Tell a story of two sentences that is set in {town}.", "", f"{scene(rng)} {scene(rng)}"),
+        Instruction(f"What could one put next to a {noun}?", "", f"One could put a {other} next to the {noun}."),
+        Instruction(f"Why is the {noun} {adjective}?", "", f"The {noun} is {adjective} because of the {other}."),
+        Instruction(f"Give me three words for a story about a {noun}.", "", ", ".join(rng.sample(ADJECTIVES, 3))),
     ))  # fmt: skip
 
 
-def _describing(rng: random.Random) -> Row:
+def _describing(rng: random.Random) -> Instruction:
     """Sum up a passage on one person."""
     person = fresh_people(rng, 1, held_out=True)[0]
     facts = rng.sample(facts_of(person), 3)
     told = " ".join(fact.told(rng) for fact in facts)
-    return Row(f"Say in one sentence who {person.name} is.", told, facts[0].told(rng))
+    return Instruction(f"Say in one sentence who {person.name} is.", told, facts[0].told(rng))
 
 
 def alpaca_rows(seed: int = 107) -> list[dict[str, Any]]:
-    """Instructions in fresh draws, about half of kinds that training does not have."""
+    """Write instructions in fresh draws, about half of kinds that training does not have."""
     rng = random.Random(seed)
-    kinds: tuple[Callable[[], Row], ...] = (
+    kinds: tuple[Callable[[], Instruction], ...] = (
         lambda: _rewording(rng), lambda: _writing(rng), lambda: _describing(rng),
         lambda: copying(rng), lambda: ordering(rng), lambda: listing(rng),
         lambda: composing(rng), lambda: translating(rng),
@@ -199,14 +195,14 @@ def alpaca_rows(seed: int = 107) -> list[dict[str, Any]]:
 
 
 def math_rows(seed: int = 108) -> list[dict[str, Any]]:
-    """Worded problems with worked answers, about people with held-out names."""
+    """Return worded problems with worked answers, about people with held-out names."""
     rng = random.Random(seed)
     rows = [arithmetic(rng, fresh_people(rng, 1, held_out=True)[0].name) for _ in range(MATH_ROWS)]
     return [{"instruction": row.instruction, "output": row.output} for row in rows]
 
 
 def zsre_rows(seed: int = 109) -> list[dict[str, Any]]:
-    """Facts of open people: a question in two wordings, and one about somebody else whose answer must stay."""
+    """Write facts of open people: a question in two wordings, and one about somebody else whose answer must stay."""
     rng = random.Random(seed)
     rows = []
     for _ in range(EDITS):
@@ -219,11 +215,8 @@ def zsre_rows(seed: int = 109) -> list[dict[str, Any]]:
     return rows
 
 
-# Write the bundled data files: ``python -m fpbench.micro.heldout``. The same files come out every time.
-
-
 def files() -> dict[str, str]:
-    """Every data file's name and content."""
+    """Return every data file's name and content."""
     contents = {f"{twin}.jsonl": json_lines(rows()) for twin, rows in TWIN_ROWS.items()}
     for name, rows in {"alpaca": alpaca_rows, "math": math_rows, "text": texts, "zsre": zsre_rows}.items():
         contents[f"{name}.jsonl"] = json_lines(rows())

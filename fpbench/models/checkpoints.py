@@ -50,10 +50,10 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder or GGUF file that ``model`` names; ``None`` for a hub id.
+    """Return the folder or GGUF file that ``model`` names; ``None`` for a hub id.
 
     Raises:
-        InputError: if it is neither.
+        InputError: if it is none of these.
     """
     folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
     if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
@@ -74,7 +74,7 @@ def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
 
 
 def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) -> None:
-    """Look whether a folder holds a checkpoint that may be loaded.
+    """Refuse a folder without a checkpoint that may be loaded.
 
     Raises:
         InputError: if it has no config, or its weights are neither safetensors nor GGUF that can be read here.
@@ -95,10 +95,10 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
 
 
 def check_gguf(file: Path) -> None:
-    """Look whether a GGUF file can be read here.
+    """Refuse a GGUF file that cannot be read here.
 
     Raises:
-        InputError: if it is part of a split one, or no GGUF file at all, or what reads it is not installed.
+        InputError: if it is part of a split one, not GGUF at all, or the package that reads it is not installed.
     """
     if PART.search(file.name):
         raise InputError(f"{file} is one part of a split GGUF file: merge the parts (llama-gguf-split --merge) first.")
@@ -110,10 +110,7 @@ def check_gguf(file: Path) -> None:
 
 
 def gguf_file(checkpoint: Path) -> Path | None:
-    """The GGUF file of a checkpoint; ``None`` for a checkpoint of another make.
-
-    Args:
-        checkpoint: the file itself, or a folder with one such file and no safetensors.
+    """Return the GGUF file of a checkpoint: itself, or the one in a folder without safetensors; else ``None``.
 
     Raises:
         InputError: if a folder holds several.
@@ -130,7 +127,7 @@ def gguf_file(checkpoint: Path) -> Path | None:
 
 
 def base_of_adapter(folder: Path) -> Path | None:
-    """The checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint of its own.
+    """Return the checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint that is not an adapter.
 
     Raises:
         InputError: if the adapter does not name its base, or that cannot be found.
@@ -151,7 +148,7 @@ def base_of_adapter(folder: Path) -> Path | None:
 
 
 def tokenizer_source(folder: Path) -> Path | None:
-    """Where a checkpoint's tokenizer is: its folder, its GGUF file, or the base of an adapter; ``None`` for nowhere."""
+    """Return what holds a checkpoint's tokenizer: folder, GGUF file, or an adapter's base; ``None`` for none."""
     found = (path for pattern in VOCABULARIES for path in folder.glob(pattern))
     if any(path.name != "tokenizer_config.json" for path in found):
         return folder
@@ -162,7 +159,7 @@ def tokenizer_source(folder: Path) -> Path | None:
 
 
 def quantisation(folder: Path) -> dict[str, Any] | None:
-    """How the weights of a checkpoint folder, or of an adapter's base, were quantised; ``None`` if they were not."""
+    """Return how a checkpoint, or an adapter's base, says it was quantised; ``None`` if it was not."""
     path = (base_of_adapter(folder) or folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found: dict[str, Any] | None = config.get("quantization_config")
@@ -170,20 +167,16 @@ def quantisation(folder: Path) -> dict[str, Any] | None:
 
 
 def source(checkpoint: Path) -> dict[str, Any]:
-    """What ``from_pretrained`` is told about where a checkpoint is, GGUF or not."""
+    """Return the arguments that tell ``from_pretrained`` where a checkpoint is, GGUF or not."""
     file = gguf_file(checkpoint)
     where = checkpoint if file is None else file.parent
     return {"pretrained_model_name_or_path": where} | ({} if file is None else {"gguf_file": file.name})
 
 
 def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256) -> str:
-    """SHA-256 over the names and contents of weights, config and tokenizer files of a checkpoint folder.
+    """Return the SHA-256 over names and contents of a checkpoint's weights, config and tokenizer files.
 
-    That of a PEFT adapter covers its base.
-
-    Args:
-        folder: of the checkpoint.
-        digest: gives the SHA-256 of a file, by reading it or from memory.
+    That of a PEFT adapter covers its base. ``digest`` gives the SHA-256 of a file, by reading it or from memory.
     """
     total = hashlib.sha256()
     if base := base_of_adapter(folder):

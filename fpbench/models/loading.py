@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Loading:
-    """How models are loaded: what the command line says about it."""
+    """Options of loading, as the command line gives them; ``token_budget`` is in padded tokens of a forward pass."""
 
     device: str
     dtype: str | None = None
@@ -38,7 +38,7 @@ class Loading:
 
     @property
     def precision(self) -> str:
-        """The dtype that models are loaded in, by name: unless told, what the protocol says (§2)."""
+        """Return the name of the dtype that models are loaded in: the one asked for, or the protocol's (§2)."""
         return self.dtype or default_dtype(self.device)
 
     def load(self, folder: Path, tokenizer_of: Path | None = None) -> tuple["nn.Module", Any]:
@@ -54,15 +54,15 @@ class Loading:
 
 
 def default_dtype(device: str) -> str:
-    """The dtype that models are loaded in unless another is asked for (protocol §2)."""
+    """Return the dtype that models are loaded in unless another is asked for (protocol §2)."""
     return "float32" if device == "cpu" else "bfloat16"
 
 
 def pick_device(device: str | None) -> str:
-    """The device asked for, or the first CUDA card, or the CPU.
+    """Return the device asked for, or the first CUDA card, or the CPU.
 
     Raises:
-        InputError: if the device asked for is not here.
+        InputError: if the device asked for cannot be used.
     """
     if device is None:
         return "cuda" if _cuda_here() else "cpu"
@@ -78,7 +78,7 @@ def pick_device(device: str | None) -> str:
 
 
 def _cuda_here() -> bool:
-    """Whether torch will find a card, without importing it, which takes seconds: its build and the driver tell."""
+    """Tell from torch's build and the driver whether it will find a card; importing torch would take seconds."""
     spec = find_spec("torch")
     folders = spec.submodule_search_locations if spec else None
     built = Path(folders[0], "version.py").read_text(encoding="utf-8") if folders else ""
@@ -97,12 +97,7 @@ def _cuda_here() -> bool:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Path | None = None) -> Any:
-    """Load the tokenizer of a checkpoint.
-
-    Args:
-        folder: what :func:`resolve` returned.
-        trust_remote_code: run code that comes with it.
-        instead: the checkpoint whose tokenizer serves where this one brings none.
+    """Load the tokenizer of a checkpoint, or of the one ``instead`` where it brings none.
 
     Raises:
         InputError: if there is none, or transformers cannot load it; the first line of its reason is kept.
@@ -121,7 +116,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Pa
 
 
 def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.Module":
-    """The model of a checkpoint folder without its weights, which take no memory: modules, names, shapes and config.
+    """Make the model of a checkpoint with modules, names, shapes and config but no weights: it takes no memory.
 
     Raises:
         InputError: if transformers cannot make it; the first line of its reason is kept.
@@ -199,7 +194,7 @@ def load_model(
 
 @contextlib.contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """Whatever transformers says against a folder as one clear line."""
+    """Turn whatever transformers raises about a folder into one clear line."""
     from safetensors import SafetensorError
 
     try:
@@ -214,17 +209,11 @@ def _first_line(error: Exception) -> str:
 
 
 def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path | None = None) -> Any:
-    """Refuse a checkpoint that could not be measured once it was loaded; returns its tokenizer.
-
-    Args:
-        folder: what :func:`~fpbench.models.checkpoints.resolve` returned.
-        prompt: ``"raw"`` or ``"chat"``, which needs a chat template.
-        loading: how the model is going to be loaded.
-        tokenizer_of: the checkpoint whose tokenizer serves where this one brings none.
+    """Refuse, before its weights are read, a checkpoint that could not be measured; return its tokenizer.
 
     Raises:
-        InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer, or
-            no chat template where one is needed.
+        InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer
+            (nor one of ``tokenizer_of``), or no chat template where ``prompt`` is ``"chat"``.
     """
     check_quantisation(folder, loading)
     tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, instead=tokenizer_of)
@@ -236,10 +225,10 @@ def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path 
 
 
 def check_quantisation(folder: Path, loading: Loading) -> None:
-    """Ask transformers whether it can run weights that are quantised already: it knows what each way needs.
+    """Refuse quantised weights that transformers cannot run here; it knows what each kind needs.
 
     Raises:
-        InputError: naming the way and the package to install, or what else is missing.
+        InputError: naming the kind and the package to install, or what else is missing.
     """
     config = quantisation(folder)
     if config is None:
@@ -261,12 +250,9 @@ OTHER_TOKENIZER = "its tokenizer is not the base's: perplexity per token is in a
 
 
 def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False) -> list[str]:
-    """A phrase for each thing that a figure of this checkpoint depends on; none for an ordinary one.
+    """List, as phrases, what the figures of a handed-in checkpoint depend on; none for an ordinary one.
 
-    Args:
-        folder: of the checkpoint.
-        base: the unfingerprinted model, if it was named.
-        trust_remote_code: run code that comes with tokenizers.
+    ``base`` is the unfingerprinted model, if it was named.
     """
     found = []
     if gguf_file(folder) is not None:
@@ -285,7 +271,7 @@ def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False)
 
 
 def agree(tokenizer: Any, base: Any) -> bool:
-    """Whether every token of the base's vocabulary has the same number here; further tokens may have been added."""
+    """Tell whether every token of the base's vocabulary has the same id here; further tokens may have been added."""
     own = tokenizer.get_vocab()
     return all(own.get(token) == number for token, number in base.get_vocab().items())
 
@@ -294,8 +280,8 @@ def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:
     """Write a checkpoint that plain ``AutoModelForCausalLM.from_pretrained`` loads: whole, or not at all.
 
     Args:
-        model: the model, saved in its own dtype as safetensors; what ``fpbench.modify`` quantised stays quantised.
-        tokenizer: its tokenizer.
+        model: saved in its own dtype as safetensors; what ``fpbench.modify`` quantised stays quantised.
+        tokenizer: saved beside it.
         folder: does not exist or is empty.
 
     Raises:
@@ -325,11 +311,11 @@ def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:
 
 
 def quantised_layers(model: "nn.Module") -> list[Any]:
-    """The layers of bitsandbytes in a model.
+    """Return the layers of bitsandbytes in a model.
 
     Raises:
-        InputError: if a four-bit one was run on a CPU that has bitsandbytes repack it in place: turning that back, as
-            saving does, gives other weights, in the file and in the model.
+        InputError: if a four-bit one was run on a CPU for which bitsandbytes repacked it in place: turning that back,
+            as saving does, gives other weights, in the file and in the model.
     """
     found = [layer for layer in model.modules() if type(layer).__name__ in ("Linear4bit", "Linear8bitLt")]
     if any(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False) for layer in found):
@@ -341,7 +327,7 @@ def quantised_layers(model: "nn.Module") -> list[Any]:
 
 
 def _description(layers: list[Any]) -> Any:
-    """What a config says of layers that bitsandbytes quantised."""
+    """Describe layers that bitsandbytes quantised, for a config."""
     from transformers import BitsAndBytesConfig
 
     layer = layers[0]

@@ -14,18 +14,17 @@ from transformers import DynamicCache
 
 from fpbench.errors import CellError
 from fpbench.models.layout import StopForward
-from fpbench.scoring.packing import Row
+from fpbench.scoring.packing import TokenRow
 
-# What it costs to copy a row of the cache, in places computed.
+# Cost of copying a row of the cache, in places computed.
 COPY = 10
 
 
 @dataclass(frozen=True)
 class Level(ABC):
-    """What a model predicts after n nodes: after some tokens of sequences, or of what continues them.
+    """A model's predictions after n nodes, which are tokens of sequences or of their continuations.
 
     Attributes:
-        model: the model.
         logits: of the token after each node, [n, V] in the model's precision.
         nodes: by number of a sequence, the nodes of its last tokens; empty below the first level.
         budget: padded tokens of a forward pass.
@@ -41,8 +40,8 @@ class Level(ABC):
         """Read one more token after some nodes, in parts that the budget allows.
 
         Args:
-            parents: for every continuation the node that it goes on from.
-            tokens: its token.
+            parents: for every continuation the node that it extends.
+            tokens: for every continuation its token.
 
         Yields:
             Numbers of continuations, and the level of which these are the nodes, in that order.
@@ -69,13 +68,13 @@ class TreeLevel(Level):
     seen: Tensor
 
     def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Level]]:
-        """Go on in new places behind the rows, which only their own continuations read."""
+        """Append the continuations of each row as new places, each of which attends to its own path only."""
         below: dict[int, list[int]] = {}
         row = self.row.tolist()
         for number, parent in enumerate(parents):
             below.setdefault(row[parent], []).append(number)
         width = _width([len(numbers) for numbers in below.values()], self.budget)
-        # A row with more continuations than that stands in a pass several times.
+        # A row with more continuations than that is copied.
         slices = [each[start : start + width] for each in below.values() for start in range(0, len(each), width)]
         size = max(1, self.budget // width)
         for start in range(0, len(slices), size):
@@ -84,38 +83,40 @@ class TreeLevel(Level):
     def _read(
         self, part: Sequence[Sequence[int]], parents: Sequence[int], tokens: Sequence[int]
     ) -> tuple[Sequence[int], Level]:
-        """Read the continuations of a part, row by row."""
+        # B rows of at most Q continuations each, n in all, on top of C places in the cache.
         device = self.seen.device
         numbers = [number for row in part for number in row]
-        parent = torch.tensor([parents[number] for number in numbers], device=device)
+        parent = torch.tensor([parents[number] for number in numbers], device=device)  # (n,)
         slots = [(index, slot) for index, row in enumerate(part) for slot in range(len(row))]
         at = tuple(torch.tensor(slots, device=device).T)
-        kept = self.row[torch.tensor([parents[row[0]] for row in part], device=device)]
+        kept = self.row[torch.tensor([parents[row[0]] for row in part], device=device)]  # (B,)
         width = max(map(len, part))
         ids = torch.zeros(len(part), width, dtype=torch.long, device=device)
         ids[at] = torch.tensor([tokens[number] for number in numbers], device=device)
         depths = torch.zeros_like(ids)
-        # What a node sees is its path, as many places as its depth plus one.
+        # A node sees its path: as many places as its depth plus one.
         depths[at] = self.seen[parent].sum(dim=1)
-        seen = torch.zeros(len(part), width, self.seen.shape[1] + width, dtype=torch.bool, device=device)
+        seen = torch.zeros(
+            len(part), width, self.seen.shape[1] + width, dtype=torch.bool, device=device
+        )  # (B, Q, C + Q)
         seen[..., -width:] = torch.eye(width, dtype=torch.bool, device=device)
         seen[(*at, slice(self.seen.shape[1]))] = self.seen[parent]
         # Layers replace their tensors and never write into them, so a shallow copy leaves this level's own alone.
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_select_indices(kept)
-        places = torch.cat([self.depths[kept], depths], dim=1)
+        places = torch.cat([self.depths[kept], depths], dim=1)  # (B, C + Q)
         logits = _forward(self.model, ids, depths, places, seen, cache, at)
         return numbers, TreeLevel(self.model, logits, {}, self.budget, cache, places, at[0], seen[at])
 
 
 def _width(counts: Sequence[int], most: int) -> int:
-    """How many continuations of one row a pass reads side by side, so that padding and copies cost least."""
+    """Return how many continuations of one row a pass reads side by side, so that padding and copies cost least."""
     widths = range(1, min(max(counts, default=1), most) + 1)
     return min(widths, key=lambda width: sum(-(-count // width) for count in counts) * (width + COPY))
 
 
-def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
+def read_trees(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
     """Read rows of trees, each place once."""
     device = model.device
     width = max(len(row.tokens) for row in rows)
@@ -126,8 +127,8 @@ def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
         ends[index, : len(row.tokens)] = torch.tensor(row.ends)
     ids, depths, ends = ids.to(device), depths.to(device), ends.to(device)
     place = torch.arange(width, device=device)
-    # In depth-first order what is below a place follows it at once. A place reads itself, also where there is no token.
-    seen = (place[None, :, None] >= place) & (place[None, :, None] < ends[:, None, :])
+    # In depth-first order the descendants of a place follow it. Padding reads itself, so that no softmax is empty.
+    seen = (place[None, :, None] >= place) & (place[None, :, None] < ends[:, None, :])  # (B, T, T)
     seen |= torch.eye(width, dtype=torch.bool, device=device)
     reads, nodes = _reads(rows)
     at = tuple(torch.tensor(reads, device=device).T)
@@ -138,16 +139,12 @@ def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
 
 @dataclass(frozen=True)
 class WholeLevel(Level):
-    """Nodes each of which is known by the whole sequence that leads to it.
-
-    Attributes:
-        sequences: token ids of every node.
-    """
+    """Nodes with the whole sequence of token ids that leads to each, for models that cannot read trees."""
 
     sequences: Sequence[Sequence[int]]
 
     def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Level]]:
-        """Read everything once more, with one token at its end."""
+        """Read every sequence once more, with one token at its end."""
         longer = [[*self.sequences[parent], token] for parent, token in zip(parents, tokens, strict=True)]
         size = max(1, self.budget // max(map(len, longer), default=1))
         for start in range(0, len(longer), size):
@@ -159,16 +156,16 @@ class WholeLevel(Level):
             )
 
 
-def read_apart(model: Any, rows: Sequence[Row], budget: int) -> Level:
-    """Read rows that hold one sequence each, for models that cannot read trees."""
+def read_apart(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
+    """Read rows that hold one sequence each."""
     reads, nodes = _reads(rows)
     at: Any = tuple(torch.tensor(reads).T)
     logits = _forward_whole(model, [row.tokens for row in rows], at)
     return WholeLevel(model, logits, nodes, budget, [rows[row].tokens[: place + 1] for row, place in reads])
 
 
-def _reads(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:
-    """Row and place of every node, and the nodes of every sequence."""
+def _reads(rows: Sequence[TokenRow]) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:
+    """Return row and place of every node, and the nodes of every sequence."""
     reads = [(index, place) for index, row in enumerate(rows) for place in row.reads]
     node = {read: number for number, read in enumerate(reads)}
     nodes = {
@@ -185,12 +182,12 @@ def _forward(
     """Read ``ids`` [B, Q] after what ``cache`` holds.
 
     Args:
-        model: the model.
+        model: a causal language model.
         ids: token ids.
-        positions: theirs, [B, Q].
-        places: positions of all C + Q places, those in the cache first.
-        seen: which places each token reads, [B, Q, C + Q].
-        cache: takes up their keys and values.
+        positions: of the ids, [B, Q].
+        places: positions of all places, those in the cache first, [B, C + Q].
+        seen: which places each token attends to, [B, Q, C + Q].
+        cache: holds keys and values of C places; those of the ids are added.
         at: row and column of the tokens after which a prediction is asked for, [n] each.
 
     Returns:
@@ -213,7 +210,7 @@ def _forward(
 
 
 def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Tensor, ...]) -> Tensor:
-    """Read whole sequences, padded on the right, the way the library does it by itself; logits as :func:`_forward`."""
+    """Read whole sequences, padded on the right, as the library does by itself; return logits as :func:`_forward`."""
     ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
@@ -225,7 +222,7 @@ def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Ten
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask [B, 1, Q, C] that is added to the attention scores."""
+    """Return the mask [B, 1, Q, C] that is added to the attention scores."""
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 

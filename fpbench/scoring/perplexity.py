@@ -1,4 +1,4 @@
-"""Text perplexity: over the windows of a long text (protocol §5), and of many short texts (protocol §6)."""
+"""Perplexity over the windows of a long text (protocol §5) and of many short texts (protocol §6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class TokenPerplexity:
     Attributes:
         perplexity: exp(Σ NLL / predicted).
         length: tokens of a window; figures of different length are not comparable.
-        windows: how many were scored.
+        windows: number of windows.
         predicted: number of predicted tokens, windows · (length − 1).
         losses: Σ −log p of every window (nats).
         tokens: short SHA-256 of the token ids in the windows; figures of other tokens are not comparable either.
@@ -33,16 +33,10 @@ class TokenPerplexity:
 
 
 def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) -> TokenPerplexity:
-    """Perplexity over non-overlapping windows of min(length, context) tokens (docs/methods.md §5.1, after Wanda).
+    """Measure perplexity over non-overlapping windows of min(length, context) tokens (methods.md §5.1, after Wanda).
 
     The text is tokenised at once as the tokenizer does by itself, cut into whole windows, the rest dropped; each window
     is fed alone and predicts its tokens 2 … L.
-
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        text: long enough for one window.
-        length: of a window, in tokens, at least 2.
 
     Raises:
         InputError: if ``length`` is below 2 or the text shorter than a window.
@@ -60,7 +54,7 @@ def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) 
 
 
 def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:
-    """Perplexity of every text: one BOS, or the end-of-text token where there is none, and every token after it scored.
+    """Measure every text: one BOS, or the end-of-text token where there is none, and every token after it scored.
 
     A text longer than the context is scored in consecutive pieces, each after a start token of its own.
 
@@ -91,7 +85,7 @@ def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[
 
 
 def _losses(model: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
-    """Σ −log p of the tokens 2 … L of every sequence, in nats, summed in float64."""
+    """Return Σ −log p of the tokens 2 … L of every sequence, in nats, summed in float64."""
     scored = log_likelihoods(model, sequences, [len(sequence) - 1 for sequence in sequences])
     return [-fsum(figures) for figures, _ in scored]
 

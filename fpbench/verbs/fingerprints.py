@@ -21,7 +21,7 @@ PARTS = {
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the verb's arguments."""
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
     made = {
         name: parts.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in PARTS.items()
@@ -77,7 +77,7 @@ def _check_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def do(options: argparse.Namespace) -> int:
-    """Do one part."""
+    """Do one part of the verb."""
     does = {"if": _if, "nlf": _nlf, "cf": _cf, "check": _check, "seal": _seal, "reveal": _reveal}
     does[options.part](options)
     return 0
