@@ -29,8 +29,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fpbench.micro.corpus import EARLY_DOCUMENTS, documents
-from fpbench.micro.heldout import TWIN_ROWS
+from fpbench.micro.corpus import EARLY_DOCUMENTS, TWIN_ROWS, documents
 from fpbench.micro.items import LETTERS, Choice, arc_prompt, boolq_prompt, mmlu_prompt, rte_prompt
 from fpbench.micro.world import FIRST_NAMES, LAST_NAMES, NOTABLE_NAMES, TARGETS, TOWNS, rare_forms, surface_forms
 from fpbench.micro.writing import WeightedText
