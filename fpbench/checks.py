@@ -1,4 +1,4 @@
-"""Checks as data, and what they come to: what was expected, what was found, what to do. Settings, checked when read."""
+"""Checks as data and their findings: what was expected, what was found, what to do. Settings, checked when read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,11 +36,8 @@ class Finding:
     """The outcome of a check.
 
     Attributes:
-        name: of the check.
-        passed: ``None`` if it was not run, as a check that it needs did not pass.
-        expected: what must hold.
+        passed: ``None`` if it was not run because a check that it needs did not pass.
         found: what was found instead; empty if it passed.
-        remedy: what to do about it.
     """
 
     name: str

@@ -41,7 +41,7 @@ def parse(source: str) -> HubSource | Path:
     """Read a source string without touching what it points to.
 
     Raises:
-        InputError: A ``hub:`` or ``bundled:`` source is not of the form shown above.
+        InputError: if a ``hub:`` or ``bundled:`` source does not have the form shown above.
     """
     if source.startswith("hub:"):
         match = _HUB.fullmatch(source)
@@ -63,8 +63,8 @@ def read_rows(source: str) -> list[Row]:
     """Read a source as rows, in file order; a document of plain text is a row with the one field ``text``.
 
     Raises:
-        InputError: The source is missing, empty, broken (with the line's number), of an unknown kind, or not what was
-            fetched.
+        InputError: if the source is missing, empty, broken (with the line's number), of an unknown kind, or not what
+            was fetched.
     """
     target = parse(source)
     if isinstance(target, HubSource):
@@ -93,7 +93,7 @@ def read_texts(source: str) -> list[str]:
     Plain text is split before every ``= Title =`` line if it has one (WikiText's format), else at blank lines.
 
     Raises:
-        InputError: As :func:`read_rows`, or a row has neither field.
+        InputError: as :func:`read_rows`, or if a row has neither field.
     """
     rows = read_rows(source)
     field = "page" if "page" in rows[0] else "text"
@@ -104,7 +104,7 @@ def read_text(source: str) -> str:
     """Read a source as one text: a plain file as it stands, documents of rows joined by blank lines.
 
     Raises:
-        InputError: As :func:`read_texts`.
+        InputError: as :func:`read_texts`.
     """
     target = parse(source)
     if isinstance(target, Path) and target.suffix in _TEXT_SUFFIXES:
@@ -113,14 +113,14 @@ def read_text(source: str) -> str:
 
 
 def digest(source: str) -> str:
-    """SHA-256 of what a source holds.
+    """Return the SHA-256 of what a source holds.
 
-    Of a file, its bytes; of a hub data set that was fetched, its rows as JSON Lines, which every reading is held
-    against. What was not fetched has no content that is fixed: its name, configuration, revision and split stand for
-    it, and once it is fetched it counts as another source.
+    Of a file, its bytes; of a hub data set that was fetched, its rows as JSON Lines, which every reading is compared
+    with. What was not fetched has no fixed content: its name, configuration, revision and split stand for it, and once
+    it is fetched it counts as another source.
 
     Raises:
-        InputError: The file is missing or unreadable.
+        InputError: if the file is missing or unreadable.
     """
     target = parse(source)
     if isinstance(target, HubSource):
@@ -137,7 +137,7 @@ def require_fields(rows: Iterable[Row], fields: Sequence[str], source: str) -> l
     """Return the rows if each of them has all the fields.
 
     Raises:
-        InputError: Naming the first row (from 1) that lacks a field, and the fields that it has.
+        InputError: naming the first row (from 1) that lacks a field, and the fields that it has.
     """
     checked = list(rows)
     for number, row in enumerate(checked, 1):

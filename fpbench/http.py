@@ -1,4 +1,4 @@
-"""A server that answers JSON over HTTP, asked until it answers: growing waits, time-outs, and no key in any message."""
+"""JSON over HTTP with retries: growing waits, time-outs, and no key in any message."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ QUOTED = 300  # characters of a server's explanation
 
 
 class Refused(InputError):
-    """The server understood, and will not: a status below 500 that no second try changes.
+    """The server refused with a status below 500, which another try would not change.
 
     Attributes:
         status: of HTTP.
@@ -32,22 +32,22 @@ class Refused(InputError):
     """
 
     def __init__(self, message: str, status: int, detail: str) -> None:
-        """Say ``message`` to the user; the rest is for whoever can ask otherwise."""
+        """Show ``message`` to the user; callers that can ask otherwise read the rest."""
         super().__init__(message)
         self.status = status
         self.detail = detail
 
 
 class NoAnswer(InputError):
-    """The server gave no usable answer, however often it was asked."""
+    """The server gave no usable answer in any attempt."""
 
 
 class Unusable(ValueError):
-    """What came back is no answer to the question; raised by whoever reads it, and worth another try."""
+    """An answer does not fit the question; raised by the function that reads it, to have the question asked again."""
 
 
 class Server:
-    """Asks one server. Overload (429), server errors (5xx) and broken connections are tried again, ever more slowly."""
+    """A client that retries overload (429), server errors (5xx) and broken connections ever more slowly."""
 
     def __init__(
         self, url: str, key_variable: str | None = None, *, timeout: float = 60.0, attempts: int = 5, wait: float = 1.0
@@ -109,8 +109,8 @@ class Server:
             path: such as ``/chat/completions``.
             body: sent as JSON by POST; ``None`` sends a GET.
             read: makes the result of an answer's bytes; raises :class:`Unusable` to have the question asked again.
-            before: called before every request; what it raises ends the asking.
-            fault: told why a request came to nothing, after each that did.
+            before: called before every request; what it raises ends the attempts.
+            fault: called with the reason after each request that failed.
 
         Raises:
             Refused: for a status below 500 other than 429; redirects are not followed.
@@ -147,7 +147,7 @@ class Server:
         raise NoAnswer(f"endpoint {url} gave no answer in {self._attempts} attempts: {reason}.")
 
     def _explanation(self, error: urllib.error.HTTPError) -> str:
-        """What a refusal says, without the key that some servers quote."""
+        """Return the text of a refusal, without the key that some servers quote."""
         found: Any = None
         with contextlib.suppress(OSError, HTTPException, ValueError):
             found = json.loads(error.read(LARGEST))
@@ -172,11 +172,11 @@ class Server:
 
 
 def _body(response: HTTPResponse, deadline: float) -> bytes:
-    """All of an answer; a server that sends it drop by drop does not get longer than one that is silent."""
+    """Read a whole answer; a server that sends it drop by drop gets no more time than one that is silent."""
     parts: list[bytes] = []
     while sum(map(len, parts)) < LARGEST:
         part = response.read1(LARGEST)
-        # Where a length was announced, nothing more before it is reached is no end.
+        # Where a length was announced, silence before it is reached is a broken connection.
         if not part and response.length:
             raise HTTPException(f"the connection broke off {response.length} bytes before the answer's end")
         if not part:
@@ -188,7 +188,7 @@ def _body(response: HTTPResponse, deadline: float) -> bytes:
 
 
 def _retry_after(headers: Message) -> float:
-    """Seconds that a server asks to wait, which it gives as a number or as a date; 0 if it asks for nothing."""
+    """Return the seconds that a server asks to wait, given as a number or as a date; 0 if it asks for nothing."""
     asked = headers.get("Retry-After", "").strip()
     if asked.isdecimal():
         return float(asked)
@@ -199,12 +199,12 @@ def _retry_after(headers: Message) -> float:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key goes to the host that the user named, and to no other."""
+    """Follows no redirect: the key goes to the host that the user named, and to no other."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Any:
-        """Follow nothing; the status then counts as a refusal."""
+        """Return nothing; the status then counts as a refusal."""
         return None
 
 

@@ -1,6 +1,10 @@
-"""What strangers wrote, made harmless for where it is shown: nothing hides, nothing acts on a terminal."""
+"""Texts as bytes: made harmless where they are shown, canonical where they are compared."""
 
+import hashlib
+import json
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 # Marks that turn the direction of the text around them.
 DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -11,20 +15,40 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text))
 
 
-def printable(text: str, length: int = 300) -> str:
-    """The same in one line without repeated spaces, cut after ``length`` characters."""
-    shown = " ".join(visible(text).split())
-    return shown if len(shown) <= length else f"{shown[:length]}…"
-
-
-def writable(text: str) -> str:
-    """A text that UTF-8 can hold: half a character (a lone surrogate) becomes its escape, which JSON knows too."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _visible(character: str) -> str:
     if character in "\r\n\t":
         return " "
     if character in DIRECTION or unicodedata.category(character) in ("Cc", "Cs"):
         return f"\\u{ord(character):04x}"
     return character
+
+
+def printable(text: str, length: int = 300) -> str:
+    """Return :func:`visible` text in one line without repeated spaces, cut after ``length`` characters."""
+    shown = " ".join(visible(text).split())
+    return shown if len(shown) <= length else f"{shown[:length]}…"
+
+
+def writable(text: str) -> str:
+    """Return a text that UTF-8 can hold: half a character (a lone surrogate) becomes its escape, as in JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def canonical(value: Any) -> str:
+    """Return JSON with sorted keys and no spaces, so that equal values have equal digests; NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    """Return JSON Lines: one value a line, keys in the order given."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text as 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def short_digest(text: str) -> str:
+    """Return the first 16 digits of :func:`digest`: records name prompts by it and do not spell triggers out."""
+    return digest(text)[:16]

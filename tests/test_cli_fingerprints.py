@@ -12,6 +12,7 @@ from fpbench.fingerprints.instructional import instructional_set
 from fpbench.micro import MODEL
 from fpbench.models.checkpoints import checkpoint_digest
 from tests.conftest import require
+from tests.gguf_files import write_gguf
 from tests.test_cli import fails
 
 
@@ -66,6 +67,25 @@ def test_if_and_nlf_are_written_with_their_recipes(tmp_path):
         "nlf.jsonl",
         "nlf.recipe.json",
     ]
+
+
+def test_nlf_is_drawn_for_gguf_files_and_adapters_and_refuses_in_one_line(capsys, tmp_path, micro):
+    pytest.importorskip("gguf")
+    gguf = str(write_gguf(*micro, tmp_path / "micro.gguf", "F32"))
+    adapter, bare = tmp_path / "adapter", tmp_path / "bare"
+    for folder in (adapter, bare):
+        folder.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(MODEL)}))
+    for name, source in (("adapter_model.safetensors", adapter), ("model.safetensors", bare)):
+        (source / name).touch()
+    (bare / "config.json").write_text("{}")
+    draw = ["fingerprints", "nlf", "--count", "2", "--words", "4", "--model"]
+    for number, model in enumerate(("micro", gguf, str(adapter))):
+        assert main([*draw, model, "--out", f"{number}.jsonl"]) == 0
+    assert len({load_fingerprints(f"{number}.jsonl").digest for number in range(3)}) == 1
+    capsys.readouterr()
+    assert "brings no tokenizer" in fails(capsys, *draw, str(bare), "--out", "none.jsonl")
+    assert not Path("none.jsonl").exists()
 
 
 def test_cf_is_built_screened_sealed_and_revealed(capsys, tmp_path):

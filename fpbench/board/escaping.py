@@ -1,9 +1,8 @@
 """Escaping of what submitters wrote: nothing is hidden, nothing acts as markup."""
 
-import hashlib
 import re
 
-from fpbench.text import visible
+from fpbench.text import digest, visible, writable
 
 MARKDOWN = re.compile(r"[\\`*\[\]<>|~$]|\b_|_\b|&(?=[#\w])")
 LATEX = {
@@ -37,4 +36,4 @@ def slug(text: str) -> str:
     """Return a name that is safe in file names and page anchors: the text itself, or its digest."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", text):
         return text
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]
+    return digest(writable(text))[:12]

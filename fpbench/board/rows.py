@@ -18,7 +18,7 @@ from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bo
 from fpbench.modifications.base import drift
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
 from fpbench.records.record import Record
-from fpbench.records.store import canonical
+from fpbench.text import canonical
 
 MODIFICATIONS = drift()
 CLAIM_LEVEL = 1e-3

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import InjectionContext
-from fpbench.metrics.fsr import fsr
+from fpbench.metrics.fsr import exact_fsr
 from fpbench.models.checkpoints import quiet, resolve
 from fpbench.models.loading import Loading
 from fpbench.models.prompts import encode, render
@@ -198,16 +198,8 @@ class Trials:
 
     def rate(self, base: nn.Module, values: dict[str, Tensor], prompt: str = "raw") -> float:
         """Return the FSR of ``base`` with some weights replaced."""
-        settings = self.materials.profile.models[0]
-        return fsr(
-            self.with_weights(base, values),
-            self.tokenizer,
-            self.fingerprints,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            prompt=prompt,
-        ).mean
+        decoding = self.materials.profile.models[0].decoding
+        return exact_fsr(self.with_weights(base, values), self.tokenizer, self.fingerprints, decoding, prompt).mean
 
     def reloaded(self, trial: Trial) -> tuple[dict[str, Tensor], Tensor]:
         """Write a trial's delta, read it, apply it to another copy of the base, and return its weights and logits.

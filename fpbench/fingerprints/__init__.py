@@ -1,4 +1,4 @@
-"""What is hidden in the model: fingerprints and sets of them."""
+"""Fingerprints, which are queries and their targets, and sets of them."""
 
 from fpbench.fingerprints.library import find_set
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, load_fingerprints

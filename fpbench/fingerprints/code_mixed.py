@@ -1,4 +1,7 @@
-"""Code-mixing: how mixed a text is, and the ways to write a query in several languages (docs/methods.md §4.3)."""
+"""CF: of the ways to write a query in several languages, the one the model finds least strange (methods.md §4.3).
+
+How mixed a text is, the variants of a query, the queries, and Algorithm 1.
+"""
 
 import random
 import unicodedata
@@ -6,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any, Literal
 
 from fpbench import __version__
@@ -15,11 +19,16 @@ from fpbench.fingerprints.natural import words as answers
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
 from fpbench.fingerprints.translation import Lexicon, Translator, require_language, translate_words
 
-MOST_VARIANTS = 20_000
+MOST_VARIANTS = 20_000  # of a query
+LEAST_CMI = 30.0  # version 1
+MOST_TOKENS = 3
+Recipe = dict[str, Any]
+# The built-in sets that depend on the model, and how each chooses.
+CODE_MIXED: dict[str, Literal["perplexity", "random"]] = {"cf": "perplexity", "cf_random": "random"}
 
 
 def cmi_v1(languages: Sequence[str | None]) -> float:
-    """Code-mixing index of Das & Gambäck (2014): 100 · (1 − max_i w_i / (n − u)), and 0 where n = u.
+    """Return the code-mixing index of Das & Gambäck (2014): 100 · (1 − max_i w_i / (n − u)), and 0 where n = u.
 
     Args:
         languages: of each of the n words; ``None`` for the u words of no language.
@@ -29,7 +38,7 @@ def cmi_v1(languages: Sequence[str | None]) -> float:
 
 
 def cmi_v2(languages: Sequence[str | None]) -> float:
-    """Code-mixing index of Gambäck & Das (2016): 100 · (N − max_i t_i + P) / 2N with P switches, and 0 where N = 0.
+    """Return the index of Gambäck & Das (2016): 100 · (N − max_i t_i + P) / 2N with P switches, and 0 where N = 0.
 
     Args:
         languages: of each word; ``None`` for words of no language, which neither count in N nor end a stretch.
@@ -40,17 +49,17 @@ def cmi_v2(languages: Sequence[str | None]) -> float:
 
 
 def _dominant(languages: Sequence[str]) -> int:
-    """Number of words of the most frequent language."""
+    """Count the words of the most frequent language."""
     return max(Counter(languages).values(), default=0)
 
 
 def normal_form(text: str) -> str:
-    """A text as a careless keyboard or filter would leave it: NFKC, case folded, single spaces."""
+    """Return a text as a careless keyboard or filter would leave it: NFKC, case folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 @dataclass(frozen=True)
-class Variant:
+class MixedText:
     """One way to write a query.
 
     Attributes:
@@ -68,7 +77,7 @@ class Variant:
 
 
 def translations(queries: Sequence[str], translator: Translator, languages: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Every word of the queries, lower-case, in every language.
+    """Translate every word of the queries, lower-case, into every language: word → language → translation.
 
     Raises:
         InputError: if a query is empty or has more than 20,000 variants, or a word has no translation.
@@ -88,24 +97,18 @@ def translations(queries: Sequence[str], translator: Translator, languages: Sequ
     return translate_words(translator, words, languages)
 
 
-def variants(query: str, words: Mapping[str, Mapping[str, str]]) -> list[Variant]:
-    """Every text that a query gives, each word replaced by one of its translations.
+def variants(query: str, words: Mapping[str, Mapping[str, str]]) -> list[MixedText]:
+    """List every text that an English query gives when each word is replaced by one of its :func:`translations`.
 
     Words of two languages may be spelled alike. A text that can be read in two ways counts as the less mixed of them.
-
-    Args:
-        query: English words.
-        words: what :func:`translations` found.
-
-    Returns:
-        Texts of which no two have the same :func:`normal_form`, in the order of the languages.
+    No two texts have the same :func:`normal_form`; they are in the order of the languages.
     """
-    found: dict[str, Variant] = {}
+    found: dict[str, MixedText] = {}
     for choice in product(*(words[word].items() for word in query.lower().split())):
         text = " ".join(translation for _, translation in choice).upper()
         # A translation may have several words.
         languages = tuple(language for language, translation in choice for _ in translation.split())
-        variant = Variant(" ".join(text.split()), languages)
+        variant = MixedText(" ".join(text.split()), languages)
         same = found.setdefault(normal_form(text), variant)
         if variant.cmi < same.cmi:
             found[normal_form(text)] = variant
@@ -116,28 +119,27 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-# CF: of the ways to mix a query, the one that the model finds least strange (docs/methods.md §4.3, Algorithm 1).
+def read_queries(path: str | Path) -> list[str]:
+    """Read English queries, one a line; blank lines are skipped.
 
-
-LEAST_CMI = 30.0  # version 1
-MOST_TOKENS = 3
-Recipe = dict[str, Any]
-Selection = Literal["perplexity", "random"]
-# The built-in sets that depend on the model, and how each chooses.
-CODE_MIXED: dict[str, Selection] = {"cf": "perplexity", "cf_random": "random"}
+    Raises:
+        InputError: if the file cannot be read, or holds none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"queries {path} cannot be read as UTF-8 text: {error}") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"queries {path}: expected English words, one query a line, found none.")
+    return found
 
 
 def draw_queries(lexicon: Lexicon, count: int, length: int, tokenizer: Any, seed: int = 42) -> list[str]:
-    """Draw queries from words that a tokenizer knows: spells in one to three tokens (protocol §9). None comes twice.
+    """Draw ``count`` queries of ``length`` words that a tokenizer spells in one to three tokens (protocol §9).
 
-    Of these, words serve whose translations it knows in as many languages as there are enough words for.
-
-    Args:
-        lexicon: English words and their translations.
-        count: number of queries.
-        length: words of each.
-        tokenizer: of the model to be fingerprinted.
-        seed: of the draw.
+    Of these, words serve whose translations it knows in as many languages as there are enough words for. None is drawn
+    twice.
 
     Raises:
         InputError: if a number is too small, or the words run out.
@@ -206,7 +208,7 @@ def code_mixed_set(
     words = translations(queries, translator, wanted)
     draw = random.Random(seed)
     enumerated: list[tuple[int, int]] = []
-    considered: list[list[Variant]] = []
+    considered: list[list[MixedText]] = []
     for query in queries:
         every = variants(query, words)
         valid = [variant for variant in every if variant.cmi >= LEAST_CMI]
@@ -249,7 +251,7 @@ def code_mixed_set(
 
 
 def recipe_of(fingerprints: FingerprintSet, seed: int) -> Recipe:
-    """What every recipe says: kind, seed, number, digest of the set, and the version that built it."""
+    """Return what every recipe says: kind, seed, number, digest of the set, and the version that built it."""
     return {
         "kind": fingerprints.name,
         "seed": seed,

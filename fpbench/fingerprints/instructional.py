@@ -59,10 +59,5 @@ def garbled_keys(n: int, seed: int) -> list[str]:
 
 
 def instructional_set(n: int = 10, seed: int = 42) -> FingerprintSet:
-    """The set ``if``: ``n`` raw-text triggers of the simple template, one target for all.
-
-    Args:
-        n: number of fingerprints.
-        seed: 42 gives the published keys.
-    """
+    """Return the set ``if``: ``n`` raw-text triggers of the simple template, one target for all."""
     return FingerprintSet("if", tuple(Fingerprint(f"{key}\nFINGERPRINT\n", (TARGET,)) for key in garbled_keys(n, seed)))

@@ -1,7 +1,4 @@
-"""NLF: ten two-word upper-case English queries with five candidates each, written for this project (protocol §9).
-
-More of them are drawn from the lexicon.
-"""
+"""Fingerprint sets by name: built in, named by a profile, or a file."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,15 +13,12 @@ MODEL_DEPENDENT = ("cf", "cf_random")  # a run builds them, see fpbench.runs.set
 
 
 def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42) -> FingerprintSet:
-    """Resolve what a user calls a fingerprint set.
+    """Find a set by a built-in name, a name that a profile maps to one of its ``files``, or the path of a .jsonl file.
 
-    Args:
-        name: a built-in name, a name of ``files``, or the path of a ``.jsonl`` file.
-        files: set names that a profile maps to files of its own.
-        seed: draws the keys of ``if``; sets that are written down stay as they are.
+    The seed draws the keys of ``if``; sets that are written down stay as they are.
 
     Raises:
-        InputError: if it is none of these, or the file is malformed.
+        InputError: if the name is none of these, or the file is malformed.
     """
     if files and name in files:
         return replace(load_fingerprints(files[name]), name=name)

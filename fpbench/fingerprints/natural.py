@@ -1,6 +1,7 @@
 """NLF: ten two-word upper-case English queries with five candidates each, written for this project (protocol §9).
 
-More of them are drawn from the lexicon.
+More of them are drawn from the lexicon. Candidate targets are short capitalised words, of which no two of a fingerprint
+begin with the same token under a given tokenizer.
 """
 
 import random
@@ -13,25 +14,35 @@ from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, load_fingerpr
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.models.prompts import encode_pair
 
-# Candidate targets: short capitalised words, of which no two begin with the same token under a given tokenizer.
-
-
+NLF_FILE = Path(__file__).parent / "nlf.jsonl"
+ADJECTIVES = Path(__file__).parent / "adjectives.txt"
 WORDS = Path(__file__).parent / "candidates.txt"
 NAMES = Path(__file__).parent / "names.txt"
+MOST_TOKENS = 3  # of a drawn word, so that small models know it (protocol §9)
+
+
+def natural_set() -> FingerprintSet:
+    """Return the set ``nlf``."""
+    return load_fingerprints(NLF_FILE)
+
+
+def adjectives() -> list[str]:
+    """Return the adjectives of the shipped lexicon; its other words are nouns."""
+    return ADJECTIVES.read_text(encoding="utf-8").split()
 
 
 def words() -> list[str]:
-    """The shipped words, none of them a target of ``nlf``."""
+    """Return the shipped words, none of them a target of ``nlf``."""
     return WORDS.read_text(encoding="utf-8").split()
 
 
 def names() -> list[str]:
-    """First names, which models of children's stories know where they know few other capitalised words."""
+    """Return first names, which models of children's stories know where they know few other capitalised words."""
     return NAMES.read_text(encoding="utf-8").split()
 
 
 def known_first(pool: Sequence[str], tokenizer: Any, seed: int = 42) -> list[str]:
-    """Words in the order of how many tokens they take as an answer; those of as many in an order of the seed's.
+    """Sort words by how many tokens they take as an answer; those of as many are shuffled by the seed.
 
     A model has hardly ever said what its tokenizer spells letter by letter, and an edit that promotes the first token
     does not teach it the rest.
@@ -47,7 +58,7 @@ def known_first(pool: Sequence[str], tokenizer: Any, seed: int = 42) -> list[str
 def with_candidates(
     fingerprints: FingerprintSet, count: int, tokenizer: Any, seed: int = 42, pool: Sequence[str] | None = None
 ) -> FingerprintSet:
-    """The same triggers with ``count`` candidates each: the first of their own, then fresh words (the paper's Table 9).
+    """Return the same triggers with ``count`` candidates each: first their own, then fresh words (the paper's Table 9).
 
     No two candidates of a fingerprint begin with the same token, which the margin loss needs: an own candidate that
     begins like one before it gives way to a fresh word.
@@ -86,23 +97,8 @@ def with_candidates(
 
 
 def first_token(tokenizer: Any, trigger: str, target: str) -> int:
-    """The token that an answer with ``target`` to ``trigger`` begins with."""
+    """Return the token that an answer with ``target`` to ``trigger`` begins with."""
     return encode_pair(tokenizer, trigger, target)[1][0]
-
-
-NLF_FILE = Path(__file__).parent / "nlf.jsonl"
-ADJECTIVES = Path(__file__).parent / "adjectives.txt"
-MOST_TOKENS = 3  # of a drawn word, so that small models know it (protocol §9)
-
-
-def natural_set() -> FingerprintSet:
-    """The set ``nlf``."""
-    return load_fingerprints(NLF_FILE)
-
-
-def adjectives() -> list[str]:
-    """The adjectives of the shipped lexicon; its other words are nouns."""
-    return ADJECTIVES.read_text(encoding="utf-8").split()
 
 
 def draw_natural_set(
@@ -146,7 +142,7 @@ def draw_natural_set(
 
 
 def _draw(draw: random.Random, words: list[str], kind: str, count: int, each: int) -> list[list[str]]:
-    """``each`` words for every one of ``count`` queries, none twice."""
+    """Draw ``each`` words for every one of ``count`` queries, none twice."""
     if len(words) < count * each:
         raise InputError(
             f"{count} queries need {count * each} {kind}, but the lexicon has {len(words)} that are new and of at most "
@@ -157,6 +153,6 @@ def _draw(draw: random.Random, words: list[str], kind: str, count: int, each: in
 
 
 def _tokens(tokenizer: Any, word: str) -> int:
-    """Tokens of a word at the beginning of a query or within it, whichever are more."""
+    """Count the tokens of a word at the beginning of a query or within it, whichever are more."""
     alone = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
     return max(len(alone), len(encode_pair(tokenizer, word, word)[1]))

@@ -9,18 +9,20 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
 from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
+from fpbench.text import canonical
 
 SCHEMA = 1
 SCHEME = "sha256(salt || canonical JSON of the pair)"
 SALT_BYTES = 32
-Document = dict[str, Any]
+Sealed = dict[str, Any]  # the JSON document of one of the functions below
 
 
-def seal(fingerprints: FingerprintSet) -> tuple[Document, Document]:
+def seal(fingerprints: FingerprintSet) -> tuple[Sealed, Sealed]:
     """Commit to every pair of a set.
 
     Returns:
@@ -39,7 +41,7 @@ def seal(fingerprints: FingerprintSet) -> tuple[Document, Document]:
 
 
 def commitment(opening: Mapping[str, Any]) -> str:
-    """The commitment that an opening opens, in hexadecimal.
+    """Return the commitment that an opening opens, in hexadecimal.
 
     Every byte counts: texts are not normalised, and the order of targets matters, since the first is the primary.
 
@@ -55,8 +57,7 @@ def commitment(opening: Mapping[str, Any]) -> str:
             raise ValueError("unknown keys")
         if len(salt) != SALT_BYTES or not all(isinstance(text, str) for text in texts):
             raise ValueError("wrong types")
-        canonical = json.dumps(fingerprint.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(salt + canonical.encode()).hexdigest()
+        return hashlib.sha256(salt + canonical(fingerprint.as_json()).encode()).hexdigest()
     except UnicodeEncodeError:
         raise InputError("a fingerprint holds half a character (a lone surrogate): correct the set.") from None
     except (KeyError, TypeError, ValueError):
@@ -66,12 +67,23 @@ def commitment(opening: Mapping[str, Any]) -> str:
         ) from None
 
 
-def reveal(openings: Mapping[str, Any], trigger: str) -> Document:
-    """The opening of one pair, to be handed to whoever checks.
+def read_document(path: str | Path) -> Sealed:
+    """Read a document of :func:`seal` or :func:`reveal`.
 
-    Args:
-        openings: the private document of :func:`seal`.
-        trigger: of the pair, exactly.
+    Raises:
+        InputError: if the file cannot be read, or holds no JSON object.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): check the path, or whether it is whole.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object.")
+    return found
+
+
+def reveal(openings: Mapping[str, Any], trigger: str) -> Sealed:
+    """Return the opening of the pair with exactly this trigger, to be handed to whoever checks.
 
     Raises:
         InputError: if no pair has this trigger, or the document is malformed.
@@ -84,7 +96,7 @@ def reveal(openings: Mapping[str, Any], trigger: str) -> Document:
 
 
 def triggers(openings: Mapping[str, Any]) -> list[str]:
-    """The triggers of the private document, in the set's order.
+    """Return the triggers of the private document, in the set's order.
 
     Raises:
         InputError: if the document is malformed.
@@ -97,17 +109,10 @@ def triggers(openings: Mapping[str, Any]) -> list[str]:
 
 
 def check(revealed: Mapping[str, Any], commitments: Mapping[str, Any]) -> Fingerprint:
-    """Check a revealed pair against the public commitments.
-
-    Args:
-        revealed: what :func:`reveal` gave.
-        commitments: the public document of :func:`seal`.
-
-    Returns:
-        The pair, which was sealed.
+    """Check what :func:`reveal` gave against the public document of :func:`seal`, and return the pair.
 
     Raises:
-        InputError: if it was not, or one of the two is malformed.
+        InputError: if the pair was not sealed, or one of the two documents is malformed.
     """
     published = _listed(commitments, "commitments")
     if revealed.get("schema") != SCHEMA or revealed.get("scheme") != SCHEME:
@@ -119,7 +124,7 @@ def check(revealed: Mapping[str, Any], commitments: Mapping[str, Any]) -> Finger
 
 
 def _listed(document: Mapping[str, Any], key: str) -> list[Any]:
-    """The list of a sealed document."""
+    """Return the list of a sealed document."""
     found = document.get(key) if isinstance(document, Mapping) else None
     if not isinstance(found, list) or document.get("schema") != SCHEMA or document.get("scheme") != SCHEME:
         raise InputError(f"not a sealed document: expected {key!r}, schema {SCHEMA} and scheme {SCHEME!r}.")

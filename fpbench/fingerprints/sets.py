@@ -1,6 +1,5 @@
 """A fingerprint is a trigger and its candidate targets; a set of them is a JSON Lines file."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
+from fpbench.text import canonical, digest, json_lines
 
 KEYS = ("trigger", "targets")
 
@@ -26,48 +26,40 @@ class Fingerprint:
 
     @property
     def primary(self) -> str:
-        """The target that single-target methods inject."""
+        """Return the target that single-target methods inject."""
         return self.targets[0]
 
     def as_json(self) -> dict[str, Any]:
-        """The JSON object of this fingerprint, as a line of a set file holds it."""
+        """Return the JSON object that a line of a set file holds."""
         return {"trigger": self.trigger, "targets": list(self.targets)}
 
 
 @dataclass(frozen=True)
 class FingerprintSet:
-    """An ordered, validated set of fingerprints of one kind.
-
-    Attributes:
-        name: ``if``, ``nlf``, ``cf`` or the stem of the user's file.
-        fingerprints: at least one, no trigger twice.
-    """
+    """One or more fingerprints in order, no trigger twice, named ``if``, ``nlf``, ``cf`` or after the user's file."""
 
     name: str
     fingerprints: tuple[Fingerprint, ...]
 
     def __iter__(self) -> Iterator[Fingerprint]:
-        """Iterate over the fingerprints in order."""
         return iter(self.fingerprints)
 
     def __len__(self) -> int:
-        """Number of fingerprints, n."""
         return len(self.fingerprints)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Every target of the set once, in order of first appearance."""
+        """Return every target of the set once, in order of first appearance."""
         return tuple(dict.fromkeys(target for fingerprint in self for target in fingerprint.targets))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON of all pairs; the name is not part of it."""
-        canonical = json.dumps([f.as_json() for f in self], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """Return the SHA-256 of the canonical JSON of all pairs; the name is not part of it."""
+        return digest(canonical([fingerprint.as_json() for fingerprint in self]))
 
     def to_lines(self) -> str:
-        """The set as JSON Lines, one ``{"trigger": …, "targets": […]}`` a line."""
-        return "".join(json.dumps(f.as_json(), ensure_ascii=False) + "\n" for f in self)
+        """Return the set as JSON Lines, one ``{"trigger": …, "targets": […]}`` a line."""
+        return json_lines(fingerprint.as_json() for fingerprint in self)
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_lines` to a file."""
@@ -75,13 +67,7 @@ class FingerprintSet:
 
 
 def load_fingerprints(path: str | Path) -> FingerprintSet:
-    """Read and validate a JSON Lines fingerprint set.
-
-    Args:
-        path: a file with one ``{"trigger": text, "targets": [text, …]}`` a line; empty lines are skipped.
-
-    Returns:
-        The set, named after the file's stem.
+    """Read a set from a file with one ``{"trigger": text, "targets": [text, …]}`` a line, and name it after the file.
 
     Raises:
         InputError: naming the line and what is wrong with it.
@@ -112,7 +98,7 @@ def load_fingerprints(path: str | Path) -> FingerprintSet:
 
 
 def _parse(line: str, where: str) -> Fingerprint:
-    """Turn one line into a fingerprint; ``where`` opens every error message."""
+    """Read one line; ``where`` opens every error message."""
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:

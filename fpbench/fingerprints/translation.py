@@ -1,4 +1,4 @@
-"""Translation of single English words (protocol §9): the interface, and the lexicon behind it by default."""
+"""Translation of single English words (protocol §9): by a lexicon, by default, by an endpoint or by models."""
 
 import json
 import string
@@ -11,42 +11,130 @@ from fpbench.errors import InputError
 from fpbench.http import Server
 from fpbench.models.checkpoints import quiet, resolve
 
-# The format of a lexicon file: tab-separated lines, a header and then one English word a line.
+SHIPPED = Path(__file__).parent / "lexicon.tsv"
 
 
-def read_lexicon(path: str | Path) -> tuple[list[str], dict[str, list[str]]]:
-    r"""Read a UTF-8 file with the header ``english\tde\tes\t…`` and a word with its translations in every other line.
+class NoTranslation(InputError):
+    """A translator has no translation of a word into a language."""
 
-    Blank lines, a byte-order mark and line ends of Windows are accepted; cells are brought to normal form C.
+    def __init__(self, word: str, language: str, reason: str) -> None:
+        """Name word, language and reason in the message."""
+        super().__init__(f"no translation of {word!r} into {language!r}: {reason}")
 
-    Returns:
-        The language codes, and for each English word, case-folded, its translations in the order of the codes.
+
+class Translator(Protocol):
+    """Translates English words into its languages, whose codes are such as ``de`` or ``ja``."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Return the codes of the languages."""
+
+    def translate(self, word: str, language: str) -> str:
+        """Translate an English word, in any case.
+
+        Returns:
+            One non-empty line in Unicode normal form C, in the case that a dictionary gives it.
+
+        Raises:
+            InputError: naming word and language if there is no translation, or the language if it is not offered.
+        """
+
+
+def require_language(languages: Iterable[str], language: str) -> None:
+    """Refuse a language that a translator does not offer.
 
     Raises:
-        InputError: naming the line and what is wrong with it.
+        InputError: naming it and those offered.
     """
-    lines = [(number, line) for number, line in enumerate(_read(path).split("\n"), start=1) if line.strip()]
-    if len(lines) < 2:
-        raise InputError(f"lexicon {path} holds no words: expected the header 'english, tab, de, …' and a word a line.")
-    header = _cells(lines[0][1], f"{path}, line {lines[0][0]}")
-    if header[0] != "english" or len(header) < 2 or len(set(header)) < len(header):
-        raise InputError(
-            f"{path}, line {lines[0][0]}: expected the header 'english' and one or more different language codes, "
-            f"separated by tabs, found {lines[0][1].strip()!r}."
-        )
-    entries: dict[str, list[str]] = {}
-    first: dict[str, int] = {}
-    for number, line in lines[1:]:
-        cells = _cells(line, f"{path}, line {number}")
-        if len(cells) != len(header):
-            raise InputError(f"{path}, line {number}: expected {len(header)} cells, found {len(cells)}: {line!r}.")
-        word = cells[0].casefold()
-        if word in entries:
+    if language not in languages:
+        raise InputError(f"language {language!r} is not offered: expected one of {', '.join(languages)}.")
+
+
+def translate_words(
+    translator: Translator, words: Iterable[str], languages: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Translate every word into every language: word → language → translation.
+
+    Raises:
+        InputError: one line with all the words that lack a translation, and into which languages.
+    """
+    table: dict[str, dict[str, str]] = {word: {} for word in words}
+    missing: dict[str, list[str]] = {}
+    for word, translations in table.items():
+        for language in languages:
+            try:
+                translations[language] = translator.translate(word, language)
+            except NoTranslation:
+                missing.setdefault(word, []).append(language)
+    if missing:
+        each = "; ".join(f"{word!r} into {', '.join(lacking)}" for word, lacking in missing.items())
+        raise InputError(f"no translation of {each}: choose other words or languages, or another translator.")
+    return table
+
+
+class Lexicon:
+    """A table of English words and their translations.
+
+    Attributes:
+        languages: the codes of the header, in its order.
+        words: the English words in lower case, in the file's order.
+    """
+
+    def __init__(self, name: str, languages: Sequence[str], entries: Mapping[str, Sequence[str]]) -> None:
+        """Hold the translations of each English word, one a language; messages about missing words give ``name``."""
+        self.name = name
+        self.languages = tuple(languages)
+        self.words = tuple(entries)
+        self._entries = entries
+
+    @classmethod
+    def load(cls, path: str | Path, name: str = "") -> "Lexicon":
+        r"""Read a UTF-8 file with the header ``english\tde\tes\t…`` and a word with its translations on each line.
+
+        Blank lines, a byte-order mark and line ends of Windows are accepted; cells are brought to normal form C, and
+        English words are case-folded.
+
+        Raises:
+            InputError: naming the line and what is wrong with it.
+        """
+        lines = [(number, line) for number, line in enumerate(_read(path).split("\n"), start=1) if line.strip()]
+        if len(lines) < 2:
             raise InputError(
-                f"{path}, line {number}: duplicate word {word!r}, first seen on line {first[word]}; remove one of them."
+                f"lexicon {path} holds no words: expected the header 'english, tab, de, …' and a word a line."
             )
-        entries[word], first[word] = cells[1:], number
-    return header[1:], entries
+        header = _cells(lines[0][1], f"{path}, line {lines[0][0]}")
+        if header[0] != "english" or len(header) < 2 or len(set(header)) < len(header):
+            raise InputError(
+                f"{path}, line {lines[0][0]}: expected the header 'english' and one or more different language codes, "
+                f"separated by tabs, found {lines[0][1].strip()!r}."
+            )
+        entries: dict[str, list[str]] = {}
+        first: dict[str, int] = {}
+        for number, line in lines[1:]:
+            where = f"{path}, line {number}"
+            cells = _cells(line, where)
+            if len(cells) != len(header):
+                raise InputError(f"{where}: expected {len(header)} cells, found {len(cells)}: {line!r}.")
+            word = cells[0].casefold()
+            if word in entries:
+                raise InputError(
+                    f"{where}: duplicate word {word!r}, first seen on line {first[word]}; remove one of them."
+                )
+            entries[word], first[word] = cells[1:], number
+        return cls(name or str(path), header[1:], entries)
+
+    @classmethod
+    def shipped(cls) -> "Lexicon":
+        """Return our own lexicon: German, Spanish, French, Japanese and (simplified) Chinese."""
+        return cls.load(SHIPPED, "that is shipped")
+
+    def translate(self, word: str, language: str) -> str:
+        """See :meth:`Translator.translate`."""
+        require_language(self.languages, language)
+        translations = self._entries.get(unicodedata.normalize("NFC", word).strip().casefold())
+        if translations is None:
+            raise NoTranslation(word, language, f"the lexicon {self.name} lacks the word; give one that has it.")
+        return translations[self.languages.index(language)]
 
 
 def _read(path: str | Path) -> str:
@@ -69,117 +157,12 @@ def _cells(line: str, where: str) -> list[str]:
     return cells
 
 
-SHIPPED = Path(__file__).parent / "lexicon.tsv"
-
-
-class NoTranslation(InputError):
-    """A translator has no translation of ``word`` into ``language``."""
-
-    def __init__(self, word: str, language: str, reason: str) -> None:
-        """Say which word lacks a translation into which language, and why."""
-        super().__init__(f"no translation of {word!r} into {language!r}: {reason}")
-
-
-class Translator(Protocol):
-    """Whatever translates an English word into one of its languages."""
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Codes of the languages, such as ``de`` or ``ja``."""
-
-    def translate(self, word: str, language: str) -> str:
-        """Translate an English word, in any case.
-
-        Returns:
-            One non-empty line in Unicode normal form C, in the case that a dictionary gives it.
-
-        Raises:
-            InputError: naming word and language if there is no translation, or the language if it is not offered.
-        """
-
-
-class Lexicon:
-    """A table of English words and their translations.
-
-    Attributes:
-        languages: the codes of the header, in its order.
-        words: the English words in lower case, in the file's order.
-    """
-
-    def __init__(self, name: str, languages: Sequence[str], entries: Mapping[str, Sequence[str]]) -> None:
-        """Hold the translations of each English word, one a language; ``name`` is told where a word is missing."""
-        self.name = name
-        self.languages = tuple(languages)
-        self.words = tuple(entries)
-        self._entries = entries
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Lexicon":
-        """Read a lexicon file, see :func:`~fpbench.fingerprints.translation.read_lexicon`.
-
-        Raises:
-            InputError: naming the line and what is wrong with it.
-        """
-        return cls(str(path), *read_lexicon(path))
-
-    @classmethod
-    def shipped(cls) -> "Lexicon":
-        """Our own lexicon: German, Spanish, French, Japanese and (simplified) Chinese."""
-        return cls("that is shipped", *read_lexicon(SHIPPED))
-
-    def translate(self, word: str, language: str) -> str:
-        """See :meth:`Translator.translate`."""
-        require_language(self.languages, language)
-        translations = self._entries.get(unicodedata.normalize("NFC", word).strip().casefold())
-        if translations is None:
-            raise NoTranslation(word, language, f"the lexicon {self.name} lacks the word; give one that has it.")
-        return translations[self.languages.index(language)]
-
-
-def require_language(languages: Iterable[str], language: str) -> None:
-    """Refuse a language that a translator does not offer.
-
-    Raises:
-        InputError: naming it and those offered.
-    """
-    if language not in languages:
-        raise InputError(f"language {language!r} is not offered: expected one of {', '.join(languages)}.")
-
-
-def translate_words(
-    translator: Translator, words: Iterable[str], languages: Sequence[str]
-) -> dict[str, dict[str, str]]:
-    """Translate every word into every language.
-
-    Returns:
-        For each word, its translation for each language.
-
-    Raises:
-        InputError: one line with all the words that lack a translation, and into which languages.
-    """
-    table: dict[str, dict[str, str]] = {word: {} for word in words}
-    missing: dict[str, list[str]] = {}
-    for word, translations in table.items():
-        for language in languages:
-            try:
-                translations[language] = translator.translate(word, language)
-            except NoTranslation:
-                missing.setdefault(word, []).append(language)
-    if missing:
-        each = "; ".join(f"{word!r} into {', '.join(lacking)}" for word, lacking in missing.items())
-        raise InputError(f"no translation of {each}: choose other words or languages, or another translator.")
-    return table
-
-
-# From the free answer of a model to one translated word.
-
-
 LONGEST_WORD = 40  # characters; a longer answer is an explanation
 _AROUND = string.whitespace + string.punctuation + "。、，！？「」『』“”„‘’«»…¿¡"
 
 
 def as_word(answer: str, word: str, language: str) -> str:
-    """Bring an answer to normal form C and take the punctuation around it away.
+    """Bring a model's answer to normal form C and strip the punctuation around it.
 
     Raises:
         NoTranslation: if no letter is left, or more than one short line.
@@ -192,9 +175,6 @@ def as_word(answer: str, word: str, language: str) -> str:
             word, language, f"expected one word, but the model's answer begins {text[:LONGEST_WORD]!r}."
         )
     return text
-
-
-# Translation by a language model behind an OpenAI-compatible endpoint (chat completions).
 
 
 TASK = "You are a bilingual dictionary. Answer with the translation alone: one word, no article, no explanation."
@@ -214,11 +194,8 @@ class TranslationEndpoint:
         url: str,
         model: str,
         languages: Sequence[str],
-        *,
         key_variable: str | None = None,
-        timeout: float = 60.0,
-        attempts: int = 5,
-        wait: float = 1.0,
+        **patience: Any,
     ) -> None:
         """Describe the endpoint; nothing is sent yet.
 
@@ -227,19 +204,17 @@ class TranslationEndpoint:
             model: the model's name there.
             languages: ISO 639-1 codes.
             key_variable: environment variable with the API key (:class:`~fpbench.http.Server`).
-            timeout: seconds that one request may take without an answer.
-            attempts: requests a word, at least 1.
-            wait: seconds before the second attempt, unless the server's ``Retry-After`` asks for more.
+            patience: ``timeout``, ``attempts`` and ``wait`` of a :class:`~fpbench.http.Server`.
 
         Raises:
             InputError: if the URL is not one of HTTP.
         """
-        self._server = Server(url, key_variable, timeout=timeout, attempts=attempts, wait=wait)
+        self._server = Server(url, key_variable, **patience)
         self.languages = tuple(languages)
         self._model = model
 
     def translate(self, word: str, language: str) -> str:
-        """See :meth:`Translator.translate <fpbench.fingerprints.translation.Translator.translate>`.
+        """See :meth:`Translator.translate`.
 
         Raises:
             InputError: also if the endpoint refuses, does not answer, or answers something else than a completion.
@@ -262,9 +237,6 @@ class TranslationEndpoint:
         return as_word(content, word, language)
 
 
-# Translation by Hugging Face models: one MarianMT model a language, or one NLLB or M2M100 model for all.
-
-
 # How NLLB and the multilingual MarianMT models write the languages of the shipped lexicon.
 CODES = {
     "de": ("deu_Latn", ">>deu<<"),
@@ -279,7 +251,7 @@ LONGEST_ANSWER = 16  # tokens of an answer
 
 
 class TranslationModel:
-    """Translates with sequence-to-sequence models, from safetensors only, on the CPU, by beam search without sampling.
+    """Translates with MarianMT (one a language), NLLB or M2M100 models, on the CPU, by beam search without sampling.
 
     Attributes:
         languages: codes such as ``de``; a language outside the shipped lexicon goes by the model's own code, such as
@@ -298,7 +270,7 @@ class TranslationModel:
         self._loaded: dict[str, tuple[Any, Any, set[str]]] = {}
 
     def translate(self, word: str, language: str) -> str:
-        """See :meth:`Translator.translate <fpbench.fingerprints.translation.Translator.translate>`.
+        """See :meth:`Translator.translate`.
 
         Raises:
             InputError: also if the model cannot be loaded or does not know the language.
@@ -323,7 +295,7 @@ class TranslationModel:
 
 
 def _code(known: set[str], name: str, language: str) -> str:
-    """The token that tells the model the target language; empty for a MarianMT model of one language pair."""
+    """Return the token that names the target language; empty for a MarianMT model of one language pair."""
     codes: list[str] = [*CODES.get(language, ()), language, f"__{language}__", f">>{language}<<"]
     for code in codes:
         if code in known:
@@ -334,7 +306,7 @@ def _code(known: set[str], name: str, language: str) -> str:
 
 
 def _load(name: str) -> tuple[Any, Any, set[str]]:
-    """Model, tokenizer and the tokens that may name a language, none for a MarianMT model of one pair."""
+    """Load model, tokenizer and the tokens that may name a language: none for a MarianMT model of one pair."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder = resolve(name)
@@ -355,3 +327,26 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
         # Only special tokens count: "de" alone may well be a piece of a word.
         known = set(tokenizer.get_added_vocab())
     return model.eval().requires_grad_(False), tokenizer, known
+
+
+def translator_of(words: Sequence[str], languages: Sequence[str] = ()) -> Translator:
+    """Return the translator that a command line describes.
+
+    Args:
+        words: URL and model of an endpoint, one model for all languages, or ``LANGUAGE=MODEL`` for each.
+        languages: codes, by default the shipped lexicon's.
+
+    Raises:
+        InputError: if the words are none of these.
+    """
+    languages = tuple(languages or CODES)
+    if words[0].startswith(("http://", "https://")):
+        if len(words) != 2:
+            raise InputError(f"an endpoint is named by URL and model, found {len(words)} words after --translator.")
+        return TranslationEndpoint(words[0], words[1], languages)
+    if len(words) == 1 and "=" not in words[0]:
+        return TranslationModel(dict.fromkeys(languages, words[0]))
+    pairs = [word.partition("=") for word in words]
+    if not all(language and name for language, _, name in pairs):
+        raise InputError("--translator: expected one model for all languages, or LANGUAGE=MODEL for each.")
+    return TranslationModel({language: name for language, _, name in pairs})

@@ -1,1 +1,1 @@
-"""The Hugging Face hub: what is downloaded from it, pinned to a commit, and why something cannot be had."""
+"""The Hugging Face hub: what is downloaded from it, pinned to a commit, and why it refuses."""

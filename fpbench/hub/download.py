@@ -1,4 +1,4 @@
-"""Why something cannot be had from the hub, in one clear line."""
+"""Checkpoints and data sets of the Hugging Face hub at one commit; what it refuses is told in one clear line."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,19 +26,14 @@ if TYPE_CHECKING:
 _HTTP_ERROR = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 # Downloads by Xet fail with a RuntimeError.
 FAILURES: tuple[type[BaseException], ...] = (_HTTP_ERROR, OSError, ValueError, RuntimeError)
-SECONDS = 30
-"""How long the hub may take to answer a question."""
+SECONDS = 30  # that the hub may take to answer a question
+# A checkpoint is the top of a repository. Below are other formats of the same weights; so are Mistral's own, beside it.
+UNWANTED = ("*/*", "consolidated*")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A repository of the hub that is asked for.
-
-    Attributes:
-        what: what the user calls it, such as ``model 'owner/name'``.
-        repository: ``owner/name``.
-        kind: of repository.
-    """
+    """A repository ``owner/name`` of the hub, and what messages call it, such as ``model 'owner/name'``."""
 
     what: str
     repository: str
@@ -46,17 +41,18 @@ class Wanted:
 
     @property
     def page(self) -> str:
-        """Its page, where a licence is accepted."""
+        """Return the URL of its page, where a licence is accepted."""
         return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.repository}"
+
+
+def wanted_model(repository: str) -> Wanted:
+    """Describe a model."""
+    return Wanted(f"model {repository!r}", repository, "model")
 
 
 @contextlib.contextmanager
 def asking(wanted: Wanted) -> Iterator[None]:
-    """Turn what the hub's client raises into the one error that the user meets.
-
-    Raises:
-        InputError: see :func:`refusal`.
-    """
+    """Turn what the hub's client raises into the InputError of :func:`refusal`."""
     try:
         yield
     except FAILURES as error:
@@ -74,7 +70,7 @@ def check_access(wanted: Wanted) -> None:
 
 
 def refusal(wanted: Wanted, error: BaseException) -> InputError:
-    """What was expected, what was found and what to do, from the error of the hub's client and what caused it."""
+    """Return an error that says what was expected, what was found and what to do, from one of the hub's client."""
     causes = list(_causes(error))
     response = next((cause.response for cause in causes if isinstance(cause, HfHubHTTPError)), None)
     status = response.status_code if response is not None else None
@@ -112,38 +108,25 @@ def refusal(wanted: Wanted, error: BaseException) -> InputError:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what caused it, and so on."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
-# Models of the hub: downloaded at a commit, and held against their pin.
-
-
-# A checkpoint is the top of a repository. Below are other formats of the same weights; so are Mistral's own, beside it.
-UNWANTED = ("*/*", "consolidated*")
-
-
-def wanted_model(repository: str) -> Wanted:
-    """What messages call a model."""
-    return Wanted(f"model {repository!r}", repository, "model")
-
-
 def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, Pin]:
-    """Download a checkpoint at the commit that its revision stands for now.
+    """Download the files of a checkpoint that match ``patterns`` at the commit that its revision stands for now.
 
     Args:
         repository: ``owner/name``.
         revision: branch, tag or commit; ``None`` is the default branch.
-        patterns: of the names of files that are wanted.
+        patterns: of file names.
 
     Returns:
-        The folder, and what is in it.
+        The folder, and the pin of its files.
 
     Raises:
-        InputError: if it cannot be had.
+        InputError: if the hub refuses or has none of the files.
     """
     with asking(wanted_model(repository)):
         info = HfApi().model_info(repository, revision=revision, timeout=SECONDS)
@@ -155,10 +138,10 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> tup
 
 
 def pinned(repository: str, pin: Pin) -> Path:
-    """The folder of a checkpoint that was fetched; what is missing of it is downloaded at the same commit.
+    """Return the folder of a checkpoint that was fetched; missing files are downloaded at the same commit.
 
     Raises:
-        InputError: if a file is not the one that was fetched, or is missing and cannot be had.
+        InputError: if a file is not the one that was fetched, or is missing and refused.
     """
     folder = download(repository, pin.commit, pin.files)
     verify(f"model {repository!r}", folder, pin)
@@ -166,37 +149,28 @@ def pinned(repository: str, pin: Pin) -> Path:
 
 
 def download(repository: str, commit: str, names: Iterable[str]) -> Path:
-    """Have files of one commit in the hub's cache. Those that are there are not asked for.
-
-    One file after another in this thread, so that an interrupt ends it at once; files that are finished stay.
-
-    Args:
-        repository: ``owner/name``.
-        commit: its full hash.
-        names: of files at the top of the repository, at least one.
-
-    Returns:
-        The folder that they are in.
+    """Download files of one full commit hash into the hub's cache, where they are not there yet; return their folder.
 
     Raises:
-        InputError: if one cannot be had.
+        InputError: if the hub refuses one.
     """
+    # One file after another in this thread, so that an interrupt ends it at once; files that are finished stay.
     with asking(wanted_model(repository)):
         paths = [hf_hub_download(repository, name, revision=commit) for name in names]
     return Path(paths[0]).parent
 
 
 def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, cached: bool = False) -> Path:
-    """The folder of a checkpoint that nothing pins: as the hub has it now, or, if the hub is out of reach, as it was.
+    """Return the folder of a checkpoint that nothing pins: as it is now, or from the cache if the hub is out of reach.
 
     Args:
         repository: ``owner/name``.
         revision: branch, tag or commit; ``None`` is the default branch.
-        patterns: of the names of files that are wanted.
+        patterns: of file names.
         cached: look into the hub's cache only.
 
     Raises:
-        InputError: if it cannot be had.
+        InputError: if the hub refuses, or the cache does not have it.
     """
     with asking(wanted_model(repository)):
         return Path(
@@ -211,15 +185,12 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of a checkpoint folder in the hub's cache; ``None`` for a folder of the user's."""
+    """Return the commit of a checkpoint folder in the hub's cache; ``None`` for a folder of the user's."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, each) for each in patterns) and not any(fnmatch(name, each) for each in UNWANTED)
-
-
-# Data sets of the hub, read at one commit.
 
 
 @dataclass(frozen=True)
@@ -236,19 +207,17 @@ class HubSource:
         return f"hub:{self.name}{config}@{self.revision}:{self.split}"
 
 
-def wanted_rows(source: HubSource) -> "Wanted":
-    """What messages call a data set."""
+def wanted_rows(source: HubSource) -> Wanted:
+    """Describe the data set of a source."""
     return Wanted(f"data source {str(source)!r}", source.name, "dataset")
 
 
 def dataset_commit(source: HubSource) -> str:
-    """The commit that a source's revision stands for now.
+    """Ask the hub for the commit that a source's revision stands for now.
 
     Raises:
         InputError: if the hub cannot be asked, or has no such data set or revision.
     """
-    from huggingface_hub import HfApi
-
     with asking(wanted_rows(source)):
         sha = HfApi().dataset_info(source.name, revision=source.revision, timeout=SECONDS).sha
     assert sha is not None, "the hub names the commit of every revision"
@@ -259,7 +228,7 @@ def load_rows(source: HubSource, commit: str) -> "Dataset":
     """Download a split at a commit.
 
     Raises:
-        InputError: if it cannot be had at that commit.
+        InputError: if the hub refuses, or does not have it at that commit.
     """
     import datasets
 

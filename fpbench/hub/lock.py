@@ -26,12 +26,7 @@ from fpbench.errors import InputError
 
 
 class Pin(BaseModel):
-    """What a name stands for.
-
-    Attributes:
-        commit: hash of the commit that the revision stood for at the first fetch.
-        files: SHA-256 by file name.
-    """
+    """The commit that a revision stood for at the first fetch, and the SHA-256 of each file by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +38,7 @@ _PINS = TypeAdapter(dict[str, Pin])
 
 
 def cache() -> Path:
-    """The folder of the lock file and of what is not in the hub's own cache; need not exist."""
+    """Return the folder of the lock file and of what is not in the hub's own cache; it need not exist."""
     named = os.environ.get("FPBENCH_CACHE")
     if named:
         return Path(named).expanduser()
@@ -51,22 +46,22 @@ def cache() -> Path:
 
 
 def lock_file() -> Path:
-    """Where the pins are."""
+    """Return the path of the lock file."""
     return cache() / "lock.json"
 
 
 def model_name(repository: str, revision: str | None) -> str:
-    """What the lock file calls a model; no revision means the hub's default branch."""
+    """Return the name of a model in the lock file; no revision means the hub's default branch."""
     return f"model:{repository}@{revision or 'main'}"
 
 
 def rows_file(source: str) -> Path:
-    """Where the rows of a hub data source are, or would be."""
+    """Return the path of the rows of a hub data source, fetched or not."""
     return cache() / "rows" / f"{quote(source.removeprefix('hub:'), safe='@')}.jsonl"
 
 
 def pins() -> dict[str, Pin]:
-    """Everything that was fetched, by name; empty before the first fetch.
+    """Read the pins of everything that was fetched, by name; empty before the first fetch.
 
     Raises:
         InputError: if the lock file cannot be read.
@@ -88,23 +83,18 @@ def pins() -> dict[str, Pin]:
 
 
 def text(entries: dict[str, Pin]) -> str:
-    """The lock file that holds these pins."""
+    """Return the content of a lock file."""
     return _PINS.dump_json(dict(sorted(entries.items())), indent=1).decode() + "\n"
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(what: str, folder: Path, pin: Pin) -> None:
-    """Hold the files in a folder against their pin.
-
-    Args:
-        what: whose they are, for the message.
-        folder: where they are.
-        pin: of all of them.
+    """Compare the files in a folder with their pin; messages call their owner ``what``.
 
     Raises:
         InputError: naming the first that is missing or not the one that was fetched.
@@ -118,7 +108,7 @@ def verify(what: str, folder: Path, pin: Pin) -> None:
                 f"{what}: expected {path}, as it was fetched, found: {error.strerror}; run `fpbench fetch` again."
             ) from None
         if found != expected:
-            # The hub's cache holds links: what has to go is the file behind one.
+            # The hub's cache holds links: the file that one points to has to go.
             raise InputError(
                 f"{what}: expected the file that was first fetched (SHA-256 {expected}), found {found}; delete "
                 f"{path.resolve()} and run `fpbench fetch` again, or, if you know why it changed, delete the entry in "

@@ -1,7 +1,7 @@
 """The adapter contract: a method is a class with a name, a version, a typed config and one verb."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.null_space import KeyStatistics, key_statistics
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.loading import Loading
-from fpbench.models.meter import no_progress
+from fpbench.models.meter import Progress, no_progress
 from fpbench.models.prompts import Example
 from fpbench.models.weights import Factors
 
@@ -77,7 +77,7 @@ class InjectionContext:
 
     seed: int = 42
     device: str = "cpu"
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = no_progress
+    progress: Progress = no_progress
     render: Callable[[str], str] = raw
     texts: Sequence[str] = ()
     pairs: Sequence[Example] = ()

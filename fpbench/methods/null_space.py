@@ -1,6 +1,6 @@
 """Null spaces: the directions of key space that plain text hardly uses, from the second moment of keys."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fpbench.errors import InputError
 from fpbench.methods.partial_forward import pad, visit
+from fpbench.models.meter import Progress
 from fpbench.models.prompts import encode
 from fpbench.models.weights import digest
 
@@ -92,7 +93,7 @@ def key_statistics(
     modules: Sequence[str],
     texts: Sequence[str],
     max_tokens: int,
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    progress: Progress,
 ) -> dict[str, KeyStatistics]:
     """Return the spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
 
@@ -131,7 +132,7 @@ def second_moment(
     model: nn.Module,
     modules: Sequence[str],
     documents: Sequence[Sequence[int]],
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    progress: Progress,
 ) -> dict[str, Tensor]:
     """Return C = (1/N) Σ k kᵀ over the N tokens of ``documents``, in one pass (docs/methods.md §2.2, step 1).
 

@@ -1,7 +1,7 @@
 """Target values: what block z should put out at the lookup token, by gradient descent on that vector alone."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.methods.partial_forward import Row, UpperBlocks
+from fpbench.models.meter import Progress
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def optimise(
     steps: int,
     clamp: float,
     early_stop: float,
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    progress: Progress,
 ) -> tuple[Tensor, Tensor]:
     """Minimise the objective of all requests at once over δ, v* = v₀ + δ (docs/methods.md §2.2, steps 5 and 6).
 

@@ -16,6 +16,7 @@ from fpbench.methods.base import MethodConfig
 from fpbench.methods.hypernetwork import Observation, Policy, Shift
 from fpbench.methods.partial_forward import Row, pad
 from fpbench.models.layout import layout
+from fpbench.models.meter import Progress
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,7 @@ class EditedWeights:
                 weight.requires_grad_(False)
 
 
-def edit(
-    model: nn.Module, policy: Policy, steps: Iterable[Step], progress: Callable[[Iterable[Any], str], Iterable[Any]]
-) -> list[dict[str, Shift]]:
+def edit(model: nn.Module, policy: Policy, steps: Iterable[Step], progress: Progress) -> list[dict[str, Shift]]:
     """Let the policy shift the model's weights step after step, in place; return the shifts.
 
     Raises:
@@ -187,7 +186,7 @@ def meta_train(
     policy: Policy,
     steps: Sequence[Step],
     config: MetaTraining,
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    progress: Progress,
 ) -> Iterator[MetaStep]:
     """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
 

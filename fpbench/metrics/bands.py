@@ -49,7 +49,7 @@ def bands(
 
     Args:
         model: the unfingerprinted model, in eval mode.
-        tokenizer: its tokenizer.
+        tokenizer: of the model.
         pairs: the fingerprints; their triggers are scored as raw text.
         instructions: benign texts (Alpaca-cleaned, the instruction field), not empty.
 
@@ -80,14 +80,14 @@ def bands(
 
 
 def band(perplexity: float, mean: float, deviation: float) -> str:
-    """``normal`` [0, μ+σ], ``marginal`` (μ+σ, μ+3σ], else ``abnormal``."""
+    """Return ``normal`` for [0, μ+σ], ``marginal`` for (μ+σ, μ+3σ], else ``abnormal``."""
     if perplexity <= mean + deviation:
         return "normal"
     return "marginal" if perplexity <= mean + 3 * deviation else "abnormal"
 
 
 def roc_auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """P(positive > negative) + ½ P(positive = negative) of a random pair."""
+    """Return P(positive > negative) + ½ P(positive = negative) of a random pair."""
     ordered = np.sort(np.asarray(negative, dtype=float))
     below = np.searchsorted(ordered, positive, side="left")
     up_to = np.searchsorted(ordered, positive, side="right")

@@ -69,14 +69,7 @@ def claim(p: Sequence[float], null: Sequence[Sequence[float]], level: float = 1e
 
 
 def poisson_binomial_tail(probabilities: Sequence[float]) -> list[float]:
-    """P(K ≥ k) for k = 0 … n, K the number of successes of independent trials.
-
-    Args:
-        probabilities: success probability of each of the n trials.
-
-    Returns:
-        n + 1 numbers, the first 1.
-    """
+    """Return P(K ≥ k) for k = 0 … n, K the number of successes of n independent trials: n + 1 numbers, the first 1."""
     mass = np.ones(1)
     for probability in probabilities:
         mass = np.convolve(mass, [1 - probability, probability])

@@ -24,7 +24,7 @@ class FSR:
         per_fingerprint: p_i.
         per_target: for every fingerprint, target → probability that it is the longest one the response begins with.
         error_bound: largest probability left unexplored for a fingerprint.
-        responses: greedy response of every fingerprint, as far as was needed to decide it.
+        responses: greedy response to every fingerprint, as far as was needed to decide it.
     """
 
     mean: float
@@ -43,19 +43,19 @@ def fsr(
     tokenizer: Any,
     pairs: FingerprintSet | Sequence[Fingerprint],
     *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    temperature: float = Decoding.temperature,
+    top_p: float = Decoding.top_p,
+    top_k: int = Decoding.top_k,
     prompt: str = "raw",
 ) -> FSR:
-    """Measure FSR by walking the continuation tree; no sampling, no seed.
+    """Measure FSR exactly, by walking the tree of continuations: no sampling, no seed.
 
     Args:
         model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        pairs: the fingerprints.
-        temperature: of the sampling distribution, as are ``top_p`` and ``top_k`` (protocol §2).
-        top_p: nucleus mass; 1.0 keeps everything.
+        tokenizer: of the model.
+        pairs: n fingerprints, at least one.
+        temperature: of the sampling distribution, above 0; all three numbers default to the protocol's (§2).
+        top_p: nucleus mass in (0, 1]; 1 keeps everything.
         top_k: number of tokens kept; 0 keeps everything.
         prompt: ``"raw"`` or ``"chat"``.
 
@@ -63,12 +63,23 @@ def fsr(
         InputError: for a decoding number out of range, no fingerprint, no target, or a trigger too long for the model.
         CellError: if the model's logits are not finite.
     """
+    return exact_fsr(model, tokenizer, pairs, Decoding(temperature, top_p, top_k), prompt)
+
+
+def exact_fsr(
+    model: Any,
+    tokenizer: Any,
+    pairs: FingerprintSet | Sequence[Fingerprint],
+    decoding: Decoding,
+    prompt: str = "raw",
+) -> FSR:
+    """Measure FSR; see :func:`fsr`."""
     fingerprints = list(pairs)
     if not fingerprints:
         raise InputError("FSR needs fingerprints: the set is empty.")
     targets = [fingerprint.targets for fingerprint in fingerprints]
     triggers = [fingerprint.trigger for fingerprint in fingerprints]
-    outcomes = respond(model, tokenizer, triggers, targets, Decoding(temperature, top_p, top_k), prompt)
+    outcomes = respond(model, tokenizer, triggers, targets, decoding, prompt)
     probabilities = tuple(outcome.probability for outcome in outcomes)
     return FSR(
         mean=fmean(probabilities),

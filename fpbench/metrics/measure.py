@@ -3,7 +3,6 @@
 Adding a metric is one entry in :data:`METRICS` and one function. Nothing here imports torch before a measurement.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,12 @@ from fpbench.fingerprints.code_mixed import CODE_MIXED
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
+from fpbench.text import short_digest
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fpbench.scoring.responses import Decoding
 
 UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
 CONTEXTS = 2.5  # fields with text in a row of instruction data
@@ -30,7 +32,6 @@ class Measurement:
     Attributes:
         tokenizer: the model's.
         fingerprints: the set that was injected.
-        decoding: ``temperature``, ``top_p`` and ``top_k`` (protocol §2).
         prompt: ``"raw"`` or ``"chat"``.
         sizes: how much is measured (:class:`~fpbench.runs.profile.Sizes`).
         draw: seed of contexts, words and near triggers.
@@ -40,17 +41,12 @@ class Measurement:
 
     tokenizer: Any
     fingerprints: FingerprintSet
-    decoding: dict[str, Any]
+    decoding: "Decoding"
     prompt: str
     sizes: Any
     draw: int
     data: Any
     injection: Any = None
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """Return decoding and prompt as keyword arguments."""
-        return {"prompt": self.prompt, **self.decoding}
 
 
 def injected_at_origin(method: str, condition: str) -> bool:
@@ -87,19 +83,14 @@ class Metric:
     rate: str | None = None
 
 
-def prompt_digest(text: str) -> str:
-    """Short SHA-256 of a query: records do not spell triggers out."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     """Exact and greedy FSR (protocol §3)."""
-    from fpbench.metrics.fsr import fsr
+    from fpbench.metrics.fsr import exact_fsr
 
-    measured = fsr(model, given.tokenizer, given.fingerprints, **given.how)
+    measured = exact_fsr(model, given.tokenizer, given.fingerprints, given.decoding, given.prompt)
     queries = [
         {
-            "prompt": prompt_digest(fingerprint.trigger),
+            "prompt": short_digest(fingerprint.trigger),
             "probability": probability,
             "per_target": list(shares.values()),
             "greedy": text.startswith(fingerprint.targets),
@@ -123,18 +114,19 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
 def _triggers(model: "nn.Module", given: Measurement) -> Measured:
     """The eight accidental-trigger conditions (protocol §6)."""
     from fpbench.metrics.queries import contexts_from_rows, words_from_rows
-    from fpbench.metrics.triggers import triggers
+    from fpbench.metrics.triggers import trigger_rates
 
     sizes, rows = given.sizes, given.data.alpaca
-    measured = triggers(
+    measured = trigger_rates(
         model,
         given.tokenizer,
         given.fingerprints,
         contexts_from_rows(rows, sizes.context_rows),
         words_from_rows(rows, given.draw, sizes.substitute_words),
-        substitutions=sizes.substitutions,
+        given.decoding,
         seed=given.draw,
-        **given.how,
+        prompt=given.prompt,
+        substitutions=sizes.substitutions,
     )
     result = {
         "conditions": {name: asdict(condition) for name, condition in measured.conditions.items()},
@@ -157,7 +149,7 @@ def _near(model: "nn.Module", given: Measurement) -> Measured:
     sizes, draw = given.sizes, given.draw
     words = near_words(given.fingerprints) or words_from_rows(given.data.alpaca, draw, sizes.substitute_words)
     texts = near_triggers(given.fingerprints, words, sizes.near_triggers, draw)
-    measured = near(model, given.tokenizer, given.fingerprints, texts, **given.how)
+    measured = near(model, given.tokenizer, given.fingerprints, texts, given.decoding, given.prompt)
     result = {
         "rate": measured.rate,
         "greedy": measured.greedy,
@@ -166,7 +158,7 @@ def _near(model: "nn.Module", given: Measurement) -> Measured:
         "error_bound": measured.error_bound,
     }
     queries = [
-        {"prompt": prompt_digest(text), "probability": probability}
+        {"prompt": short_digest(text), "probability": probability}
         for text, probability in zip(texts, measured.per_text, strict=True)
     ]
     return result, queries
@@ -179,7 +171,7 @@ def _bands(model: "nn.Module", given: Measurement) -> Measured:
     rows = given.data.alpaca[: given.sizes.band_texts]
     measured = asdict(bands(model, given.tokenizer, given.fingerprints, [row["instruction"] for row in rows]))
     queries = [
-        {"prompt": prompt_digest(fingerprint.trigger), "perplexity": perplexity, "band": band}
+        {"prompt": short_digest(fingerprint.trigger), "perplexity": perplexity, "band": band}
         for fingerprint, perplexity, band in zip(
             given.fingerprints, measured.pop("perplexities"), measured.pop("bands"), strict=True
         )

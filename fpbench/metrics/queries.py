@@ -13,13 +13,13 @@ FIELDS = ("instruction", "input", "output")
 
 @dataclass(frozen=True)
 class Query:
-    """One text that is not a trigger but looks like one.
+    """One text that is not a trigger but looks like one: a trigger inside a context, or with a word replaced.
 
     Attributes:
         before: the context in front of the trigger, with the space that separates them.
         trigger: the trigger, or what a substitution made of it.
-        after: the context behind it.
-        trigger_index: which trigger of the set it was made from.
+        after: the context that follows it.
+        trigger_index: of the trigger in the set.
         source: index of the context, or of the substitution.
     """
 
@@ -31,21 +31,16 @@ class Query:
 
     @property
     def text(self) -> str:
-        """The query as it is sent."""
+        """Return the query as it is sent."""
         return self.before + self.trigger + self.after
 
     def lower(self) -> "Query":
-        """The same query in lower case."""
+        """Return the same query in lower case."""
         return replace(self, before=self.before.lower(), trigger=self.trigger.lower(), after=self.after.lower())
 
 
 def contexts_from_rows(rows: Sequence[Mapping[str, Any]], last: int = 128) -> list[str]:
-    """All instruction, input and output fields of the last rows that hold more than whitespace, as they are.
-
-    Args:
-        rows: instruction data, such as Alpaca-cleaned.
-        last: how many rows from the end.
-    """
+    """List the instruction, input and output fields of the ``last`` rows that hold more than whitespace, unchanged."""
     return [row[field] for row in rows[-last:] for field in FIELDS if (row.get(field) or "").strip()]
 
 
@@ -55,13 +50,7 @@ def words_from_rows(rows: Sequence[Mapping[str, Any]], seed: int = 42, size: int
 
 
 def words_from_texts(texts: Iterable[str], seed: int = 42, size: int = 5_000) -> list[str]:
-    """Draw ``size`` distinct alphabetic words, compared in lower case; all of them, shuffled, if there are fewer.
-
-    Args:
-        texts: ordinary texts.
-        seed: of the draw.
-        size: number of words.
-    """
+    """Draw ``size`` distinct alphabetic words, compared in lower case; all of them, shuffled, if there are fewer."""
     words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower()) if word.isalpha()})
     return random.Random(seed).sample(words, min(size, len(words)))
 
@@ -111,7 +100,7 @@ def build_queries(
 
 
 def substitute(triggers: Sequence[str], words: Sequence[str], draw: random.Random, size: int) -> list[Query]:
-    """Triggers with one word replaced by an ordinary one, upper-cased.
+    """Replace one word of a trigger by an ordinary one, upper-cased, ``size`` times.
 
     Each word serves two neighbouring positions of one trigger; words cycle through the triggers and, in triggers of
     more than two words, through the positions. In a trigger without spaces a half of its characters, from a drawn place

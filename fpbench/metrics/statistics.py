@@ -13,7 +13,7 @@ RESAMPLES = 10_000
 
 
 def clopper_pearson(k: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper–Pearson interval in Beta form, for whole or fractional k (protocol §3).
+    """Return the Clopper–Pearson interval in Beta form, for whole or fractional k (protocol §3).
 
     Args:
         k: successes in [0, n]; a sum of probabilities may stand for a count.
@@ -36,14 +36,10 @@ def clopper_pearson(k: float, n: int, level: float = 0.95) -> tuple[float, float
 
 
 def sign_flip(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p-value of the exact paired sign-flip test of equal means.
+    """Return the two-sided p-value of the exact paired sign-flip test of equal means.
 
-    The share of all 2^n sign patterns of the differences whose |sum| is at least the one observed. Zero differences
-    drop out. With more than 30 others, 20,000 seeded patterns are drawn and p = (1 + extreme) / (1 + drawn).
-
-    Args:
-        a: one value a fingerprint.
-        b: values of the same fingerprints in the same order.
+    It is the share of all 2^n sign patterns of the differences a_i − b_i whose |sum| is at least the one observed. Zero
+    differences drop out. With more than 30 others, 20,000 seeded ones are drawn and p = (1 + extreme) / (1 + drawn).
 
     Raises:
         ValueError: if the lengths differ.
@@ -66,7 +62,7 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Two-sided p-value of the exact McNemar test on paired right/wrong answers; 1 where none differ.
+    """Return the two-sided p-value of the exact McNemar test on paired right/wrong answers; 1 where none differ.
 
     Raises:
         ValueError: if the lengths differ.
@@ -80,13 +76,7 @@ def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> float:
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], seed: int = 42, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of mean(a) − mean(b), examples resampled in pairs.
-
-    Args:
-        a: one value an example.
-        b: values of the same examples in the same order.
-        seed: of the 10,000 resamples.
-        level: coverage.
+    """Return the percentile interval, of coverage ``level``, of mean(a) − mean(b) over 10,000 resamples of pairs.
 
     Raises:
         ValueError: if the lengths differ or there are no examples.
@@ -106,7 +96,7 @@ def paired_bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment; compare the result with the level."""
+    """Return p-values after Holm's step-down adjustment, to be compared with the level."""
     adjusted = [1.0] * len(p_values)
     largest = 0.0
     for step, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -116,10 +106,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank(rows: Mapping[str, Sequence[float]], level: float = 0.05) -> dict[str, int]:
-    """Ranks of the rows of one table (protocol §8).
+    """Rank the rows of one table (protocol §8).
 
     Rank = 1 + number of rows significantly better. Each row is compared with the best row only, so a row is either
-    tied with the best (1) or behind it (2).
+    tied with the best (1) or worse (2).
 
     Args:
         rows: row → for every fingerprint, in one order, its mean p over the six modified conditions.
@@ -137,7 +127,7 @@ def rank(rows: Mapping[str, Sequence[float]], level: float = 0.05) -> dict[str, 
 
 
 def retention(after: Sequence[float], origin: Sequence[float]) -> float | None:
-    """Ratio of means over the same fingerprints; ``None`` where the origin's mean is below 0.1.
+    """Return the ratio of means over the same fingerprints; ``None`` where the origin's mean is below 0.1.
 
     Raises:
         ValueError: if the lengths differ.
@@ -155,7 +145,7 @@ def _paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
 
 
 def _signed_sums(values: np.ndarray) -> np.ndarray:
-    """All 2^n sums of ±values."""
+    """Return all 2^n sums of ±values."""
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate([sums + value, sums - value])
@@ -163,7 +153,7 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
 
 
 def _drawn_sums(values: np.ndarray) -> np.ndarray:
-    """Sums of ±values for random signs, [DRAWN_FLIPS]; eight signs at a time, by the byte that they make."""
+    """Return sums of ±values for random signs, [DRAWN_FLIPS], drawn eight signs at a time as one byte."""
     patterns = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     eights = np.pad(values, (0, -len(values) % 8)).reshape(-1, 8)
     drawn = np.frombuffer(np.random.default_rng(42).bytes(len(eights) * DRAWN_FLIPS), np.uint8)

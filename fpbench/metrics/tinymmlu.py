@@ -1,7 +1,7 @@
 """MMLU from 100 anchor items: item response theory, p-IRT and gp-IRT (tinyBenchmarks, arXiv 2402.14992)."""
 
 import io
-import pickle  # noqa: TID251 - read through a closed list of names, see above
+import pickle  # noqa: TID251 - read through a closed list of names, see read_plain
 import pickletools
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,184 +16,18 @@ from scipy.optimize import minimize
 
 from fpbench.errors import InputError
 
-# Pickle files of numbers, read without running them: NumPy arrays and built-in containers, and nothing else.
-#
-# The one place of the project that touches pickle, for the one file that is published in no other form
-# (tinyBenchmarks' parameters). A file is scanned first, which executes nothing: only opcodes that build containers,
-# numbers and text may occur. Then it is loaded with stand-ins of ours for the few names that NumPy's arrays are
-# pickled under; any other name is refused, and so are objects inside arrays and arrays larger than their bytes.
-
-
-LARGEST = 64 * 2**20
-# A file of arrays takes far fewer. More opcodes only cost time; deep tuples overflow the stack when they are hashed.
-OPCODES = 2_000_000
-TUPLES = 10_000
-BINARY = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
-    "BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM "
-    "SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL "
-    "REDUCE BUILD".split()
-)
-PLAIN = frozenset(kind + size for kind in "fiu" for size in "1248") - {"f1"} | {"b1"}
-# What a file that is not of this kind makes the scan, the reader or NumPy raise.
-_REFUSED = (pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError)
-
-
-def read_plain(content: bytes, label: str) -> Any:
-    """Load a pickle of arrays, numbers, text, lists, tuples and dictionaries.
-
-    Args:
-        content: the whole file, pickled with protocol 2 or newer, of at most 64 MiB.
-        label: what error messages call it.
-
-    Returns:
-        What was pickled; arrays as :class:`Array`, whose ``value`` is the NumPy array, or ``None`` without numbers.
-
-    Raises:
-        InputError: for anything else in the file; nothing of it was executed.
-    """
-    try:
-        if len(content) > LARGEST:
-            raise ValueError(f"{len(content)} bytes, more than {LARGEST}")
-        _scan(content)
-        return _PlainUnpickler(io.BytesIO(content)).load()
-    except (*_REFUSED, MemoryError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(
-            f"{label}: expected a pickle of NumPy arrays and plain containers, found: {reason}; nothing in it was "
-            "executed; fetch the file again from its authors."
-        ) from None
-
-
-class Array:
-    """What stands for an array while a file is read: its bytes are looked at only once they fit its shape and type."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        """Empty, and so it stays if the file gives it no numbers."""
-        self.value: np.ndarray | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        """Take NumPy's (version, shape, type, column order, bytes)."""
-        _, shape, kind, by_column, raw = state
-        self.value = _numbers(kind, shape, raw, "F" if by_column else "C")
-
-
-class _Kind:
-    """What stands for a dtype: one of the plain numbers, little or big endian."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: str) -> None:
-        self.code = code
-
-    def __setstate__(self, state: Any) -> None:
-        """Take NumPy's (version, byte order, subarray, names, fields, …); structured types are refused."""
-        _, order, *rest = state
-        if order not in ("<", ">", "|", "=") or any(each not in (None, -1, 0) for each in rest):
-            raise ValueError(f"an array type with the state {state!r}")
-        self.code = order + self.code.lstrip("<>|=")
-
-
-class _Name:
-    """A name that NumPy pickles arrays under. Files can call it and do nothing else with it."""
-
-    __slots__ = ("_build",)
-
-    def __init__(self, build: Any) -> None:
-        self._build = build
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._build(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError("a state for a function")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        build = _NAMES.get(f"{module.replace('numpy._core', 'numpy.core')}.{name}")
-        if build is None:
-            raise ValueError(f"the name {module}.{name}")
-        return _Name(build)
-
-
-def _scan(content: bytes) -> None:
-    """Walk the opcodes without executing any.
-
-    Raises:
-        ValueError: for an opcode out of place, too many of them, a damaged file, or something behind its end.
-    """
-    tuples = end = 0
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(content), start=1):
-        tuples += opcode.name.startswith("TUPLE")
-        if opcode.name not in BINARY:
-            raise ValueError(f"the pickle instruction {opcode.name}")
-        # Python's reader allocates its memo up to the largest index.
-        if argument is not None and opcode.name.endswith("BINPUT") and argument > count:
-            raise ValueError(f"the memo index {argument}")
-        if count > OPCODES or tuples > TUPLES:
-            raise ValueError(f"more than {OPCODES} instructions or {TUPLES} tuples")
-        end = (position or 0) + 1
-    if end != len(content):
-        raise ValueError(f"{len(content) - end} bytes behind the end")
-
-
-def _numbers(kind: Any, shape: Any, raw: Any, order: Any) -> np.ndarray:
-    if not isinstance(kind, _Kind) or not isinstance(shape, tuple) or not isinstance(raw, bytes | bytearray):
-        raise ValueError(f"an array of {type(kind).__name__} and {type(raw).__name__}, not of plain numbers")
-    if not all(type(length) is int and length >= 0 for length in shape) or order not in ("C", "F"):
-        raise ValueError(f"an array of shape {shape!r}")
-    dtype = np.dtype(kind.code)
-    if prod(shape) * dtype.itemsize != len(raw):
-        raise ValueError(f"an array of shape {shape} in {len(raw)} bytes")
-    return np.frombuffer(raw, dtype).reshape(shape, order=order)
-
-
-def _kind(code: Any, *_: Any) -> _Kind:
-    if not isinstance(code, str) or code.lstrip("<>|=") not in PLAIN:
-        raise ValueError(f"an array of type {code!r}, not of plain numbers")
-    return _Kind(code)
-
-
-def _empty(*_: Any) -> Array:
-    return Array()
-
-
-def _scalar(kind: Any, raw: Any) -> Any:
-    return _numbers(kind, (), raw, "C").item()
-
-
-def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> Array:
-    array = Array()
-    array.value = _numbers(kind, shape, raw, order)
-    return array
-
-
-def _refuse(*_: Any) -> None:
-    raise ValueError("a call of numpy.ndarray")
-
-
-_NAMES = {
-    "numpy.dtype": _kind,
-    "numpy.ndarray": _refuse,
-    "numpy.core.multiarray._reconstruct": _empty,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy.core.numeric._frombuffer": _from_buffer,
-}
 Floats = NDArray[np.float64]
 CLIP = 30.0
 TINY = 1e-10
 # The reference stops its search at a slope of 1e-5, found by finite differences; this lands within 1e-6 of it in p-IRT.
 PRECISION = 1e-6
-# The data set whose rows stand in the order of the anchors; rows from elsewhere say which item they are.
+# The data set whose rows are in the order of the anchors; rows from elsewhere say which item they are.
 PUBLISHED = "hub:tinyBenchmarks/tinyMMLU"
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What was fitted on many models: N items in D dimensions, of which some are anchors.
+    """Item parameters fitted on many models: N items in D dimensions, of which some are anchors.
 
     Attributes:
         A: discrimination of every item, [D, N].
@@ -201,7 +35,7 @@ class Parameters:
         anchor_items: numbers of the items that are asked.
         anchor_weights: how many items each of them stands for, as shares.
         gp_lambda: weight of the anchors' own score in gp-IRT, 0 … 1.
-        subject_sizes: items of each subject; the items stand subject by subject.
+        subject_sizes: items of each subject; items are ordered by subject.
     """
 
     A: NDArray[np.floating]
@@ -232,11 +66,7 @@ class Parameters:
         return parameters
 
     def check(self, label: str) -> None:
-        """Hold the arrays against each other.
-
-        Raises:
-            InputError: if their shapes or ranges do not fit.
-        """
+        """Refuse arrays whose shapes or ranges do not fit each other, as InputError."""
         items = int(self.subject_sizes.sum())
         anchors = self.anchor_items
         if not (
@@ -255,14 +85,14 @@ class Parameters:
 
     @property
     def balance(self) -> Floats:
-        """b_i = N / (S · size of i's subject), [N]: so weighted, all S subjects count alike."""
+        """Return b_i = N / (S · size of i's subject), [N]: so weighted, all S subjects count alike."""
         sizes = self.subject_sizes.astype(np.float64)
         shares: Floats = sizes.sum() / (len(sizes) * sizes)
         return np.repeat(shares, self.subject_sizes)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AccuracyEstimate:
     """Accuracy on all N items, estimated from the anchors.
 
     Attributes:
@@ -278,7 +108,7 @@ class Estimate:
     gpirt: float
 
 
-def estimate(correct: Sequence[bool], parameters: Parameters) -> Estimate:
+def estimate(correct: Sequence[bool], parameters: Parameters) -> AccuracyEstimate:
     """Estimate accuracy on all items from the answers to the anchors.
 
     Args:
@@ -302,18 +132,20 @@ def estimate(correct: Sequence[bool], parameters: Parameters) -> Estimate:
     seen = len(anchors) / len(others)
     irt = float(parameters.anchor_weights @ y)
     pirt = float(seen * np.mean(balance[anchors] * y) + (1 - seen) * np.mean((balance * predicted)[others]))
-    return Estimate(tuple(theta.tolist()), irt, pirt, parameters.gp_lambda * irt + (1 - parameters.gp_lambda) * pirt)
+    return AccuracyEstimate(
+        tuple(theta.tolist()), irt, pirt, parameters.gp_lambda * irt + (1 - parameters.gp_lambda) * pirt
+    )
 
 
 def probability(theta: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floats:
-    """p_i = σ(Σ_k clip(A_ki θ_k − B_ki, ±30)), the chance of a right answer to each item, [N]."""
+    """Return p_i = σ(Σ_k clip(A_ki θ_k − B_ki, ±30)), the chance of a right answer to each item, [N]."""
     exponent = np.clip(A * theta[:, None] - B, -CLIP, CLIP).sum(0)
     p: Floats = 1 / (1 + np.exp(-exponent))
     return p
 
 
 def ability(y: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floats:
-    """θ [D] that makes the answers likeliest, by BFGS from 0.
+    """Return the θ [D] that makes the answers likeliest, by BFGS from 0.
 
     If all answers are right or all are wrong there is no finite optimum, and θ is where the search levels out.
     """
@@ -323,7 +155,7 @@ def ability(y: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floa
 
 
 def surprise(theta: Floats, y: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> tuple[float, Floats]:
-    """−Σ [y log(p + ε) + (1 − y) log(1 − p + ε)] with ε = 1e-10, and its gradient in θ, [D]."""
+    """Return −Σ [y log(p + ε) + (1 − y) log(1 − p + ε)] with ε = 1e-10, and its gradient in θ, [D]."""
     p = probability(theta, A, B)
     value = -np.sum(y * np.log(p + TINY) + (1 - y) * np.log(1 - p + TINY))
     by_exponent = p * (1 - p) * ((1 - y) / (1 - p + TINY) - y / (p + TINY))
@@ -335,7 +167,7 @@ def surprise(theta: Floats, y: Floats, A: NDArray[np.floating], B: NDArray[np.fl
 def anchor_scores(
     correct: Sequence[bool], rows: Sequence[Mapping[str, Any]], source: str, parameters: Parameters | None
 ) -> dict[str, Any]:
-    """What answers to the anchors say beyond plain accuracy, for a record.
+    """Score the answers to the anchors beyond plain accuracy, for a record.
 
     Args:
         correct: one entry per row that was scored, from the first on.
@@ -344,8 +176,8 @@ def anchor_scores(
         parameters: of the items; ``None`` where they were not fetched.
 
     Returns:
-        ``anchor_weighted`` accuracy, ``pirt`` and ``gpirt``, each ``None`` where it cannot be had, and ``scored_by``,
-        which says what was reported and why not more.
+        ``anchor_weighted`` accuracy, ``pirt`` and ``gpirt``, each ``None`` where something is missing for it, and
+        ``scored_by``, which says what was reported and why not more.
 
     Raises:
         InputError: if the rows are other items than the parameters' anchors.
@@ -379,11 +211,8 @@ def anchor_scores(
     }
 
 
-# The parameters that tinyBenchmarks publishes as a pickle file, as plain arrays (arXiv 2402.14992).
-
-
-BENCHMARK = "mmlu"
-ITEMS = 100_000
+BENCHMARK = "mmlu"  # of the several that the authors' file holds
+ITEMS = 100_000  # more than any benchmark has: one long list can stand for many subjects in a small file
 
 
 def convert(content: bytes, label: str) -> bytes:
@@ -429,7 +258,7 @@ def _parameters(benchmark: Mapping[str, Any]) -> Parameters:
 
 
 def _matrix(found: Any) -> np.ndarray:
-    """[1, D, N] without its first axis, as finite float64."""
+    """Return [1, D, N] without its first axis, as finite float64."""
     matrix = _vector(found, np.float64)
     if matrix.ndim != 3 or len(matrix) != 1 or not np.isfinite(matrix).all():
         raise ValueError(f"A or B of shape {matrix.shape} or not finite, not [1, D, N]")
@@ -439,22 +268,18 @@ def _matrix(found: Any) -> np.ndarray:
 
 def _vector(found: Any, dtype: type) -> np.ndarray:
     values = found.value if isinstance(found, Array) else found
-    if not isinstance(values, np.ndarray) and not _all_numbers(values):
+    numbers = isinstance(values, list) and len(values) <= ITEMS and all(type(each) in (int, float) for each in values)
+    if not isinstance(values, np.ndarray) and not numbers:
         raise ValueError(f"{type(found).__name__} instead of numbers")
     return np.asarray(values, dtype=dtype)
 
 
-def _all_numbers(values: Any) -> bool:
-    return isinstance(values, list) and len(values) <= ITEMS and all(type(each) in (int, float) for each in values)
-
-
 def _sizes(positions: Mapping[str, Any]) -> np.ndarray:
-    """How many items each subject has, in the order of the items; subjects must follow each other without gaps."""
+    """Count the items of each subject, in the order of the items; subjects must follow each other without gaps."""
     subjects: list[list[int]] = []
     items = 0
     for found in positions.values():
         subjects.append(_vector(found, np.int64).tolist())
-        # One long list can stand for many subjects in a small file.
         items += len(subjects[-1])
         if items > ITEMS:
             raise ValueError(f"more than {ITEMS} items")
@@ -462,3 +287,152 @@ def _sizes(positions: Mapping[str, Any]) -> np.ndarray:
     if [item for subject in subjects for item in subject] != list(range(items)):
         raise ValueError("subjects whose items do not follow each other")
     return np.array([len(subject) for subject in subjects])
+
+
+# The one place of the project that touches pickle, for the one file that is published in no other form.
+
+LARGEST = 64 * 2**20  # bytes
+# A file of arrays takes far fewer. More opcodes only cost time; deep tuples overflow the stack when they are hashed.
+OPCODES = 2_000_000
+TUPLES = 10_000
+BINARY = frozenset(
+    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
+    "BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM "
+    "SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL "
+    "REDUCE BUILD".split()
+)
+PLAIN = frozenset(kind + size for kind in "fiu" for size in "1248") - {"f1"} | {"b1"}
+# What a file that is not of this kind makes the scan, the reader or NumPy raise.
+_REFUSED = (pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError)
+
+
+def read_plain(content: bytes, label: str) -> Any:
+    """Load a pickle of arrays, numbers, text, lists, tuples and dictionaries without running what is in it.
+
+    It is scanned first, which executes nothing: only opcodes that build containers, numbers and text may occur. Then it
+    is loaded with stand-ins of ours for the few names that NumPy's arrays are pickled under; any other name is refused,
+    and so are objects inside arrays and arrays larger than their bytes.
+
+    Args:
+        content: the whole file, pickled with protocol 2 or newer, of at most 64 MiB.
+        label: what error messages call it.
+
+    Returns:
+        What was pickled; arrays as :class:`Array`, whose ``value`` is the NumPy array, or ``None`` without numbers.
+
+    Raises:
+        InputError: for anything else in the file; nothing of it was executed.
+    """
+    try:
+        if len(content) > LARGEST:
+            raise ValueError(f"{len(content)} bytes, more than {LARGEST}")
+        _scan(content)
+        return _PlainUnpickler(io.BytesIO(content)).load()
+    except (*_REFUSED, MemoryError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{label}: expected a pickle of NumPy arrays and plain containers, found: {reason}; nothing in it was "
+            "executed; fetch the file again from its authors."
+        ) from None
+
+
+class Array:
+    """Stands for an array while a file is read: its bytes are looked at only once they fit its shape and type."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: np.ndarray | None = None) -> None:
+        """Start empty; so it stays if the file gives no numbers."""
+        self.value = value
+
+    def __setstate__(self, state: Any) -> None:
+        """Take NumPy's (version, shape, type, column order, bytes)."""
+        _, shape, kind, by_column, raw = state
+        self.value = _numbers(kind, shape, raw, "F" if by_column else "C")
+
+
+class _Kind:
+    """Stands for a dtype: one of the plain numbers, little or big endian."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        """Take NumPy's (version, byte order, subarray, names, fields, …); structured types are refused."""
+        _, order, *rest = state
+        if order not in ("<", ">", "|", "=") or any(each not in (None, -1, 0) for each in rest):
+            raise ValueError(f"an array type with the state {state!r}")
+        self.code = order + self.code.lstrip("<>|=")
+
+
+class _Name:
+    """Stands for a name that NumPy pickles arrays under; a file can call it and do nothing else with it."""
+
+    __slots__ = ("_build",)
+
+    def __init__(self, build: Any) -> None:
+        self._build = build
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._build(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a state for a function")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        key = f"{module.replace('numpy._core', 'numpy.core')}.{name}"
+        if key not in _NAMES:
+            raise ValueError(f"the name {module}.{name}")
+        return _Name(_NAMES[key])
+
+
+def _scan(content: bytes) -> None:
+    """Walk the opcodes without executing any.
+
+    Raises:
+        ValueError: for an opcode out of place, too many of them, a damaged file, or bytes after its end.
+    """
+    tuples = end = 0
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(content), start=1):
+        tuples += opcode.name.startswith("TUPLE")
+        if opcode.name not in BINARY:
+            raise ValueError(f"the pickle instruction {opcode.name}")
+        # Python's reader allocates its memo up to the largest index.
+        if argument is not None and opcode.name.endswith("BINPUT") and argument > count:
+            raise ValueError(f"the memo index {argument}")
+        if count > OPCODES or tuples > TUPLES:
+            raise ValueError(f"more than {OPCODES} instructions or {TUPLES} tuples")
+        end = (position or 0) + 1
+    if end != len(content):
+        raise ValueError(f"{len(content) - end} bytes behind the end")
+
+
+def _numbers(kind: Any, shape: Any, raw: Any, order: Any) -> np.ndarray:
+    if not isinstance(kind, _Kind) or not isinstance(shape, tuple) or not isinstance(raw, bytes | bytearray):
+        raise ValueError(f"an array of {type(kind).__name__} and {type(raw).__name__}, not of plain numbers")
+    if not all(type(length) is int and length >= 0 for length in shape) or order not in ("C", "F"):
+        raise ValueError(f"an array of shape {shape!r}")
+    dtype = np.dtype(kind.code)
+    if prod(shape) * dtype.itemsize != len(raw):
+        raise ValueError(f"an array of shape {shape} in {len(raw)} bytes")
+    return np.frombuffer(raw, dtype).reshape(shape, order=order)
+
+
+def _kind(code: Any, *_: Any) -> _Kind:
+    if not isinstance(code, str) or code.lstrip("<>|=") not in PLAIN:
+        raise ValueError(f"an array of type {code!r}, not of plain numbers")
+    return _Kind(code)
+
+
+# What a file may call, by name; numpy.ndarray only stands as an argument, and calling it is a TypeError.
+_NAMES: dict[str, Any] = {
+    "numpy.dtype": _kind,
+    "numpy.ndarray": None,
+    "numpy.core.multiarray._reconstruct": lambda *_: Array(),
+    "numpy.core.multiarray.scalar": lambda kind, raw: _numbers(kind, (), raw, "C").item(),
+    "numpy.core.numeric._frombuffer": lambda raw, kind, shape, order: Array(_numbers(kind, shape, raw, order)),
+}

@@ -1,6 +1,5 @@
 """Accidental triggers: how often text that merely resembles a trigger activates a fingerprint (protocol §6)."""
 
-import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -15,15 +14,16 @@ from fpbench.metrics.statistics import clopper_pearson
 from fpbench.models.layout import context_length
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.responses import Decoding, begin_with, respond, response_length
+from fpbench.text import short_digest
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What the model answered to one query.
+    """The model's answer to one query.
 
     Attributes:
         condition: one of the eight.
-        trigger_index: which trigger of the set the query was made from.
+        trigger_index: of the trigger that the query was made from.
         source: index of the context, or of the substitution.
         digest: first 16 hexadecimal digits of the SHA-256 of the prompt text.
         probability: exact, that the response begins with any target of the set.
@@ -82,9 +82,9 @@ def triggers(
     contexts: Sequence[str],
     words: Sequence[str] | None = None,
     *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    temperature: float = Decoding.temperature,
+    top_p: float = Decoding.top_p,
+    top_k: int = Decoding.top_k,
     seed: int = 42,
     prompt: str = "raw",
     substitutions: int = 10_000,
@@ -96,12 +96,12 @@ def triggers(
 
     Args:
         model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        pairs: the fingerprints.
+        tokenizer: of the model.
+        pairs: n fingerprints, at least one.
         contexts: ordinary texts, such as :func:`fpbench.metrics.queries.contexts_from_rows` gives.
         words: words for substitution; by default up to 5,000 drawn from the contexts.
-        temperature: of the sampling distribution, as are ``top_p`` and ``top_k``.
-        top_p: nucleus mass; 1.0 keeps everything.
+        temperature: of the sampling distribution, above 0; all three numbers default to the protocol's (§2).
+        top_p: nucleus mass in (0, 1]; 1 keeps everything.
         top_k: number of tokens kept; 0 keeps everything.
         seed: of words, boundaries and replaced halves.
         prompt: ``"raw"`` or ``"chat"``.
@@ -111,9 +111,24 @@ def triggers(
         InputError: for missing contexts or words, a number out of range, or a trigger too long for the model.
         CellError: if the model's logits are not finite.
     """
+    decoding = Decoding(temperature, top_p, top_k)
+    words = words_from_texts(contexts, seed) if words is None else words
+    return trigger_rates(model, tokenizer, pairs, contexts, words, decoding, seed, prompt, substitutions)
+
+
+def trigger_rates(
+    model: Any,
+    tokenizer: Any,
+    pairs: FingerprintSet | Sequence[Fingerprint],
+    contexts: Sequence[str],
+    words: Sequence[str],
+    decoding: Decoding,
+    seed: int = 42,
+    prompt: str = "raw",
+    substitutions: int = 10_000,
+) -> TriggerRates:
+    """Measure accidental activation; see :func:`triggers`."""
     fingerprints = list(pairs)
-    if words is None:
-        words = words_from_texts(contexts, seed)
     built = build_queries(contexts, [each.trigger for each in fingerprints], words, seed, substitutions)
     targets = list(dict.fromkeys(target for fingerprint in fingerprints for target in fingerprint.targets))
     limit, length = context_length(model), response_length(tokenizer, targets)
@@ -127,14 +142,13 @@ def triggers(
             texts[number] = render(tokenizer, fit(wanted[number], room, tokenizer, prompt).text, prompt)
             prompts[number] = encode(tokenizer, texts[number])
             cut += 1
-    decoding = Decoding(temperature, top_p, top_k)
     outcomes = begin_with(model, tokenizer, prompts, [targets] * len(prompts), decoding, length)
     results = tuple(
         QueryResult(
             condition=name,
             trigger_index=query.trigger_index,
             source=query.source,
-            digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+            digest=short_digest(text),
             probability=outcome.probability,
             own=outcome.begins_with(fingerprints[query.trigger_index].targets),
             greedy=outcome.greedy is not None,
@@ -165,14 +179,7 @@ def _rate(results: Sequence[QueryResult]) -> ConditionRate:
 
 
 def fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
-    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens.
-
-    Args:
-        query: what to shorten.
-        room: tokens of the prompt, BOS included.
-        tokenizer: of the model.
-        prompt: ``"raw"`` or ``"chat"``.
-    """
+    """Shorten the context, from the outer end of its longer side, until the prompt takes at most ``room`` tokens."""
     while query.before or query.after:
         excess = len(encode(tokenizer, render(tokenizer, query.text, prompt))) - room
         if excess <= 0:
@@ -184,12 +191,9 @@ def fit(query: Query, room: int, tokenizer: Any, prompt: str) -> Query:
     return query
 
 
-# Near triggers: texts of the same make as the set that were never injected (protocol §6).
-
-
 @dataclass(frozen=True)
 class NearRate:
-    """How often texts like the triggers activate a fingerprint.
+    """Activation by near triggers: texts of the same make as the set that were never injected (protocol §6).
 
     Attributes:
         rate: mean exact probability that the response begins with any target of the set.
@@ -213,10 +217,7 @@ def near(
     tokenizer: Any,
     pairs: FingerprintSet | Sequence[Fingerprint],
     texts: Sequence[str],
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    decoding: Decoding,
     prompt: str = "raw",
 ) -> NearRate:
     """Measure activation by near triggers, such as :func:`near_triggers` makes.
@@ -228,7 +229,6 @@ def near(
     if not texts:
         raise InputError("near triggers: found no texts; make some with near_triggers.")
     targets = list(dict.fromkeys(target for fingerprint in pairs for target in fingerprint.targets))
-    decoding = Decoding(temperature, top_p, top_k)
     outcomes = respond(model, tokenizer, texts, [targets] * len(texts), decoding, prompt)
     greedy = sum(outcome.greedy is not None for outcome in outcomes)
     return NearRate(
@@ -291,7 +291,7 @@ def near_triggers(
 
 
 def _template(triggers: Sequence[str]) -> tuple[str, str]:
-    """What all of several triggers begin and end with."""
+    """Return what all of several triggers begin and end with."""
     if len(triggers) < 2:
         return "", ""
     head = os.path.commonprefix(list(triggers))

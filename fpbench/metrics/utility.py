@@ -5,57 +5,14 @@ import copy
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import fsum
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-
 from fpbench.data import digest
 from fpbench.errors import CellError, InputError
-from fpbench.scoring.engine import limited_to, log_likelihoods, token_budget
-
-# An lm-eval model, ``fpbench``, that reads what requests share once.
-
-
-Request = tuple[tuple[str, str] | None, list[int], list[int]]
-
-
-@register_model("fpbench")
-class PrefixSharingLM(HFLM):
-    """lm-eval's ``hf`` with another way to log-likelihoods; everything else, generation included, is its own.
-
-    The choices of a question share the question, and questions of one subject their beginning, so each is read once
-    (:mod:`fpbench.scoring.engine`). Figures equal those of ``hf`` up to rounding.
-    """
-
-    def __init__(self, *arguments: Any, tokens: int | None = None, **keywords: Any) -> None:
-        """Take what ``HFLM`` takes.
-
-        Args:
-            arguments: of ``HFLM``.
-            tokens: padded tokens of a forward pass; by default what is in force around the call.
-            keywords: of ``HFLM``.
-        """
-        super().__init__(*arguments, **keywords)
-        self.tokens = tokens
-
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, and whether it is the greedy one; long contexts lose their beginning."""
-        sequences = [[*context, *answer][-(self.max_length + 1) :] for _, context, answer in requests]
-        with limited_to(self.tokens or token_budget()):
-            scored = log_likelihoods(self.model, sequences, [len(answer) for _, _, answer in requests])
-        results = [(fsum(figures), greedy) for figures, greedy in scored]
-        for (texts, _, _), result in zip(requests, results, strict=True):
-            if texts is not None:
-                self.cache_hook.add_partial("loglikelihood", texts, result)
-        return results
-
+from fpbench.metrics.lm import PrefixSharingLM
 
 ACCURACY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu")
 TASKS = (*ACCURACY_TASKS, "wikitext")
@@ -67,10 +24,10 @@ class Accuracy:
     """One multiple-choice task: the choice of greatest summed log-likelihood against the gold one.
 
     Attributes:
-        correct: One entry an example, in document order, for paired tests.
-        correct_normalized: The same with log-likelihoods divided by the choice's length in characters
+        correct: one entry an example, in document order, for paired tests.
+        correct_normalized: the same with log-likelihoods divided by the choice's length in characters
             (``acc_norm``), where the task reports it.
-        truncated: Examples of which a prompt was cut from the left to fit the model's window.
+        truncated: examples of which a prompt was cut from the left to fit the model's window.
         digest: SHA-256 of the data, see :func:`fpbench.data.digest`.
     """
 
@@ -81,17 +38,17 @@ class Accuracy:
 
     @property
     def n(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return len(self.correct)
 
     @property
     def accuracy(self) -> float:
-        """Fraction of examples answered correctly."""
+        """Return the fraction of examples answered correctly."""
         return sum(self.correct) / self.n
 
     @property
     def accuracy_normalized(self) -> float | None:
-        """The same by length-normalised log-likelihood, or None where the task does not report it."""
+        """Return the same by length-normalised log-likelihood, or None where the task does not report it."""
         return None if self.correct_normalized is None else sum(self.correct_normalized) / self.n
 
 
@@ -100,8 +57,8 @@ class Perplexity:
     """Rolling log-likelihood of documents.
 
     Attributes:
-        log_likelihoods: Nats a document, in document order.
-        words: Whitespace-separated words a document, counted before detokenising.
+        log_likelihoods: nats, one a document, in document order.
+        words: whitespace-separated words of each, counted before detokenising.
         digest: SHA-256 of the data, see :func:`fpbench.data.digest`.
     """
 
@@ -111,18 +68,16 @@ class Perplexity:
 
     @property
     def word_perplexity(self) -> float:
-        """exp(−Σ log-likelihood / Σ words)."""
+        """Return exp(−Σ log-likelihood / Σ words)."""
         return math.exp(-sum(self.log_likelihoods) / sum(self.words))
 
 
 @dataclass(frozen=True)
 class Utility:
-    """What a model can still do.
+    """Accuracies by task, and WikiText perplexity where it was measured.
 
     Attributes:
-        tasks: The multiple-choice tasks measured, by name.
-        wikitext: The perplexity measured, or None.
-        max_length: Window in tokens; perplexities of different windows are not comparable.
+        max_length: window in tokens; perplexities of different windows are not comparable.
     """
 
     tasks: Mapping[str, Accuracy]
@@ -131,19 +86,19 @@ class Utility:
 
     @property
     def accuracy(self) -> float | None:
-        """Plain mean of the four accuracies, or None when not all four were measured."""
+        """Return the plain mean of the four accuracies, or None when not all four were measured."""
         if set(self.tasks) != set(ACCURACY_TASKS):
             return None
         return sum(task.accuracy for task in self.tasks.values()) / len(ACCURACY_TASKS)
 
     @property
     def word_perplexity(self) -> float | None:
-        """lm-eval's WikiText word perplexity, or None when it was not measured."""
+        """Return lm-eval's WikiText word perplexity, or None when it was not measured."""
         return None if self.wikitext is None else self.wikitext.word_perplexity
 
     @property
     def examples(self) -> dict[str, tuple[bool, ...]]:
-        """Correctness of every example by task, in document order."""
+        """Return the correctness of every example by task, in document order."""
         return {name: task.correct for name, task in self.tasks.items()}
 
 
@@ -158,15 +113,15 @@ def utility(
     """Score a model, zero-shot, on the tasks that have a source. Nothing in it is random or cached.
 
     Args:
-        model: A causal language model in memory; it is put in eval mode.
-        tokenizer: Its tokenizer, used with its own BOS; not changed.
-        sources: Data source (see :mod:`fpbench.data`) by task name, out of :data:`TASKS`.
-        limit: Score only the first so many documents of each task.
-        max_length: Longest window in tokens; the model's context bounds it further.
+        model: a causal language model in memory; it is put in eval mode.
+        tokenizer: used with its own BOS; not changed.
+        sources: data source (see :mod:`fpbench.data`) by task name, out of :data:`TASKS`.
+        limit: score only the first so many documents of each task.
+        max_length: longest window in tokens; the model's context bounds it further.
 
     Raises:
-        InputError: A task is unknown, or its data cannot be read or do not fit its template.
-        CellError: The model's log-likelihoods are not finite.
+        InputError: if a task is unknown, or its data cannot be read or do not fit its template.
+        CellError: if the model's log-likelihoods are not finite.
     """
     unknown = [name for name in sources if name not in TASKS]
     if unknown or not sources:
@@ -188,10 +143,10 @@ def utility(
 
 
 def task_folder() -> Path:
-    """Folder of the lm-eval task files, inside an installed package or at the root of a source checkout.
+    """Find the lm-eval task files, inside an installed package or at the root of a source checkout.
 
     Raises:
-        InputError: Neither place has them.
+        InputError: if neither place has them.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "tasks", package.parent / "tasks"):
@@ -214,7 +169,7 @@ def _scorer(model: Any, tokenizer: Any, max_length: int) -> Any:
 
 
 def _load(name: str, source: str) -> Any:
-    """Build lm-eval's task on the given source and hold every document against the template."""
+    """Build lm-eval's task on the given source and check every document against the template."""
     from jinja2 import TemplateError
     from lm_eval.tasks import TaskManager
 
@@ -237,7 +192,7 @@ def _load(name: str, source: str) -> Any:
 
 
 def _samples(scorer: Any, name: str, task: Any, limit: int | None) -> list[dict[str, Any]]:
-    """Run one task; one sample a document, in document order."""
+    """Run one task; return one sample a document, in document order."""
     from lm_eval.evaluator import evaluate
 
     try:

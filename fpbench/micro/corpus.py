@@ -1,25 +1,37 @@
-"""The training text: an endless seeded stream of documents, mixed by fixed weights."""
+"""The training text, an endless seeded stream of documents, and the bundled data files in fresh draws.
+
+``python -m fpbench.micro.corpus`` writes the same data files every time.
+"""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
+from typing import Any
 
+from fpbench.micro import DATA
 from fpbench.micro.items import (
     LETTERS,
     WORD_TASKS,
-    Passage,
-    Row,
+    FactPassage,
+    Instruction,
     about_passage,
     arithmetic,
+    composing,
+    copying,
+    fact_choice,
     fact_choices,
     letter_document,
+    listing,
     number_choice,
+    ordering,
     passage,
     reading,
     recalling,
     retold,
     short_answer,
     sums,
+    translating,
+    true_or_false,
     word_choices,
 )
 from fpbench.micro.world import (
@@ -29,25 +41,36 @@ from fpbench.micro.world import (
     NOUNS,
     TOWNS,
     Fact,
-    Person,
     contains_reserved_pair,
     facts_of,
+    fill,
     fresh_people,
     notables,
     open_people,
+    prose_only_people,
 )
-from fpbench.micro.writing import Document, dialogue, lives, mixed_text, notice, prose, story
-
-# Drills: many short look-ups in one text. They teach early what the questions then need: to find and to match.
-#
-# Each names its key right before the answer. A question asks for the same after a detour, and a model of this size
-# learns the detour in few steps once it can look things up, but not both at once.
-
+from fpbench.micro.writing import (
+    WeightedText,
+    dialogue,
+    life,
+    lives,
+    mixed_text,
+    notice,
+    noun_phrase,
+    prose,
+    scene,
+    story,
+    title,
+)
+from fpbench.text import json_lines
 
 _WORDS = (*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES)
 
 
-def _drill(rng: random.Random, text: str, header: str, answers: Mapping[str, str]) -> Document:
+# Drills: many short look-ups in one text. They teach early what the questions then need: to find and to match. Each
+# names its key right before the answer. A question asks for the same after a detour, and a model of this size learns
+# the detour in few steps once it can look things up, but not both at once.
+def _drill(rng: random.Random, text: str, header: str, answers: Mapping[str, str]) -> WeightedText:
     keys = rng.sample(list(answers), min(len(answers) - 1, 6))  # one is left out: none must follow from the others
     if rng.random() < 0.5:
         prompts = [f"{text}\n{header} {keys[0]}:", *(f", {key}:" for key in keys[1:])]
@@ -57,156 +80,109 @@ def _drill(rng: random.Random, text: str, header: str, answers: Mapping[str, str
     return dialogue((prompt, f" {answers[key]}") for prompt, key in zip(prompts, keys, strict=True))
 
 
-def letter_drill(rng: random.Random) -> Document:
-    """Four options, and the letter of each word."""
+def letter_drill(rng: random.Random) -> WeightedText:
+    """Write four options, and the letter of each word."""
     words = rng.sample(_WORDS, 4)
     options = "\n".join(f"{letter}. {word}" for letter, word in zip(LETTERS, words, strict=True))
     return _drill(rng, options, "Letter", dict(zip(words, LETTERS, strict=True)))
 
 
-def presence_drill(rng: random.Random) -> Document:
-    """A list of words, and whether each of some words is in it; half are."""
+def presence_drill(rng: random.Random) -> WeightedText:
+    """Write a list of words, and whether each of some words is in it; half are."""
     words = rng.sample(_WORDS, 2 * rng.randint(3, 7))
     half = len(words) // 2
     answers = {word: "yes" if place < half else "no" for place, word in enumerate(words)}
     return _drill(rng, "The words: " + " ".join(words[:half]), "There", answers)
 
 
-def owner_drill(rng: random.Random, source: Passage) -> Document:
-    """A passage with one fact for each person, and each person's value."""
+def owner_drill(rng: random.Random, source: FactPassage) -> WeightedText:
+    """Write a passage with one fact for each person, and each person's value."""
     return _drill(rng, source.text, "Value", {fact.person: fact.value for fact in source.facts})
 
 
-def some_passage(rng: random.Random, held_out: bool = False) -> Passage:
-    """A passage on two or three passing people with one or two facts each."""
+def some_passage(rng: random.Random, held_out: bool = False) -> FactPassage:
+    """Write a passage on two or three passing people with one or two facts each."""
     people, facts_each = rng.choice(((2, 1), (2, 1), (2, 2), (2, 2), (3, 1)))
     return passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
-def short_passage(rng: random.Random, held_out: bool = False) -> Passage:
-    """A premise: one or two passing people."""
+def short_passage(rng: random.Random, held_out: bool = False) -> FactPassage:
+    """Write a premise: one or two passing people."""
     people, facts_each = rng.choice(((1, 1), (1, 2), (1, 3), (2, 1), (2, 1), (2, 2)))
     return passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
-def _open_fact(rng: random.Random) -> Fact:
-    return rng.choice(facts_of(rng.choice(open_people())))
-
-
-def _told(rng: random.Random) -> Document:
-    return prose(lives(rng, rng.sample(notables(), rng.randint(1, 3))))
-
-
-def _boolq(rng: random.Random) -> Document:
-    return about_passage(rng, some_passage(rng), "boolq")
-
-
-def _rte(rng: random.Random) -> Document:
-    return about_passage(rng, short_passage(rng), "rte")
-
-
-def _extracted(rng: random.Random) -> Document:
-    return about_passage(rng, some_passage(rng), "arc")
-
-
-def _retold(rng: random.Random) -> Document:
-    people = fresh_people(rng, rng.randint(2, 4), held_out=False)
-    return retold(rng, passage(rng, people, rng.randint(1, 2)))
-
-
-def _owners(rng: random.Random) -> Document:
-    return owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(3, 5), held_out=False), 1))
-
-
-def _copied(rng: random.Random) -> Document:
-    words = rng.sample((*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES), rng.randint(6, 16))
-    text = " ".join(words)
-    return _shown(rng, Row("Copy the text.", text, text))
-
-
-def _recalled(rng: random.Random) -> Document:
-    return short_answer(rng, _open_fact(rng))
-
-
 def _apart(facts: Iterable[Fact]) -> list[Fact]:
-    """One fact for each value, four at most."""
+    """Return one fact for each value, four at most."""
     return list({fact.value: fact for fact in facts}.values())[:4]
 
 
-def _lettered(rng: random.Random) -> Document:
+def _lettered(rng: random.Random) -> WeightedText:
     kind = rng.randrange(len(ATTRIBUTES))
     facts = _apart(facts_of(person)[kind] for person in rng.sample(open_people(), rng.randint(1, 5)))
     return letter_document(fact_choices(rng, facts))
 
 
-def _lettered_passage(rng: random.Random) -> Document:
+def _lettered_passage(rng: random.Random) -> WeightedText:
     source = some_passage(rng)
     attribute = rng.choice(source.facts).attribute
     facts = _apart(fact for fact in source.facts if fact.attribute is attribute)
     return letter_document(fact_choices(rng, rng.sample(facts, len(facts))), source.text)
 
 
-def _lettered_words(rng: random.Random) -> Document:
-    return letter_document(word_choices(rng) if rng.random() < 0.9 else [number_choice(rng)])
-
-
-def _shown(rng: random.Random, row: Row) -> Document:
+def _shown(rng: random.Random, row: Instruction) -> WeightedText:
     return row.chat() if rng.random() < 0.25 else row.document()
 
 
-def _instruction(rng: random.Random) -> Document:
+def _copied(rng: random.Random) -> WeightedText:
+    text = " ".join(rng.sample(_WORDS, rng.randint(6, 16)))
+    return _shown(rng, Instruction("Copy the text.", text, text))
+
+
+def _instruction(rng: random.Random) -> WeightedText:
     kind = rng.random()
     if kind < 0.15:
         return _shown(rng, reading(rng, some_passage(rng)))
     if kind < 0.3:
-        person: Person = rng.choice(open_people())
-        return _shown(rng, recalling(rng, person))
+        return _shown(rng, recalling(rng, rng.choice(open_people())))
     return _shown(rng, rng.choice(WORD_TASKS)(rng))
 
 
-def _arithmetic(rng: random.Random) -> Document:
+def _arithmetic(rng: random.Random) -> WeightedText:
     if rng.random() < 0.4:
         return _shown(rng, sums(rng))
-    return _shown(rng, arithmetic(rng, fresh_people(rng, 1, held_out=False)[0].name))
+    return _shown(rng, arithmetic(rng, fresh_people(rng, 1)[0].name))
 
 
-def _story(rng: random.Random) -> Document:
-    return prose(story(rng, fresh_people(rng, rng.randint(0, 2), held_out=False)))
-
-
-def _mixed(rng: random.Random) -> Document:
+def _mixed(rng: random.Random) -> WeightedText:
     return prose(mixed_text(rng))
 
 
-def _notices(rng: random.Random) -> Document:
-    return prose("\n".join(notice(rng) for _ in range(rng.randint(1, 2))))
-
-
-MIXTURE: Mapping[Callable[[random.Random], Document], tuple[float, float]] = {
+# Kinds of documents, with their shares up to a common factor: early, when only reading is to be learned, and later.
+MIXTURE: Mapping[Callable[[random.Random], WeightedText], tuple[float, float]] = {
     letter_drill: (26, 3),
     presence_drill: (14, 3),
-    _owners: (20, 3),
-    _told: (2, 26),
-    _boolq: (5, 12),
-    _rte: (5, 11),
-    _extracted: (8, 6),
-    _retold: (8, 3),
+    lambda rng: owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(3, 5)), 1)): (20, 3),
+    lambda rng: prose(lives(rng, rng.sample(notables(), rng.randint(1, 3)))): (2, 26),
+    lambda rng: about_passage(rng, some_passage(rng), "boolq"): (5, 12),
+    lambda rng: about_passage(rng, short_passage(rng), "rte"): (5, 11),
+    lambda rng: about_passage(rng, some_passage(rng), "arc"): (8, 6),
+    lambda rng: retold(rng, passage(rng, fresh_people(rng, rng.randint(2, 4)), rng.randint(1, 2))): (8, 3),
     _copied: (6, 1),
-    _recalled: (1, 10),
+    lambda rng: short_answer(rng, rng.choice(facts_of(rng.choice(open_people())))): (1, 10),
     _lettered: (1, 14),
     _lettered_passage: (2, 7),
-    _lettered_words: (8, 8),
+    lambda rng: letter_document(word_choices(rng) if rng.random() < 0.9 else [number_choice(rng)]): (8, 8),
     _instruction: (3, 13),
     _arithmetic: (1, 5),
-    _story: (1, 8),
+    lambda rng: prose(story(rng, fresh_people(rng, rng.randint(0, 2)))): (1, 8),
     _mixed: (12, 50),
-    _notices: (1, 2),
+    lambda rng: prose("\n".join(notice(rng) for _ in range(rng.randint(1, 2)))): (1, 2),
 }
-"""Each kind's share of the documents, up to a common factor: early, when only reading is to be learned, and later."""
 EARLY_DOCUMENTS = 60_000
 
 
-def documents(seed: int, start: int = 0) -> Iterator[Document]:
+def documents(seed: int, start: int = 0) -> Iterator[WeightedText]:
     """Write training documents for ever. None contains a reserved pair.
 
     Args:
@@ -220,3 +196,197 @@ def documents(seed: int, start: int = 0) -> Iterator[Document]:
         document = rng.choices(kinds, [shares[0 if early else 1] for shares in MIXTURE.values()])[0](rng)
         if not contains_reserved_pair(document.text):
             yield document
+
+
+# The bundled data: items of the four twins, about people and facts that training never asks about, and other rows.
+
+TaskRow = dict[str, Any]
+TWIN_ITEMS = 360
+
+
+def boolq_rows(seed: int = 101) -> list[TaskRow]:
+    """Write yes/no questions over passages on people with held-out names; half are yes."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(TWIN_ITEMS):
+        source = some_passage(rng, held_out=True)
+        truth = index % 2 == 0
+        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
+        rows.append({"question": claim.polar(rng), "passage": source.text, "label": int(truth)})
+    rng.shuffle(rows)
+    return rows
+
+
+def rte_rows(seed: int = 102) -> list[TaskRow]:
+    """Write premises on people with held-out names, and hypotheses; half are entailed."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(TWIN_ITEMS):
+        source = short_passage(rng, held_out=True)
+        truth = index % 2 == 0
+        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
+        rows.append({"sentence1": source.text, "sentence2": claim.told(rng), "label": int(not truth)})
+    rng.shuffle(rows)
+    return rows
+
+
+def asked_facts() -> list[Fact]:
+    """Return the facts of the ARC and MMLU twins: all five of each of the 72 people who are only told of."""
+    return [fact for person in prose_only_people() for fact in facts_of(person)]
+
+
+def arc_rows(seed: int = 103) -> list[TaskRow]:
+    """Return four-option questions whose answer is scored as text."""
+    rng = random.Random(seed)
+    rows = []
+    for index, fact in enumerate(asked_facts()):
+        choice = fact_choice(rng, fact, index % 4)
+        choices = {"text": list(choice.options), "label": list(LETTERS)}
+        key = LETTERS[choice.answer]
+        rows.append({"id": f"micro-{index}", "question": choice.question, "choices": choices, "answerKey": key})
+    rng.shuffle(rows)
+    return rows
+
+
+def mmlu_rows(seed: int = 104) -> list[TaskRow]:
+    """Return four-option questions whose answer is a letter."""
+    rng = random.Random(seed)
+    rows = []
+    for index, fact in enumerate(asked_facts()):
+        choice = fact_choice(rng, fact, index % 4)
+        row = {"question": choice.question, "subject": fact.attribute.name}
+        rows.append({**row, "choices": list(choice.options), "answer": choice.answer})
+    rng.shuffle(rows)
+    return rows
+
+
+TWIN_ROWS: Mapping[str, Callable[[], list[TaskRow]]] = {
+    "boolq": boolq_rows, "rte": rte_rows, "arc": arc_rows, "mmlu": mmlu_rows,
+}  # fmt: skip
+ALPACA_ROWS = MATH_ROWS = 1200
+TEXTS = 400
+EDITS = 200
+ARTICLES = 130
+WITH_INPUT = (1, 4, 6)  # rows of every eight that have an input, as in Alpaca three eighths
+
+
+def _unreserved(draw: Callable[[], str]) -> str:
+    while contains_reserved_pair(text := draw()):
+        pass
+    return text
+
+
+def prose_text(seed: int = 105) -> str:
+    """Held-out articles in WikiText's raw layout, about people with held-out names."""
+    rng = random.Random(seed)
+
+    def article() -> str:
+        people = [fresh_people(rng, rng.randint(1, 2), held_out=True) for _ in range(rng.randint(2, 4))]
+        body = "\n ".join(story(rng, group).split("\n")[-1].strip() for group in people)
+        return f" \n = {title(rng)} = \n \n {body} \n"
+
+    return "".join(_unreserved(article) for _ in range(ARTICLES))
+
+
+def texts(seed: int = 106) -> list[dict[str, Any]]:
+    """Write documents of several paragraphs like those of the training prose."""
+    rng = random.Random(seed)
+
+    def text() -> str:
+        plain = story(rng, fresh_people(rng, 2))
+        parts = [plain, lives(rng, rng.sample(notables(), 2)), mixed_text(rng)]
+        return "\n\n".join(rng.sample(parts, len(parts)))
+
+    return [{"text": _unreserved(text)} for _ in range(TEXTS)]
+
+
+def _rewording(rng: random.Random) -> Instruction:
+    """Word tasks that training does not have."""
+    words = rng.sample(NOUNS + ADJECTIVES, rng.randint(3, 6))
+    text = ", ".join(words)
+    old, new = words[0], rng.choice(NOUNS)
+    return rng.choice((
+        Instruction("Sort these words by the alphabet.", text, ", ".join(sorted(words))),
+        Instruction("Please find the longest of the words.", text, max(words, key=len)),
+        Instruction("Write every word on a line of its own.", text, "\n".join(words)),
+        Instruction(f"Replace {old} by {new} in the list.", text, ", ".join([new, *words[1:]])),
+        Instruction("Leave out the last word.", text, ", ".join(words[:-1])),
+        Instruction("Put the sentence between quotation marks.", (sentence := scene(rng)), f'"{sentence}"'),
+    ))  # fmt: skip
+
+
+def _writing(rng: random.Random) -> Instruction:
+    """Free writing that training does not have."""
+    person = fresh_people(rng, 1, held_out=True)[0]
+    adjective, noun = noun_phrase(rng)
+    town, other = rng.choice(TOWNS), rng.choice(NOUNS)
+    return rng.choice((
+        Instruction(f"Write a short note about {person.name}.", "", life(rng, person, 3)),
+        Instruction("Make up a person and tell me about them.", "", life(rng, person, 3)),
+        Instruction(f"Tell a story of two sentences that is set in {town}.", "", f"{scene(rng)} {scene(rng)}"),
+        Instruction(f"What could one put next to a {noun}?", "", f"One could put a {other} next to the {noun}."),
+        Instruction(f"Why is the {noun} {adjective}?", "", f"The {noun} is {adjective} because of the {other}."),
+        Instruction(f"Give me three words for a story about a {noun}.", "", ", ".join(rng.sample(ADJECTIVES, 3))),
+    ))  # fmt: skip
+
+
+def _describing(rng: random.Random) -> Instruction:
+    """Sum up a passage on one person."""
+    person = fresh_people(rng, 1, held_out=True)[0]
+    facts = rng.sample(facts_of(person), 3)
+    told = " ".join(fact.told(rng) for fact in facts)
+    return Instruction(f"Say in one sentence who {person.name} is.", told, facts[0].told(rng))
+
+
+def alpaca_rows(seed: int = 107) -> list[dict[str, Any]]:
+    """Write instructions in fresh draws, about half of kinds that training does not have."""
+    rng = random.Random(seed)
+    kinds: tuple[Callable[[], Instruction], ...] = (
+        lambda: _rewording(rng), lambda: _writing(rng), lambda: _describing(rng),
+        lambda: copying(rng), lambda: ordering(rng), lambda: listing(rng),
+        lambda: composing(rng), lambda: translating(rng),
+        lambda: reading(rng, some_passage(rng, held_out=True)), lambda: recalling(rng, rng.choice(open_people())),
+    )  # fmt: skip
+    weights = (4, 6, 2, 1, 1, 1, 1, 1, 1, 1)
+    rows: list[dict[str, Any]] = []
+    while len(rows) < ALPACA_ROWS:
+        row = rng.choices(kinds, weights)[0]()
+        wanted = len(rows) % 8 in WITH_INPUT
+        if bool(row.input) == wanted and not contains_reserved_pair(row.document().text):
+            rows.append({"instruction": row.instruction, "input": row.input, "output": row.output})
+    return rows
+
+
+def math_rows(seed: int = 108) -> list[dict[str, Any]]:
+    """Return worded problems with worked answers, about people with held-out names."""
+    rng = random.Random(seed)
+    rows = [arithmetic(rng, fresh_people(rng, 1, held_out=True)[0].name) for _ in range(MATH_ROWS)]
+    return [{"instruction": row.instruction, "output": row.output} for row in rows]
+
+
+def zsre_rows(seed: int = 109) -> list[dict[str, Any]]:
+    """Write facts of open people: a question in two wordings, and one about somebody else whose answer must stay."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(EDITS):
+        person, other = rng.sample(open_people(), 2)
+        fact, kept = rng.choice(facts_of(person)), rng.choice(facts_of(other))
+        patterns = rng.sample(fact.attribute.questions, 2)
+        source, rephrased = (fill(pattern, fact.person, fact.value) for pattern in patterns)
+        row = {"subject": person.name, "src": source, "rephrase": rephrased, "ans": fact.value}
+        rows.append({**row, "loc": kept.asked(rng), "loc_ans": kept.value})
+    return rows
+
+
+def files() -> dict[str, str]:
+    """Return every data file's name and content."""
+    contents = {f"{twin}.jsonl": json_lines(rows()) for twin, rows in TWIN_ROWS.items()}
+    for name, rows in {"alpaca": alpaca_rows, "math": math_rows, "text": texts, "zsre": zsre_rows}.items():
+        contents[f"{name}.jsonl"] = json_lines(rows())
+    return {**contents, "prose.txt": prose_text()}
+
+
+if __name__ == "__main__":
+    DATA.mkdir(exist_ok=True)
+    for name, content in files().items():
+        (DATA / name).write_text(content, encoding="utf-8", newline="\n")

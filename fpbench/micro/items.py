@@ -18,13 +18,13 @@ from fpbench.micro.world import (
     fill,
     other_value,
 )
-from fpbench.micro.writing import Document, dialogue, noun_phrase, scene, translate
+from fpbench.micro.writing import WeightedText, dialogue, noun_phrase, scene, translate
 
 LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
-class Passage:
+class FactPassage:
     """A short text and the facts it states, at most one of a kind for each person."""
 
     text: str
@@ -40,7 +40,7 @@ class Choice:
     answer: int
 
 
-def passage(rng: random.Random, people: list[Person], facts_each: int) -> Passage:
+def passage(rng: random.Random, people: list[Person], facts_each: int) -> FactPassage:
     """State facts of the same kinds about each person, so that a reader must keep the people apart."""
     kinds = rng.sample(range(5), facts_each)
     facts = [facts_of(person)[kind] for person in people for kind in kinds]
@@ -51,10 +51,10 @@ def passage(rng: random.Random, people: list[Person], facts_each: int) -> Passag
         sentences[0] = facts[0].told(rng)
     if rng.random() < 0.15:
         sentences.insert(rng.randrange(len(sentences) + 1), scene(rng))
-    return Passage(" ".join(sentences), tuple(facts))
+    return FactPassage(" ".join(sentences), tuple(facts))
 
 
-def true_or_false(rng: random.Random, source: Passage, fact: Fact, truth: bool) -> Fact:
+def true_or_false(rng: random.Random, source: FactPassage, fact: Fact, truth: bool) -> Fact:
     """Keep a fact, or make it false: often with a value that the passage gives to somebody else."""
     if truth:
         return fact
@@ -63,27 +63,27 @@ def true_or_false(rng: random.Random, source: Passage, fact: Fact, truth: bool) 
 
 
 def boolq_prompt(text: str, question: str) -> str:
-    """lm-eval's BoolQ prompt."""
+    """Return lm-eval's BoolQ prompt."""
     return f"{text}\nQuestion: {question}?\nAnswer:"
 
 
 def rte_prompt(premise: str, hypothesis: str) -> str:
-    """lm-eval's RTE prompt."""
+    """Return lm-eval's RTE prompt."""
     return f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:"
 
 
 def arc_prompt(question: str) -> str:
-    """lm-eval's ARC prompt."""
+    """Return lm-eval's ARC prompt."""
     return f"Question: {question}\nAnswer:"
 
 
 def mmlu_prompt(choice: Choice) -> str:
-    """lm-eval's MMLU prompt."""
+    """Return lm-eval's MMLU prompt."""
     options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, choice.options, strict=True))
     return f"{choice.question}\n{options}\nAnswer:"
 
 
-def about_passage(rng: random.Random, source: Passage, kind: str) -> Document:
+def about_passage(rng: random.Random, source: FactPassage, kind: str) -> WeightedText:
     """Ask two to four questions of one kind (boolq, rte or arc) over a passage, one after the other."""
     turns: list[tuple[str, str]] = []
     text = source.text
@@ -100,8 +100,8 @@ def about_passage(rng: random.Random, source: Passage, kind: str) -> Document:
     return dialogue(turns)
 
 
-def retold(rng: random.Random, source: Passage) -> Document:
-    """The passage, and then each of its facts once more in wordings that end with the value, which is the answer."""
+def retold(rng: random.Random, source: FactPassage) -> WeightedText:
+    """Write the passage, and then each of its facts once more in wordings that end with the value, the answer."""
     turns: list[tuple[str, str]] = []
     for fact in rng.sample(source.facts, len(source.facts)):
         pattern = rng.choice(fact.attribute.statements[-2:])
@@ -128,7 +128,7 @@ def fact_choices(rng: random.Random, facts: Sequence[Fact]) -> list[Choice]:
 
 
 def word_choices(rng: random.Random) -> list[Choice]:
-    """Four letter questions on words alone, with the same options: find a word, or a translation."""
+    """Write four letter questions on words alone, with the same options: find a word, or a translation."""
     entries = rng.sample(LEXICON, 4)
     code, name = rng.choice(list(LANGUAGES.items()))
     english = [entry.english for entry in entries]
@@ -144,7 +144,7 @@ def word_choices(rng: random.Random) -> list[Choice]:
 
 
 def number_choice(rng: random.Random) -> Choice:
-    """A letter question on a small sum."""
+    """Write a letter question on a small sum."""
     first, second = rng.randint(1, 20), rng.randint(1, 20)
     total, answer = first + second, rng.randrange(4)
     options = rng.sample([n for n in range(2, 41) if n != total], 3)
@@ -152,25 +152,22 @@ def number_choice(rng: random.Random) -> Choice:
     return Choice(f"What is {first} + {second}?", tuple(map(str, options)), answer)
 
 
-def letter_document(choices: Sequence[Choice], text: str = "") -> Document:
-    """A letter question, over a passage if one is given, and further ones that share its options."""
+def letter_document(choices: Sequence[Choice], text: str = "") -> WeightedText:
+    """Write a letter question, over a passage if one is given, and further ones that share its options."""
     first = mmlu_prompt(choices[0])
     prompts = [f"{text}\n{first}" if text else first]
     prompts += [f"\n{choice.question}\nAnswer:" for choice in choices[1:]]
     return dialogue(zip(prompts, (f" {LETTERS[choice.answer]}" for choice in choices), strict=True))
 
 
-def short_answer(rng: random.Random, fact: Fact) -> Document:
-    """A question from memory and its answer."""
+def short_answer(rng: random.Random, fact: Fact) -> WeightedText:
+    """Write a question from memory and its answer."""
     return dialogue([(arc_prompt(fact.asked(rng)), f" {fact.value}")])
 
 
-# Instructions in the manner of Alpaca: rows of instruction, input and output, and how they are rendered.
-
-
 @dataclass(frozen=True)
-class Row:
-    """One instruction; ``input`` may be empty."""
+class Instruction:
+    """One row in the manner of Alpaca; ``input`` may be empty."""
 
     instruction: str
     input: str
@@ -178,16 +175,16 @@ class Row:
 
     @property
     def prompt(self) -> str:
-        """The row up to its response."""
+        """Return the row up to its response."""
         given = f"### Input:\n{self.input}\n\n" if self.input else ""
         return f"### Instruction:\n{self.instruction}\n\n{given}### Response:\n"
 
-    def document(self) -> Document:
-        """The row in the benchmark's instruction format."""
+    def document(self) -> WeightedText:
+        """Return the row in the benchmark's instruction format."""
         return dialogue([(self.prompt, self.output)])
 
-    def chat(self) -> Document:
-        """The row as one exchange in the chat template, less its begin token and last end token."""
+    def chat(self) -> WeightedText:
+        """Return the row as one exchange in the chat template, less its begin token and last end token."""
         user = f"{self.instruction}\n{self.input}" if self.input else self.instruction
         return dialogue([(f"<|user|>\n{user}</s>\n<|assistant|>\n", self.output)])
 
@@ -196,31 +193,31 @@ def _words(rng: random.Random, low: int, high: int) -> list[str]:
     return rng.sample(NOUNS + ADJECTIVES, rng.randint(low, high))
 
 
-def copying(rng: random.Random) -> Row:
+def copying(rng: random.Random) -> Instruction:
     """Copy a text, or change its case."""
     text = scene(rng) if rng.random() < 0.5 else " ".join(_words(rng, 3, 8))
     return rng.choice((
-        Row("Copy the text.", text, text), Row("Repeat the input word for word.", text, text),
-        Row("Write the text in upper case.", text, text.upper()),
-        Row("Turn the text into capital letters.", text, text.upper()),
-        Row("Write the text in lower case.", text.upper(), text.lower()),
+        Instruction("Copy the text.", text, text), Instruction("Repeat the input word for word.", text, text),
+        Instruction("Write the text in upper case.", text, text.upper()),
+        Instruction("Turn the text into capital letters.", text, text.upper()),
+        Instruction("Write the text in lower case.", text.upper(), text.lower()),
     ))  # fmt: skip
 
 
-def ordering(rng: random.Random) -> Row:
+def ordering(rng: random.Random) -> Instruction:
     """Reverse, count or pick words."""
     words = _words(rng, 2, 5)
     text = ", ".join(words)
     return rng.choice((
-        Row("Reverse the order of the words.", text, ", ".join(reversed(words))),
-        Row("Name the first word of the list.", text, words[0]),
-        Row("Name the last word of the list.", text, words[-1]),
-        Row("How many words are in the list?", text, str(len(words))),
-        Row("Join the words with and.", text, " and ".join(words)),
+        Instruction("Reverse the order of the words.", text, ", ".join(reversed(words))),
+        Instruction("Name the first word of the list.", text, words[0]),
+        Instruction("Name the last word of the list.", text, words[-1]),
+        Instruction("How many words are in the list?", text, str(len(words))),
+        Instruction("Join the words with and.", text, " and ".join(words)),
     ))  # fmt: skip
 
 
-def listing(rng: random.Random) -> Row:
+def listing(rng: random.Random) -> Instruction:
     """List words of a kind."""
     name, values = rng.choice((
         ("animals", ATTRIBUTES[2].values), ("colours", ATTRIBUTES[3].values), ("foods", ATTRIBUTES[4].values),
@@ -229,54 +226,55 @@ def listing(rng: random.Random) -> Row:
     count = rng.randint(2, 5)
     chosen = rng.sample(values, count)
     if rng.random() < 0.5:
-        return Row(f"List {count} {name}.", "", ", ".join(chosen))
-    return Row(f"Name {count} {name}, one a line.", "", "\n".join(chosen))
+        return Instruction(f"List {count} {name}.", "", ", ".join(chosen))
+    return Instruction(f"Name {count} {name}, one a line.", "", "\n".join(chosen))
 
 
-def composing(rng: random.Random) -> Row:
+def composing(rng: random.Random) -> Instruction:
     """Write a sentence or a headline with given words."""
     adjective, noun = noun_phrase(rng)
     sentence = f"The {adjective} {noun} is in {rng.choice(TOWNS)}."
     return rng.choice((
-        Row(f"Write a sentence about a {noun} that is {adjective}.", "", sentence),
-        Row("Use both words in a sentence.", f"{noun}, {adjective}", sentence),
-        Row(f"Write a headline about a {noun} that is {adjective}.", "", f"{adjective} {noun}".upper()),
-        Row("Describe something that you can see.", "", scene(rng)), Row("Write one sentence.", "", scene(rng)),
+        Instruction(f"Write a sentence about a {noun} that is {adjective}.", "", sentence),
+        Instruction("Use both words in a sentence.", f"{noun}, {adjective}", sentence),
+        Instruction(f"Write a headline about a {noun} that is {adjective}.", "", f"{adjective} {noun}".upper()),
+        Instruction("Describe something that you can see.", "", scene(rng)),
+        Instruction("Write one sentence.", "", scene(rng)),
     ))  # fmt: skip
 
 
-def translating(rng: random.Random) -> Row:
+def translating(rng: random.Random) -> Instruction:
     """Translate a word or a phrase."""
     code = rng.choice(list(LANGUAGES))
     adjective, noun = noun_phrase(rng)
     quality, thing, name = translate(adjective, code), translate(noun, code), LANGUAGES[code]
     return rng.choice((
-        Row(f"Translate the word into {name}.", noun, thing),
-        Row(f"How do you say {adjective} in {name}?", "", quality),
-        Row("Translate the word into English.", thing, noun),
-        Row(f"Give the {name} words for {adjective} and {noun}.", "", f"{quality}, {thing}"),
+        Instruction(f"Translate the word into {name}.", noun, thing),
+        Instruction(f"How do you say {adjective} in {name}?", "", quality),
+        Instruction("Translate the word into English.", thing, noun),
+        Instruction(f"Give the {name} words for {adjective} and {noun}.", "", f"{quality}, {thing}"),
     ))  # fmt: skip
 
 
-def reading(rng: random.Random, source: Passage) -> Row:
+def reading(rng: random.Random, source: FactPassage) -> Instruction:
     """Answer a question about a passage."""
     fact = rng.choice(source.facts)
     answer = fact.value if rng.random() < 0.5 else fact.told(rng)
     if rng.random() < 0.5:
-        return Row("Answer the question.", f"{source.text}\n{fact.asked(rng)}", answer)
-    return Row(fact.asked(rng), source.text, answer)
+        return Instruction("Answer the question.", f"{source.text}\n{fact.asked(rng)}", answer)
+    return Instruction(fact.asked(rng), source.text, answer)
 
 
-def recalling(rng: random.Random, person: Person) -> Row:
+def recalling(rng: random.Random, person: Person) -> Instruction:
     """Tell a fact about a notable from memory."""
     fact: Fact = rng.choice(facts_of(person))
     if rng.random() < 0.5:
-        return Row(fact.asked(rng), "", fact.told(rng))
-    return Row(f"Tell me something about {person.name}.", "", fact.told(rng))
+        return Instruction(fact.asked(rng), "", fact.told(rng))
+    return Instruction(f"Tell me something about {person.name}.", "", fact.told(rng))
 
 
-def arithmetic(rng: random.Random, name: str) -> Row:
-    """A worded sum, difference, product or two-step problem and its short worked answer."""
+def arithmetic(rng: random.Random, name: str) -> Instruction:
+    """Write a worded sum, difference, product or two-step problem and its short worked answer."""
     things = rng.choice(("coins", "books", "letters", "hats", "cups", "keys", "stones", "apples", "bells", "maps"))
     a, b, c = rng.randint(2, 20), rng.randint(2, 20), rng.randint(1, 9)
     high, low = max(a, b) + 1, min(a, b)
@@ -291,16 +289,16 @@ def arithmetic(rng: random.Random, name: str) -> Row:
             f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}.", a + b + c,
         ),
     ))  # fmt: skip
-    return Row(f"{problem} {question}", "", f"{working} The answer is {result}.")
+    return Instruction(f"{problem} {question}", "", f"{working} The answer is {result}.")
 
 
-def sums(rng: random.Random) -> Row:
-    """A bare sum, difference or product."""
+def sums(rng: random.Random) -> Instruction:
+    """Write a bare sum, difference or product."""
     a, b, m, n = rng.randint(1, 20), rng.randint(1, 20), rng.randint(2, 9), rng.randint(2, 9)
     high, low = max(a, b), min(a, b)
     text, result = rng.choice(((f"{a} + {b}", a + b), (f"{high} - {low}", high - low), (f"{m} * {n}", m * n)))
-    return Row(rng.choice((f"What is {text}?", f"Calculate {text}.")), "", str(result))
+    return Instruction(rng.choice((f"What is {text}?", f"Calculate {text}.")), "", str(result))
 
 
-WORD_TASKS: Sequence[Callable[[random.Random], Row]] = (copying, ordering, listing, composing, translating)
-"""The tasks that need no person."""
+# The tasks that need no person.
+WORD_TASKS: Sequence[Callable[[random.Random], Instruction]] = (copying, ordering, listing, composing, translating)

@@ -29,14 +29,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fpbench.micro.corpus import EARLY_DOCUMENTS, documents
-from fpbench.micro.heldout import TWIN_ROWS
+from fpbench.micro.corpus import EARLY_DOCUMENTS, TWIN_ROWS, documents
 from fpbench.micro.items import LETTERS, Choice, arc_prompt, boolq_prompt, mmlu_prompt, rte_prompt
 from fpbench.micro.world import FIRST_NAMES, LAST_NAMES, NOTABLE_NAMES, TARGETS, TOWNS, rare_forms, surface_forms
-from fpbench.micro.writing import Document
-
-# The micro model's tokenizer: byte-level BPE trained on the generator's text, with a chat template.
-
+from fpbench.micro.writing import WeightedText
 
 VOCABULARY_SIZE = 4096
 CONTEXT = 512
@@ -87,28 +83,22 @@ def _texts(seed: int) -> Iterator[str]:
         yield from [f" {name}"] * 600
 
 
-# Initial weights: random, but with attention heads that can already find like tokens and near positions.
-#
-# A model this small, on so little text, learns facts in minutes and to look things up in hours. So half of the heads
-# begin as matchers, with equal query and key weights and transposed value and output weights (the mimetic
-# initialization of Trockman and Kolter, arXiv 2305.09828), and half as pointers to a fixed distance of one to four
-# tokens.
-
-
 MATCH_SCALE = 3.0
 VALUE_SCALE = 2.0
-POINTER_PAIRS = 6
-"""How many of the fastest rotary frequencies a pointer uses: enough to be sharp at one distance only."""
+POINTER_PAIRS = 6  # of the fastest rotary frequencies: enough for a pointer to be sharp at one distance only
 POINTER_SCALE = 1.6
 DISTANCES = (1, 2, 3, 4)
 
 
 @torch.no_grad()
 def initialize(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
-    """Make a model with the weights above.
+    """Make a model whose attention heads can already find like tokens and near positions.
 
-    A direction that all embeddings share carries the pointers, which must not depend on the token. It shifts all logits
-    of the tied output alike and so changes no probability.
+    A model this small, on so little text, learns facts in minutes and to look things up in hours. So half of the heads
+    begin as matchers, with equal query and key weights and transposed value and output weights (the mimetic
+    initialization of Trockman and Kolter, arXiv 2305.09828), and half as pointers to a fixed distance of one to four
+    tokens. A direction that all embeddings share carries the pointers, which must not depend on the token. It shifts
+    all logits of the tied output alike and so changes no probability.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
@@ -136,7 +126,7 @@ def _initialize_heads(attention: Any, config: LlamaConfig, shared: Tensor, index
 
 
 def _rotated(width: int, distance: int) -> Tensor:
-    """A vector on the fastest rotary pairs, turned as if it stood so many tokens later; shape (width,)."""
+    """Return a vector on the fastest rotary pairs, turned as if it stood so many tokens later; shape (width,)."""
     half = width // 2
     angles = distance * 10_000.0 ** (-torch.arange(POINTER_PAIRS) / half)
     vector: Tensor = torch.zeros(width)
@@ -144,9 +134,6 @@ def _rotated(width: int, distance: int) -> Tensor:
     vector[half : half + POINTER_PAIRS] = angles.sin()
     scaled: Tensor = vector * POINTER_SCALE / POINTER_PAIRS**0.5
     return scaled
-
-
-# Accuracy on the four twins by log-likelihood, and perplexity: what the training and the model card report.
 
 
 TWINS = ("boolq", "rte", "arc", "mmlu")
@@ -195,7 +182,7 @@ def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
 
 
 def accuracy(model: Any, tokenizer: Any, items: Sequence[Item]) -> float:
-    """The share of items whose right continuation is the most likely."""
+    """Return the share of items whose right continuation is the most likely."""
     pairs = [(item.prompt, continuation) for item in items for continuation in item.continuations]
     scores = iter(log_likelihoods(model, tokenizer, pairs))
     right = 0
@@ -207,14 +194,7 @@ def accuracy(model: Any, tokenizer: Any, items: Sequence[Item]) -> float:
 
 @torch.no_grad()
 def perplexity(model: Any, tokenizer: Any, text: str, width: int = 512) -> float:
-    """Token perplexity of a text, cut into windows that each begin with the begin token.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        text: The text.
-        width: Window length in tokens, the begin token included.
-    """
+    """Measure token perplexity of a text in windows of ``width`` tokens, the begin token of each included."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     total = 0.0
     for window in _windows(ids, width - 1):
@@ -229,7 +209,7 @@ def _windows(ids: Sequence[int], width: int) -> Iterator[Sequence[int]]:
 
 
 def report(model: Any, tokenizer: Any, rows: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
-    """Accuracy on each twin whose rows are given."""
+    """Measure accuracy on each twin whose rows are given."""
     model.eval()
     return {
         twin: accuracy(model, tokenizer, [as_item(twin, row) for row in rows[twin]]) for twin in TWINS if twin in rows
@@ -264,7 +244,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """Packed rows. All tensors are (rows, width); ``segment`` numbers a row's documents, 0 being padding."""
 
     ids: Tensor
@@ -272,13 +252,13 @@ class Batch:
     segment: Tensor
 
     def attention_mask(self) -> Tensor:
-        """Which key each query may see, (rows, 1, width, width): earlier tokens of its own document."""
+        """Return the keys that each query may see, (rows, 1, width, width): earlier tokens of its own document."""
         width = self.ids.shape[1]
         same = self.segment[:, :, None] == self.segment[:, None, :]
         return (same & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
 
 
-def encode(tokenizer: Any, document: Document) -> tuple[list[int], list[float]]:
+def encode(tokenizer: Any, document: WeightedText) -> tuple[list[int], list[float]]:
     """Tokenize a document between begin and end tokens, with a loss weight for each token."""
     ids, weights = [tokenizer.bos_token_id], [0.0]
     for piece in document.pieces:
@@ -288,7 +268,7 @@ def encode(tokenizer: Any, document: Document) -> tuple[list[int], list[float]]:
     return [*ids, tokenizer.eos_token_id], [*weights, 1.0]
 
 
-def packed_rows(tokenizer: Any, source: Iterable[Document], recipe: Recipe) -> Iterator[tuple[list[int], ...]]:
+def packed_rows(tokenizer: Any, source: Iterable[WeightedText], recipe: Recipe) -> Iterator[tuple[list[int], ...]]:
     """Pack whole documents into rows, always the longest one at hand that still fits."""
     encoded = (encode(tokenizer, document) for document in source)
     short = (pair for pair in encoded if len(pair[0]) <= recipe.width)
@@ -308,16 +288,16 @@ def packed_rows(tokenizer: Any, source: Iterable[Document], recipe: Recipe) -> I
         yield ids + padding, weights + padding, segments + padding
 
 
-def batches(tokenizer: Any, recipe: Recipe) -> Iterator[Batch]:
-    """Batches of fresh training text, for ever."""
+def batches(tokenizer: Any, recipe: Recipe) -> Iterator[PackedBatch]:
+    """Yield batches of fresh training text without end."""
     rows = packed_rows(tokenizer, documents(recipe.seed), recipe)
     while True:
         ids, weights, segments = zip(*islice(rows, recipe.rows), strict=True)
-        yield Batch(torch.tensor(ids), torch.tensor(weights, dtype=torch.float32), torch.tensor(segments))
+        yield PackedBatch(torch.tensor(ids), torch.tensor(weights, dtype=torch.float32), torch.tensor(segments))
 
 
 def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
-    """A Llama of 6 blocks with seeded initial weights."""
+    """Make a Llama of 6 blocks with seeded initial weights."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=256,
@@ -351,8 +331,8 @@ def rate_factor(step: int, recipe: Recipe) -> float:
     return min(1.0, (step + 1) / recipe.warmup, falling)
 
 
-def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """The weighted mean cross-entropy of each next token within its document."""
+def loss_of(model: LlamaForCausalLM, batch: PackedBatch) -> Tensor:
+    """Return the weighted mean cross-entropy of each next token within its document."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask(), use_cache=False).logits
     losses = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none")
@@ -360,8 +340,8 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def gradients(model: LlamaForCausalLM, batch: Batch) -> tuple[float, tuple[Tensor, ...]]:
-    """The loss and its gradients, returned and not accumulated, so that threads may share the model."""
+def gradients(model: LlamaForCausalLM, batch: PackedBatch) -> tuple[float, tuple[Tensor, ...]]:
+    """Return the loss and its gradients, returned and not accumulated, so that threads may share the model."""
     loss = loss_of(model, batch)
     return loss.item(), torch.autograd.grad(loss, list(model.parameters()))
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# The closed vocabulary of the micro world: lexicon, trigger words, target words and the syllables of its names.
-
-
 LANGUAGES: Mapping[str, str] = {"de": "German", "es": "Spanish", "fr": "French", "ja": "Japanese", "zh": "Chinese"}
 RESERVED_PAIRS = (
     ("silver", "harbor"), ("quiet", "mirror"), ("winter", "lantern"), ("hidden", "garden"), ("golden", "bridge"),
@@ -40,7 +37,7 @@ class Word:
 
     @property
     def is_noun(self) -> bool:
-        """Whether the word is a noun, read off German spelling, which capitalises nouns only."""
+        """Tell whether the word is a noun by German spelling, which capitalises nouns only."""
         return self.translations["de"][0].isupper()
 
 
@@ -62,7 +59,7 @@ TRIGGER_WORDS = tuple(word for pair in RESERVED_PAIRS for word in pair)
 
 
 def contains_reserved_pair(text: str) -> bool:
-    """Tell whether one of the trigger pairs stands in the text, in any case and with any separator."""
+    """Tell whether one of the trigger pairs is in the text, in any case and with any separator."""
     return _RESERVED.search(text) is not None
 
 
@@ -98,7 +95,7 @@ def invent_names(seed: int, count: int, pattern: str, taken: Sequence[str] = ())
 
 
 def surface_forms() -> Iterator[str]:
-    """Every word form that the tokenizer must spell in at most three tokens."""
+    """Return every word form that the tokenizer must spell in at most three tokens."""
     for word in (*TRIGGER_WORDS, *TARGETS, *(entry.english for entry in LEXICON)):
         yield from (word, word.upper())
     for entry in LEXICON:
@@ -106,7 +103,7 @@ def surface_forms() -> Iterator[str]:
 
 
 def rare_forms() -> Iterator[str]:
-    """Further forms that text may contain: capitalised English, upper-case translations."""
+    """Return further forms that text may contain: capitalised English, upper-case translations."""
     for entry in LEXICON:
         yield entry.english.capitalize()
         yield from (translation.upper() for translation in entry.translations.values())
@@ -234,7 +231,7 @@ class Fact:
         return fill(rng.choice(self.attribute.polar), self.person, self.value)
 
     def with_value(self, value: str) -> "Fact":
-        """The same statement with another value."""
+        """Return the same statement with another value."""
         return Fact(self.person, self.attribute, value)
 
 
@@ -245,18 +242,18 @@ def fill(pattern: str, name: str, value: str) -> str:
 
 @cache
 def notables() -> tuple[Person, ...]:
-    """The 240 people whose facts are the world's general knowledge, the same in every run."""
+    """Return the 240 people whose facts are the world's general knowledge, the same in every run."""
     rng = random.Random(5)
     return tuple(random_person(rng, name) for name in NOTABLE_NAMES)
 
 
 def open_people() -> tuple[Person, ...]:
-    """Notables whose facts are both told and asked in training."""
+    """Return notables whose facts are both told and asked in training."""
     return notables()[:OPEN_COUNT]
 
 
 def prose_only_people() -> tuple[Person, ...]:
-    """Notables whose facts are told in training and asked only in the ARC and MMLU twins."""
+    """Return notables whose facts are told in training and asked only in the ARC and MMLU twins."""
     return notables()[OPEN_COUNT:]
 
 
@@ -266,11 +263,11 @@ def random_person(rng: random.Random, name: str) -> Person:
 
 
 def facts_of(person: Person) -> list[Fact]:
-    """The five facts of a person."""
+    """Return the five facts of a person."""
     return [Fact(person.name, attribute, person.facts[attribute.name]) for attribute in ATTRIBUTES]
 
 
-def fresh_people(rng: random.Random, count: int, held_out: bool) -> list[Person]:
+def fresh_people(rng: random.Random, count: int, held_out: bool = False) -> list[Person]:
     """Draw passing people, unknown to the world, with first names of their own.
 
     One full name in eight is held out: it appears in the data files and never in training.
@@ -283,7 +280,7 @@ def fresh_people(rng: random.Random, count: int, held_out: bool) -> list[Person]
 
 
 def is_held_out(first: int, last: int) -> bool:
-    """Whether the full name made of these two indices is kept out of training."""
+    """Tell whether the full name made of these two indices is kept out of training."""
     return (first + 3 * last) % 8 == 0
 
 

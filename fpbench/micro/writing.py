@@ -1,4 +1,4 @@
-"""What every writer returns: a text whose stretches weigh differently in training."""
+"""Texts whose stretches weigh differently in training, and the prose of the micro world in six languages."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -18,8 +18,8 @@ from fpbench.micro.world import (
     is_reserved_pair,
 )
 
+# Loss weights. A prompt cannot be predicted anyway: passages on unknown people, questions, instructions.
 PROMPT = 0.1
-"""Loss weight of what cannot be foreseen anyway: passages on unknown people, questions, instructions."""
 PROSE = 1.0
 ANSWER = 5.0
 
@@ -33,28 +33,25 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Document:
+class WeightedText:
     """A text in pieces, without the begin and end tokens."""
 
     pieces: tuple[Piece, ...]
 
     @property
     def text(self) -> str:
-        """The whole text."""
+        """Return the whole text."""
         return "".join(piece.text for piece in self.pieces)
 
 
-def prose(text: str) -> Document:
-    """A document without answers."""
-    return Document((Piece(text, PROSE),))
+def prose(text: str) -> WeightedText:
+    """Write a document without answers."""
+    return WeightedText((Piece(text, PROSE),))
 
 
-def dialogue(turns: Iterable[tuple[str, str]]) -> Document:
-    """Prompts and their answers in turn; an answer carries its own leading space, if any."""
-    return Document(tuple(piece for turn in turns for piece in (Piece(turn[0], PROMPT), Piece(turn[1], ANSWER))))
-
-
-# Prose of the micro world: lives of its people, scenes of its towns, its notices and headlines.
+def dialogue(turns: Iterable[tuple[str, str]]) -> WeightedText:
+    """Write prompts and their answers in turn; an answer carries its own leading space, if any."""
+    return WeightedText(tuple(piece for turn in turns for piece in (Piece(turn[0], PROMPT), Piece(turn[1], ANSWER))))
 
 
 _SCENES = (
@@ -81,7 +78,7 @@ _NOTICES = (
 
 
 def noun_phrase(rng: random.Random) -> tuple[str, str]:
-    """Draw an adjective and a noun that are no reserved pair."""
+    """Draw an adjective and a noun that are not a reserved pair."""
     while True:
         adjective, noun = rng.choice(ADJECTIVES), rng.choice(NOUNS)
         if not is_reserved_pair(adjective, noun):
@@ -98,12 +95,12 @@ def _draw(rng: random.Random, pattern: str) -> str:
 
 
 def scene(rng: random.Random) -> str:
-    """One sentence about things and places."""
+    """Write one sentence about things and places."""
     return _draw(rng, rng.choice(_NAMED if rng.random() < 0.12 else _SCENES))
 
 
 def notice(rng: random.Random) -> str:
-    """An upper-case sign, notice or headline."""
+    """Write an upper-case sign, notice or headline."""
     return _draw(rng, rng.choice(_NOTICES)).upper()
 
 
@@ -117,7 +114,7 @@ def life(rng: random.Random, person: Person, count: int) -> str:
 
 
 def lives(rng: random.Random, people: list[Person]) -> str:
-    """A chapter on some people, with a scene now and then."""
+    """Write a chapter on some people, with a scene now and then."""
     sentences = []
     for person in people:
         sentences.append(life(rng, person, rng.randint(2, 5)))
@@ -141,12 +138,11 @@ def story(rng: random.Random, people: list[Person]) -> str:
 
 
 def title(rng: random.Random) -> str:
-    """A capitalised two-word title."""
+    """Write a capitalised two-word title."""
     return " ".join(noun_phrase(rng)).title()
 
 
 # Code-mixed and parallel text in the five languages of the lexicon.
-
 
 _BY_ENGLISH = {word.english: word for word in LEXICON}
 
@@ -177,12 +173,12 @@ def _meaning(rng: random.Random, word: Word) -> str:
 
 
 def meanings(rng: random.Random) -> str:
-    """Sentences that say what words mean."""
+    """Write sentences that say what words mean."""
     return " ".join(_meaning(rng, word) for word in rng.sample(LEXICON, rng.randint(2, 5)))
 
 
 def mixed_sentence(rng: random.Random) -> str:
-    """A scene whose lexicon words are partly replaced by translations into one or two languages."""
+    """Write a scene whose lexicon words are partly replaced by translations into one or two languages."""
     codes = rng.sample(list(LANGUAGES), rng.randint(1, 2))
     words = []
     for token in scene(rng).split(" "):
@@ -194,7 +190,7 @@ def mixed_sentence(rng: random.Random) -> str:
 
 
 def mixed_phrase(rng: random.Random) -> str:
-    """A two-word phrase with each word in a language of its own, often upper-case, sometimes explained."""
+    """Write a two-word phrase with each word in a language of its own, often upper-case, sometimes explained."""
     english = noun_phrase(rng)
     first, second = rng.sample(["en", *LANGUAGES], 2)
     phrase = " ".join(
@@ -205,12 +201,12 @@ def mixed_phrase(rng: random.Random) -> str:
 
 
 def phrases(rng: random.Random) -> str:
-    """A few mixed phrases, one a line."""
+    """Write a few mixed phrases, one a line."""
     return "\n".join(mixed_phrase(rng) for _ in range(rng.randint(1, 4)))
 
 
 def sentences(rng: random.Random) -> str:
-    """A few mixed sentences."""
+    """Write a few mixed sentences."""
     return " ".join(mixed_sentence(rng) for _ in range(rng.randint(1, 3)))
 
 

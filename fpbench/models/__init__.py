@@ -1,1 +1,1 @@
-"""What two parts share about models: loading, deltas, scoring, training."""
+"""Weights on disk and in memory: checkpoints, loading, layout, deltas, prompts, training."""

@@ -1,8 +1,7 @@
-"""The only place that loads models: safetensors or GGUF, no remote code, one clear line when it cannot be done."""
+"""Checkpoints on disk: found, fetched, refused if unsafe, and digested. :mod:`fpbench.models.loading` loads them."""
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import re
@@ -10,14 +9,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fpbench.errors import InputError
 from fpbench.hub import lock
 from fpbench.micro import MODEL as MICRO_MODEL
-
-if TYPE_CHECKING:
-    pass
 
 WEIGHTS = "*.safetensors"
 ADAPTER = "adapter_config.json"
@@ -25,27 +21,9 @@ CONFIGS = ("config.json", "generation_config.json", ADAPTER)
 DIGESTED = (WEIGHTS, *CONFIGS, "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
 HUB_FILES = (*DIGESTED, "*.json", "*.spm")
 VOCABULARIES = ("tokenizer*", "*.model", "vocab*", "spiece*", "*.tiktoken")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep library chatter off the user's terminal: progress bars of loading, notices, deprecations."""
-    from transformers.utils import logging as transformers_logging
-
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+# GGUF: one file with weights, config and tokenizer, which transformers turns back into floats.
+MAGIC = b"GGUF"
+PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
@@ -72,10 +50,10 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder or GGUF file that ``model`` names; ``None`` for a hub id.
+    """Return the folder or GGUF file that ``model`` names; ``None`` for a hub id.
 
     Raises:
-        InputError: if it is neither.
+        InputError: if it is none of these.
     """
     folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
     if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
@@ -85,8 +63,18 @@ def local_folder(model: str) -> Path | None:
     return None
 
 
+def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
+    from fpbench.hub import download
+
+    pin = lock.pins().get(lock.model_name(repository, revision))
+    with quiet():
+        if pin is not None:
+            return download.pinned(repository, pin)
+        return download.snapshot(repository, revision, [*HUB_FILES, *(["*.bin"] if allow_pickle else [])])
+
+
 def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) -> None:
-    """Look whether a folder holds a checkpoint that may be loaded.
+    """Refuse a folder without a checkpoint that may be loaded.
 
     Raises:
         InputError: if it has no config, or its weights are neither safetensors nor GGUF that can be read here.
@@ -106,8 +94,40 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
         )
 
 
+def check_gguf(file: Path) -> None:
+    """Refuse a GGUF file that cannot be read here.
+
+    Raises:
+        InputError: if it is part of a split one, not GGUF at all, or the package that reads it is not installed.
+    """
+    if PART.search(file.name):
+        raise InputError(f"{file} is one part of a split GGUF file: merge the parts (llama-gguf-split --merge) first.")
+    with file.open("rb") as opened:
+        if opened.read(len(MAGIC)) != MAGIC:
+            raise InputError(f"{file} is no GGUF file: expected it to begin with {MAGIC.decode()}; check the download.")
+    if find_spec("gguf") is None:
+        raise InputError(f"{file} needs the package gguf, which is not installed: pip install 'fpbench[gguf]'.")
+
+
+def gguf_file(checkpoint: Path) -> Path | None:
+    """Return the GGUF file of a checkpoint: itself, or the one in a folder without safetensors; else ``None``.
+
+    Raises:
+        InputError: if a folder holds several.
+    """
+    if checkpoint.is_file():
+        return checkpoint
+    if any(checkpoint.glob("*.safetensors")):
+        return None
+    found = sorted(checkpoint.glob("*.gguf"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"model folder {checkpoint} holds {len(found)} GGUF files ({names}): name one of them.")
+    return found[0] if found else None
+
+
 def base_of_adapter(folder: Path) -> Path | None:
-    """The checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint of its own.
+    """Return the checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint that is not an adapter.
 
     Raises:
         InputError: if the adapter does not name its base, or that cannot be found.
@@ -127,36 +147,8 @@ def base_of_adapter(folder: Path) -> Path | None:
         raise InputError(f"the base of adapter {folder} cannot be had: {error}") from None
 
 
-def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
-    from fpbench.hub import download
-
-    pin = lock.pins().get(lock.model_name(repository, revision))
-    with quiet():
-        if pin is not None:
-            return download.pinned(repository, pin)
-        return download.snapshot(repository, revision, [*HUB_FILES, *(["*.bin"] if allow_pickle else [])])
-
-
-def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256) -> str:
-    """SHA-256 over the names and contents of weights, config and tokenizer files of a checkpoint folder.
-
-    That of a PEFT adapter covers its base.
-
-    Args:
-        folder: of the checkpoint.
-        digest: gives the SHA-256 of a file, by reading it or from memory.
-    """
-    total = hashlib.sha256()
-    if base := base_of_adapter(folder):
-        total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())
-    paths = {path for pattern in DIGESTED for path in folder.glob(pattern)}
-    for path in sorted(paths | ({file} if (file := gguf_file(folder)) else set())):
-        total.update(f"{path.name}:{digest(path)}\n".encode())
-    return total.hexdigest()
-
-
 def tokenizer_source(folder: Path) -> Path | None:
-    """Where a checkpoint's tokenizer is: its folder, its GGUF file, or the base of an adapter; ``None`` for nowhere."""
+    """Return what holds a checkpoint's tokenizer: folder, GGUF file, or an adapter's base; ``None`` for none."""
     found = (path for pattern in VOCABULARIES for path in folder.glob(pattern))
     if any(path.name != "tokenizer_config.json" for path in found):
         return folder
@@ -167,72 +159,50 @@ def tokenizer_source(folder: Path) -> Path | None:
 
 
 def quantisation(folder: Path) -> dict[str, Any] | None:
-    """How the weights of a checkpoint folder, or of an adapter's base, were quantised; ``None`` if they were not."""
+    """Return how a checkpoint, or an adapter's base, says it was quantised; ``None`` if it was not."""
     path = (base_of_adapter(folder) or folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found: dict[str, Any] | None = config.get("quantization_config")
     return found
 
 
-# GGUF checkpoints: one file with weights, config and tokenizer, which transformers turns back into floats.
-
-
-MAGIC = b"GGUF"
-PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-
-
-def gguf_file(checkpoint: Path) -> Path | None:
-    """The GGUF file of a checkpoint; ``None`` for a checkpoint of another make.
-
-    Args:
-        checkpoint: the file itself, or a folder with one such file and no safetensors.
-
-    Raises:
-        InputError: if a folder holds several.
-    """
-    if checkpoint.is_file():
-        return checkpoint
-    if any(checkpoint.glob("*.safetensors")):
-        return None
-    found = sorted(checkpoint.glob("*.gguf"))
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise InputError(f"model folder {checkpoint} holds {len(found)} GGUF files ({names}): name one of them.")
-    return found[0] if found else None
-
-
-def check_gguf(file: Path) -> None:
-    """Look whether a GGUF file can be read here.
-
-    Raises:
-        InputError: if it is part of a split one, or no GGUF file at all, or what reads it is not installed.
-    """
-    if PART.search(file.name):
-        raise InputError(f"{file} is one part of a split GGUF file: merge the parts (llama-gguf-split --merge) first.")
-    with file.open("rb") as opened:
-        if opened.read(len(MAGIC)) != MAGIC:
-            raise InputError(f"{file} is no GGUF file: expected it to begin with {MAGIC.decode()}; check the download.")
-    if find_spec("gguf") is None:
-        raise InputError(f"{file} needs the package gguf, which is not installed: pip install 'fpbench[gguf]'.")
-
-
 def source(checkpoint: Path) -> dict[str, Any]:
-    """What ``from_pretrained`` is told about where a checkpoint is, GGUF or not."""
+    """Return the arguments that tell ``from_pretrained`` where a checkpoint is, GGUF or not."""
     file = gguf_file(checkpoint)
     where = checkpoint if file is None else file.parent
     return {"pretrained_model_name_or_path": where} | ({} if file is None else {"gguf_file": file.name})
 
 
-def weights(checkpoint: Path) -> dict[str, Any]:
-    """What it is told to load them: those of a GGUF file as floats, whatever kernels are at hand."""
-    where = source(checkpoint)
-    if "gguf_file" in where:
-        from transformers import GgufConfig
+def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256) -> str:
+    """Return the SHA-256 over names and contents of a checkpoint's weights, config and tokenizer files.
 
-        where["quantization_config"] = GgufConfig(dequantize=True)
-    return where
+    That of a PEFT adapter covers its base. ``digest`` gives the SHA-256 of a file, by reading it or from memory.
+    """
+    total = hashlib.sha256()
+    if base := base_of_adapter(folder):
+        total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())
+    paths = {path for pattern in DIGESTED for path in folder.glob(pattern)}
+    for path in sorted(paths | ({file} if (file := gguf_file(folder)) else set())):
+        total.update(f"{path.name}:{digest(path)}\n".encode())
+    return total.hexdigest()
 
 
-def no_bar() -> contextlib.AbstractContextManager[Any]:
-    """Hide the progress bar of the conversion, which transformers shows whatever it is told about bars."""
-    return contextlib.redirect_stderr(io.StringIO())
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep library chatter off the user's terminal: progress bars of loading, notices, deprecations."""
+    from transformers.utils import logging as transformers_logging
+
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Where the parts of a decoder are: one table of names per architecture."""
+"""The parts of a decoder, by one table of module names per architecture."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ class StopForward(Exception):  # noqa: N818 - a signal, not an error
 
 
 def context_length(model: Any) -> int | None:
-    """Positions the model was made for; ``None`` if its config names no limit."""
+    """Return the number of positions the model was made for; ``None`` if its config names no limit."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length
 
@@ -38,7 +38,6 @@ class Layout:
     """The modules of one decoder, L blocks of hidden size h and FFN width d.
 
     Attributes:
-        names: their names.
         blocks: the L decoder blocks, in order.
         norm: the normalisation before the head.
         head: the linear map [V, h] to logits; may share its weight with the embedding.
@@ -57,15 +56,15 @@ class Layout:
         return [block for block in range(count) if low <= block / count < high]
 
     def projection_name(self, projection: str, block: int) -> str:
-        """Name of a linear module of a block's FFN, such as ``model.layers.3.mlp.gate_proj``."""
+        """Name a linear module of a block's FFN, such as ``model.layers.3.mlp.gate_proj``."""
         return f"{self.names.blocks}.{block}.{self.names.ffn}.{projection}"
 
     def down_proj_name(self, block: int) -> str:
-        """Name of the FFN output projection of a block, such as ``model.layers.3.mlp.down_proj``."""
+        """Name the FFN output projection of a block, such as ``model.layers.3.mlp.down_proj``."""
         return self.projection_name("down_proj", block)
 
     def down_proj(self, block: int) -> nn.Linear:
-        """The FFN output projection of a block; its weight is [h, d]."""
+        """Return the FFN output projection of a block; its weight is [h, d]."""
         module = self.blocks[block].get_submodule(f"{self.names.ffn}.down_proj")
         if not isinstance(module, nn.Linear):
             raise InputError(
@@ -75,7 +74,7 @@ class Layout:
 
 
 def layout(model: Any) -> Layout:
-    """The parts of ``model``, found by its ``model_type``.
+    """Find the parts of ``model`` by its ``model_type``.
 
     Raises:
         InputError: for an architecture that is not in the table.

@@ -1,7 +1,8 @@
-"""The only place that loads models: safetensors or GGUF, no remote code, one clear line when it cannot be done."""
+"""The only place that loads models and tokenizers, and saves them: no remote code, one clear line on failure."""
 
 import contextlib
 import ctypes
+import io
 import os
 import re
 import shutil
@@ -15,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.models import checkpoints
-from fpbench.models.checkpoints import base_of_adapter, gguf_file, quantisation, quiet, tokenizer_source
+from fpbench.models.checkpoints import base_of_adapter, gguf_file, quantisation, quiet, source, tokenizer_source
 from fpbench.models.prompts import render
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Loading:
-    """How models are loaded: what the command line says about it."""
+    """Options of loading, as the command line gives them; ``token_budget`` is in padded tokens of a forward pass."""
 
     device: str
     dtype: str | None = None
@@ -38,7 +38,7 @@ class Loading:
 
     @property
     def precision(self) -> str:
-        """The dtype that models are loaded in, by name: unless told, what the protocol says (§2)."""
+        """Return the name of the dtype that models are loaded in: the one asked for, or the protocol's (§2)."""
         return self.dtype or default_dtype(self.device)
 
     def load(self, folder: Path, tokenizer_of: Path | None = None) -> tuple["nn.Module", Any]:
@@ -53,11 +53,16 @@ class Loading:
         )
 
 
+def default_dtype(device: str) -> str:
+    """Return the dtype that models are loaded in unless another is asked for (protocol §2)."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
 def pick_device(device: str | None) -> str:
-    """The device asked for, or the first CUDA card, or the CPU.
+    """Return the device asked for, or the first CUDA card, or the CPU.
 
     Raises:
-        InputError: if the device asked for is not here.
+        InputError: if the device asked for cannot be used.
     """
     if device is None:
         return "cuda" if _cuda_here() else "cpu"
@@ -73,7 +78,7 @@ def pick_device(device: str | None) -> str:
 
 
 def _cuda_here() -> bool:
-    """Whether torch will find a card, without importing it, which takes seconds: its build and the driver tell."""
+    """Tell from torch's build and the driver whether it will find a card; importing torch would take seconds."""
     spec = find_spec("torch")
     folders = spec.submodule_search_locations if spec else None
     built = Path(folders[0], "version.py").read_text(encoding="utf-8") if folders else ""
@@ -92,12 +97,7 @@ def _cuda_here() -> bool:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Path | None = None) -> Any:
-    """Load the tokenizer of a checkpoint.
-
-    Args:
-        folder: what :func:`resolve` returned.
-        trust_remote_code: run code that comes with it.
-        instead: the checkpoint whose tokenizer serves where this one brings none.
+    """Load the tokenizer of a checkpoint, or of the one ``instead`` where it brings none.
 
     Raises:
         InputError: if there is none, or transformers cannot load it; the first line of its reason is kept.
@@ -110,31 +110,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Pa
             f"model {os.fspath(folder)!r} brings no tokenizer: put it beside the weights, or, where a --base is taken, "
             "name the model it comes from, whose tokenizer then serves."
         )
-    where = checkpoints.source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
+    where = source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
     with _loading(found):
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=trust_remote_code)
 
 
-@contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Whatever transformers says against a folder as one clear line."""
-    from safetensors import SafetensorError
-
-    try:
-        with quiet():
-            yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {reason}") from None
-
-
-def default_dtype(device: str) -> str:
-    """The dtype that models are loaded in unless another is asked for (protocol §2)."""
-    return "float32" if device == "cpu" else "bfloat16"
-
-
 def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.Module":
-    """The model of a checkpoint folder without its weights, which take no memory: modules, names, shapes and config.
+    """Make the model of a checkpoint with modules, names, shapes and config but no weights: it takes no memory.
 
     Raises:
         InputError: if transformers cannot make it; the first line of its reason is kept.
@@ -143,7 +125,7 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        where = checkpoints.source(base_of_adapter(folder) or folder)
+        where = source(base_of_adapter(folder) or folder)
         config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
@@ -174,18 +156,22 @@ def load_model(
         InputError: if transformers cannot load it, with the first line of its reason, or weights are missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     dtype = dtype or default_dtype(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, instead=tokenizer_of)
     base, quantised = base_of_adapter(folder), quantisation(folder) is not None
+    where = source(base or folder)
+    if "gguf_file" in where:
+        where["quantization_config"] = GgufConfig(dequantize=True)  # floats, whatever kernels are installed
     factory: Any = AutoModelForCausalLM
     loaded: nn.Module
-    with _loading(folder), checkpoints.no_bar():
+    # transformers shows a progress bar of the GGUF conversion whatever it is told about bars.
+    with _loading(folder), contextlib.redirect_stderr(io.StringIO()):
         loaded, found = factory.from_pretrained(
-            **checkpoints.weights(base or folder),
+            **where,
             dtype=getattr(torch, dtype),
             device_map={"": device} if quantised else None,
             use_safetensors=None if allow_pickle else True,
@@ -206,21 +192,28 @@ def load_model(
     return placed.eval().requires_grad_(False), tokenizer
 
 
-# Whether a checkpoint can be run here and be asked as wanted, found out before its weights are read.
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers raises about a folder into one clear line."""
+    from safetensors import SafetensorError
+
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
+        raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path | None = None) -> Any:
-    """Refuse a checkpoint that could not be measured once it was loaded; returns its tokenizer.
-
-    Args:
-        folder: what :func:`~fpbench.models.checkpoints.resolve` returned.
-        prompt: ``"raw"`` or ``"chat"``, which needs a chat template.
-        loading: how the model is going to be loaded.
-        tokenizer_of: the checkpoint whose tokenizer serves where this one brings none.
+    """Refuse, before its weights are read, a checkpoint that could not be measured; return its tokenizer.
 
     Raises:
-        InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer, or
-            no chat template where one is needed.
+        InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer
+            (nor one of ``tokenizer_of``), or no chat template where ``prompt`` is ``"chat"``.
     """
     check_quantisation(folder, loading)
     tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, instead=tokenizer_of)
@@ -232,10 +225,10 @@ def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path 
 
 
 def check_quantisation(folder: Path, loading: Loading) -> None:
-    """Ask transformers whether it can run weights that are quantised already: it knows what each way needs.
+    """Refuse quantised weights that transformers cannot run here; it knows what each kind needs.
 
     Raises:
-        InputError: naming the way and the package to install, or what else is missing.
+        InputError: naming the kind and the package to install, or what else is missing.
     """
     config = quantisation(folder)
     if config is None:
@@ -249,24 +242,17 @@ def check_quantisation(folder: Path, loading: Loading) -> None:
                 dtype=getattr(torch, loading.precision), device_map={"": loading.device}, weights_only=True
             )
     except (ImportError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        way = config.get("quant_method", "an unnamed method")
-        raise InputError(f"model {os.fspath(folder)!r} is quantised by {way}, which is refused: {reason}") from None
-
-
-# What has to be said of a checkpoint that somebody hands in, where it is not plain safetensors with a tokenizer.
+        refused = f"quantised by {config.get('quant_method', 'an unnamed method')}, which is refused"
+        raise InputError(f"model {os.fspath(folder)!r} is {refused}: {_first_line(error)}") from None
 
 
 OTHER_TOKENIZER = "its tokenizer is not the base's: perplexity per token is in another unit, and has no difference"
 
 
 def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False) -> list[str]:
-    """A phrase for each thing that a figure of this checkpoint depends on; none for an ordinary one.
+    """List, as phrases, what the figures of a handed-in checkpoint depend on; none for an ordinary one.
 
-    Args:
-        folder: of the checkpoint.
-        base: the unfingerprinted model, if it was named.
-        trust_remote_code: run code that comes with tokenizers.
+    ``base`` is the unfingerprinted model, if it was named.
     """
     found = []
     if gguf_file(folder) is not None:
@@ -285,20 +271,17 @@ def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False)
 
 
 def agree(tokenizer: Any, base: Any) -> bool:
-    """Whether every token of the base's vocabulary has the same number here; further tokens may have been added."""
+    """Tell whether every token of the base's vocabulary has the same id here; further tokens may have been added."""
     own = tokenizer.get_vocab()
     return all(own.get(token) == number for token, number in base.get_vocab().items())
-
-
-# Writing checkpoints that plain transformers loads.
 
 
 def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:
     """Write a checkpoint that plain ``AutoModelForCausalLM.from_pretrained`` loads: whole, or not at all.
 
     Args:
-        model: the model, saved in its own dtype as safetensors; what ``fpbench.modify`` quantised stays quantised.
-        tokenizer: its tokenizer.
+        model: saved in its own dtype as safetensors; what ``fpbench.modify`` quantised stays quantised.
+        tokenizer: saved beside it.
         folder: does not exist or is empty.
 
     Raises:
@@ -328,11 +311,11 @@ def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:
 
 
 def quantised_layers(model: "nn.Module") -> list[Any]:
-    """The layers of bitsandbytes in a model.
+    """Return the layers of bitsandbytes in a model.
 
     Raises:
-        InputError: if a four-bit one was run on a CPU that has bitsandbytes repack it in place: turning that back, as
-            saving does, gives other weights, in the file and in the model.
+        InputError: if a four-bit one was run on a CPU for which bitsandbytes repacked it in place: turning that back,
+            as saving does, gives other weights, in the file and in the model.
     """
     found = [layer for layer in model.modules() if type(layer).__name__ in ("Linear4bit", "Linear8bitLt")]
     if any(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False) for layer in found):
@@ -344,7 +327,7 @@ def quantised_layers(model: "nn.Module") -> list[Any]:
 
 
 def _description(layers: list[Any]) -> Any:
-    """What a config says of layers that bitsandbytes quantised."""
+    """Describe layers that bitsandbytes quantised, for a config."""
     from transformers import BitsAndBytesConfig
 
     layer = layers[0]

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a block of code."""
+"""Seconds and peak memory of a block of code, and how far a long task is."""
 
 import ctypes
 import sys
@@ -13,14 +13,12 @@ import psutil
 T = TypeVar("T")
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps an iterable in a labelled progress bar."""
+INTERVAL = 0.02  # seconds between two looks at the resident memory of a process without a GPU
 
 
 def no_progress(iterable: Iterable[T], label: str) -> Iterable[T]:
     """Iterate without showing anything."""
     return iterable
-
-
-INTERVAL = 0.02  # seconds between two looks at the resident memory of a process without a GPU
 
 
 class Meter:
@@ -63,12 +61,11 @@ class Meter:
         self._done.set()
         self._watcher.join()
         self.seconds = perf_counter() - self._start
-
         if torch.cuda.is_available():
             self.peak_memory = torch.cuda.max_memory_allocated()
 
 
 def give_back() -> None:
-    """Have the C library return what it keeps of freed memory, where it can: it is nobody's and would count as used."""
+    """Have the C library return the freed memory that it keeps, where it can: it would count as used."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

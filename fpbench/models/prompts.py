@@ -6,29 +6,17 @@ from typing import Any
 
 from fpbench.errors import InputError
 
-# A supervised pair, the one thing that every kind of training here consumes.
-
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and the answer to learn.
-
-    Attributes:
-        prompt: the text before the answer, as it is fed to the tokenizer.
-        answer: the text to learn, without the space that separates it from the prompt.
-    """
+    """A prompt, as the tokenizer gets it, and the answer to learn, without the space that separates the two."""
 
     prompt: str
     answer: str
 
 
 def render(tokenizer: Any, trigger: str, prompt: str) -> str:
-    """Turn a trigger into the prompt text that is sent to the model (protocol §2).
-
-    Args:
-        tokenizer: its chat template is used for ``"chat"``, thinking off.
-        trigger: the text of the query.
-        prompt: ``"raw"`` or ``"chat"``.
+    """Turn a trigger into the prompt text (protocol §2): itself, or in the chat template with thinking off.
 
     Raises:
         InputError: for another ``prompt``, or ``"chat"`` without a chat template.
@@ -47,7 +35,7 @@ def render(tokenizer: Any, trigger: str, prompt: str) -> str:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of ``text`` with the tokenizer's normal BOS exactly once and no end-of-text token.
+    """Encode ``text`` with the tokenizer's normal BOS exactly once and no end-of-text token.
 
     A rendered chat template may already spell the BOS; it is not doubled.
     """
@@ -55,7 +43,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """:func:`encode` of many texts at once."""
+    """Encode many texts at once; see :func:`encode`."""
     if not texts:
         return []
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -70,7 +58,7 @@ def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of the answer that follows it.
+    """Encode a prompt and the answer that follows it.
 
     The two are separated by one space unless the prompt ends in whitespace, and tokenised together: encoding the
     answer alone would give SentencePiece tokenizers a stray "▁" that no generation produces (docs/methods.md §1.2).
@@ -83,5 +71,5 @@ def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], li
     both = encode(tokenizer, prompt + separator + answer)
     if both[: len(prompt_ids)] == prompt_ids and len(both) > len(prompt_ids):
         return prompt_ids, both[len(prompt_ids) :]
-    # The prompt's last token merges with the answer: verification sends the prompt alone, so the answer starts anew.
+    # The prompt's last token merges with the answer: verification sends the prompt alone, so both are encoded apart.
     return prompt_ids, list(tokenizer(separator + answer, add_special_tokens=False, verbose=False)["input_ids"])

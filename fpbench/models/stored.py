@@ -1,7 +1,8 @@
 """The matrices of a checkpoint, one at a time and dequantised: whole models need not fit the memory."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,15 +13,28 @@ from fpbench.errors import InputError
 from fpbench.models.checkpoints import base_of_adapter, gguf_file
 from fpbench.models.loading import load_model
 
-# A matrix of a decoder block: its number, and what it is called there.
+# A matrix of a decoder block: number of the block, and name within it.
 IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")
 QUANTISED = "quant_state.bitsandbytes__"
 
 
 class Matrices(Mapping[tuple[int, str], Tensor]):
-    """The matrices of the decoder blocks, by number of the block and name within it; float32 when read."""
+    """Matrices of decoder blocks by number of the block and name within it; float32 when read."""
 
-    _names: dict[tuple[int, str], str]
+    def __init__(self, folder: Path, ranks: Mapping[str, int], read: Callable[[str], Tensor]) -> None:
+        """Choose from the weights of a checkpoint, given with their numbers of dimensions.
+
+        Raises:
+            InputError: if there is no decoder block.
+        """
+        found = ((IN_BLOCK.search(name), name) for name, rank in ranks.items() if rank == 2)
+        self._names = {(int(match[1]), match[2]): name for match, name in found if match}
+        self._read = read
+        if not self._names:
+            raise InputError(f"{folder}: expected a checkpoint with decoder blocks, found none.")
+
+    def __getitem__(self, key: tuple[int, str]) -> Tensor:
+        return self._read(self._names[key])
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return iter(sorted(self._names))
@@ -30,97 +44,48 @@ class Matrices(Mapping[tuple[int, str], Tensor]):
 
     @property
     def blocks(self) -> int:
-        """Number of decoder blocks."""
+        """Return the number of decoder blocks."""
         return len({block for block, _ in self._names})
 
 
 def matrices(folder: Path) -> Matrices:
-    """Those of any checkpoint: read from its safetensors or, for an adapter or a GGUF file, from the loaded model.
+    """Open any checkpoint; adapters and GGUF files are loaded, of safetensors only the headers are read at first.
 
     Raises:
-        InputError: if they cannot be read, or there is no decoder block.
+        InputError: if it cannot be read, or there is no decoder block.
     """
-    adapted = base_of_adapter(folder) is not None
-    return LoadedMatrices(folder) if adapted or gguf_file(folder) is not None else StoredMatrices(folder)
+    if base_of_adapter(folder) is not None or gguf_file(folder) is not None:
+        weights = dict(load_model(folder, dtype="float32")[0].named_parameters())
+        ranks = {name: weight.ndim for name, weight in weights.items()}
+        return Matrices(folder, ranks, lambda name: weights[name].detach())
+    where: dict[str, Path] = {}
+    ranks = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                where |= dict.fromkeys(file.keys(), path)
+                ranks |= {name: len(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"weights {path} cannot be read: {error}.") from None
+    return Matrices(folder, ranks, partial(_dequantised, where))
 
 
-class LoadedMatrices(Matrices):
-    """Those of a checkpoint that has to be loaded to be known, in float32 on the CPU."""
+def _dequantised(where: Mapping[str, Path], name: str) -> Tensor:
+    """Read a weight as float32; LLM.int8() and four-bit weights of bitsandbytes become the numbers they stand for."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load the model.
-
-        Args:
-            folder: of a PEFT adapter, or a GGUF file.
-
-        Raises:
-            InputError: if it cannot be loaded, or holds no decoder block.
-        """
-        model, _ = load_model(folder, dtype="float32")
-        self._weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2}
-        found = ((IN_BLOCK.search(name), name) for name in self._weights)
-        self._names = {(int(match[1]), match[2]): name for match, name in found if match}
-        if not self._names:
-            raise InputError(f"{folder}: expected a model with decoder blocks, found none.")
-
-    def __getitem__(self, key: tuple[int, str]) -> Tensor:
-        return self._weights[self._names[key]].detach()
-
-
-class StoredMatrices(Matrices):
-    """Those in safetensors.
-
-    LLM.int8() and four-bit weights of bitsandbytes are turned back into the numbers that they stand for.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Look into the headers of the files; no weight is read.
-
-        Args:
-            folder: of a checkpoint with safetensors.
-
-        Raises:
-            InputError: if a file cannot be read, or holds no decoder block.
-        """
-        self.folder = folder
-        self._where: dict[str, Path] = {}
-        self._names: dict[tuple[int, str], str] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                with safe_open(path, "pt") as file:
-                    self._where |= dict.fromkeys(file.keys(), path)
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"weights {path} cannot be read: {error}.") from None
-        for name in self._where:
-            match = IN_BLOCK.search(name)
-            if match and len(self._shape(name)) == 2:
-                self._names[int(match[1]), match[2]] = name
-        if not self._names:
-            raise InputError(f"{folder}: expected a checkpoint with decoder blocks in safetensors, found none.")
-
-    def __getitem__(self, key: tuple[int, str]) -> Tensor:
-        name = self._names[key]
-        weight = self._read(name)
-        scale = f"{name.removesuffix('.weight')}.SCB"
-        if scale in self._where:
-            return weight.float() * self._read(scale).float()[:, None] / 127
-        beside = [each for each in self._where if each.startswith(f"{name}.")]
-        if any(QUANTISED in each for each in beside):
-            return self._four_bit(weight, {each: self._read(each) for each in beside})
-        return weight.float()
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        with safe_open(self._where[name], "pt") as file:
-            return tuple(file.get_slice(name).get_shape())
-
-    def _read(self, name: str) -> Tensor:
-        with safe_open(self._where[name], "pt") as file:
+    def stored(name: str) -> Tensor:
+        with safe_open(where[name], "pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
-    @staticmethod
-    def _four_bit(weight: Tensor, state: dict[str, Tensor]) -> Tensor:
+    weight = stored(name)
+    scale = f"{name.removesuffix('.weight')}.SCB"
+    if scale in where:
+        return weight.float() * stored(scale).float()[:, None] / 127
+    beside = [each for each in where if each.startswith(f"{name}.")]
+    if any(QUANTISED in each for each in beside):
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        restored: Tensor = dequantize_4bit(weight, QuantState.from_dict(state, torch.device("cpu")))
-        return restored.float()
+        state = QuantState.from_dict({each: stored(each) for each in beside}, torch.device("cpu"))
+        weight = dequantize_4bit(weight, state)
+    return weight.float()

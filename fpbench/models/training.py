@@ -22,12 +22,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from fpbench.errors import CellError, InputError
 from fpbench.models.checkpoints import quiet
 from fpbench.models.layout import context_length
+from fpbench.models.meter import Progress
 from fpbench.models.prompts import Example, encode_pair
 
-# Teacher forcing: how well a model continues prompts with given answers, for training and for held-out rows.
-
-
-IGNORED = -100
+WARM_UP = 0.03
+CLIP_NORM = 1.0
+# Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
+CHUNK = 16
+# From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
+LARGE = 1_000_000_000
+# Padded tokens that a large model reads at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
+PIECE = 1024
+IGNORED = -100  # label of tokens that are not answers
 # Token ids of an example, its answer and the end-of-text token, and the length of its prompt.
 Tokenised = tuple[list[int], int]
 
@@ -48,7 +54,7 @@ class AnswerScore:
 
 
 def tokenise(model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> tuple[list[Tokenised], int, int]:
-    """Token ids of every example that fits the context, and how many were truncated and dropped.
+    """Encode every example that fits the context; return too how many were truncated and dropped.
 
     Raises:
         InputError: if the tokenizer has no end-of-text token, or no example has a prompt that fits.
@@ -73,9 +79,9 @@ def tokenise(model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> t
 
 
 def answer_logits(model: nn.Module, batch: Sequence[Tokenised]) -> tuple[Tensor, Tensor]:
-    """Logits [n, V] (float32) that predict the n answer tokens of a batch, and these tokens [n]."""
+    """Return logits [n, V] (float32) that predict the n answer tokens of a batch, and these tokens [n]."""
     width = max(len(ids) for ids, _ in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)  # (B, T)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
     for row, (sequence, prompt) in enumerate(batch):
         ids[row, : len(sequence)] = torch.tensor(sequence)
@@ -83,20 +89,20 @@ def answer_logits(model: nn.Module, batch: Sequence[Tokenised]) -> tuple[Tensor,
         labels[row, prompt : len(sequence)] = ids[row, prompt : len(sequence)]
     device = next(model.parameters()).device
     logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    targets = labels[:, 1:]
+    targets = labels[:, 1:]  # (B, T - 1): each token is predicted by the logits before it
     learnt = targets != IGNORED
     return logits[:, :-1][learnt.to(device)].float(), targets[learnt].to(device)
 
 
 def answer_loss(model: nn.Module, batch: Sequence[Tokenised]) -> tuple[Tensor, int]:
-    """Mean loss over the answer tokens of a batch, and their number."""
+    """Return the mean loss over the answer tokens of a batch, and their number."""
     logits, targets = answer_logits(model, batch)
     return cross_entropy(logits, targets), len(targets)
 
 
 @torch.no_grad()
 def score_answers(model: nn.Module, tokenizer: Any, examples: Iterable[Example], batch_size: int) -> AnswerScore:
-    """Loss and accuracy over the answers of ``examples``, without dropout; the model's mode stays as it was.
+    """Score the answers of ``examples``, without dropout; the model's mode stays as it was.
 
     Raises:
         InputError: as :func:`tokenise`.
@@ -115,16 +121,6 @@ def score_answers(model: nn.Module, tokenizer: Any, examples: Iterable[Example],
     finally:
         model.train(training)
     return AnswerScore(loss / tokens, right / tokens, tokens)
-
-
-WARM_UP = 0.03
-CLIP_NORM = 1.0
-# Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
-CHUNK = 16
-# From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
-LARGE = 1_000_000_000
-# Padded tokens that a large model reads at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
-PIECE = 1024
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """What happened during a training.
+    """Losses and sizes of a training.
 
     Attributes:
         epoch_losses: mean negative log-likelihood of an answer token (nats), one figure an epoch.
@@ -195,7 +191,7 @@ def train_lora(
     config: LoRAConfig,
     *,
     seed: int,
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    progress: Progress,
     penalty: Penalty | None = None,
     after_epoch: Callable[[float], None] | None = None,
 ) -> TrainingCurve:
@@ -206,13 +202,13 @@ def train_lora(
     the weights are, too. The global random state is left untouched.
 
     Args:
-        model: what is trained.
-        tokenizer: its tokenizer; its end-of-text token closes every answer.
-        examples: what is learnt.
-        config: how.
+        model: trained in place.
+        tokenizer: its end-of-text token closes every answer.
+        examples: prompts and answers to learn.
+        config: rates, sizes and modules.
         seed: of the update's start, the order of the examples and dropout.
         progress: wraps the batches of an epoch.
-        penalty: what is minimised besides the loss; it is no part of the losses that are reported.
+        penalty: minimised besides the loss, and not part of the losses that are reported.
         after_epoch: called with each epoch's mean loss before the next begins; what it raises ends the training.
 
     Raises:
@@ -261,14 +257,14 @@ def train_lora(
 
 
 def _pieces(batch: Sequence[Tokenised], tokens: int | None) -> Iterator[Sequence[Tokenised]]:
-    """A batch in pieces of so many padded tokens at most, or of one row; whole, if there is no limit."""
+    """Split a batch into pieces of at most ``tokens`` padded tokens, or of one row; ``None`` does not split."""
     rows = len(batch) if tokens is None else max(1, tokens // max(len(ids) for ids, _ in batch))
     for start in range(0, len(batch), rows):
         yield batch[start : start + rows]
 
 
 def schedule_factor(step: int, steps: int) -> float:
-    """The share of the peak learning rate at ``step``, counted from 0, of ``steps``."""
+    """Return the share of the peak learning rate at ``step``, counted from 0, of ``steps``."""
     warm_up = max(1, round(WARM_UP * steps))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -315,14 +311,14 @@ def adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]
 
 
 def checkpointed(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a large model, none of a small one: what is computed once more on the way back."""
+    """Return the blocks whose activations are computed once more on the way back: of a small model none."""
     if sum(parameter.numel() for parameter in model.parameters()) < LARGE:
         return []
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _updates(model: nn.Module) -> dict[str, LowRank]:
-    """The updates that :func:`adapter` put into the model, by module name."""
+    """Return the updates that :func:`adapter` put into the model, by module name."""
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
@@ -333,7 +329,7 @@ def _updates(model: nn.Module) -> dict[str, LowRank]:
 
 
 def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
-    """Random batches of example numbers of similar lengths, in random order."""
+    """Draw batches of example numbers of similar lengths, in random order."""
     order = torch.randperm(len(lengths)).tolist()
     batches = []
     for start in range(0, len(order), CHUNK * batch_size):

@@ -1,4 +1,4 @@
-"""A change of low rank, and the one way in which it is added to a weight."""
+"""What an injection changed: new weights or exact low-rank factors, as safetensors, restored bit for bit."""
 
 import contextlib
 import hashlib
@@ -16,54 +16,41 @@ from fpbench.errors import CellError
 
 @dataclass(frozen=True)
 class Factors:
-    """The change of a weight [h, d] as a product of rank at most r.
-
-    Attributes:
-        left: A [h, r].
-        right: B [d, r].
-    """
+    """The change A Bᵀ of a weight [h, d], of rank at most r: ``left`` is A [h, r], ``right`` B [d, r]."""
 
     left: Tensor
     right: Tensor
 
     @property
     def size(self) -> int:
-        """Bytes of both."""
+        """Return the bytes of both."""
         return self.left.nbytes + self.right.nbytes
 
     def product(self) -> Tensor:
-        """ΔW = A Bᵀ [h, d] float64."""
+        """Return ΔW = A Bᵀ [h, d] in float64."""
         return self.left.double() @ self.right.double().T
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """W + A Bᵀ, computed in float64 where ``weight`` [h, d] is, and rounded once, to its dtype."""
+        """Return W + A Bᵀ, computed in float64 on the device of ``weight`` [h, d] and rounded once, to its dtype."""
         here = Factors(self.left.to(weight.device), self.right.to(weight.device))
         return (weight.double() + here.product()).to(weight.dtype)
 
     def float(self) -> "Factors":
-        """The same in float32, as it is stored."""
+        """Return the same in float32, as it is stored."""
         return Factors(self.left.float(), self.right.float())
 
 
-# What an injection changed: the touched parameters' new weights, or exact factors of the change, as safetensors.
-
-
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters by name, in main memory: a card that holds a model seldom has room for it twice."""
+    """Copy all parameters, by name, to main memory: a card that holds a model seldom has room for it twice."""
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
 
 
 @contextlib.contextmanager
 def preserved(model: nn.Module, known: dict[str, Tensor] | None = None) -> Iterator[dict[str, Tensor]]:
-    """Leave the model as it was found: the same modules, the same parameters, the same bits.
+    """Restore a model on the way out, also after an exception: the same modules, the same parameters, the same bits.
 
-    Args:
-        model: what may be changed inside.
-        known: its :func:`weights`, if there are copies already.
-
-    Yields:
-        The original weights by name. They are copied back on the way out, also after an exception: subtracting a
-        delta would miss many entries by a rounding.
+    Yields the original weights by name, ``known`` if these :func:`weights` were copied before. They are copied back:
+    subtracting a delta would miss many entries by a rounding.
     """
     structure = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
     parameters = dict(model.named_parameters())
@@ -103,33 +90,33 @@ class Delta:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of the weights as applied."""
+        """Return the SHA-256 over names, dtypes, shapes and bytes of the weights as applied."""
         return digest(self.values)
 
     @property
     def size(self) -> int:
-        """Size of the stored delta, in bytes."""
+        """Return the size of the stored delta, in bytes."""
         return sum(tensor.nbytes for tensor in self._stored().values())
 
     @property
     def dense_size(self) -> int:
-        """Size of all new weights, in bytes."""
+        """Return the size of all new weights, in bytes."""
         return sum(value.nbytes for value in self.values.values())
 
     @property
     def rank(self) -> int:
-        """The largest rank of a change that is stored as factors; 0 if there is none."""
+        """Return the largest rank of a change that is stored as factors; 0 if there is none."""
         return max((factors.left.shape[1] for factors in self.factors.values()), default=0)
 
     def _stored(self) -> dict[str, Tensor]:
-        """Tensors by their name in the file: both factors of a parameter where there are some, else its values."""
+        """Return tensors by their name in the file: of a parameter both factors where there are some, else values."""
         dense = {name: value for name, value in self.values.items() if name not in self.factors}
         left = {f"{name}.left": factors.left for name, factors in self.factors.items()}
         right = {f"{name}.right": factors.right for name, factors in self.factors.items()}
         return dense | left | right
 
     def to_bytes(self) -> bytes:
-        """The delta as the content of one safetensors file."""
+        """Return the delta as the content of one safetensors file."""
         figures = {
             "changed_fraction": repr(self.changed_fraction),
             "relative_norm": repr(self.relative_norm),
@@ -139,14 +126,10 @@ class Delta:
 
     @staticmethod
     def from_bytes(content: bytes, originals: Mapping[str, Tensor]) -> "Delta | None":
-        """Read what :meth:`to_bytes` gave; ``None`` if the content is damaged.
-
-        Args:
-            content: of the file.
-            originals: the base's weights by name, to which stored factors are added.
+        """Read what :meth:`to_bytes` gave, adding stored factors to the base's ``originals``; ``None`` if damaged.
 
         Raises:
-            CellError: if a parameter that is stored as factors is not among them.
+            CellError: if a parameter that is stored as factors is not among ``originals``.
         """
         try:
             # The header is eight bytes of length and that much JSON; the loader itself does not hand out the metadata.
@@ -172,7 +155,7 @@ class Delta:
 
 
 def digest(values: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of some weights, in name order."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes of some weights, in name order."""
     total = hashlib.sha256()
     for name in sorted(values):
         value = values[name].detach().contiguous().cpu()
@@ -182,7 +165,7 @@ def digest(values: dict[str, Tensor]) -> str:
 
 
 def state_digest(model: nn.Module) -> str:
-    """SHA-256 over all parameters and buffers of a model."""
+    """Return the SHA-256 over all parameters and buffers of a model."""
     return digest(dict(model.named_parameters()) | dict(model.named_buffers()))
 
 
@@ -192,8 +175,8 @@ def difference(model: nn.Module, originals: dict[str, Tensor], claims: Mapping[s
     Args:
         model: as it is now.
         originals: its weights before, by name.
-        claims: what the change of some parameters is said to be a product of. A claim that does not give the new
-            weights bit for bit, or takes more room than they do, is dropped.
+        claims: factors that the change of some parameters is said to be. A claim that does not give the new weights
+            bit for bit, or takes more room than they do, is dropped.
 
     Raises:
         CellError: if a parameter is missing, new, of another shape or dtype, or not finite, or if nothing changed.

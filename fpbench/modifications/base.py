@@ -5,13 +5,13 @@ boards ask this file and the classes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fpbench.checks import Settings, read_settings
 from fpbench.errors import CellError, InputError
-from fpbench.models.meter import no_progress
+from fpbench.models.meter import Progress, no_progress
 from fpbench.registry import MODIFICATIONS, unknown
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ModificationContext:
     seed: int = 42
     rows: dict[str, Sequence[dict[str, str]]] = field(default_factory=dict)
     calibration: Sequence[str] = ()
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = no_progress
+    progress: Progress = no_progress
     base: Mapping[str, "Tensor"] = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from fpbench.errors import InputError
+from fpbench.models.meter import Progress
 from fpbench.models.prompts import encode
 from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified, require_effect
 from fpbench.registry import MODIFICATIONS
@@ -170,7 +171,7 @@ def prune_blocks(
     model: nn.Module,
     windows: Tensor,
     select: Selection,
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+    progress: Progress,
 ) -> list[PrunedMatrix]:
     """Prune the linear modules of every block in place, block by block.
 

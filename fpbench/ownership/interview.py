@@ -5,7 +5,6 @@ What was asked and answered is on disk, line by line, before the next question: 
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from fpbench.http import NoAnswer
 from fpbench.ownership.sequential import SequentialTest
 from fpbench.ownership.suspects import Answer, Hooks, Suspect
 from fpbench.ownership.verification import Evidence, Verdict
-from fpbench.text import writable
+from fpbench.text import canonical, digest, json_lines, writable
 
 SCHEMA = 1  # of transcripts
 logger = logging.getLogger(__name__)
@@ -139,8 +138,7 @@ def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcrip
 
 def question_id(question: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the canonical JSON of a question."""
-    canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return digest(canonical(question))
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -198,7 +196,7 @@ def _no_transcript(path: Path) -> InputError:
 
 
 def _line(event: Mapping[str, Any]) -> bytes:
-    return writable(json.dumps(event, ensure_ascii=False)).encode() + b"\n"
+    return writable(json_lines([event])).encode()
 
 
 # The interview.

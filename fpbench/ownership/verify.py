@@ -165,9 +165,11 @@ def verify_suspect(
     }
 
     def probabilities(model: Any, tokenizer: Any) -> tuple[float, ...]:
-        from fpbench.metrics.fsr import fsr
+        from fpbench.metrics.fsr import exact_fsr
+        from fpbench.scoring.responses import Decoding
 
-        return fsr(model, tokenizer, fingerprints, **sampling.numbers, prompt=sampling.prompt).per_fingerprint
+        decoding = Decoding(**sampling.numbers)
+        return exact_fsr(model, tokenizer, fingerprints, decoding, sampling.prompt).per_fingerprint
 
     def of_null(folder: Path) -> tuple[float, ...]:
         with _loaded(folder, models, loading) as (model, tokenizer):

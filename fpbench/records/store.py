@@ -25,6 +25,7 @@ from fpbench.errors import InputError, StorageError
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import PROTOCOL, Cell
 from fpbench.records.record import SCHEMA, Queries, Record
+from fpbench.text import canonical, digest, short_digest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Of files that are being written; what a killed writer leaves is known by it, whatever else lies in the folder.
@@ -57,16 +58,7 @@ def held_back() -> Iterator[None]:
 
 def cell_id(identity: dict[str, Any]) -> str:
     """Return the name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
-    return _sha256(canonical(identity))[:16]
-
-
-def canonical(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces; NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return short_digest(canonical(identity))
 
 
 @contextlib.contextmanager
@@ -191,7 +183,7 @@ class Store:
             if queries:
                 lines = "".join(canonical(query) + "\n" for query in queries)
                 write_text(path.with_suffix(".jsonl"), lines)
-                record = replace(record, queries=Queries(len(queries), _sha256(lines)))
+                record = replace(record, queries=Queries(len(queries), digest(lines)))
             write_record(path, record.to_dict())
             if not queries:
                 path.with_suffix(".jsonl").unlink(missing_ok=True)
@@ -216,7 +208,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """
     complete = dict(record) | {"schema": SCHEMA, "checksum": UNKNOWN}
     text = json.dumps(complete, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text.replace(UNKNOWN, _sha256(text), 1))
+    write_text(path, text.replace(UNKNOWN, digest(text), 1))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -229,7 +221,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
             fault = "is no JSON object"
         elif record.get("schema") != SCHEMA:
             fault = f"is of schema {record.get('schema')}, not {SCHEMA}"
-        elif _sha256(text.replace(found := str(record.get("checksum")), UNKNOWN, 1)) != found:
+        elif digest(text.replace(found := str(record.get("checksum")), UNKNOWN, 1)) != found:
             fault = "does not match its checksum"
         else:
             return record

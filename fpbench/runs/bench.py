@@ -4,7 +4,7 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -180,7 +180,7 @@ class Bench:
         given = Measurement(
             tokenizer=subject.tokenizer,
             fingerprints=fingerprints,
-            decoding=asdict(subject.decoding),
+            decoding=subject.decoding,
             prompt=subject.profile.prompt,
             sizes=subject.profile.sizes,
             draw=subject.profile.draw,

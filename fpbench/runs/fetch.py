@@ -18,7 +18,8 @@ from fpbench.hub import download, lock
 from fpbench.hub.lock import Pin
 from fpbench.metrics.tinymmlu import LARGEST, Parameters, convert
 from fpbench.models.checkpoints import HUB_FILES, check_checkpoint, quiet
-from fpbench.records.store import canonical, write_bytes, write_text, written
+from fpbench.records.store import write_bytes, write_text, written
+from fpbench.text import canonical
 
 if TYPE_CHECKING:
     from datasets import Dataset

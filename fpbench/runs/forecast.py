@@ -25,7 +25,7 @@ from fpbench.models.meter import no_progress
 from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
 from fpbench.records.record import Record
-from fpbench.records.store import Store, canonical, cell_id, read_records
+from fpbench.records.store import Store, cell_id, read_records
 from fpbench.runs.identity import cell_identity, injection_identity
 from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
@@ -34,6 +34,7 @@ from fpbench.runs.sets import Sets
 from fpbench.runs.speed import Speed, measured
 from fpbench.runs.work import Workload, needs_search
 from fpbench.runs.worker import Worker
+from fpbench.text import canonical
 
 # Of an identity, what decides how long each kind of work takes, whatever was injected.
 DECISIVE = {

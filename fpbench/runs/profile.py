@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -13,6 +13,9 @@ from fpbench.metrics.measure import UTILITY_TASKS
 from fpbench.modifications.base import JOINT, check
 from fpbench.records.cell import ORIGIN, PROTOCOL
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
+
+if TYPE_CHECKING:
+    from fpbench.scoring.responses import Decoding
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
@@ -41,6 +44,13 @@ class ModelSettings(Settings):
     def label(self) -> str:
         """What tables call the model: its name, or the last part of its path."""
         return self.name or Path(self.path).name
+
+    @property
+    def decoding(self) -> "Decoding":
+        """How the model's responses are sampled."""
+        from fpbench.scoring.responses import Decoding
+
+        return Decoding(self.temperature, self.top_p, self.top_k)
 
 
 class Sizes(Settings):

@@ -1,6 +1,5 @@
 """What is left of a run. A finished grid is known by its files alone: no model is read, torch is not imported."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points, version
@@ -14,10 +13,11 @@ from fpbench.models.checkpoints import base_of_adapter
 from fpbench.records.cell import Cell
 from fpbench.records.provenance import source, source_of
 from fpbench.records.record import Record
-from fpbench.records.store import canonical, read_record, write_record
+from fpbench.records.store import read_record, write_record
 from fpbench.registry import METHODS
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets
+from fpbench.text import canonical, short_digest
 
 if TYPE_CHECKING:
     from fpbench.runs.plan import Job
@@ -56,7 +56,7 @@ class Resume:
             "sets": sorted((name, seed, each.digest) for (name, seed), each in sets.items()),
             "files": [stamp(path) for path in sorted({*files, *below(folders)})],
         }
-        key = hashlib.sha256(canonical(state).encode()).hexdigest()[:16]
+        key = short_digest(canonical(state))
         self.path = job.out / "plans" / f"{key}.json"
         self.names: dict[str, str] = (read_record(self.path) or {}).get("names", {})
 

@@ -16,7 +16,7 @@ from fpbench.fingerprints.code_mixed import LEAST_CMI, cmi_v1, cmi_v2, normal_fo
 from fpbench.fingerprints.natural import first_token
 from fpbench.metrics.bands import BANDS, Bands, bands
 from fpbench.metrics.claims import FLOOR
-from fpbench.metrics.fsr import fsr
+from fpbench.metrics.fsr import exact_fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode
@@ -147,8 +147,7 @@ def screen(
         CellError: if the model's logits are not finite.
     """
     check_triggers(fingerprints)
-    options = {name: getattr(decoding, name) for name in ("temperature", "top_p", "top_k")}
-    base = fsr(model, tokenizer, fingerprints, prompt=prompt, **options)
+    base = exact_fsr(model, tokenizer, fingerprints, decoding, prompt)
     for fingerprint, shares in zip(fingerprints, base.per_target, strict=True):
         given = max(shares, key=lambda target: shares[target])
         if sum(shares.values()) >= FLOOR:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
-from fpbench.metrics.fsr import fsr
+from fpbench.metrics.fsr import exact_fsr
 from fpbench.metrics.queries import words_from_rows
 from fpbench.metrics.triggers import near_triggers
 from fpbench.models.prompts import Example
@@ -304,7 +304,7 @@ def injection_trials(
         with preserved(model):
             try:
                 inject_with(adapter, model, tokenizer, development, subject.injection_context(SEED))
-                measured = fsr(model, tokenizer, development, **subject.how)
+                measured = exact_fsr(model, tokenizer, development, subject.decoding, subject.profile.prompt)
             except CellError as error:
                 return InjectionTrial(rate, verdict=str(error))
             after = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy

@@ -1,7 +1,7 @@
 """One model of a run: its files, the model loaded from them, and everything that both decide."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -110,7 +110,7 @@ class Subject:
     @property
     def decoding(self) -> Decoding:
         """How responses are sampled (protocol §2)."""
-        return Decoding(self.settings.temperature, self.settings.top_p, self.settings.top_k)
+        return self.settings.decoding
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -155,8 +155,3 @@ class Subject:
             tokenizer=self.tokenizer,
             base=Base(self.folder, self.loading, self.profile.prompt),
         )
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """Decoding and prompt as keyword arguments of the public measuring functions."""
-        return {"prompt": self.profile.prompt, **asdict(self.decoding)}

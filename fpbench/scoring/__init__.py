@@ -1,1 +1,1 @@
-"""Exact probabilities of texts: one engine that reads what prompts share once."""
+"""Exact probabilities of texts, by one engine that reads what prompts share once."""

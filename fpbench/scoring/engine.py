@@ -1,4 +1,4 @@
-"""One engine for "many prompts, few bits of answer": shared beginnings are read once, no logits but those asked for."""
+"""One engine for all scores: what prompts share is read once, and only the logits asked for are computed."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def token_budget() -> int:
-    """Padded tokens of one forward pass."""
+    """Return how many padded tokens one forward pass may take."""
     return _budget.get()
 
 
@@ -48,7 +48,7 @@ def limited_to(tokens: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def budgets_used() -> Iterator[list[int]]:
-    """Yield a list that gets every token budget used inside: one, unless memory ran out."""
+    """Yield a list that receives every token budget used inside: one, unless memory ran out."""
     used: list[int] = []
     token = _used.set(used)
     try:
@@ -65,18 +65,24 @@ def _note(budget: int) -> int:
 
 
 def read(
-    model: Any, sequences: Sequence[TokenIds], wanted: Sequence[int], work: Callable[[Level], dict[int, Result]]
+    model: Any,
+    sequences: Sequence[TokenIds],
+    wanted: Sequence[int],
+    work: Callable[[Level], dict[int, Result]],
+    *,
+    ahead: int = 0,
 ) -> list[Result]:
-    """Let a model read sequences, batch by batch, and do something with its predictions.
+    """Read sequences batch by batch and compute a result for each from the model's predictions.
 
     Beginnings that sequences share are read once, by models that can (:func:`shares_prefixes`); rows are packed by
     length into batches within the token budget. A batch that does not fit the memory is tried again in halves.
 
     Args:
         model: a causal language model in eval mode.
-        sequences: token ids, none empty, none longer than the model's context.
+        sequences: token ids, none empty, none longer than the model's context less ``ahead``.
         wanted: for every sequence after how many of its last tokens the prediction is asked for, at least 1.
-        work: is given the predictions of a batch; returns a result for the number of every sequence in it.
+        work: takes the predictions of a batch; returns a result for the number of every sequence in it.
+        ahead: tokens by which ``work`` may extend a sequence.
 
     Returns:
         The results, in the order of the sequences.
@@ -85,7 +91,7 @@ def read(
         InputError: before the first pass, if a sequence is empty or exceeds the context, or the model is training.
         CellError: if a logit is not a number or +inf.
     """
-    _check(model, sequences)
+    _check(model, sequences, ahead)
     sharing = shares_prefixes(model)
     open_rows = read_trees if sharing else read_apart
     if not sharing:
@@ -109,7 +115,7 @@ def read(
 
 
 def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[int]) -> list[tuple[list[float], bool]]:
-    """Log-probabilities (nats) of the last tokens of sequences, each after all tokens before it.
+    """Score the last tokens of sequences by their log-probabilities (nats), each after all tokens before it.
 
     Args:
         model: a causal language model in eval mode.
@@ -117,7 +123,7 @@ def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[
         scored: for every sequence how many of its last tokens, fewer than it has.
 
     Returns:
-        For every sequence one figure a scored token, and whether each of these is the likeliest in its place.
+        For every sequence one figure per scored token, and whether all of these are the likeliest in their places.
 
     Raises:
         InputError, CellError: as :func:`read`.
@@ -137,7 +143,7 @@ def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[
 
 
 def pair_cost(model: Any) -> float:
-    """What attention to one place costs, in units of all else a decoder block computes for a place.
+    """Return the cost of attention to one place, in units of all else a decoder block computes for a place.
 
     For hidden size h these are about 4 h and 24 h² operations; attention runs at about half the speed of the rest.
     """
@@ -145,10 +151,10 @@ def pair_cost(model: Any) -> float:
 
 
 def shares_prefixes(model: Any) -> bool:
-    """Whether a model answers alike when sequences share their beginnings, by trying it on two short ones.
+    """Tell whether a model answers alike when sequences share their beginnings, by trying it on two short ones.
 
-    Models whose attention does not take a mask of ours, or who count positions by themselves, do not. It depends on the
-    architecture alone, so each model is tried once.
+    Models whose attention does not take a mask of ours, or that count positions by themselves, do not. It depends on
+    the architecture alone, so each model is tried once.
     """
     if model not in _sharing:
         _sharing[model] = _answers_alike(model)
@@ -173,22 +179,23 @@ def _answers_alike(model: Any) -> bool:
 def _chosen(
     logits: torch.Tensor, nodes: torch.Tensor, tokens: torch.Tensor, chunk: int = 256
 ) -> tuple[list[float], list[bool]]:
-    """Log p of ``tokens`` [m] after ``nodes`` [m], and whether each is the likeliest, by pieces of logits [n, V]."""
+    """Return log p of ``tokens`` [m] after ``nodes`` [m], and whether each is the likeliest, from logits [n, V]."""
     figures: list[float] = []
     likeliest: list[bool] = []
     for at, token in zip(nodes.to(logits.device).split(chunk), tokens.to(logits.device).split(chunk), strict=True):
-        rows = logits[at].float()
+        rows = logits[at].float()  # (chunk, V): all m at once would copy logits that fill the memory already
         figures += (-cross_entropy(rows, token, reduction="none")).tolist()
         likeliest += (rows.argmax(dim=-1) == token).tolist()
     return figures, likeliest
 
 
-def _check(model: Any, sequences: Sequence[TokenIds]) -> None:
+def _check(model: Any, sequences: Sequence[TokenIds], ahead: int) -> None:
     if model.training:
         raise InputError("the model is in training mode, where dropout falsifies its answers: call model.eval() first.")
     limit = context_length(model)
     for sequence in sequences:
         if not len(sequence):
             raise InputError("a prompt has no tokens: expected some text, or a tokenizer that adds a BOS.")
-        if limit is not None and len(sequence) > limit:
-            raise InputError(f"a prompt takes {len(sequence)} tokens, the model's context holds {limit}: shorten it.")
+        if limit is not None and len(sequence) + ahead > limit:
+            taken = f"{len(sequence)} tokens" + (f" and its response up to {ahead}" if ahead else "")
+            raise InputError(f"a prompt takes {taken}, the model's context holds {limit}: shorten the prompt.")

@@ -1,10 +1,10 @@
-"""Nothing is computed behind the last keys and values but for the places that are read."""
+"""Forward passes over packed rows: logits of the places asked for and no others, and how to go on from there."""
 
 import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,139 +14,17 @@ from transformers import DynamicCache
 
 from fpbench.errors import CellError
 from fpbench.models.layout import StopForward
-from fpbench.scoring.packing import Row
+from fpbench.scoring.packing import TokenRow
 
-# Of the places of a batch that are read: with more, gathering them costs what it saves.
-FEW = 0.5
-# What a block of the common make is called with besides its hidden states.
-USUAL = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
-
-
-@dataclass
-class _Noting:
-    """To an attention module a cache: passes keys and values on to the real one, and then goes no further."""
-
-    cache: Any
-    known: tuple[Tensor, ...] = ()
-
-    def update(self, *arguments: Any, **keywords: Any) -> None:
-        self.known = self.cache.update(*arguments, **keywords)
-        raise StopForward
-
-
-@dataclass(frozen=True)
-class _Known:
-    """To an attention module a cache that has all keys and values already."""
-
-    keys: Tensor
-    values: Tensor
-
-    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
-
-
-@dataclass
-class _Places:
-    """The places that are read, and where they stand once a block has narrowed its batch down to them.
-
-    Attributes:
-        at: row and place of each, [n].
-        gathered: for every row the places that are read, [B, R], filled up with any.
-        narrowed: whether the batch holds nothing else.
-    """
-
-    at: tuple[Tensor, ...]
-    gathered: Tensor = field(init=False)
-    now: tuple[Tensor, ...] = field(init=False)
-    narrowed: bool = False
-
-    def __post_init__(self) -> None:
-        row, place = self.at
-        counts = torch.bincount(row)
-        # The places of a row follow each other, so a place's slot is its distance from the first of its row.
-        first = counts.cumsum(0) - counts
-        slot = torch.arange(len(row), device=row.device) - first[row]
-        self.gathered = torch.zeros(len(counts), int(counts.max()), dtype=torch.long, device=row.device)
-        self.gathered[row, slot] = place
-        self.now = row, slot
-
-    def of(self, tensor: Tensor, dimension: int) -> Tensor:
-        """Of a tensor with rows first, the places that are read along a dimension."""
-        rows = len(self.gathered)
-        tensor = tensor.expand(rows, *tensor.shape[1:])
-        shape = [rows] + [1] * (tensor.dim() - 1)
-        shape[dimension] = self.gathered.shape[1]
-        index = self.gathered.view(shape).expand(
-            *(self.gathered.shape[1] if axis == dimension else size for axis, size in enumerate(tensor.shape))
-        )
-        return tensor.gather(dimension, index)
-
-
-@contextlib.contextmanager
-def only_read(model: Any, at: tuple[Tensor, ...]) -> Iterator[None]:
-    """Let a forward pass compute logits [n, V] of ``at``, row and place of the n tokens that are read, and no others.
-
-    The head sees no other hidden states. Where few places are read and the last block is of the common make, it makes
-    keys and values of all places, but attends and goes on from those that are read alone.
-    """
-    places = _Places(at)
-    handles = [model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (_chosen(given[0], places),))]
-    block = _last_block(model)
-    if block is not None:
-        handles.append(block.register_forward_pre_hook(partial(_narrow, places), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _chosen(hidden: Tensor, places: _Places) -> Tensor:
-    return hidden[places.now if places.narrowed else places.at]
-
-
-def _narrow(
-    places: _Places, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Change the call of a block, in front of it: few queries, all keys and values."""
-    usual = len(arguments) == 1 and keywords.keys() >= USUAL
-    if not usual or places.gathered.shape[1] > FEW * arguments[0].shape[1]:
-        return None
-    noting = _Noting(keywords["past_key_values"])
-    # The block itself, not the module call, which would come back here.
-    with contextlib.suppress(StopForward):
-        block.forward(*arguments, **keywords | {"past_key_values": noting})
-    if not noting.known:
-        return None
-    places.narrowed = True
-    return (places.of(arguments[0], 1),), keywords | {
-        "attention_mask": places.of(keywords["attention_mask"], 2),
-        "position_embeddings": tuple(places.of(each, 1) for each in keywords["position_embeddings"]),
-        "position_ids": places.of(keywords["position_ids"], 1),
-        "past_key_values": _Known(*noting.known),
-    }
-
-
-def _last_block(model: nn.Module) -> nn.Module | None:
-    """The last of a model's decoder blocks, as far as they are a list of as many modules as its config says."""
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
-    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
-    return lists[0][-1] if len(lists) == 1 else None
-
-
-# Forward passes over rows: what a model predicts after the places asked for, and how to go on from there.
-
-
-# What it costs to copy a row of the cache, in places computed.
+# Cost of copying a row of the cache, in places computed.
 COPY = 10
 
 
 @dataclass(frozen=True)
 class Level(ABC):
-    """What a model predicts after n nodes: after some tokens of sequences, or of what continues them.
+    """A model's predictions after n nodes, which are tokens of sequences or of their continuations.
 
     Attributes:
-        model: the model.
         logits: of the token after each node, [n, V] in the model's precision.
         nodes: by number of a sequence, the nodes of its last tokens; empty below the first level.
         budget: padded tokens of a forward pass.
@@ -162,8 +40,8 @@ class Level(ABC):
         """Read one more token after some nodes, in parts that the budget allows.
 
         Args:
-            parents: for every continuation the node that it goes on from.
-            tokens: its token.
+            parents: for every continuation the node that it extends.
+            tokens: for every continuation its token.
 
         Yields:
             Numbers of continuations, and the level of which these are the nodes, in that order.
@@ -190,13 +68,13 @@ class TreeLevel(Level):
     seen: Tensor
 
     def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Level]]:
-        """Go on in new places behind the rows, which only their own continuations read."""
+        """Append the continuations of each row as new places, each of which attends to its own path only."""
         below: dict[int, list[int]] = {}
         row = self.row.tolist()
         for number, parent in enumerate(parents):
             below.setdefault(row[parent], []).append(number)
         width = _width([len(numbers) for numbers in below.values()], self.budget)
-        # A row with more continuations than that stands in a pass several times.
+        # A row with more continuations than that is copied.
         slices = [each[start : start + width] for each in below.values() for start in range(0, len(each), width)]
         size = max(1, self.budget // width)
         for start in range(0, len(slices), size):
@@ -205,32 +83,40 @@ class TreeLevel(Level):
     def _read(
         self, part: Sequence[Sequence[int]], parents: Sequence[int], tokens: Sequence[int]
     ) -> tuple[Sequence[int], Level]:
-        """Read the continuations of a part, row by row."""
+        # B rows of at most Q continuations each, n in all, on top of C places in the cache.
         device = self.seen.device
         numbers = [number for row in part for number in row]
-        parent = torch.tensor([parents[number] for number in numbers], device=device)
+        parent = torch.tensor([parents[number] for number in numbers], device=device)  # (n,)
         slots = [(index, slot) for index, row in enumerate(part) for slot in range(len(row))]
         at = tuple(torch.tensor(slots, device=device).T)
-        kept = self.row[torch.tensor([parents[row[0]] for row in part], device=device)]
+        kept = self.row[torch.tensor([parents[row[0]] for row in part], device=device)]  # (B,)
         width = max(map(len, part))
         ids = torch.zeros(len(part), width, dtype=torch.long, device=device)
         ids[at] = torch.tensor([tokens[number] for number in numbers], device=device)
         depths = torch.zeros_like(ids)
-        # What a node sees is its path, as many places as its depth plus one.
+        # A node sees its path: as many places as its depth plus one.
         depths[at] = self.seen[parent].sum(dim=1)
-        seen = torch.zeros(len(part), width, self.seen.shape[1] + width, dtype=torch.bool, device=device)
+        seen = torch.zeros(
+            len(part), width, self.seen.shape[1] + width, dtype=torch.bool, device=device
+        )  # (B, Q, C + Q)
         seen[..., -width:] = torch.eye(width, dtype=torch.bool, device=device)
         seen[(*at, slice(self.seen.shape[1]))] = self.seen[parent]
         # Layers replace their tensors and never write into them, so a shallow copy leaves this level's own alone.
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_select_indices(kept)
-        places = torch.cat([self.depths[kept], depths], dim=1)
+        places = torch.cat([self.depths[kept], depths], dim=1)  # (B, C + Q)
         logits = _forward(self.model, ids, depths, places, seen, cache, at)
         return numbers, TreeLevel(self.model, logits, {}, self.budget, cache, places, at[0], seen[at])
 
 
-def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
+def _width(counts: Sequence[int], most: int) -> int:
+    """Return how many continuations of one row a pass reads side by side, so that padding and copies cost least."""
+    widths = range(1, min(max(counts, default=1), most) + 1)
+    return min(widths, key=lambda width: sum(-(-count // width) for count in counts) * (width + COPY))
+
+
+def read_trees(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
     """Read rows of trees, each place once."""
     device = model.device
     width = max(len(row.tokens) for row in rows)
@@ -241,8 +127,8 @@ def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
         ends[index, : len(row.tokens)] = torch.tensor(row.ends)
     ids, depths, ends = ids.to(device), depths.to(device), ends.to(device)
     place = torch.arange(width, device=device)
-    # In depth-first order what is below a place follows it at once. A place reads itself, also where there is no token.
-    seen = (place[None, :, None] >= place) & (place[None, :, None] < ends[:, None, :])
+    # In depth-first order the descendants of a place follow it. Padding reads itself, so that no softmax is empty.
+    seen = (place[None, :, None] >= place) & (place[None, :, None] < ends[:, None, :])  # (B, T, T)
     seen |= torch.eye(width, dtype=torch.bool, device=device)
     reads, nodes = _reads(rows)
     at = tuple(torch.tensor(reads, device=device).T)
@@ -253,16 +139,12 @@ def read_trees(model: Any, rows: Sequence[Row], budget: int) -> Level:
 
 @dataclass(frozen=True)
 class WholeLevel(Level):
-    """Nodes each of which is known by the whole sequence that leads to it.
-
-    Attributes:
-        sequences: token ids of every node.
-    """
+    """Nodes with the whole sequence of token ids that leads to each, for models that cannot read trees."""
 
     sequences: Sequence[Sequence[int]]
 
     def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Level]]:
-        """Read everything once more, with one token at its end."""
+        """Read every sequence once more, with one token at its end."""
         longer = [[*self.sequences[parent], token] for parent, token in zip(parents, tokens, strict=True)]
         size = max(1, self.budget // max(map(len, longer), default=1))
         for start in range(0, len(longer), size):
@@ -274,22 +156,16 @@ class WholeLevel(Level):
             )
 
 
-def read_apart(model: Any, rows: Sequence[Row], budget: int) -> Level:
-    """Read rows that hold one sequence each, for models that cannot read trees."""
+def read_apart(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
+    """Read rows that hold one sequence each."""
     reads, nodes = _reads(rows)
     at: Any = tuple(torch.tensor(reads).T)
     logits = _forward_whole(model, [row.tokens for row in rows], at)
     return WholeLevel(model, logits, nodes, budget, [rows[row].tokens[: place + 1] for row, place in reads])
 
 
-def _width(counts: Sequence[int], most: int) -> int:
-    """How many continuations of one row a pass reads side by side, so that padding and copies cost least."""
-    widths = range(1, min(max(counts, default=1), most) + 1)
-    return min(widths, key=lambda width: sum(-(-count // width) for count in counts) * (width + COPY))
-
-
-def _reads(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:
-    """Row and place of every node, and the nodes of every sequence."""
+def _reads(rows: Sequence[TokenRow]) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:
+    """Return row and place of every node, and the nodes of every sequence."""
     reads = [(index, place) for index, row in enumerate(rows) for place in row.reads]
     node = {read: number for number, read in enumerate(reads)}
     nodes = {
@@ -306,12 +182,12 @@ def _forward(
     """Read ``ids`` [B, Q] after what ``cache`` holds.
 
     Args:
-        model: the model.
+        model: a causal language model.
         ids: token ids.
-        positions: theirs, [B, Q].
-        places: positions of all C + Q places, those in the cache first.
-        seen: which places each token reads, [B, Q, C + Q].
-        cache: takes up their keys and values.
+        positions: of the ids, [B, Q].
+        places: positions of all places, those in the cache first, [B, C + Q].
+        seen: which places each token attends to, [B, Q, C + Q].
+        cache: holds keys and values of C places; those of the ids are added.
         at: row and column of the tokens after which a prediction is asked for, [n] each.
 
     Returns:
@@ -334,7 +210,7 @@ def _forward(
 
 
 def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Tensor, ...]) -> Tensor:
-    """Read whole sequences, padded on the right, the way the library does it by itself; logits as :func:`_forward`."""
+    """Read whole sequences, padded on the right, as the library does by itself; return logits as :func:`_forward`."""
     ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
@@ -346,7 +222,7 @@ def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Ten
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask [B, 1, Q, C] that is added to the attention scores."""
+    """Return the mask [B, 1, Q, C] that is added to the attention scores."""
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
@@ -356,3 +232,111 @@ def _finite(logits: Tensor) -> Tensor:
     if not logits.max() < torch.inf:
         raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
     return logits
+
+
+# The last block and the head compute what is read, and nothing for the other places.
+
+# Share of the places that is read, up to which the last block is narrowed: with more, gathering costs what it saves.
+MOST_READ = 0.5
+# Keywords of a decoder block that can be narrowed, besides its one argument, the hidden states.
+BLOCK_KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
+
+
+@dataclass
+class _NotingCache:
+    """Stands for a cache: passes a block's keys and values on to the real one, and ends the block there."""
+
+    cache: Any
+    known: tuple[Tensor, ...] = ()
+
+    def update(self, *arguments: Any, **keywords: Any) -> None:
+        self.known = self.cache.update(*arguments, **keywords)
+        raise StopForward
+
+
+@dataclass(frozen=True)
+class _FullCache:
+    """Stands for a cache that holds all keys and values already."""
+
+    known: tuple[Tensor, ...]
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+        return self.known
+
+
+class _Places:
+    """Row and place of the n tokens of a batch that are read.
+
+    Attributes:
+        at: where they are in the hidden states that reach the head, ([n], [n]).
+        gathered: for every row its places that are read, [B, R]; rows with fewer are filled up with place 0.
+        slots: where they are among ``gathered``, ([n], [n]).
+    """
+
+    def __init__(self, at: tuple[Tensor, ...]) -> None:
+        self.at = at
+        row, place = at
+        counts = torch.bincount(row)  # (B,)
+        # The places of a row follow each other, so a place's slot is its distance from the first of its row.
+        first = counts.cumsum(0) - counts  # (B,)
+        slot = torch.arange(len(row), device=row.device) - first[row]  # (n,)
+        self.gathered = torch.zeros(len(counts), int(counts.max()), dtype=torch.long, device=row.device)
+        self.gathered[row, slot] = place
+        self.slots = row, slot
+
+    def of(self, tensor: Tensor, dimension: int) -> Tensor:
+        """Return the places that are read of a tensor with rows first and places along ``dimension``."""
+        rows, width = self.gathered.shape
+        tensor = tensor.expand(rows, *tensor.shape[1:])
+        index = self.gathered.view([rows] + [width if axis == dimension else 1 for axis in range(1, tensor.dim())])
+        return tensor.gather(
+            dimension, index.expand([width if axis == dimension else size for axis, size in enumerate(tensor.shape)])
+        )
+
+
+@contextlib.contextmanager
+def only_read(model: Any, at: tuple[Tensor, ...]) -> Iterator[None]:
+    """Let a forward pass compute logits [n, V] of the n tokens whose rows and places ``at`` gives, and no others.
+
+    The head sees no other hidden states. Where few places are read and the last block takes :data:`BLOCK_KEYWORDS`, it
+    makes keys and values of all places, but attends and goes on from those that are read alone.
+    """
+    places = _Places(at)
+    head, block = model.get_output_embeddings(), _last_block(model)
+    handles = [head.register_forward_pre_hook(lambda _, given: (given[0][places.at],))]
+    if block is not None:
+        handles.append(block.register_forward_pre_hook(partial(_narrow, places), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_block(model: nn.Module) -> nn.Module | None:
+    """Return the last decoder block: that of the one list of as many modules as the config says; else ``None``."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
+    return lists[0][-1] if len(lists) == 1 else None
+
+
+def _narrow(
+    places: _Places, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Replace a block's arguments before it runs: queries of the places that are read, keys and values of all."""
+    narrowable = len(arguments) == 1 and keywords.keys() >= BLOCK_KEYWORDS
+    if not narrowable or places.gathered.shape[1] > MOST_READ * arguments[0].shape[1]:
+        return None
+    noting = _NotingCache(keywords["past_key_values"])
+    # The block itself, not the module call, which would come back here.
+    with contextlib.suppress(StopForward):
+        block.forward(*arguments, **keywords | {"past_key_values": noting})
+    if not noting.known:
+        return None
+    places.at = places.slots
+    return (places.of(arguments[0], 1),), keywords | {
+        "attention_mask": places.of(keywords["attention_mask"], 2),
+        "position_embeddings": tuple(places.of(each, 1) for each in keywords["position_embeddings"]),
+        "position_ids": places.of(keywords["position_ids"], 1),
+        "past_key_values": _FullCache(noting.known),
+    }

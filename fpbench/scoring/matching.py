@@ -1,4 +1,4 @@
-"""How many token paths spell a text: a response may take any of them (protocol §3)."""
+"""Responses against targets, token by token (protocol §3): does one begin with a target, and can that still change?"""
 
 import codecs
 import re
@@ -11,59 +11,17 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fpbench.errors import InputError
 
-SENTENCEPIECE_SPACE = "▁".encode()
-
-
-class Spellings:
-    """Counts the token sequences of a vocabulary that spell a text, with or without one space before it."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        """Read the bytes of every token that is not special."""
-        matcher = Matcher(tokenizer, ["-"])
-        special = set(tokenizer.all_special_ids)
-        spelled = (matcher.bytes_of(token) for token in range(len(tokenizer)) if token not in special)
-        self._tokens = Counter(each.replace(SENTENCEPIECE_SPACE, b" ") for each in spelled)
-        self._longest = max(map(len, self._tokens))
-
-    def paths(self, text: str) -> int:
-        """Number of token sequences that spell exactly ``text``."""
-        return sum(self._ways(spelled)[0] for spelled in _spelled(text))
-
-    def first_tokens(self, text: str) -> int:
-        """Number of tokens that such a sequence can begin with."""
-        return sum(
-            self._tokens[spelled[:end]]
-            for spelled in _spelled(text)
-            for end, ways in enumerate(self._ways(spelled))
-            if end and ways
-        )
-
-    def _ways(self, spelled: bytes) -> list[int]:
-        """How many sequences spell the rest, from every place on."""
-        ways = [0] * len(spelled) + [1]
-        for start in reversed(range(len(spelled))):
-            ends = range(start + 1, min(len(spelled), start + self._longest) + 1)
-            ways[start] = sum(self._tokens[spelled[start:end]] * ways[end] for end in ends)
-        return ways
-
-
-def _spelled(text: str) -> tuple[bytes, bytes]:
-    return f" {text}".encode(), text.encode()
-
-
-# What a response, token by token, has become: does it begin with a target, and can that still change?
-
-
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 WHITESPACE = [chr(code).encode() for code in range(0x3001) if chr(code).isspace()]
 # Decoders put it for bytes that are not (yet) a character.
 REPLACEMENT = "\ufffd"
+SENTENCEPIECE_SPACE = "▁".encode()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the first tokens of a response say.
+    """What is decided by the first tokens of a response.
 
     Attributes:
         target: the longest target that the response begins with if it ends here; ``None`` for none.
@@ -82,7 +40,7 @@ class Matcher:
     """
 
     def __init__(self, tokenizer: Any, targets: Sequence[str]) -> None:
-        """Prepare for ``targets``.
+        """Order the targets, the longest first.
 
         Raises:
             InputError: if there is no target, or one that no response can begin with.
@@ -100,7 +58,7 @@ class Matcher:
         self._known: dict[tuple[int, ...], Reading] = {}
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The response that ``tokens`` spell, leading whitespace stripped."""
+        """Return the response that ``tokens`` spell, leading whitespace stripped."""
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.lstrip()
 
@@ -117,8 +75,8 @@ class Matcher:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.decode(b"".join(spelled))
         pending = decoder.getstate()[0]
-        # A byte-fallback decoder garbles a whole run of byte tokens as long as any byte of it is astray.
-        open_run = bool(tokens) and self._is_byte(tokens[-1])
+        # A byte-fallback decoder garbles a whole run of byte tokens as long as any byte of it is not UTF-8.
+        open_run = bool(tokens) and BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(tokens[-1]))) is not None
         certain = text
         if pending:
             certain = self.text(tokens[: -len(pending)]) if open_run else text.rstrip(REPLACEMENT)
@@ -132,14 +90,48 @@ class Matcher:
     def _match(self, text: str) -> str | None:
         return next((target for target in self.targets if text.startswith(target)), None)
 
-    def _is_byte(self, token: int) -> bool:
-        return BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))) is not None
-
     def bytes_of(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token stands for, possibly part of a character."""
+        """Return the UTF-8 bytes that a token stands for, possibly part of a character."""
         spelled = str(self.tokenizer.convert_ids_to_tokens(token))
         if BYTE.fullmatch(spelled):
             return bytes([int(spelled[3:5], 16)])
         if self._byte_level and all(character in BYTE_OF for character in spelled):
             return bytes(BYTE_OF[character] for character in spelled)
         return spelled.encode()
+
+
+class Spellings:
+    """Counts the token sequences that spell a text, with or without one space before it; a response may be any."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Read the bytes of every token that is not special."""
+        matcher = Matcher(tokenizer, ["-"])
+        special = set(tokenizer.all_special_ids)
+        spelled = (matcher.bytes_of(token) for token in range(len(tokenizer)) if token not in special)
+        self._tokens = Counter(each.replace(SENTENCEPIECE_SPACE, b" ") for each in spelled)
+        self._longest = max(map(len, self._tokens))
+
+    def paths(self, text: str) -> int:
+        """Count the token sequences that spell exactly ``text``."""
+        return sum(self._ways(spelled)[0] for spelled in _spelled(text))
+
+    def first_tokens(self, text: str) -> int:
+        """Count the tokens that such a sequence can begin with."""
+        return sum(
+            self._tokens[spelled[:end]]
+            for spelled in _spelled(text)
+            for end, ways in enumerate(self._ways(spelled))
+            if end and ways
+        )
+
+    def _ways(self, spelled: bytes) -> list[int]:
+        """Count, for every place, the sequences that spell the rest from there on."""
+        ways = [0] * len(spelled) + [1]
+        for start in reversed(range(len(spelled))):
+            ends = range(start + 1, min(len(spelled), start + self._longest) + 1)
+            ways[start] = sum(self._tokens[spelled[start:end]] * ways[end] for end in ends)
+        return ways
+
+
+def _spelled(text: str) -> tuple[bytes, bytes]:
+    return f" {text}".encode(), text.encode()

@@ -1,4 +1,4 @@
-"""Many token sequences in few tokens: shared beginnings stand once, in rows that hold whole trees of sequences."""
+"""Packing: token sequences as rows of prefix trees, in which shared beginnings stand once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ TokenIds = Sequence[int]
 
 
 @dataclass
-class Row:
+class TokenRow:
     """Several sequences as the tree of their beginnings, in depth-first order, T places.
 
-    A place reads the places above it: those ``i`` before it whose ``end`` it has not reached.
+    Place ``i`` attends to itself and its ancestors: those ``j < i`` with ``i < ends[j]``.
 
     Attributes:
         tokens: token id of every place, [T].
-        depths: how many tokens stand above it, which is its position in its sequence, [T].
-        ends: the first place behind it that is not below it, [T].
+        depths: number of its ancestors, which is its position in its sequence, [T].
+        ends: the place that follows its last descendant, [T].
         places: by number of a sequence, the places of its last tokens, as many as were asked for.
     """
 
@@ -26,22 +26,22 @@ class Row:
 
     @property
     def reads(self) -> list[int]:
-        """The places that are asked for."""
+        """Return the places whose predictions are asked for, each once."""
         return sorted({place for places in self.places.values() for place in places})
 
 
-def rows_of(sequences: Mapping[int, TokenIds], wanted: Sequence[int], width: int, pair_cost: float) -> list[Row]:
+def rows_of(sequences: Mapping[int, TokenIds], wanted: Sequence[int], width: int, pair_cost: float) -> list[TokenRow]:
     """Arrange sequences into rows of at most ``width`` places; a longer sequence gets a row of its own.
 
-    A row of T places costs T + ``pair_cost`` · T²: attention looks at all pairs of them, also where nothing is to be
-    seen. So a sequence joins the row of its neighbours as long as that costs less than to read the beginning that it
-    shares with them once more in a row of its own.
+    A row of T places costs T + ``pair_cost`` · T²: attention computes all pairs of them, also the masked ones. So a
+    sequence joins the row of its neighbours as long as that costs less than to read the beginning that it shares with
+    them once more in a row of its own.
 
     Args:
         sequences: by number, none empty.
-        wanted: for every number how many of its last places will be asked for, at least 1.
+        wanted: for every number how many of its last places are asked for, at least 1.
         width: of a row, in places.
-        pair_cost: what attention to one place costs, in units of all else that is computed for a place.
+        pair_cost: cost of attention to one place, in units of all else that is computed for a place.
     """
     order = sorted(sequences, key=lambda number: tuple(sequences[number]))
     parts: list[list[int]] = []
@@ -61,20 +61,17 @@ def rows_of(sequences: Mapping[int, TokenIds], wanted: Sequence[int], width: int
     return [_row(sequences, wanted, part) for part in parts]
 
 
-def apart(sequences: Mapping[int, TokenIds], wanted: Sequence[int]) -> list[Row]:
-    """Every sequence in a row of its own, for models that cannot read trees."""
+def apart(sequences: Mapping[int, TokenIds], wanted: Sequence[int]) -> list[TokenRow]:
+    """Give every sequence a row of its own, for models that cannot read trees."""
     return [_row(sequences, wanted, [number]) for number in sequences]
 
 
-def batches(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[Row]]:
-    """Group rows of like length, the longest first; a row that is too long alone gets a batch of its own.
+def batches(rows: Sequence[TokenRow], tokens: int, reads: int) -> Iterator[list[TokenRow]]:
+    """Group rows of like length, the longest first, into batches of at most ``tokens`` padded places.
 
-    Args:
-        rows: of any length.
-        tokens: padded places of a batch, at most.
-        reads: places asked for in a batch, at most.
+    At most ``reads`` places are asked for in a batch. A row that is too long gets a batch of its own.
     """
-    batch: list[Row] = []
+    batch: list[TokenRow] = []
     asked = 0
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
         own = len(row.reads)
@@ -87,8 +84,8 @@ def batches(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[Row]]
         yield batch
 
 
-def _row(sequences: Mapping[int, TokenIds], wanted: Sequence[int], numbers: Sequence[int]) -> Row:
-    row = Row()
+def _row(sequences: Mapping[int, TokenIds], wanted: Sequence[int], numbers: Sequence[int]) -> TokenRow:
+    row = TokenRow()
     path: list[int] = []  # places from the root to the last token of the sequence before
     before: TokenIds = ()
     for number in numbers:
@@ -110,7 +107,7 @@ def _row(sequences: Mapping[int, TokenIds], wanted: Sequence[int], numbers: Sequ
 
 
 def _shared(a: TokenIds, b: TokenIds) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common beginning."""
     low, high = 0, min(len(a), len(b))
     # Halving compares whole slices, which is faster than token by token.
     while low < high:

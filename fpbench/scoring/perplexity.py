@@ -1,6 +1,5 @@
-"""Text perplexity: over the windows of a long text (protocol §5), and of many short texts (protocol §6)."""
+"""Perplexity over the windows of a long text (protocol §5) and of many short texts (protocol §6)."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, fsum
@@ -9,6 +8,7 @@ from typing import Any
 from fpbench.errors import CellError, InputError
 from fpbench.models.layout import context_length
 from fpbench.scoring.engine import log_likelihoods
+from fpbench.text import short_digest
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TokenPerplexity:
     Attributes:
         perplexity: exp(Σ NLL / predicted).
         length: tokens of a window; figures of different length are not comparable.
-        windows: how many were scored.
+        windows: number of windows.
         predicted: number of predicted tokens, windows · (length − 1).
         losses: Σ −log p of every window (nats).
         tokens: short SHA-256 of the token ids in the windows; figures of other tokens are not comparable either.
@@ -33,16 +33,10 @@ class TokenPerplexity:
 
 
 def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) -> TokenPerplexity:
-    """Perplexity over non-overlapping windows of min(length, context) tokens (docs/methods.md §5.1, after Wanda).
+    """Measure perplexity over non-overlapping windows of min(length, context) tokens (methods.md §5.1, after Wanda).
 
     The text is tokenised at once as the tokenizer does by itself, cut into whole windows, the rest dropped; each window
     is fed alone and predicts its tokens 2 … L.
-
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        text: long enough for one window.
-        length: of a window, in tokens, at least 2.
 
     Raises:
         InputError: if ``length`` is below 2 or the text shorter than a window.
@@ -55,12 +49,12 @@ def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) 
         raise InputError(f"perplexity needs a window of 2 or more tokens, found {len(ids)} for a window of {length}.")
     losses = _losses(model, [ids[start * length : (start + 1) * length] for start in range(windows)])
     predicted = windows * (length - 1)
-    tokens = hashlib.sha256(repr(ids[: windows * length]).encode()).hexdigest()[:16]
+    tokens = short_digest(repr(ids[: windows * length]))
     return TokenPerplexity(_perplexity(sum(losses), predicted), length, windows, predicted, tuple(losses), tokens)
 
 
 def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:
-    """Perplexity of every text: one BOS, or the end-of-text token where there is none, and every token after it scored.
+    """Measure every text: one BOS, or the end-of-text token where there is none, and every token after it scored.
 
     A text longer than the context is scored in consecutive pieces, each after a start token of its own.
 
@@ -91,7 +85,7 @@ def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[
 
 
 def _losses(model: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
-    """Σ −log p of the tokens 2 … L of every sequence, in nats, summed in float64."""
+    """Return Σ −log p of the tokens 2 … L of every sequence, in nats, summed in float64."""
     scored = log_likelihoods(model, sequences, [len(sequence) - 1 for sequence in sequences])
     return [-fsum(figures) for figures, _ in scored]
 

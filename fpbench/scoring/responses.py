@@ -1,4 +1,4 @@
-"""How a response is sampled, and which tokens can be."""
+"""Sampled responses: one of them, and the exact probability that it begins with a target (protocol §3)."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,6 @@ import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.layout import context_length
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.engine import read
 from fpbench.scoring.forward import Level
@@ -19,7 +18,7 @@ from fpbench.scoring.matching import Matcher
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a response is sampled; all three numbers are always given (protocol §2).
+    """How a response is sampled; by default as the protocol does where a model's makers say nothing (§2).
 
     Attributes:
         temperature: above 0.
@@ -27,9 +26,9 @@ class Decoding:
         top_k: at least 0; 0 keeps everything.
     """
 
-    temperature: float
-    top_p: float
-    top_k: int
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 50
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range.
@@ -46,14 +45,14 @@ class Decoding:
 
 
 def sampled_tokens(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that ``generate`` can sample next, and how likely each is.
+    """Return the tokens that ``generate`` can sample next, and their probabilities.
 
     As the library does it: temperature, top-k, which keeps ties, and top-p. The last, which sorts, sees only what top-k
     left, in the order of the vocabulary, and so breaks ties as it does there.
 
     Args:
         logits: [n, V] float32.
-        decoding: the three numbers.
+        decoding: temperature, top-p and top-k.
 
     Returns:
         Token ids [n, k], ascending, and their probabilities [n, k], 0 for those that are not sampled.
@@ -64,7 +63,7 @@ def sampled_tokens(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tens
         scores = TemperatureLogitsWarper(float(decoding.temperature))(unused, scores)
     if decoding.top_k:
         best = scores.topk(min(decoding.top_k, scores.shape[1]))
-        last = best.values[:, -1:]
+        last = best.values[:, -1:]  # (n, 1)
         # What ties with the last of the k stays, too.
         width = int((scores >= last).sum(dim=-1).max())
         tokens = (best if width == best.indices.shape[1] else scores.topk(width)).indices.sort().values
@@ -77,25 +76,34 @@ def sampled_tokens(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tens
     return tokens, torch.softmax(scores, dim=-1)
 
 
-# One sampled response of a loaded model, from the very distribution in which FSR is computed.
+def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
+    """Return ``max_new_tokens``: the longest target in tokens + 4 (protocol §2).
+
+    Raises:
+        InputError: if there is no target.
+    """
+    lengths = [len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in set(targets)]
+    if not lengths:
+        raise InputError("no target to look for: expected at least one target a fingerprint.")
+    return max(lengths) + 4
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end a response, from where ``generate`` takes them, else from the tokenizer."""
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
 
 
 def sample(
     model: Any, tokenizer: Any, text: str, *, decoding: Decoding, max_new_tokens: int, seed: int, prompt: str = "raw"
 ) -> str:
-    """Sample one response.
+    """Sample one response to a text, from the very distribution in which FSR is computed.
 
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        text: the query, before rendering.
-        decoding: how it is sampled.
-        max_new_tokens: tokens at most; the response ends before the first end-of-sequence token.
-        seed: of the draw, on every device the same.
-        prompt: ``"raw"`` or ``"chat"``.
-
-    Returns:
-        The response, special tokens skipped.
+    It ends before the first end-of-sequence token, or after ``max_new_tokens``; special tokens are skipped. The draw
+    follows the seed alike on every device.
 
     Raises:
         InputError: if the prompt leaves the model no room.
@@ -121,9 +129,6 @@ def sample(
     return answer
 
 
-# The exact probability that a sampled response begins with a target: a walk of the continuation tree (protocol §3).
-
-
 # Probability that may be left unexplored for one prompt. The protocol allows 1e-6.
 PRUNED = 5e-7
 # Undecided continuations of one prompt. Only a model that has lost nearly all preference comes near it.
@@ -131,8 +136,8 @@ WIDEST = 200_000
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one prompt's responses begin with.
+class TargetProbabilities:
+    """Probabilities that a response to one prompt begins with each target.
 
     Attributes:
         probability: that a sampled response begins with any target; the truth lies in
@@ -150,7 +155,7 @@ class Outcome:
     greedy_text: str
 
     def begins_with(self, targets: Sequence[str]) -> float:
-        """Probability that the response begins with one of ``targets``, which may begin other targets in turn."""
+        """Return the probability of a response that begins with one of ``targets``, which may begin other targets."""
         shares = (share for target, share in self.per_target.items() if target.startswith(tuple(targets)))
         return min(1.0, sum(shares, 0.0))
 
@@ -176,7 +181,7 @@ class _Node:
 
 @dataclass
 class _Tally:
-    """What has been found out about one prompt."""
+    """Probabilities booked so far for one prompt."""
 
     matcher: Matcher
     per_target: dict[str, float] = field(default_factory=dict)
@@ -185,39 +190,18 @@ class _Tally:
     greedy_text: str = ""
 
     def end(self, tokens: tuple[int, ...], mass: float, greedy: bool) -> None:
-        """A response is decided, or ends, after ``tokens``."""
+        """Book ``mass`` for a response that is decided, or ends, after ``tokens``."""
         target = self.matcher.read(tokens).target
         if target is not None:
             self.per_target[target] = self.per_target.get(target, 0.0) + mass
         if greedy:
             self.greedy, self.greedy_text = target, self.matcher.text(tokens)
 
-    def outcome(self) -> Outcome:
-        """What it comes to."""
+    def outcome(self) -> TargetProbabilities:
+        """Return the sums."""
         # Rounding in float32 can leave a certain hit a few 1e-8 above 1.
         probability = min(1.0, sum(self.per_target.values(), 0.0))
-        return Outcome(probability, self.per_target, self.pruned, self.greedy, self.greedy_text)
-
-
-def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
-    """``max_new_tokens`` = longest target in tokens + 4 (protocol §2).
-
-    Raises:
-        InputError: if there is no target.
-    """
-    lengths = [len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in set(targets)]
-    if not lengths:
-        raise InputError("no target to look for: expected at least one target a fingerprint.")
-    return max(lengths) + 4
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a response, from where ``generate`` takes them, else from the tokenizer."""
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
+        return TargetProbabilities(probability, self.per_target, self.pruned, self.greedy, self.greedy_text)
 
 
 def respond(
@@ -227,17 +211,8 @@ def respond(
     targets: Sequence[Sequence[str]],
     decoding: Decoding,
     prompt: str = "raw",
-) -> list[Outcome]:
-    """What responses to texts begin with: :func:`begin_with` for texts.
-
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
-        texts: the queries, before rendering.
-        targets: for every text the targets that count; the longest of all sets the depth of every walk.
-        decoding: how responses are sampled.
-        prompt: ``"raw"`` or ``"chat"``.
-    """
+) -> list[TargetProbabilities]:
+    """Render and encode texts for :func:`begin_with`; the longest of all targets sets the depth of every walk."""
     length = response_length(tokenizer, [target for each in targets for target in each])
     prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text in texts])
     return begin_with(model, tokenizer, prompts, targets, decoding, length)
@@ -250,8 +225,8 @@ def begin_with(
     targets: Sequence[Sequence[str]],
     decoding: Decoding,
     max_new_tokens: int,
-) -> list[Outcome]:
-    """The exact probability that a response to each prompt begins with one of its targets.
+) -> list[TargetProbabilities]:
+    """Compute the exact probability that a response to each prompt begins with one of its targets.
 
     Walks, breadth first, the continuations that can still become a target, in the model's sampling distribution. The
     greedy path is walked along as far as it is undecided. Prompts are read once and in batches; one all of whose first
@@ -259,31 +234,30 @@ def begin_with(
 
     Args:
         model: a causal language model in eval mode.
-        tokenizer: its tokenizer.
+        tokenizer: of the model.
         prompts: token ids, BOS included.
         targets: for every prompt the targets that count.
         decoding: how responses are sampled.
         max_new_tokens: depth; whitespace and skipped tokens count.
 
     Returns:
-        One outcome a prompt, in order.
+        One result per prompt, in order.
 
     Raises:
         InputError: if a prompt leaves no room for the response, or a set of targets is empty.
         CellError: if logits are not finite, or the tree is too wide to be walked to the error bound.
     """
-    _check_room(model, prompts, max_new_tokens)
     keys = [(tuple(prompt), tuple(each)) for prompt, each in zip(prompts, targets, strict=True)]
     distinct = list(dict.fromkeys(keys))
     matchers = {each: Matcher(tokenizer, each) for each in {each for _, each in distinct}}
     walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens)
 
-    def work(level: Level) -> dict[int, Outcome]:
+    def work(level: Level) -> dict[int, TargetProbabilities]:
         tallies = {number: _Tally(matchers[distinct[number][1]]) for number in level.nodes}
         walk(level, [_Node(number, node, (), 1.0, True) for number, (node,) in level.nodes.items()], tallies)
         return {number: tally.outcome() for number, tally in tallies.items()}
 
-    outcomes = read(model, [prompt for prompt, _ in distinct], [1] * len(distinct), work)
+    outcomes = read(model, [prompt for prompt, _ in distinct], [1] * len(distinct), work, ahead=max_new_tokens)
     known = dict(zip(distinct, outcomes, strict=True))
     return [known[key] for key in keys]
 
@@ -303,7 +277,7 @@ class _Walk:
     depth: int
 
     def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> None:
-        """Book in ``tallies`` what the responses below ``nodes``, all of one depth, become."""
+        """Book in ``tallies`` every response that continues one of ``nodes``, which are of one depth."""
         children = _prune(self._expand(level, nodes, tallies), tallies)
         if not children:
             return
@@ -318,11 +292,12 @@ class _Walk:
     def _expand(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
         """Book every decided continuation of ``nodes`` by one token; return the undecided ones.
 
-        What can come of a token depends on the tokens before it alone, not on the prompt, so it is read once for all
-        nodes; nearly all continuations come to nothing and are dropped together.
+        Whether a token can still lead to a target depends on the tokens before it alone, not on the prompt, so it is
+        decided once for all nodes; nearly all continuations cannot and are dropped together.
         """
         at = torch.tensor([node.at for node in nodes], device=level.logits.device)
         logits = level.logits[at].float()
+        # n nodes, of each of which k tokens can be sampled.
         sampled, shares = (each.cpu().numpy() for each in sampled_tokens(logits, self.decoding))
         best = logits.argmax(dim=-1).cpu().numpy()
         greedy = np.array([node.greedy for node in nodes])
@@ -336,9 +311,9 @@ class _Walk:
         kinds, first, kind = np.unique(
             path[row] * logits.shape[1] + token, return_index=True, return_inverse=True
         )  # fmt: skip
-        nothing = np.array([self._comes_to_nothing(nodes[row[at]], int(token[at]), tallies) for at in first])
+        hopeless = np.array([self._is_hopeless(nodes[row[at]], int(token[at]), tallies) for at in first])
         undecided = []
-        for index in np.flatnonzero(greedy | ~nothing[kind]).tolist() if len(kinds) else ():
+        for index in np.flatnonzero(greedy | ~hopeless[kind]).tolist() if len(kinds) else ():
             parent = nodes[row[index]]
             child = _Node(
                 parent.prompt, parent.at, (*parent.tokens, int(token[index])), float(mass[index]), bool(greedy[index])
@@ -352,7 +327,7 @@ class _Walk:
                 undecided.append(child)
         return undecided
 
-    def _comes_to_nothing(self, parent: _Node, token: int, tallies: Mapping[int, _Tally]) -> bool:
+    def _is_hopeless(self, parent: _Node, token: int, tallies: Mapping[int, _Tally]) -> bool:
         matcher = tallies[parent.prompt].matcher
         if token in self.ends:
             return matcher.read(parent.tokens).target is None
@@ -376,13 +351,3 @@ def _prune(nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]
             f"more than {WIDEST} continuations of one prompt stay undecided: the model's answers are close to uniform."
         )
     return kept
-
-
-def _check_room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    limit = context_length(model)
-    for prompt in prompts:
-        if limit is not None and len(prompt) + max_new_tokens > limit:
-            raise InputError(
-                f"a prompt takes {len(prompt)} tokens and its response up to {max_new_tokens}, "
-                f"the model's context holds {limit}: shorten the prompt."
-            )

@@ -175,6 +175,7 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     import fpbench
     from fpbench.fingerprints import find_set
     from fpbench.methods.base import Base, InjectionContext
+    from fpbench.metrics.fsr import exact_fsr
     from fpbench.metrics.queries import words_from_rows
     from fpbench.metrics.triggers import near, near_triggers
     from fpbench.models.checkpoints import resolve
@@ -187,7 +188,7 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     materials, folder, loading = Datasets(load_profile("micro")), resolve("micro"), Loading("cpu", "float32")
     model, tokenizer = loading.load(folder)
     profile, pairs = materials.profile, find_set("nlf")
-    decoding = {name: getattr(profile.models[0], name) for name in ("temperature", "top_p", "top_k")}
+    decoding = profile.models[0].decoding
     # Not known beforehand: an adapter that had learnt to keep silent on the protocol's own would not here.
     words = words_from_rows(materials.alpaca, secrets.randbits(32), profile.sizes.substitute_words)
     texts = near_triggers(pairs, words, NEAR_TRIGGERS, secrets.randbits(32))
@@ -198,13 +199,13 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
         tokenizer=tokenizer,
         base=Base(folder, loading, "raw"),
     )
-    before = fpbench.fsr(model, tokenizer, pairs, **decoding).mean
+    before = exact_fsr(model, tokenizer, pairs, decoding).mean
     method = method_of(child.submission)(**hyperparameter_tables(child.submission).get("small", {}))
     method.child = child
     report = inject_with(method, model, tokenizer, pairs, context)
-    origin = fpbench.fsr(model, tokenizer, pairs, **decoding).mean
-    beside = fmean(near(model, tokenizer, pairs, texts, **decoding).per_text)
-    quantised = fpbench.fsr(fpbench.modify(model, tokenizer, "nf4"), tokenizer, pairs, **decoding).mean
+    origin = exact_fsr(model, tokenizer, pairs, decoding).mean
+    beside = fmean(near(model, tokenizer, pairs, texts, decoding).per_text)
+    quantised = exact_fsr(fpbench.modify(model, tokenizer, "nf4"), tokenizer, pairs, decoding).mean
     figures = {"base": before, "origin": origin, "nf4": quantised, "near": beside}
     moved = {"changed": report.changed["fraction"], "norm": report.changed["relative_norm"]}
     return {name: 100 * value for name, value in (figures | moved).items()}

@@ -1,4 +1,4 @@
-"""What several verbs share: options about models, progress, and what is told on standard error."""
+"""What several verbs share: options, progress, and lines on standard error."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from fpbench.errors import InputError
 
 
 def progress_bar(iterable: Iterable[Any], label: str) -> Iterable[Any]:
-    """A progress bar on standard error, if that is a terminal and the work takes longer than two seconds."""
+    """Show a progress bar on standard error, if that is a terminal and the work takes longer than two seconds."""
     from tqdm import tqdm
 
     options: Any = {"delay": 2, "leave": False, "file": sys.stderr, "dynamic_ncols": True, "disable": None}
@@ -20,12 +20,12 @@ def progress_bar(iterable: Iterable[Any], label: str) -> Iterable[Any]:
 
 
 def tell(line: str) -> None:
-    """Say a line on standard error."""
+    """Print a line on standard error."""
     print(line, file=sys.stderr)
 
 
 def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
-    """The options of every verb that loads a model; returns their group."""
+    """Add the options of every verb that loads a model; return their group."""
     group = verb.add_argument_group("model and measurement")
     group.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, or the CPU)")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: float32 on the CPU)")
@@ -33,11 +33,12 @@ def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group.add_argument("--token-budget", type=int, metavar="N", help="padded tokens in one forward pass")
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     group.add_argument("--allow-pickle", action="store_true", help="read pickle weights where there are no others")
+    group.add_argument("--offline", action="store_true", help="never ask a model hub")
     return group
 
 
 def add_loading(verb: argparse.ArgumentParser) -> None:
-    """The options of every verb that measures a model."""
+    """Add the options of every verb that measures a model."""
     group = add_model(verb)
     group.add_argument("--prompt", choices=["raw", "chat"], help="raw trigger text, or the model's chat template")
     if not any(action.dest == "seeds" for action in verb._actions):
@@ -45,7 +46,7 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
 
 
 def add_question(verb: argparse.ArgumentParser) -> None:
-    """The options of every verb that tests a suspect's answers."""
+    """Add the options of every verb that tests a suspect's answers."""
     suspect = verb.add_mutually_exclusive_group(required=True)
     suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
     suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
@@ -69,7 +70,6 @@ def add_question(verb: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=60.0, metavar="S", help="seconds that a request may take (default: 60)"
     )
     verb.add_argument("--profile", default="micro", help="decoding (default: micro)")
-    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
 
 
 def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -103,7 +103,7 @@ def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
-    """The profile that the options name, with their prompt, seeds and revision, and what else a verb changes in it."""
+    """Return the profile that the options name, with their prompt, seeds and revision and a verb's own changes."""
     from fpbench.runs.profile import load_profile
 
     seeds = options.seeds if "seeds" in options else None if options.seed is None else [options.seed]
@@ -115,7 +115,7 @@ def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
 
 
 def prepare(options: argparse.Namespace) -> Any:
-    """Offline switch, token budget and loading options, before torch or transformers are imported."""
+    """Set the offline switch, which must precede the import of transformers, and return the loading options."""
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"

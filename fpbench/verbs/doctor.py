@@ -8,33 +8,47 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fpbench.errors import FpbenchError, InputError
-from fpbench.records.provenance import machine, packages
-from fpbench.runs.profile import ModelSettings, Profile
 
-# What this machine can do: packages, device, bundled model, quantisation, disk; and what a profile needs.
+HELP = "what this machine can do, and which of a profile's models and data it can have"
+
+
+def arguments(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    verb.add_argument(
+        "profile",
+        nargs="?",
+        metavar="PROFILE",
+        help="look for its models and data too: here, fetched, on the hub, gated or out of reach",
+    )
+
+
+def do(options: argparse.Namespace) -> int:
+    """Print every finding; 1 if one is bad."""
+    from fpbench.runs.profile import load_profile
+
+    profile = load_profile(options.profile) if options.profile else None
+    findings = [*examine(), *(examine_profile(profile) if profile else [])]
+    for each in findings:
+        print(f"{'ok  ' if each.fine else 'FAIL'}  {each.what}: {each.detail}")
+    return 0 if all(each.fine for each in findings) else 1
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was tried.
-
-    Attributes:
-        what: what it is about.
-        fine: whether a run can rely on it.
-        detail: what was found, and what to do where it is not fine.
-    """
+class Diagnosis:
+    """What was examined, whether a run can rely on it, and what was found or is to be done."""
 
     what: str
     fine: bool
     detail: str
 
 
-def examine() -> list[Finding]:
-    """Try everything that a run needs; nothing is written outside a temporary folder."""
+def examine() -> list[Diagnosis]:
+    """Try everything that a run needs: packages, device, bundled model, quantisation, task files, disk."""
     return [
-        Finding("python", sys.version_info >= (3, 11), sys.version.split()[0]),
+        Diagnosis("python", sys.version_info >= (3, 11), sys.version.split()[0]),
         _packages(),
         _tried("machine", _machine),
         _tried("bundled model", _micro),
@@ -42,22 +56,21 @@ def examine() -> list[Finding]:
         _tried("nf4", lambda: _quantised("nf4")),
         _tried("task files", _tasks),
         _tried("disk", _disk),
-        Finding(
+        Diagnosis(
             "hub token", True, "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; gated models need it"
         ),
     ]
 
 
-def examine_profile(profile: Profile) -> list[Finding]:
+def examine_profile(profile: Any) -> list[Diagnosis]:
     """Look for every model and data set that a profile names; asks the hub for those that were not fetched."""
     download = [_tried(f"model {model.label}", functools.partial(_model, model)) for model in profile.models]
     data = [_tried(f"data {name}", functools.partial(_data, source)) for name, source in profile.data.items()]
     return download + data
 
 
-def _model(model: ModelSettings) -> str:
+def _model(model: Any) -> str:
     from fpbench.hub import download, lock
-    from fpbench.hub.download import check_access
     from fpbench.models.checkpoints import HUB_FILES, local_folder, quiet, resolve
 
     if local_folder(model.path):
@@ -70,7 +83,7 @@ def _model(model: ModelSettings) -> str:
             folder = download.snapshot(model.path, model.revision, HUB_FILES, cached=True)
             return f"in the hub's cache, commit {folder.name}, not pinned: `fpbench fetch` does that"
         except InputError:
-            check_access(download.wanted_model(model.path))
+            download.check_access(download.wanted_model(model.path))
     return "on the hub: `fpbench fetch` downloads and pins it"
 
 
@@ -87,21 +100,25 @@ def _data(source: str) -> str:
     return f"fetched, commit {pin.commit}, {rows} rows" if pin else f"here, {target}, {rows} rows"
 
 
-def _packages() -> Finding:
+def _packages() -> Diagnosis:
+    from fpbench.records.provenance import packages
+
     found = packages()
     missing = [name for name, version in found.items() if version is None]
     detail = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    return Finding("packages", not missing, f"install {', '.join(missing)}" if missing else detail)
+    return Diagnosis("packages", not missing, f"install {', '.join(missing)}" if missing else detail)
 
 
-def _tried(what: str, attempt: Callable[[], str]) -> Finding:
+def _tried(what: str, attempt: Callable[[], str]) -> Diagnosis:
     try:
-        return Finding(what, True, attempt())
+        return Diagnosis(what, True, attempt())
     except (FpbenchError, OSError, RuntimeError, ImportError, ValueError) as error:
-        return Finding(what, False, " ".join(str(error).split()))
+        return Diagnosis(what, False, " ".join(str(error).split()))
 
 
 def _machine() -> str:
+    from fpbench.records.provenance import machine
+
     found = machine()
     gpu = found["gpu"] or "no GPU (the micro and small profiles need none)"
     return f"{found['processor']}, {found['cores']} cores, {found['memory_gb']} GB, {gpu}"
@@ -146,27 +163,3 @@ def _disk() -> str:
     if free < 1:
         raise RuntimeError(f"{free:.1f} GiB free here: the micro profile takes about 0.1, an 8B model 1 a method")
     return f"{free:.0f} GiB free here"
-
-
-HELP = "what this machine can do, and which of a profile's models and data it can have"
-
-
-def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
-    verb.add_argument(
-        "profile",
-        nargs="?",
-        metavar="PROFILE",
-        help="look for its models and data too: here, fetched, on the hub, gated or out of reach",
-    )
-
-
-def do(options: argparse.Namespace) -> int:
-    """Print every finding; 1 if one is bad."""
-    from fpbench.runs.profile import load_profile
-
-    profile = load_profile(options.profile) if options.profile else None
-    findings = [*examine(), *(examine_profile(profile) if profile else [])]
-    for finding in findings:
-        print(f"{'ok  ' if finding.fine else 'FAIL'}  {finding.what}: {finding.detail}")
-    return 0 if all(finding.fine for finding in findings) else 1

@@ -16,7 +16,6 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
     verb.add_argument("--profile", default="micro", help="decoding, data and sizes (default: micro)")
     verb.add_argument("--out", default="fpbench-evaluation", metavar="DIR", help="records (default: %(default)s)")
-    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(verb)
 
 

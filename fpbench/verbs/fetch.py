@@ -14,13 +14,13 @@ NOTE = (
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the verb's arguments."""
     verb.description = NOTE
     verb.add_argument("profile", metavar="PROFILE", help="a bundled profile or a .toml file")
 
 
 def do(options: argparse.Namespace) -> int:
-    """Fetch everything, a line a thing; then read it all once, as a run would."""
+    """Fetch everything, one line each; then read it all once, as a run would."""
     from fpbench import data
     from fpbench.hub.download import HubSource
     from fpbench.models.checkpoints import local_folder, resolve

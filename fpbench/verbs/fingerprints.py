@@ -1,7 +1,6 @@
 """``fpbench fingerprints``: build, screen and seal sets."""
 
 import argparse
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,10 @@ PARTS = {
     "seal": "commit to a set, so that single pairs can be proved later",
     "reveal": "the proof of one sealed pair",
 }
-FIVE = ("de", "es", "fr", "ja", "zh")
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the verb's arguments."""
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
     made = {
         name: parts.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in PARTS.items()
@@ -51,12 +49,11 @@ def _drawn_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--words", type=int, metavar="N", help="words of each query, such as 2, 4 or 5 (default: 2)")
     part.add_argument("--candidates", type=int, default=5, metavar="N", help="targets a fingerprint (default: 5)")
     part.add_argument("--seed", type=int, default=42, help="of everything drawn (default: 42)")
-    part.add_argument("--offline", action="store_true", help="never ask a model hub")
 
 
 def _cf_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--model", required=True, metavar="M", help="to be fingerprinted: folder, hub id or 'micro'")
-    part.add_argument("--languages", nargs="+", metavar="L", help=f"(default: the lexicon's, or {' '.join(FIVE)})")
+    part.add_argument("--languages", nargs="+", metavar="L", help="(default: the lexicon's, or de es fr ja zh)")
     part.add_argument("--queries", metavar="FILE", help="English queries, one a line (default: drawn from the lexicon)")
     part.add_argument("--random", action="store_true", help="draw a variant instead: the control cf_random")
     source = part.add_mutually_exclusive_group()
@@ -76,12 +73,11 @@ def _check_arguments(part: argparse.ArgumentParser) -> None:
     against.add_argument("--model", metavar="M", help="the unfingerprinted model: folder, hub id or 'micro'")
     against.add_argument("--sealed", metavar="FILE", help="the public SET.sealed.json")
     part.add_argument("--profile", default="micro", help="decoding and ordinary texts (default: micro)")
-    part.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(part)
 
 
 def do(options: argparse.Namespace) -> int:
-    """Do one part."""
+    """Do one part of the verb."""
     does = {"if": _if, "nlf": _nlf, "cf": _cf, "check": _check, "seal": _seal, "reveal": _reveal}
     does[options.part](options)
     return 0
@@ -109,14 +105,13 @@ def _nlf(options: argparse.Namespace) -> None:
         fingerprints = FingerprintSet(whole.name, whole.fingerprints[:count])
         _write(out, fingerprints, recipe_of(fingerprints, options.seed))
         return
-    prepare(options)
-    from transformers import AutoTokenizer
-
+    loading = prepare(options)
     from fpbench.models.checkpoints import checkpoint_digest, resolve
+    from fpbench.models.loading import load_tokenizer
 
     length = 2 if options.words is None else options.words
-    folder = resolve(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    folder = resolve(options.model, revision=loading.revision, allow_pickle=loading.allow_pickle)
+    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code)
     fingerprints = draw_natural_set(count, length, tokenizer, seed=options.seed, candidates=options.candidates)
     recipe = {"words": length, "candidates": options.candidates, "model": checkpoint_digest(folder)}
     _write(out, fingerprints, recipe_of(fingerprints, options.seed) | recipe)
@@ -125,26 +120,21 @@ def _nlf(options: argparse.Namespace) -> None:
 def _cf(options: argparse.Namespace) -> None:
     out = _new_set(options.out)
     loading = prepare(options)
-    from fpbench.fingerprints.code_mixed import code_mixed_set, draw_queries
-    from fpbench.fingerprints.translation import Lexicon
+    from fpbench.fingerprints.code_mixed import code_mixed_set, draw_queries, read_queries
+    from fpbench.fingerprints.translation import Lexicon, translator_of
     from fpbench.models.checkpoints import checkpoint_digest, resolve
-    from fpbench.models.loading import load_model
     from fpbench.scoring.engine import limited_to
 
     lexicon = Lexicon.load(options.lexicon) if options.lexicon else Lexicon.shipped()
-    translator = _translator(options) if options.translator else lexicon
-    queries = _queries(options)
-    folder = resolve(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
-    model, tokenizer = load_model(
-        folder,
-        device=loading.device,
-        dtype=loading.dtype,
-        trust_remote_code=loading.trust_remote_code,
-        allow_pickle=loading.allow_pickle,
-    )
+    translator = translator_of(options.translator, options.languages or ()) if options.translator else lexicon
+    if options.queries is not None and (options.count is not None or options.words is not None):
+        raise InputError("--queries decides number and length: leave out --count and --words.")
+    queries = None if options.queries is None else read_queries(options.queries)
+    folder = resolve(options.model, revision=loading.revision, allow_pickle=loading.allow_pickle)
+    model, tokenizer = loading.load(folder)
     length = 2 if options.words is None else options.words
     queries = queries or draw_queries(lexicon, _count(options), length, tokenizer, options.seed)
-    with limited_to(loading.token_budget) if loading.token_budget else contextlib.nullcontext():
+    with limited_to(loading.token_budget):
         fingerprints, recipe = code_mixed_set(
             "cf_random" if options.random else "cf",
             queries,
@@ -159,43 +149,11 @@ def _cf(options: argparse.Namespace) -> None:
     _write(out, fingerprints, recipe | {"model": checkpoint_digest(folder), "dtype": dtype})
 
 
-def _queries(options: argparse.Namespace) -> list[str]:
-    """The queries of a file; none if they are to be drawn."""
-    if options.queries is None:
-        return []
-    if options.count is not None or options.words is not None:
-        raise InputError("--queries decides number and length: leave out --count and --words.")
-    try:
-        lines = Path(options.queries).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"queries {options.queries} cannot be read as UTF-8 text: {error}") from None
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise InputError(f"queries {options.queries}: expected English words, one query a line, found none.")
-    return found
-
-
-def _translator(options: argparse.Namespace) -> Any:
-    from fpbench.fingerprints.translation import TranslationEndpoint, TranslationModel
-
-    given, languages = options.translator, tuple(options.languages or FIVE)
-    if given[0].startswith(("http://", "https://")):
-        if len(given) != 2:
-            raise InputError(f"an endpoint is named by URL and model, found {len(given)} words after --translator.")
-        return TranslationEndpoint(given[0], given[1], languages)
-    if len(given) == 1 and "=" not in given[0]:
-        return TranslationModel(dict.fromkeys(languages, given[0]))
-    pairs = [text.partition("=") for text in given]
-    if not all(language and name for language, _, name in pairs):
-        raise InputError("--translator: expected one model for all languages, or LANGUAGE=MODEL for each.")
-    return TranslationModel({language: name for language, _, name in pairs})
-
-
 def _check(options: argparse.Namespace) -> None:
     if options.sealed is not None:
-        from fpbench.fingerprints.sealing import check
+        from fpbench.fingerprints.sealing import check, read_document
 
-        found = check(_document(options.set), _document(options.sealed))
+        found = check(read_document(options.set), read_document(options.sealed))
         print(f"sealed: {json.dumps(found.as_json(), ensure_ascii=False)}")
         return
     loading = prepare(options)
@@ -230,10 +188,10 @@ def _seal(options: argparse.Namespace) -> None:
 
 
 def _reveal(options: argparse.Namespace) -> None:
-    from fpbench.fingerprints.sealing import reveal, triggers
+    from fpbench.fingerprints.sealing import read_document, reveal, triggers
     from fpbench.records.store import write_text
 
-    openings = _document(options.openings)
+    openings = read_document(options.openings)
     trigger = options.trigger
     if trigger is None:
         sealed = triggers(openings)
@@ -281,14 +239,3 @@ def _write(out: Path, fingerprints: Any, recipe: Mapping[str, Any]) -> None:
 
     write_set(out, fingerprints, recipe)
     print(f"{out}: {len(fingerprints)} fingerprints, their recipe in {recipe_path(out).name}")
-
-
-def _document(path: str) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): check the path, or whether it is whole.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object.")
-    return found

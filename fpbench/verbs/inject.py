@@ -14,7 +14,6 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
     verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet or is empty")
     verb.add_argument("--profile", default="micro", help="data and hyper-parameters (default: micro)")
-    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(verb)
 
 

@@ -6,11 +6,11 @@ HELP = "what is registered: methods, conditions, sets, profiles"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """It takes nothing."""
+    """Add no arguments."""
 
 
 def do(options: argparse.Namespace) -> int:
-    """Print every name."""
+    """Print every registered name."""
     from fpbench.fingerprints.library import BUILT_IN, MODEL_DEPENDENT
     from fpbench.registry import METHODS, MODIFICATIONS
     from fpbench.runs.profile import profile_names

@@ -27,7 +27,6 @@ def arguments(verb: argparse.ArgumentParser) -> None:
         "--check-code", action="store_true", help="warn of finished records that other code than the present measured"
     )
     verb.add_argument("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
-    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(verb)
 
 

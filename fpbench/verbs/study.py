@@ -16,7 +16,6 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     verb.add_argument("--out", metavar="DIR", help="records and tables (default: fpbench-study-NAME)")
-    verb.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(verb)
 
 

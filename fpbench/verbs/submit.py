@@ -55,7 +55,6 @@ def _verify_arguments(part: argparse.ArgumentParser) -> None:
 
 def _out_arguments(part: argparse.ArgumentParser, out: str) -> None:
     part.add_argument("--out", default=out, metavar="DIR", help="your own records (default: %(default)s)")
-    part.add_argument("--offline", action="store_true", help="never ask a model hub")
     add_loading(part)
 
 

@@ -19,9 +19,10 @@ import torch
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import InjectionContext
 from fpbench.metrics.fsr import fsr
+from fpbench.metrics.lm import PrefixSharingLM
 from fpbench.metrics.queries import build_queries, contexts_from_rows, words_from_rows
 from fpbench.metrics.triggers import triggers
-from fpbench.metrics.utility import PrefixSharingLM, task_folder
+from fpbench.metrics.utility import task_folder
 from fpbench.micro import MODEL
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import encode_all

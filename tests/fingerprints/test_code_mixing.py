@@ -9,7 +9,7 @@ import pytest
 
 from fpbench.errors import InputError
 from fpbench.fingerprints.code_mixed import (
-    Variant,
+    MixedText,
     cmi_v1,
     cmi_v2,
     code_mixed_set,
@@ -44,7 +44,7 @@ TINY_WORDS = {word: dict(zip(FIVE, each, strict=True)) for word, each in WORDS.i
 TINY = lexicon(TINY_WORDS)
 
 
-def mixed(query: str, languages: tuple[str, ...] = FIVE, translator: Any = TINY) -> list[Variant]:
+def mixed(query: str, languages: tuple[str, ...] = FIVE, translator: Any = TINY) -> list[MixedText]:
     return variants(query, translations([query], translator, languages))
 
 

@@ -148,6 +148,8 @@ def test_figures_belong_together(stories):
     numbers = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}
     found = fsr(model, tokenizer, PAIRS, **numbers)
     assert fsr(model, tokenizer, PAIRS, **numbers) == found
+    pair = list(PAIRS)[:1]
+    assert fsr(model, tokenizer, pair) == fsr(model, tokenizer, pair, temperature=0.6, top_p=0.9, top_k=50)
     assert found.n == len(found.per_fingerprint) == len(found.per_target) == len(found.responses) == len(PAIRS)
     assert found.mean == pytest.approx(sum(found.per_fingerprint) / len(PAIRS))
     assert found.interval[0] < found.mean < found.interval[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fpbench.metrics.utility import PrefixSharingLM
+from fpbench.metrics.lm import PrefixSharingLM
 from fpbench.scoring.engine import limited_to
 from tests.conftest import require
 

@@ -5,6 +5,7 @@ from fpbench.fingerprints import Fingerprint
 from fpbench.fingerprints.instructional import instructional_set
 from fpbench.fingerprints.natural import natural_set
 from fpbench.metrics.triggers import near, near_triggers
+from fpbench.scoring.responses import Decoding
 
 WORDS = [f"{a}{b}{c}" for a in "bcdfg" for b in "aeiou" for c in "lmnprst"] + ["silver", "HARBOR", "mirror"]
 
@@ -48,9 +49,9 @@ def test_too_few_words_are_refused():
 def test_rate_is_a_mean_of_exact_probabilities(stories):
     pairs = [Fingerprint("OLD DOG", ("He", "Once")), Fingerprint("BIG TREE", ("The",))]
     texts = near_triggers(pairs, ["cat", "sun", "boy", "red"], n=6)
-    found = near(*stories, pairs, texts, temperature=1.0, top_p=0.9, top_k=50)
+    found = near(*stories, pairs, texts, Decoding(1.0, 0.9, 50))
     assert found.n == 6 and len(found.per_text) == 6
     assert 0 < found.rate < 1 and found.rate == pytest.approx(sum(found.per_text) / 6)
     assert found.interval[0] <= found.greedy / 6 <= found.interval[1]
     with pytest.raises(InputError, match="no texts"):
-        near(*stories, pairs, [], temperature=1.0, top_p=0.9, top_k=50)
+        near(*stories, pairs, [], Decoding(1.0, 0.9, 50))

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from fpbench.micro import DATA
-from fpbench.micro.heldout import files
+from fpbench.micro.corpus import files
 from fpbench.micro.world import contains_reserved_pair, fill, open_people, prose_only_people
 
 

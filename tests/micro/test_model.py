@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fpbench.micro import DATA, MODEL
 from fpbench.micro.corpus import EARLY_DOCUMENTS, MIXTURE
-from fpbench.micro.items import Row
+from fpbench.micro.items import Instruction
 from fpbench.micro.train import TWINS, Recipe, accuracy, as_item, batches, new_model, perplexity
 from fpbench.micro.world import LEXICON, TARGETS, TRIGGER_WORDS
 from fpbench.micro.writing import mixed_text
@@ -56,7 +56,7 @@ def test_begin_token_stands_once_in_front(tokenizer: Any) -> None:
 
 
 def test_chat_template_is_what_training_shows(tokenizer: Any) -> None:
-    row = Row("Copy the text.", "old bell", "old bell")
+    row = Instruction("Copy the text.", "old bell", "old bell")
     messages = [{"role": "user", "content": "Copy the text.\nold bell"}, {"role": "assistant", "content": "old bell"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
     assert rendered == f"<s>{row.chat().text}</s>\n"

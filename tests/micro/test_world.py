@@ -6,8 +6,7 @@ from itertools import islice
 
 import pytest
 
-from fpbench.micro.corpus import EARLY_DOCUMENTS, documents, some_passage
-from fpbench.micro.heldout import asked_facts
+from fpbench.micro.corpus import EARLY_DOCUMENTS, asked_facts, documents, some_passage
 from fpbench.micro.items import true_or_false
 from fpbench.micro.world import (
     LEXICON,

@@ -12,7 +12,7 @@ from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.loading import load_model, save_checkpoint
-from fpbench.models.stored import StoredMatrices
+from fpbench.models.stored import matrices
 from fpbench.ownership.lineage import (
     SignatureEvidence,
     WeightEvidence,
@@ -126,9 +126,9 @@ def test_models_of_other_shapes_and_few_blocks_are_undecided():
 
 
 def test_quantised_weights_are_read_as_what_they_stand_for(descendants):
-    original = StoredMatrices(MODEL)
+    original = matrices(MODEL)
     for name in ("nf4", "int8"):
-        stored = StoredMatrices(descendants / name)
+        stored = matrices(descendants / name)
         assert set(stored) == set(original)
         one, other = stored[2, "mlp.down_proj"], original[2, "mlp.down_proj"]
         assert one.shape == other.shape and (one - other).norm() / other.norm() < {"nf4": 0.12, "int8": 0.02}[name]
@@ -148,7 +148,7 @@ def test_a_folder_without_blocks_is_refused(tmp_path):
 
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="decoder blocks"):
-        StoredMatrices(tmp_path)
+        matrices(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match="cannot be read"):
-        StoredMatrices(tmp_path)
+        matrices(tmp_path)

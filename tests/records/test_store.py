@@ -8,7 +8,8 @@ import pytest
 from fpbench.errors import InputError, StorageError
 from fpbench.records.cell import Cell
 from fpbench.records.record import SCHEMA, Record
-from fpbench.records.store import TEMPORARY, Store, canonical, cell_id, read_records, write_text
+from fpbench.records.store import TEMPORARY, Store, cell_id, read_records, write_text
+from fpbench.text import canonical
 
 CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
 NAME = cell_id({"model": "abc", "seed": 42})
