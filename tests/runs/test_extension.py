@@ -138,9 +138,8 @@ def test_the_board_shows_both(run):
 
 def test_what_cannot_be_in_a_proof_is_refused(run):
     records = read_records(run / "records")
-    next(each for each in records if each.cell.condition == "softened").proof["modification"] |= {
-        "relative_change": 1.5
-    }
+    (found,) = (each for each in records if each.cell.condition == "softened")
+    found.proof["modification"]["relative_change"] = 1.5
     with pytest.raises(InputError, match=r"/softened/fsr: a share of 1\.5; that cannot be"):
         rows_from_records(records, run / "records", rescore=False)
 
