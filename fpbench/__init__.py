@@ -47,9 +47,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'fpbench' has no attribute {name!r}")
-    from fpbench.submissions.discovery import register_submissions
-
-    register_submissions()
+    importlib.import_module("fpbench.submissions.discovery").register_submissions()
     return getattr(importlib.import_module(_WHERE[name]), name)
 
 

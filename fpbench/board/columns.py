@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from fpbench.board.checks import Comparison
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
+from fpbench.metrics.measure import METRICS, Metric
 from fpbench.modifications.base import classes
 from fpbench.records.cell import ORIGIN, Cell
 
@@ -304,6 +305,25 @@ COST = Column(
     _figure("cost", "seconds"),
 )
 HARM = [ACCURACY, PERPLEXITY, TRIGGERS, NEAR, BAND_COUNTS, CLAIM, COST]
+
+
+def _other_column(name: str, metric: Metric) -> Column:
+    """Return the column of a metric that has no place of its own in a row."""
+
+    def value(row: Row) -> Value:
+        return row.others.get(name, {}).get(metric.figure)
+
+    def text(row: Row) -> str:
+        found = value(row)
+        return missing(row, name) if found is None else metric.text(found)
+
+    return Column(metric.heading, metric.help, text, value)
+
+
+def harm_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of the second table: the protocol's, and those of further metrics that a row has."""
+    others = [name for name, metric in METRICS.items() if metric.heading and any(name in row.others for row in rows)]
+    return [*HARM, *(_other_column(name, METRICS[name]) for name in others)]
 
 
 # Cells that were handed in and measured here, too, and cells that could not be measured.

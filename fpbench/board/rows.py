@@ -14,6 +14,7 @@ from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
+from fpbench.metrics.measure import METRICS
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
 from fpbench.modifications.base import drift
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
@@ -308,13 +309,11 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         cells=sorted(each.cell.path for each in group.measurements()),
         others={
             metric: found
-            for metric in sorted({metric for _, metric in group.cells} - OWN)
+            for metric in sorted({metric for _, metric in group.cells})
+            if metric not in METRICS or METRICS[metric].heading
             if (found := _first(group, metric)) is not None
         },
     )
-
-
-OWN = {"fsr", "utility", "triggers", "near", "bands", "cost"}  # metrics with a place of their own in a row
 
 
 def claimed_row(group: Group, base: Group | None, rescore: bool = False) -> Row:

@@ -69,6 +69,10 @@ class Metric:
         queries: given the sizes and the number of fingerprints, about how many per-query results there are.
         work: given a :class:`~fpbench.runs.work.Workload` and a set, what it computes; ``None`` for nothing.
         rate: key of the result that two measurements of one cell are compared by; ``None`` if they are not.
+        heading: of its column on the board; empty for those that have columns of their own there.
+        help: what that column shows, in a sentence.
+        figure: key of the result that it shows.
+        text: writes that figure.
     """
 
     measure: "Callable[[nn.Module, Measurement], Measured]"
@@ -81,6 +85,10 @@ class Metric:
     queries: Callable[[Any, int], float] = lambda sizes, count: count
     work: Callable[[Any, FingerprintSet], Any] | None = None
     rate: str | None = None
+    heading: str = ""
+    help: str = ""
+    figure: str = ""
+    text: Callable[[Any], str] = "{:g}".format
 
 
 def _fsr(model: "nn.Module", given: Measurement) -> Measured:

@@ -6,7 +6,6 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fpbench
 from fpbench.data import parse
 from fpbench.hub.lock import cache
 from fpbench.models.checkpoints import base_of_adapter
@@ -22,7 +21,7 @@ from fpbench.text import canonical, short_digest
 if TYPE_CHECKING:
     from fpbench.runs.plan import Job
 
-PACKAGE = Path(fpbench.__file__).parent
+PACKAGE = Path(__file__).parent.parent
 
 
 class Resume:

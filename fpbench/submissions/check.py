@@ -172,7 +172,6 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     Raises:
         CellError: if the injection fails, or what came back does not fit the micro model.
     """
-    import fpbench
     from fpbench.fingerprints import find_set
     from fpbench.methods.base import Base, InjectionContext
     from fpbench.metrics.fsr import exact_fsr
@@ -180,6 +179,7 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     from fpbench.metrics.triggers import near, near_triggers
     from fpbench.models.checkpoints import resolve
     from fpbench.models.loading import Loading
+    from fpbench.runs.api import modify
     from fpbench.runs.datasets import Datasets
     from fpbench.runs.injection import inject_with
     from fpbench.runs.profile import load_profile
@@ -205,7 +205,7 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     report = inject_with(method, model, tokenizer, pairs, context)
     origin = exact_fsr(model, tokenizer, pairs, decoding).mean
     beside = fmean(near(model, tokenizer, pairs, texts, decoding).per_text)
-    quantised = exact_fsr(fpbench.modify(model, tokenizer, "nf4"), tokenizer, pairs, decoding).mean
+    quantised = exact_fsr(modify(model, tokenizer, "nf4"), tokenizer, pairs, decoding).mean
     figures = {"base": before, "origin": origin, "nf4": quantised, "near": beside}
     moved = {"changed": report.changed["fraction"], "norm": report.changed["relative_norm"]}
     return {name: 100 * value for name, value in (figures | moved).items()}

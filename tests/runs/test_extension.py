@@ -1,4 +1,4 @@
-"""A modification and a method that this file alone adds: a grid, its board and its estimate know both."""
+"""A modification, a method and a metric that this file alone adds: a grid, its board and its estimate know them."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ import fpbench
 from fpbench.board.rows import rows_from_records
 from fpbench.cli import main
 from fpbench.errors import InputError
+from fpbench.metrics.measure import METRICS, Measurement, Metric
+from fpbench.models.costs import Work
 from fpbench.modifications.base import Modification, ModificationConfig, Modified
 from fpbench.records.store import read_records
 from fpbench.registry import METHODS, MODIFICATIONS
@@ -84,12 +86,31 @@ class Softened(Modification):
         return None if proof["relative_change"] < 1 else f"a share of {proof['relative_change']}"
 
 
+def loudness(model: torch.nn.Module, given: Measurement):
+    """The mean scale of the last normalisation, and one line a fingerprint."""
+    mean = model.get_parameter("model.norm.weight").mean().item()
+    rows = len(given.data.alpaca)
+    return {"mean": mean, "rows": rows}, [{"trigger": len(each.trigger)} for each in given.fingerprints]
+
+
+LOUDNESS = Metric(
+    loudness,
+    data=("alpaca",),
+    work=lambda workload, fingerprints: Work(handled=workload.parameters),
+    heading="loudness",
+    help="Mean scale of the last normalisation.",
+    figure="mean",
+    text="{:.4f}".format,
+)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     METHODS.register("louder")(Louder)
+    METRICS["loudness"] = LOUDNESS
     MODIFICATIONS.register("softened")(Softened)
     yield
-    del METHODS._classes["louder"], MODIFICATIONS._classes["softened"]
+    del METRICS["loudness"], METHODS._classes["louder"], MODIFICATIONS._classes["softened"]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +155,19 @@ def test_the_board_shows_both(run):
     texts = record(run, "softened")["proof"]["modification"]["texts"]
     assert f"{texts} texts, ‖ΔW‖/‖W‖ 0.250" in page
     assert f"softened: {texts} texts, ‖ΔW‖/‖W‖ 0.250; nf4: 4.50 bits per weight, " in page
+
+
+def test_the_metric_is_measured_where_it_says_and_shown(run):
+    (path,) = (run / "records").rglob("loudness.json")
+    assert path.parent.name == "origin" and path.parent.parent.parent.name == "louder"
+    found = json.loads(path.read_text())
+    assert found["identity"]["metric_data"].keys() == {"alpaca"} and found["queries"]["count"] == 10
+    shown = f"{found['result']['mean']:.4f}"
+    assert "loudness" in (run / "leaderboard.md").read_text() and shown in (run / "leaderboard.md").read_text()
+    header, *lines = (run / "leaderboard.csv").read_text().splitlines()
+    assert "loudness" in header and any(shown in line for line in lines)
+    page = (run / "leaderboard.html").read_text()
+    assert "Mean scale of the last normalisation." in page and shown in page
 
 
 def test_what_cannot_be_in_a_proof_is_refused(run):
