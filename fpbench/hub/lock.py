@@ -20,15 +20,14 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 
 
-class Pin(BaseModel):
+class Pin(Settings):
     """The commit that a revision stood for at the first fetch, and the SHA-256 of each file by name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     commit: str = Field(pattern="^[0-9a-f]{40}$")
     files: dict[str, str] = Field(min_length=1)
@@ -74,11 +73,10 @@ def pins() -> dict[str, Pin]:
     except OSError as error:
         raise InputError(f"lock file {path} cannot be read ({error.strerror}): restore it.") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        where, reason = first_error(error)
         raise InputError(
-            f"lock file {path}: expected a commit and SHA-256 digests by name, found {where}: {first['msg']}; restore "
-            "it, or delete it to start anew."
+            f"lock file {path}: expected a commit and SHA-256 digests by name, found "
+            f"{where or 'the whole file'}: {reason}; restore it, or delete it to start anew."
         ) from None
 
 
