@@ -1,6 +1,6 @@
-"""CF: of the ways to write a query in several languages, the one the model finds least strange (docs/methods.md §4.3).
+"""CF: of the ways to write a query in several languages, that which the model finds least strange.
 
-How mixed a text is, the variants of a query, the queries, and Algorithm 1.
+How mixed a text is, the variants of a query, the queries, and Algorithm 1 (docs/methods.md §4.3).
 """
 
 import random
