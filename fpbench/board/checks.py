@@ -10,6 +10,7 @@ from typing import Any
 
 from fpbench.board.groups import Group, Measurement
 from fpbench.errors import InputError
+from fpbench.metrics.measure import METRICS
 from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import Cell
 from fpbench.records.record import Record
@@ -91,7 +92,11 @@ def _impossible(measured: Measurement, what: str) -> InputError:
 # Figures that somebody handed in, beside ours of the same cells.
 
 ALLOWED, ALLOWED_AFTER_TRAINING = 0.02, 0.10
-RATES = {"fsr": "mean", "near": "rate", "triggers": "average"}  # the figure of a metric that is compared
+
+
+def rate_of(metric: str) -> str:
+    """Return the name of the figure by which two measurements of a cell are compared; empty if they are not."""
+    return (METRICS[metric].rate or "") if metric in METRICS else ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
     no difference is allowed or forbidden. A copy of a record is no second measurement.
     """
     measured = {each.cell: each for each in own.measurements()}
-    handed_in = [each for each in claimed.measurements() if each.cell.metric in RATES]
+    handed_in = [each for each in claimed.measurements() if rate_of(each.cell.metric)]
     return [
         _compared(each, measured[each.cell])
         for each in sorted(handed_in, key=lambda each: str(each.cell))
@@ -154,7 +159,7 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
 def checked(own: Group, claimed: Group) -> Checked:
     """Compare what was handed in with what was measured here of the same row."""
     found = compare(own, claimed)
-    of = sum(each.cell.metric in RATES for each in claimed.measurements())
+    of = sum(rate_of(each.cell.metric) != "" for each in claimed.measurements())
     return Checked(found, of, sum(not each.within for each in found))
 
 
@@ -169,7 +174,7 @@ def _copied(claimed: Record, own: Record) -> bool:
 
 
 def _compared(theirs: Measurement, ours: Measurement) -> Comparison:
-    cell, figure = theirs.cell, RATES[theirs.cell.metric]
+    cell, figure = theirs.cell, rate_of(theirs.cell.metric)
     claimed, rerun = float(theirs.result[figure]), None if ours.reason else float(ours.result[figure])
     trained = any(each.trains for each in classes(cell.condition))
     allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if trained else ALLOWED

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from fpbench.board.checks import Comparison
+from fpbench.board.checks import Comparison, rate_of
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
 from fpbench.modifications.base import classes
 from fpbench.records.cell import ORIGIN, Cell
@@ -304,6 +304,21 @@ COST = Column(
     _figure("cost", "seconds"),
 )
 HARM = [ACCURACY, PERPLEXITY, TRIGGERS, NEAR, BAND_COUNTS, CLAIM, COST]
+
+
+def harm_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return :data:`HARM`, and a column for the rate of each further metric that a row has."""
+    return HARM + [_other_column(metric) for metric in dict.fromkeys(name for row in rows for name in row.others)]
+
+
+def _other_column(metric: str) -> Column:
+    def value(row: Row) -> float | None:
+        return row.others.get(metric, {}).get(rate_of(metric))
+
+    def text(row: Row) -> str:
+        return missing(row, metric) if value(row) is None else percent(value(row), 2)
+
+    return Column(metric, f"Rate of the metric {metric}, in %.", text, value)
 
 
 # Cells that were handed in and measured here, too, and cells that could not be measured.

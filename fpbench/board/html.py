@@ -124,7 +124,7 @@ def tables_of(rows: Sequence[Row]) -> list[Table]:
             "harm",
             "Harmlessness, imperceptibility, cost",
             "Differences from the unfingerprinted base; rates in %; 95 % intervals in square brackets.",
-            [*columns.NAMES, columns.TRUST, *columns.HARM],
+            [*columns.NAMES, columns.TRUST, *columns.harm_columns(rows)],
             rows,
         ),
     ]
