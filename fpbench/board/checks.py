@@ -94,6 +94,11 @@ def _impossible(measured: Measurement, what: str) -> InputError:
 ALLOWED, ALLOWED_AFTER_TRAINING = 0.02, 0.10
 
 
+def rate_of(metric: str) -> str:
+    """Return the name of the figure by which two measurements of a cell are compared; empty if they are not."""
+    return (METRICS[metric].rate or "") if metric in METRICS else ""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A cell that both sides measured.
@@ -135,11 +140,6 @@ class Checked:
         return vars(self) | {"compared": [each.to_dict() for each in self.compared]}
 
 
-def is_compared(cell: Cell) -> bool:
-    """Return whether two measurements of a cell have a figure by which they are compared."""
-    return cell.metric in METRICS and METRICS[cell.metric].rate is not None
-
-
 def compare(own: Group, claimed: Group) -> list[Comparison]:
     """Compare every cell that both sides have measured, each on their own.
 
@@ -148,7 +148,7 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
     no difference is allowed or forbidden. A copy of a record is no second measurement.
     """
     measured = {each.cell: each for each in own.measurements()}
-    handed_in = [each for each in claimed.measurements() if is_compared(each.cell)]
+    handed_in = [each for each in claimed.measurements() if rate_of(each.cell.metric)]
     return [
         _compared(each, measured[each.cell])
         for each in sorted(handed_in, key=lambda each: str(each.cell))
@@ -159,7 +159,7 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
 def checked(own: Group, claimed: Group) -> Checked:
     """Compare what was handed in with what was measured here of the same row."""
     found = compare(own, claimed)
-    of = sum(is_compared(each.cell) for each in claimed.measurements())
+    of = sum(rate_of(each.cell.metric) != "" for each in claimed.measurements())
     return Checked(found, of, sum(not each.within for each in found))
 
 
@@ -174,7 +174,7 @@ def _copied(claimed: Record, own: Record) -> bool:
 
 
 def _compared(theirs: Measurement, ours: Measurement) -> Comparison:
-    cell, figure = theirs.cell, str(METRICS[theirs.cell.metric].rate)
+    cell, figure = theirs.cell, rate_of(theirs.cell.metric)
     claimed, rerun = float(theirs.result[figure]), None if ours.reason else float(ours.result[figure])
     trained = any(each.trains for each in classes(cell.condition))
     allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if trained else ALLOWED

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from fpbench.board import columns
-from fpbench.board.columns import DETECTABILITY, NAMES, Column, harm_columns
+from fpbench.board.columns import DETECTABILITY, NAMES, Column
 from fpbench.board.escaping import markdown
 from fpbench.board.figures import Drawing
 from fpbench.board.html import page
@@ -59,13 +59,8 @@ def summary(rows: Sequence[Row]) -> str:
     parts = ["Detectability: exact FSR, in % [95 % interval over fingerprints]", _table(rows, DETECTABILITY, visible)]
     if further := columns.further_columns(rows):
         parts += ["", FURTHER, _table(rows, [*NAMES, *further], visible)]
-    parts += [
-        "",
-        "Harmlessness, imperceptibility, cost",
-        _table(rows, [*NAMES, *harm_columns(rows)], visible),
-        "",
-        LEGEND,
-    ]
+    harm = [*NAMES, *columns.harm_columns(rows)]
+    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, harm, visible), "", LEGEND]
     for title, lines in (("Failed cells", _failures), (CHECKED, _checked), ("Unreliable", _unreliable)):
         if found := lines(rows, visible):
             parts += ["", title, *found]
@@ -81,11 +76,8 @@ def _markdown(rows: Sequence[Row]) -> str:
         parts += [_table(measured, DETECTABILITY, markdown)]
         if further := columns.further_columns(measured):
             parts += [f"{FURTHER}.", _table(measured, [*NAMES, *further], markdown)]
-        parts += [
-            "## Harmlessness, imperceptibility, cost",
-            _table(measured, [*NAMES, *harm_columns(measured)], markdown),
-            LEGEND,
-        ]
+        harm = [*NAMES, *columns.harm_columns(measured)]
+        parts += ["## Harmlessness, imperceptibility, cost", _table(measured, harm, markdown), LEGEND]
     if found := _failures(measured, markdown):
         parts += ["## Failed cells", "\n".join(found)]
     if found := _checked(measured, markdown):
@@ -124,7 +116,7 @@ def _unreliable(rows: Sequence[Row], escape: Escape) -> list[str]:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    shown = [*DETECTABILITY, *columns.further_columns(rows), *harm_columns(rows), columns.UNRELIABLE]
+    shown = [*DETECTABILITY, *columns.further_columns(rows), *columns.harm_columns(rows), columns.UNRELIABLE]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_harmless(column.name) for column in shown])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpbench.board.checks import Comparison, compare, is_compared
+from fpbench.board.checks import Comparison, compare, rate_of
 from fpbench.board.groups import Group, claimed_groups, group_records
 from fpbench.board.rows import claimed_row
 from fpbench.errors import InputError, StorageError
@@ -124,7 +124,7 @@ def sample(groups: Sequence[Group], name: str, count: int | None, draw: int) -> 
     cells = [each.cell for group in groups if group.key[2] == name for each in group.measurements()]
     if count is None:
         return cells
-    ours = [cell for cell in cells if is_compared(cell) and cell.metric != "fsr"]
+    ours = [cell for cell in cells if rate_of(cell.metric) and cell.metric != "fsr"]
     rates = [cell for cell in cells if cell.metric == "fsr"]
     always = [cell for cell in rates if cell.condition == ORIGIN]
     others = sorted((cell for cell in rates if cell.condition != ORIGIN), key=str)

@@ -10,6 +10,7 @@ from fpbench.board.columns import BAND_COUNTS
 from fpbench.board.rows import Bands, Failure, Row, rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
+from fpbench.metrics.measure import METRICS, Metric
 from fpbench.records.cell import Cell
 from fpbench.records.store import read_records
 from tests.board.written import MODIFIED, fsr, grid, write
@@ -135,3 +136,15 @@ def test_bands_are_written_in_the_order_of_the_legend():
     bands = Bands({"abnormal": 7, "marginal": 1, "normal": 2}, trigger_mean=9.0, mean=3.0, auc=1.0)
     row = Row("tiny", "strong", "nlf", "re-run", 1, {}, None, bands=bands)
     assert BAND_COUNTS.text(row) == "2/1/7"
+
+
+def test_a_further_metric_has_a_column_in_every_table_and_its_figures_in_json(store, monkeypatch):
+    monkeypatch.setitem(METRICS, "echo", Metric(lambda model, given: ({}, []), rate="share"))
+    write(store, "strong", "origin", "echo", {"share": 0.125, "n": 8})
+    write(store, "weak", "origin", "echo", reason="out of memory")
+    rows = rows_from_records(read_records(store.records), store.records, rescore=False)
+    shown = {line["method"]: line["echo"] for line in csv.DictReader(io.StringIO(render(rows, "csv")))}
+    assert (shown["strong"], shown["weak"], shown["base"]) == ("12.50", "failed", "–")
+    assert "12.50" in render(rows, "md") and 'data-value="0.125"' in render(rows, "html")
+    (row,) = (row for row in json.loads(render(rows, "json"))["rows"] if row["method"] == "strong")
+    assert row["echo"] == {"share": 0.125, "n": 8}
