@@ -20,7 +20,6 @@ import copy
 import gc
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -277,14 +276,14 @@ def supervise(name: str, options: argparse.Namespace, until: float, arguments: S
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     began = time.time()
     with path.with_suffix(".log").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             error = f"the process ended with code {child.wait(max(1.0, until + GRACE - began))}"
         except subprocess.TimeoutExpired:
             error = f"ended from outside after {time.time() - began:.0f} s: what had begun took longer than expected"
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                child.kill()
                 child.wait()
     report = {"step": name, "status": "running", "left_out": []}
     report |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
