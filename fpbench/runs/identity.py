@@ -7,33 +7,13 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import tokenizer_source
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
+from fpbench.records.store import cell_id
 from fpbench.runs.profile import DRAW, SEARCH
 from fpbench.runs.search import rate_identity
 from fpbench.runs.subject import Subject
 
 # Which data decide a result: a record is valid only for the very same ones.
 DATA_OF_METHODS = ("statistics", "zsre")
-
-
-def injection_identity(subject: Subject, method: str, fingerprints: FingerprintSet, seed: int) -> dict[str, Any]:
-    """Return everything that decides the weights of a checkpoint."""
-    profile = subject.profile
-    identity = subject.identity | {"model": subject.digest, "method": profile.method_of(method)[0], "seed": seed}
-    if method in profile.methods:
-        adapter = subject.method(method)
-        identity |= {
-            "version": adapter.version,
-            "hyperparameters": adapter.config.model_dump(mode="json"),
-            "fingerprints": fingerprints.digest,
-            "prompt": profile.prompt,
-            "statistics_tokens": profile.sizes.statistics_tokens,
-            "data": subject.datasets.digests(*(name for name in DATA_OF_METHODS if name in profile.data)),
-        }
-        if profile.searches_rate(method):
-            # The settings as given: an identity needs no training.
-            identity["hyperparameters"]["learning_rate"] = SEARCH
-            identity["search"] = rate_identity(subject, method, fingerprints)
-    return identity
 
 
 def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) -> dict[str, Any]:
@@ -60,3 +40,30 @@ def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) ->
     if metric.drawn and profile.draw != DRAW:  # the protocol's need not be named
         identity["draw"] = profile.draw
     return identity
+
+
+def injection_identity(subject: Subject, method: str, fingerprints: FingerprintSet, seed: int) -> dict[str, Any]:
+    """Return everything that decides the weights of a checkpoint."""
+    profile = subject.profile
+    identity = subject.identity | {"model": subject.digest, "method": profile.method_of(method)[0], "seed": seed}
+    if method in profile.methods:
+        adapter = subject.method(method)
+        identity |= {
+            "version": adapter.version,
+            "hyperparameters": adapter.config.model_dump(mode="json"),
+            "fingerprints": fingerprints.digest,
+            "prompt": profile.prompt,
+            "statistics_tokens": profile.sizes.statistics_tokens,
+            "data": subject.datasets.digests(*(name for name in DATA_OF_METHODS if name in profile.data)),
+        }
+        if profile.searches_rate(method):
+            # The settings as given: an identity needs no training.
+            identity["hyperparameters"]["learning_rate"] = SEARCH
+            identity["search"] = rate_identity(subject, method, fingerprints)
+    return identity
+
+
+def delta_name(subject: Subject, method: str, fingerprints: FingerprintSet, seed: int) -> str:
+    """Return the name of a stored injection in the run's folder, without the ending."""
+    name = cell_id(injection_identity(subject, method, fingerprints, seed))
+    return f"{subject.settings.label}-{fingerprints.name}-{method}-{seed}-{name}"
