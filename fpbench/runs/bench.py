@@ -180,7 +180,7 @@ class Bench:
         given = Measurement(
             tokenizer=subject.tokenizer,
             fingerprints=fingerprints,
-            decoding=subject.decoding,
+            decoding=subject.settings.decoding,
             prompt=subject.profile.prompt,
             sizes=subject.profile.sizes,
             draw=subject.profile.draw,

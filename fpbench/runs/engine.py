@@ -26,10 +26,7 @@ class Engine(Protocol):
     def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
         """Measure every cell that has no record yet; return the id of each cell's record, by the cell's path.
 
-        Args:
-            worker: of this process.
-            checkpoints: cells, those of one checkpoint together.
-            log: gets a line on what is being measured.
+        The cells of one checkpoint stand together. The worker is of this process.
 
         Raises:
             StorageError: if a record cannot be written.

@@ -247,9 +247,7 @@ def _timed(label: str, tasks: Sequence[_Task], measure: Callable[[], Speed]) -> 
     speed = cache(measure)
 
     def seconds_of(task: _Task) -> float | None:
-        if task.seconds is not None:
-            return task.seconds
-        return None if task.work is None else speed().of(task.work)
+        return speed().of(task.work) if task.seconds is None and task.work is not None else task.seconds
 
     parts = []
     for name in dict.fromkeys(task.name for task in tasks):
@@ -295,9 +293,8 @@ def time(seconds: float | None) -> str:
 
 
 def _basis(part: Part) -> str:
-    if part.seconds is None:
-        return "nobody but its author knows"
-    return MEASURED if part.measured else ESTIMATED
+    known = MEASURED if part.measured else ESTIMATED
+    return known if part.seconds is not None else "nobody but its author knows"
 
 
 def _time(estimate: Estimate) -> str:

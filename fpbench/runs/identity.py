@@ -24,7 +24,7 @@ def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) ->
         "condition": cell.condition,
         "metric": cell.metric,
         "prompt": profile.prompt,
-        "decoding": asdict(subject.decoding),
+        "decoding": asdict(subject.settings.decoding),
     }
     if cell.method == CHECKPOINT and subject.base and tokenizer_source(subject.folder) is None:
         identity["tokenizer"] = subject.base_digest

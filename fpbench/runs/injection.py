@@ -28,21 +28,16 @@ logger = logging.getLogger(__name__)
 class InjectionReport:
     """What an injection did and cost.
 
-    Attributes:
-        seconds: wall-clock seconds by part; ``total`` includes the others.
-        peak_memory: in bytes.
-        changed: ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
-            parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest
-            ``rank`` of a change that is stored as factors.
-        delta: the changed parameters with their new values.
-        search: the learning rate that was searched for, and the record of the search; ``None`` without one.
+    ``changed`` holds the ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
+    parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest ``rank`` of a
+    change that is stored as factors.
     """
 
-    seconds: Mapping[str, float]
-    peak_memory: int
+    seconds: Mapping[str, float]  # wall clock by part; "total" includes the others
+    peak_memory: int  # bytes
     changed: Mapping[str, float]
-    delta: Delta
-    search: Mapping[str, Any] | None = None
+    delta: Delta  # the changed parameters with their new values
+    search: Mapping[str, Any] | None = None  # the rate that was searched for, and the record of the search
 
     def save(self, path: Path) -> None:
         """Write the delta to ``path`` as safetensors, then its figures, which name the digest of the weights.

@@ -48,7 +48,7 @@ class ModelSettings(Settings):
 
     @property
     def decoding(self) -> "Decoding":
-        """How the model's responses are sampled."""
+        """How the model's responses are sampled (protocol §2)."""
         from fpbench.scoring.responses import Decoding
 
         return Decoding(self.temperature, self.top_p, self.top_k)
@@ -108,11 +108,7 @@ class Profile(Settings):
 
 
 def load_profile(name: str, **changes: Any) -> Profile:
-    """Read a profile and apply what the command line changes.
-
-    Args:
-        name: a bundled profile or the path of a ``.toml`` file.
-        changes: top-level keys to replace; ``None`` leaves a key alone.
+    """Read a bundled profile or a ``.toml`` file; ``changes`` replace top-level keys where they are not ``None``.
 
     Raises:
         InputError: naming the key that is unknown or malformed, or the unknown method, condition or data set.

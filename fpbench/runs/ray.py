@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fpbench.errors import InputError
 from fpbench.models.meter import no_progress
@@ -26,10 +26,8 @@ from fpbench.registry import METHODS, Finder
 from fpbench.runs.bench import Failed, record_of
 from fpbench.runs.engine import Log, title
 from fpbench.runs.plan import Job
+from fpbench.runs.worker import Worker
 from fpbench.scoring.engine import limited_to
-
-if TYPE_CHECKING:
-    from fpbench.runs.worker import Worker
 
 DEVICES = ("cpu", "cuda")
 OBJECT_STORE = 80 * 2**20  # bytes, about the least that Ray takes: nothing large travels
@@ -50,11 +48,10 @@ class Ray:
     """As many workers as a Ray cluster has room for: one process and one model each."""
 
     def __init__(self, address: str | None = None) -> None:
-        """Connect to nothing yet.
+        """Connect to nothing yet; a process that is connected to a cluster already will use that one.
 
         Args:
-            address: of a running cluster, ``auto`` for the one of this machine; by default one is started in this
-                process. Where this process is connected already, that cluster is used.
+            address: of a running cluster, ``auto`` for the one of this machine; by default one is started here.
 
         Raises:
             InputError: if Ray is not installed.
@@ -63,7 +60,7 @@ class Ray:
             raise InputError("the engine 'ray' needs Ray, which is not installed: pip install 'fpbench[ray]'.")
         self.address = address
 
-    def check(self, worker: "Worker", cells: Sequence[Cell]) -> None:
+    def check(self, worker: Worker, cells: Sequence[Cell]) -> None:
         """Check the device, and that the cluster answers, as :meth:`~fpbench.runs.engine.Engine.check`."""
         if (device := worker.job.loading.device) not in DEVICES:
             raise InputError(
@@ -74,7 +71,7 @@ class Ray:
             with self._connected():
                 pass
 
-    def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
+    def measure(self, worker: Worker, checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
         """Measure on a cluster, as :meth:`~fpbench.runs.engine.Engine.measure`; every finished cell is logged.
 
         Raises:
@@ -325,7 +322,7 @@ class RayWorker(logging.Handler):
         return lines
 
     @cached_property
-    def _worker(self) -> "Worker":
+    def _worker(self) -> Worker:
         try:
             os.chdir(self.folder)
         except OSError:
@@ -337,8 +334,6 @@ class RayWorker(logging.Handler):
                 f"node {socket.gethostname()} does not see {unseen} of the driver: start where all nodes share a file "
                 "system, and choose an --out on it."
             )
-        from fpbench.runs.worker import Worker
-
         for finder in self.finders:
             METHODS.add_finder(finder)
         logging.getLogger("fpbench").addHandler(self)

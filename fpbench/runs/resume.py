@@ -35,8 +35,7 @@ class Resume:
     def __init__(self, job: "Job", sets: Sets) -> None:
         """Look at the files of a job and its written sets; read none but what was remembered."""
         profile = job.profile
-        data = [parse(source) for source in profile.data.values()]
-        files = [path for path in data if isinstance(path, Path)]
+        files = [path for source in profile.data.values() if isinstance(path := parse(source), Path)]
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         bases = [base for folder in models if (base := base_of_adapter(folder))]
         folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), cache(), *models, *bases]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
@@ -18,18 +18,17 @@ from fpbench.metrics.bands import BANDS, Bands, bands
 from fpbench.metrics.claims import FLOOR
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import recipe_path
+from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import limited_to
 from fpbench.scoring.matching import Spellings
 from fpbench.scoring.responses import Decoding
-
-if TYPE_CHECKING:
-    from fpbench.models.loading import Loading
 
 Languages = Mapping[str, Sequence[str]]  # of every word, by trigger
 HEADERS = ("trigger", "perplexity", "band", "CMI 1/2", "tokens", "base FSR", "target paths", "collisions", "verdict")
@@ -81,14 +80,12 @@ class Screening:
     bands: Bands
 
 
-def screen_profile(profile: Profile, loading: "Loading") -> Screening:
+def screen_profile(profile: Profile, loading: Loading) -> Screening:
     """Screen a profile's one set under its one model, with its data, decoding and prompt.
 
     Raises:
         InputError: as :func:`screen`, or for an unknown set, model or data source.
     """
-    from fpbench.runs.subject import Subject
-
     (name,), seed = profile.fingerprints, profile.seeds[0]
     fingerprints = find_set(name, profile.sets, seed)
     check_triggers(fingerprints)
@@ -103,7 +100,7 @@ def screen_profile(profile: Profile, loading: "Loading") -> Screening:
     subject = Subject(Job.of(profile, loading, Path()), profile.models[0].label, datasets, no_progress)
     model, tokenizer = subject.model, subject.tokenizer
     with limited_to(loading.token_budget):
-        return screen(fingerprints, model, tokenizer, ordinary, subject.decoding, profile.prompt, languages)
+        return screen(fingerprints, model, tokenizer, ordinary, subject.settings.decoding, profile.prompt, languages)
 
 
 def screen(

@@ -215,7 +215,7 @@ def injection_trials(
         with preserved(model):
             try:
                 inject_with(adapter, model, tokenizer, development, subject.injection_context(SEED))
-                measured = exact_fsr(model, tokenizer, development, subject.decoding, subject.profile.prompt)
+                measured = exact_fsr(model, tokenizer, development, subject.settings.decoding, subject.profile.prompt)
             except CellError as error:
                 return InjectionTrial(rate, verdict=str(error))
             after = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy
@@ -233,7 +233,7 @@ def rate_identity(subject: Subject, method: str, fingerprints: FingerprintSet) -
         "hyperparameters": adapter.config.model_dump(mode="json") | {"learning_rate": SEARCH},
         "fingerprints": fingerprints.digest,
         "prompt": subject.profile.prompt,
-        "decoding": asdict(subject.decoding),
+        "decoding": asdict(subject.settings.decoding),
         "rows": _training_rows(subject),
         "data": subject.datasets.digests("alpaca", "zsre"),
     }
@@ -287,11 +287,8 @@ def recorded(
 ) -> Found:
     """Return the result of a search on the base: read if it was made before, else made and written whole.
 
-    Args:
-        subject: the base, or a checkpoint whose base is known.
-        label: of the file's name.
-        identity: what decides the result besides protocol, base and dtype.
-        make: returns the rate, ``None`` if none will do, and every trial.
+    ``identity`` is what decides the result besides protocol, base and dtype; ``make`` returns every trial, and the rate
+    or ``None``.
 
     Raises:
         CellError: if no rate will do.

@@ -18,7 +18,6 @@ from fpbench.records.store import Digests, Store
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import Spectra, create_method
 from fpbench.runs.plan import Job
-from fpbench.scoring.responses import Decoding
 
 INJECTION_RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)  # the grid of the search for an injection's learning rate
 
@@ -88,11 +87,6 @@ class Subject:
     def remarks(self) -> list[str]:
         """Remarks on a checkpoint that was handed in."""
         return remarks(self.folder, self.base, trust_remote_code=self.loading.trust_remote_code)
-
-    @property
-    def decoding(self) -> Decoding:
-        """How responses are sampled (protocol §2)."""
-        return self.settings.decoding
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -156,7 +156,6 @@ def rerun(
         InputError: for impossible records, or such that the profile does not plan.
         StorageError: if the disk gives out.
     """
-    from fpbench.models.checkpoints import resolve
     from fpbench.runs.api import measure
     from fpbench.runs.engine import Serial
     from fpbench.runs.plan import Job
@@ -173,9 +172,7 @@ def rerun(
         )
     paths = {cell.path for cell in wanted}
     cells = [cell for path, cell in planned.items() if path in paths or (count is None and cell.method == BASE)]
-    allow = loading.allow_pickle
-    folders = {each.label: resolve(each.path, revision=each.revision, allow_pickle=allow) for each in profile.models}
-    measure(Job(profile, folders, loading, store.folder), cells, progress, log, Serial())
+    measure(Job.of(profile, loading, store.folder), cells, progress, log, Serial())
     own = group_records(read_records(store.records), store.records)
     compared = [
         each
