@@ -22,7 +22,7 @@ from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity, delta_name
 from fpbench.runs.injection import InjectionReport, inject_with
 from fpbench.runs.plan import Job
-from fpbench.runs.search import injection_rate, settled
+from fpbench.runs.search import injection_rate, with_searched_rates
 from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import budgets_used
 from fpbench.text import writable
@@ -214,7 +214,7 @@ class Bench:
         asked = subject.modification(condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
         context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
-        modification, records = settled(subject, condition, context)
+        modification, records = with_searched_rates(subject, condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)
         proof["modification"] = modified.proof

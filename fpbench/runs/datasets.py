@@ -70,7 +70,7 @@ class Datasets:
     @cached_property
     def item_parameters(self) -> tuple[Parameters, str] | None:
         """The item parameters of tinyMMLU, and the SHA-256 of their file; ``None`` before they are fetched."""
-        return fetch.read(fetch.SOURCE)
+        return fetch.read_item_parameters(fetch.SOURCE)
 
     @property
     def utility_sources(self) -> dict[str, str]:

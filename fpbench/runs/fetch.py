@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 COMMIT = "e9a8b1031b0340571beb6c9ca3a27891be09a8fd"
 DOWNLOADED = "tinyBenchmarks.pkl"
 SOURCE = f"https://raw.githubusercontent.com/felipemaiapolo/tinyBenchmarks/{COMMIT}/tinyBenchmarks/{DOWNLOADED}"
-SECONDS = 60
+TIMEOUT = 60  # seconds
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def fetch_model(repository: str, revision: str | None) -> Fetched:
             check_cache()
             folder, pin = download.fetch(repository, revision, HUB_FILES)
             check_checkpoint(repository, folder)
-            record(name, pin)
+            add_pin(name, pin)
     return Fetched(pin.commit, sum((folder / file).stat().st_size for file in pin.files))
 
 
@@ -86,7 +86,7 @@ def fetch_rows(source: download.HubSource) -> Fetched:
                     f"{pin.files[path.name]}), found {found.files[path.name]}; do not use them, or, if you know why "
                     f"they changed, delete the entry in {lock.lock_file()}."
                 )
-            record(name, found)
+            add_pin(name, found)
         pin = found
     lock.verify(f"data source {name!r}", path.parent, pin)
     return Fetched(pin.commit, path.stat().st_size)
@@ -105,12 +105,12 @@ def _write_rows(name: str, rows: "Dataset", path: Path) -> None:
                 ) from None
 
 
-def file() -> Path:
+def item_parameters_file() -> Path:
     """Return where the converted item parameters are, or would be."""
     return lock.cache() / "tinymmlu.npz"
 
 
-def read(url: str) -> tuple[Parameters, str] | None:
+def read_item_parameters(url: str) -> tuple[Parameters, str] | None:
     """Return the item parameters of tinyMMLU fetched from ``url``, as a rule :data:`SOURCE`, and their file's SHA-256.
 
     ``None`` before they are fetched.
@@ -118,7 +118,7 @@ def read(url: str) -> tuple[Parameters, str] | None:
     Raises:
         InputError: if the file is not the one that was fetched, or damaged.
     """
-    path = file()
+    path = item_parameters_file()
     if not path.exists():
         return None
     digest = lock.sha256(path)
@@ -132,15 +132,15 @@ def read(url: str) -> tuple[Parameters, str] | None:
     return Parameters.load(path), digest
 
 
-def fetch(url: str) -> Path:
+def fetch_item_parameters(url: str) -> Path:
     """Download, check and convert the item parameters of tinyMMLU, unless they are here; return the converted file.
 
     Raises:
         InputError: if the download fails, differs from the locked digest or is not what it should be, or the cache
             cannot be written. What was there stays as it was.
     """
-    path = file()
-    if read(url) is not None:
+    path = item_parameters_file()
+    if read_item_parameters(url) is not None:
         return path
     check_cache()
     content = _download(url)
@@ -153,14 +153,14 @@ def fetch(url: str) -> Path:
         )
     converted = convert(content, url)
     files = {DOWNLOADED: digest, path.name: hashlib.sha256(converted).hexdigest()}
-    record(url, Pin(commit=COMMIT, files=files))
+    add_pin(url, Pin(commit=COMMIT, files=files))
     write_bytes(path, converted)
     return path
 
 
 def _download(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             content: bytes = response.read(LARGEST + 1)
             declared = response.headers.get("Content-Length")
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -175,7 +175,7 @@ def _download(url: str) -> bytes:
     return content
 
 
-def record(name: str, pin: Pin) -> None:
+def add_pin(name: str, pin: Pin) -> None:
     """Write a pin into the lock file, whole or not at all."""
     write_text(lock.lock_file(), lock.text(lock.pins() | {name: pin}))
 

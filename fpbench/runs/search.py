@@ -73,7 +73,9 @@ class Found:
     record: str
 
 
-def settled(subject: Subject, condition: str, context: ModificationContext) -> tuple[Modification, dict[str, str]]:
+def with_searched_rates(
+    subject: Subject, condition: str, context: ModificationContext
+) -> tuple[Modification, dict[str, str]]:
     """Return the modification of a condition at the rates that searches find, and each search's record by part.
 
     Raises:
@@ -108,7 +110,7 @@ def fine_tuning_rate(subject: Subject, modification: FineTune, context: Modifica
         "settings": modification.config.model_dump(include=names),
         "data": subject.datasets.digests(*modification.data),
     }
-    return recorded(subject, f"finetune-{modification.source}", identity, make)
+    return search_once(subject, f"finetune-{modification.source}", identity, make)
 
 
 def fine_tuning_trials(
@@ -200,7 +202,7 @@ def injection_rate(subject: Subject, method: str, fingerprints: FingerprintSet) 
         return best(trials), trials
 
     label = f"{method}-{fingerprints.name}"
-    return recorded(subject, label, rate_identity(subject, method, fingerprints), make)
+    return search_once(subject, label, rate_identity(subject, method, fingerprints), make)
 
 
 def injection_trials(
@@ -282,7 +284,7 @@ def best(trials: Sequence[InjectionTrial]) -> float | None:
     return max(done, key=lambda trial: (trial.score, -trial.learning_rate)).learning_rate if done else None
 
 
-def recorded(
+def search_once(
     subject: Subject, label: str, identity: dict[str, Any], make: Callable[[], tuple[float | None, Trials]]
 ) -> Found:
     """Return the result of a search on the base: read if it was made before, else made and written whole.
