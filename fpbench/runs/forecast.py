@@ -1,4 +1,4 @@
-"""What a run will take: from records of this machine where there are some, else from its work and the speed here."""
+"""Forecast of a run: time, from records of this machine or else from work and speed; memory and disk."""
 
 import contextlib
 import math
@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """The work that is left of a run, and its memory and disk."""
 
     cells: int
     pending: int  # of the cells, those without a finished record
@@ -100,7 +100,7 @@ def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Esti
 
 @dataclass
 class _Run:
-    """What stands in the folder of a job, and the job's worker in a folder that is thrown away."""
+    """The records in the folder of a job, and a worker of the job in a temporary folder."""
 
     worker: Worker
     store: Store
@@ -112,7 +112,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _inspected(job: Job) -> Iterator[_Run]:
-    """Yield what stands in the folder of a job, which is left alone."""
+    """Yield the records in the folder of a job; write nothing there."""
     store = Store(job.out)
     with tempfile.TemporaryDirectory() as scratch:
         # Digests of large files are taken along, so that these are not read once more.
@@ -172,7 +172,7 @@ def _pending(job: Job, run: _Run, cells: Sequence[Cell]) -> list[Cell]:
 
 @dataclass
 class _Task:
-    """A piece of work that is left: counted, and what it took before if that is known."""
+    """A piece of work that is left, and the seconds that it took before if they are known."""
 
     name: str
     work: Work | None

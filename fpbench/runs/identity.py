@@ -1,4 +1,4 @@
-"""What decides a result, and so names its record. Needs files and architecture of a model, never its weights."""
+"""Everything that decides a result, and so names its record. Needs files and architecture of a model, not its weights."""
 
 from dataclasses import asdict
 from typing import Any

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InjectionReport:
-    """What an injection did and cost.
+    """An injection's delta, with what it changed and cost.
 
     ``changed`` holds the ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
     parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest ``rank`` of a

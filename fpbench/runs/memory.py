@@ -1,4 +1,4 @@
-"""How much memory and disk a run takes, counted from the architecture alone; what cannot fit is refused."""
+"""Memory and disk that a run takes, counted from the architecture alone; what cannot fit is refused."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ RECORD, QUERY = 8_192, 140  # bytes of a record, and of a line of its per-query 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the cells of one model need at the peak, in bytes: of main memory, of the card if any, and on disk."""
+    """Bytes that the cells of one model need at the peak: of main memory, of the card if any, and on disk."""
 
     label: str
     main: Room
@@ -104,7 +104,7 @@ def needs_of(label: str, worker: Worker, cells: Sequence[Cell], training_length:
 
 
 class Footprint(Shape):
-    """What one model takes of memory, phase by phase."""
+    """The memory that one model takes, phase by phase."""
 
     def resident(self) -> Phase:
         """Return the model, and the copies of its weights that every modification is undone with."""

@@ -24,7 +24,7 @@ SEARCH = "search"  # what a profile writes in place of a learning rate that is t
 
 
 class Resources(Settings):
-    """What a worker on a cluster asks for, besides as many cores as it has threads."""
+    """Resources of a worker on a cluster, besides as many cores as it has threads."""
 
     gpus: float = Field(1, gt=0, le=1, description="share of a card, where models are on cards")
     memory_gb: float | None = Field(None, gt=0, description="of the node, in GiB; null asks for none")
@@ -43,12 +43,12 @@ class ModelSettings(Settings):
 
     @property
     def label(self) -> str:
-        """What tables call the model: its name, or the last part of its path."""
+        """The model's name in tables, by default the last part of its path."""
         return self.name or Path(self.path).name
 
     @property
     def decoding(self) -> "Decoding":
-        """How the model's responses are sampled (protocol §2)."""
+        """Sampling of the model's responses (protocol §2)."""
         from fpbench.scoring.responses import Decoding
 
         return Decoding(self.temperature, self.top_p, self.top_k)

@@ -1,4 +1,4 @@
-"""What is left of a run, without reading models or importing torch; and which records other code has measured."""
+"""Resuming a run: which cells are left, without models or torch; and which records other code has measured."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ PACKAGE = Path(fpbench.__file__).parent
 
 
 class Resume:
-    """The names of a job's records, remembered from the last time that they were computed.
+    """The ids of a job's records, remembered from the last time that they were computed.
 
     They are functions of profile, code, model, data and sets; as long as none of these was touched (by size and time
     of every file), they need not be computed again, which would take torch and the models' files.

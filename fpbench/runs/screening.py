@@ -37,7 +37,7 @@ WIDTH = 40  # of a trigger in the table
 
 @dataclass(frozen=True)
 class OrdinaryText:
-    """What users type: the texts of the perplexity filter and of the accidental-trigger test."""
+    """Texts as users type them: those of the perplexity filter and of the accidental-trigger test."""
 
     instructions: Sequence[str]  # their perplexity gives the bands
     contexts: Sequence[str]  # triggers are put into them

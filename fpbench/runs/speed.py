@@ -1,4 +1,4 @@
-"""How fast this machine computes: seconds of each unit of work, measured on a model of the same shape."""
+"""The speed of this machine: seconds of each unit of work, measured on a model of the same shape."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""How much a run computes: the tokens that each piece of it reads, forwards and backwards. Measures no time."""
+"""The work of a run: the tokens that each piece of it reads, forwards and backwards. Measures no time."""
 
 import math
 from collections.abc import Iterable, Sequence
