@@ -1,4 +1,4 @@
-"""Everything that decides a result, and so names its record. Needs files and architecture of a model, not its weights."""
+"""Everything that decides a result, and so names its record: read from files and architecture, never from weights."""
 
 from dataclasses import asdict
 from typing import Any

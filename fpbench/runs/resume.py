@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fpbench
 from fpbench.data import parse
@@ -15,12 +15,10 @@ from fpbench.records.provenance import source, source_of
 from fpbench.records.record import Record
 from fpbench.records.store import read_record, write_record
 from fpbench.registry import METHODS
+from fpbench.runs.plan import Job
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets
 from fpbench.text import canonical, short_digest
-
-if TYPE_CHECKING:
-    from fpbench.runs.plan import Job
 
 PACKAGE = Path(fpbench.__file__).parent
 
@@ -32,7 +30,7 @@ class Resume:
     of every file), they need not be computed again, which would take torch and the models' files.
     """
 
-    def __init__(self, job: "Job", sets: Sets) -> None:
+    def __init__(self, job: Job, sets: Sets) -> None:
         """Look at the files of a job and its written sets; read none but what was remembered."""
         profile = job.profile
         files = [path for source in profile.data.values() if isinstance(path := parse(source), Path)]
