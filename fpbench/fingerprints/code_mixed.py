@@ -1,4 +1,4 @@
-"""CF: of the ways to write a query in several languages, the one the model finds least strange (methods.md §4.3).
+"""CF: of the ways to write a query in several languages, the one the model finds least strange (docs/methods.md §4.3).
 
 How mixed a text is, the variants of a query, the queries, and Algorithm 1.
 """

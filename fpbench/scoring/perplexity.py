@@ -33,7 +33,7 @@ class TokenPerplexity:
 
 
 def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) -> TokenPerplexity:
-    """Measure perplexity over non-overlapping windows of min(length, context) tokens (methods.md §5.1, after Wanda).
+    """Measure perplexity over disjoint windows of min(length, context) tokens (docs/methods.md §5.1, after Wanda).
 
     The text is tokenised at once as the tokenizer does by itself, cut into whole windows, the rest dropped; each window
     is fed alone and predicts its tokens 2 … L.

@@ -114,7 +114,7 @@ def test_the_disk_it_counts_is_that_of_the_shapes():
     assert rows.keys() == SHAPES.keys()
     for name, row in rows.items():
         found, methods = footprint(name)
-        stored = sum(found.delta(method, 10) for method in methods.values())
+        stored = sum(method.stored(found, 10) for method in methods.values())
         sizes = [found.weights, stored, found.spectra(methods.values())]
         assert [row[key] for key in ("weights", "injections of one set", "key statistics")] == [
             f"{size / 2**30:.1f}" for size in sizes
