@@ -27,7 +27,7 @@ Measured = tuple[dict[str, Any], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a metric may look at besides the model.
+    """Everything that a metric may look at besides the model.
 
     Attributes:
         tokenizer: the model's.
@@ -92,7 +92,7 @@ class Metric:
 
 
 def _fsr(model: "nn.Module", given: Measurement) -> Measured:
-    """Exact and greedy FSR (protocol §3)."""
+    """Measure exact and greedy FSR (protocol §3)."""
     from fpbench.metrics.fsr import exact_fsr
 
     measured = exact_fsr(model, given.tokenizer, given.fingerprints, given.decoding, given.prompt)
@@ -120,7 +120,7 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
 
 
 def _triggers(model: "nn.Module", given: Measurement) -> Measured:
-    """The eight accidental-trigger conditions (protocol §6)."""
+    """Measure the eight accidental-trigger conditions (protocol §6)."""
     from fpbench.metrics.queries import contexts_from_rows, words_from_rows
     from fpbench.metrics.triggers import trigger_rates
 
@@ -149,7 +149,7 @@ def _triggers(model: "nn.Module", given: Measurement) -> Measured:
 
 
 def _near(model: "nn.Module", given: Measurement) -> Measured:
-    """Near triggers: texts of the set's make that were never injected (protocol §6)."""
+    """Measure near triggers: texts of the set's make that were never injected (protocol §6)."""
     from fpbench.metrics.queries import words_from_rows
     from fpbench.metrics.triggers import near, near_triggers
 
@@ -173,7 +173,7 @@ def _near(model: "nn.Module", given: Measurement) -> Measured:
 
 
 def _bands(model: "nn.Module", given: Measurement) -> Measured:
-    """Perplexity of the triggers against that of ordinary instructions, under the base (protocol §6)."""
+    """Compare the perplexity of the triggers with that of ordinary instructions, under the base (protocol §6)."""
     from fpbench.metrics.bands import bands
 
     rows = given.data.alpaca[: given.sizes.band_texts]
@@ -188,7 +188,7 @@ def _bands(model: "nn.Module", given: Measurement) -> Measured:
 
 
 def _utility(model: "nn.Module", given: Measurement) -> Measured:
-    """The lm-eval tasks, and WikiText perplexity both ways (protocol §5)."""
+    """Measure the lm-eval tasks, and WikiText perplexity both ways (protocol §5)."""
     from fpbench.data import read_text
     from fpbench.metrics.utility import utility
     from fpbench.scoring.perplexity import token_perplexity
@@ -236,7 +236,7 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
 
 
 def _anchors(given: Measurement, correct: tuple[bool, ...]) -> dict[str, Any]:
-    """What tinyMMLU's anchors say beyond plain accuracy, and the digest of the item parameters it was said with."""
+    """Return tinyMMLU's scores beyond plain accuracy, and the digest of the item parameters behind them."""
     from fpbench.data import read_rows
     from fpbench.metrics.tinymmlu import anchor_scores
 
@@ -246,7 +246,7 @@ def _anchors(given: Measurement, correct: tuple[bool, ...]) -> dict[str, Any]:
 
 
 def _cost(model: "nn.Module", given: Measurement) -> Measured:
-    """What the injection took and moved (protocol §7)."""
+    """Return seconds, memory and changes of the injection (protocol §7)."""
     assert given.injection is not None, "only injected checkpoints have a cost"
     result = {
         "seconds": dict(given.injection.seconds),

@@ -1,4 +1,4 @@
-"""The public functions that run things: whole grids, single checkpoints, single injections and modifications."""
+"""The public functions that run things: a whole grid, one checkpoint, one injection, one modification."""
 
 import os
 import tempfile
@@ -16,7 +16,7 @@ from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
-from fpbench.runs.engine import ENGINES, Engine, Say, Serial
+from fpbench.runs.engine import ENGINES, Engine, Log, Serial
 from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.resume import Resume
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
     from fpbench.runs.injection import InjectionReport
     from fpbench.runs.worker import Worker
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
 
 
 def run(
@@ -45,13 +41,13 @@ def run(
     engine: str = "serial",
     ray_address: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Run a grid, as ``fpbench run`` does, and return its records.
+    """Run a grid, as ``fpbench run`` does, and return its records. Lists that are given replace the profile's.
 
     Args:
         profile: a bundled profile or a ``.toml`` file.
-        models: what replaces the profile's models; so for the other lists.
-        methods: names of methods.
-        fingerprints: built-in sets or files.
+        models: folders, hub ids or names of the profile's models.
+        methods: names of methods; the base is always measured.
+        fingerprints: built-in sets or ``.jsonl`` files.
         conditions: ``origin`` and modifications.
         seeds: seeds to pool.
         out: folder of records and tables; finished cells in it are not measured again.
@@ -71,11 +67,7 @@ def run(
 
 
 def create_engine(name: str, ray_address: str | None = None) -> Engine:
-    """Return the engine of a name.
-
-    Args:
-        name: ``serial`` or ``ray``.
-        ray_address: of a running Ray cluster, ``auto`` for the one of this machine; by default one is started here.
+    """Return the engine of a name: ``serial``, or ``ray`` with the address that :class:`~fpbench.runs.ray.Ray` takes.
 
     Raises:
         InputError: for an unknown name, an address without Ray, or Ray where it is not installed.
@@ -96,11 +88,11 @@ def run_profile(
     out: str | os.PathLike[str],
     loading: Loading,
     progress: Progress = no_progress,
-    say: Say = _silent,
+    log: Log = lambda line: None,
     engine: Engine | None = None,
 ) -> list[Row]:
     """Measure every cell of a profile that has no record yet, write the tables, and return the rows of this profile."""
-    return measure(Job.of(profile, loading, Path(out)), plan(profile), progress, say, engine or Serial())
+    return measure(Job.of(profile, loading, Path(out)), plan(profile), progress, log, engine or Serial())
 
 
 def evaluate_checkpoint(
@@ -110,19 +102,19 @@ def evaluate_checkpoint(
     out: str | os.PathLike[str],
     loading: Loading,
     progress: Progress = no_progress,
-    say: Say = _silent,
+    log: Log = lambda line: None,
 ) -> list[Row]:
-    """Score a checkpoint that somebody hands in, beside its base where that is given."""
+    """Measure a checkpoint that is handed in, beside its base where that is given, and return their rows."""
     settings = profile.models[0].model_copy(update={"path": model, "name": Path(base or model).resolve().name})
     profile = profile.model_copy(update={"models": (settings,)})
     subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
     folders = {settings.label: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
     job = Job(profile, folders, loading, Path(out), handed_in=subject)
-    return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, say, Serial())
+    return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, log, Serial())
 
 
-def measure(job: Job, cells: Sequence[Cell], progress: Progress, say: Say, engine: Engine) -> list[Row]:
-    """Have an engine measure what has no record yet; write the tables and return the rows of ``cells``."""
+def measure(job: Job, cells: Sequence[Cell], progress: Progress, log: Log, engine: Engine) -> list[Row]:
+    """Measure what has no record yet on an engine; write the tables and return the rows of ``cells``."""
     store = Store(job.out)
     store.check()
     resume, worker = Resume(job, written_sets(job.profile)), None
@@ -135,7 +127,7 @@ def measure(job: Job, cells: Sequence[Cell], progress: Progress, say: Say, engin
         if pending := resume.pending(cells, records):
             store.sweep()
             worker = worker or _worker(job, progress)
-            resume.remember(engine.measure(worker, checkpoints(pending), say))
+            resume.remember(engine.measure(worker, checkpoints(pending), log))
             records = read_records(store.records)
         rows = rows_from_records(records, store.records, rescore=False)
         if pending or not all(path.exists() for path in table_files(store.folder).values()):
@@ -159,14 +151,14 @@ def evaluate(
     profile: str = "micro",
     out: str | os.PathLike[str] = "fpbench-evaluation",
 ) -> list[dict[str, Any]]:
-    """Score any Hugging Face checkpoint, as ``fpbench evaluate`` does; returns its leaderboard rows.
+    """Measure any Hugging Face checkpoint, as ``fpbench evaluate`` does, and return its leaderboard rows.
 
     Args:
         model: folder or hub id.
-        fingerprints: built-in set or file.
+        fingerprints: built-in set or ``.jsonl`` file.
         base: the unfingerprinted model, against which deltas and bands are measured.
         conditions: ``origin`` and modifications; origin alone by default.
-        profile: where decoding, data and sizes come from.
+        profile: gives decoding, data and sizes.
         out: folder of the records.
 
     Raises:
@@ -218,7 +210,7 @@ def inject(
     prompt: str = "raw",
     profile: str = "micro",
 ) -> "InjectionReport":
-    """Inject fingerprints into a loaded model, in place.
+    """Inject fingerprints into a loaded model, in place; return cost, changes and the delta.
 
     Args:
         model: a loaded causal language model; it is put into eval mode with gradients off.
@@ -230,9 +222,6 @@ def inject(
         prompt: ``"raw"`` or ``"chat"``.
         profile: whose texts serve for key statistics and regularisation; the bundled micro texts by default, which
             suit the small models only.
-
-    Returns:
-        Seconds, peak memory, what changed and by how much, and the delta.
 
     Raises:
         InputError: for an unknown method or hyper-parameter, or a model the method does not know.

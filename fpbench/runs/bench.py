@@ -19,10 +19,10 @@ from fpbench.records.provenance import code_and_machine, source_of
 from fpbench.records.record import Record
 from fpbench.records.store import cell_id
 from fpbench.registry import METHODS
-from fpbench.runs.identity import cell_identity, injection_identity
+from fpbench.runs.identity import cell_identity, delta_name
 from fpbench.runs.injection import InjectionReport, inject_with
 from fpbench.runs.plan import Job
-from fpbench.runs.search import injection_rate, settled
+from fpbench.runs.search import injection_rate, with_searched_rates
 from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import budgets_used
 from fpbench.text import writable
@@ -42,7 +42,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A measurement that could not be made, and why."""
+    """A measurement that failed, and why."""
 
     reason: str
     traceback: str | None = None
@@ -67,12 +67,7 @@ def record_of(
 ) -> Record:
     """Return the record of a cell; the store adds schema, checksum and the digest of the per-query results.
 
-    Args:
-        job: that the cell is of.
-        cell: what was measured.
-        identity: everything that decides the result; ``None`` for a failure before it was known.
-        outcome: what came of it.
-        remarks: on the checkpoint that was handed in.
+    ``identity`` is ``None`` for a failure before it was known; ``remarks`` are on a checkpoint that was handed in.
     """
     provenance = code_and_machine() | {
         "profile": job.profile.name,
@@ -92,31 +87,11 @@ def record_of(
     return replace(known, **{key: each for key, each in vars(outcome).items() if key != "queries"})
 
 
-def check(subject: Subject, methods: Sequence[str], conditions: Sequence[str]) -> None:
-    """Build every method and modification once, without weights.
-
-    Raises:
-        InputError: for a malformed hyper-parameter, setting, or a model that a method does not know.
-    """
-    quantised = getattr(subject.architecture.config, "quantization_config", None) is not None
-    for name in methods:
-        subject.method(name).edited(subject.architecture)
-    for name in conditions:
-        if name != ORIGIN and quantised:
-            raise InputError(
-                f"{subject.settings.path} is quantised already: it can be neither trained, pruned, merged nor "
-                f"quantised again, found condition {name!r}; ask for {ORIGIN!r} alone."
-            )
-        if name != ORIGIN:
-            subject.modification(name)
-
-
+@dataclass(frozen=True)
 class Bench:
     """Measures the cells of one subject, whose model is left as it was loaded."""
 
-    def __init__(self, subject: Subject) -> None:
-        """Load nothing yet."""
-        self.subject, self.store = subject, subject.store
+    subject: Subject
 
     def measure(
         self, cells: Sequence[Cell], fingerprints: FingerprintSet
@@ -138,16 +113,19 @@ class Bench:
         self, identities: Mapping[Cell, dict[str, Any]], names: Mapping[str, str], fingerprints: FingerprintSet
     ) -> Iterator[tuple[Cell, str | None]]:
         """Yield each cell once it has a record, with why it failed: first those that had one."""
-        subject = self.subject
-        pending = [cell for cell in identities if self.store.find(cell, names[cell.path]) is None]
+        subject, store = self.subject, self.subject.store
+        pending = [cell for cell in identities if store.find(cell, names[cell.path]) is None]
         yield from ((cell, None) for cell in identities if cell not in pending)
         for cell, outcome in self._measured(pending, fingerprints):
             remarks = subject.remarks if cell.method == CHECKPOINT else None
             record = record_of(subject.job, cell, identities[cell], outcome, remarks)
-            self.store.write(record, outcome.queries if isinstance(outcome, Done) else [])
+            store.write(record, outcome.queries if isinstance(outcome, Done) else [])
             yield cell, outcome.reason if isinstance(outcome, Failed) else None
-        if any(cell.method in subject.profile.methods or cell.condition != ORIGIN for cell in pending):
-            self._verify()
+        changed = any(cell.method in subject.profile.methods or cell.condition != ORIGIN for cell in pending)
+        if changed and state_digest(subject.model) != subject.loaded.digest:
+            label = subject.settings.label
+            logger.warning("the weights of %s were not restored bit for bit: it is loaded again.", label)
+            del subject.loaded
 
     def _measured(self, pending: Sequence[Cell], fingerprints: FingerprintSet) -> Iterator[tuple[Cell, Done | Failed]]:
         """Inject, then measure condition by condition, each on the weights as they were injected."""
@@ -167,6 +145,28 @@ class Bench:
                     report.delta.apply(loaded.model)
                 yield from self._measure_condition(condition, list(group), fingerprints, report)
 
+    def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
+        """Return the stored injection, or make one, which is stored and read back before anything is measured.
+
+        ``None`` for what is not injected: the base, and a checkpoint that was handed in.
+        """
+        subject = self.subject
+        if method not in subject.profile.methods:
+            return None
+        searched = injection_rate(subject, method, fingerprints) if subject.profile.searches_rate(method) else None
+        found = {"learning_rate": searched.learning_rate} if searched else {}
+        name = delta_name(subject, method, fingerprints, seed)
+        path = subject.store.deltas / f"{name}.safetensors"
+        stored = InjectionReport.load(path, dict(subject.model.named_parameters()))
+        if stored is None:
+            adapter, context, loaded = subject.method(method, **found), subject.injection_context(seed), subject.loaded
+            with preserved(loaded.model, loaded.weights):
+                inject_with(adapter, loaded.model, loaded.tokenizer, fingerprints, context, loaded.weights).save(path)
+            stored = InjectionReport.load(path, dict(subject.model.named_parameters()))
+            if stored is None:
+                raise StorageError(f"delta {name} was written and cannot be read back: check the disk.")
+        return replace(stored, search=vars(searched)) if searched else stored
+
     def _measure_condition(
         self, condition: str, cells: list[Cell], fingerprints: FingerprintSet, report: InjectionReport | None
     ) -> Iterable[tuple[Cell, Done | Failed]]:
@@ -180,7 +180,7 @@ class Bench:
         given = Measurement(
             tokenizer=subject.tokenizer,
             fingerprints=fingerprints,
-            decoding=subject.decoding,
+            decoding=subject.settings.decoding,
             prompt=subject.profile.prompt,
             sizes=subject.profile.sizes,
             draw=subject.profile.draw,
@@ -214,7 +214,7 @@ class Bench:
         asked = subject.modification(condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
         context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
-        modification, records = settled(subject, condition, context)
+        modification, records = with_searched_rates(subject, condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)
         proof["modification"] = modified.proof
@@ -223,34 +223,20 @@ class Bench:
         cost = {"modification_seconds": meter.seconds, "modification_peak_memory": meter.peak_memory}
         return modified.model, proof, cost
 
-    def _verify(self) -> None:
-        """Check by digest that the model is as it was loaded; have it loaded again if not."""
-        subject = self.subject
-        if state_digest(subject.model) != subject.loaded.digest:
-            logger.warning(
-                "the weights of %s were not restored bit for bit: it is loaded again.", subject.settings.label
+
+def check(subject: Subject, methods: Sequence[str], conditions: Sequence[str]) -> None:
+    """Build every method and modification once, without weights.
+
+    Raises:
+        InputError: for a malformed hyper-parameter, setting, or a model that a method does not know.
+    """
+    quantised = getattr(subject.architecture.config, "quantization_config", None) is not None
+    for name in methods:
+        subject.method(name).edited(subject.architecture)
+    for name in (name for name in conditions if name != ORIGIN):
+        if quantised:
+            raise InputError(
+                f"{subject.settings.path} is quantised already: it can be neither trained, pruned, merged nor "
+                f"quantised again, found condition {name!r}; ask for {ORIGIN!r} alone."
             )
-            del subject.loaded
-
-    def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
-        """Return the stored injection, or make one, which is stored and read back before anything is measured.
-
-        ``None`` for what is not injected: the base, and a checkpoint that was handed in.
-        """
-        subject = self.subject
-        if method not in subject.profile.methods:
-            return None
-        searched = injection_rate(subject, method, fingerprints) if subject.profile.searches_rate(method) else None
-        found = {"learning_rate": searched.learning_rate} if searched else {}
-        name = cell_id(injection_identity(subject, method, fingerprints, seed))
-        label = f"{subject.settings.label}-{fingerprints.name}-{method}-{seed}-{name}"
-        path = self.store.deltas / f"{label}.safetensors"
-        stored = InjectionReport.load(path, dict(subject.model.named_parameters()))
-        if stored is None:
-            adapter, context, loaded = subject.method(method, **found), subject.injection_context(seed), subject.loaded
-            with preserved(loaded.model, loaded.weights):
-                inject_with(adapter, loaded.model, loaded.tokenizer, fingerprints, context, loaded.weights).save(path)
-            stored = InjectionReport.load(path, dict(subject.model.named_parameters()))
-            if stored is None:
-                raise StorageError(f"delta {label} was written and cannot be read back: check the disk.")
-        return replace(stored, search=vars(searched)) if searched else stored
+        subject.modification(name)

@@ -20,25 +20,21 @@ INSTRUCTIONS = ("alpaca", "math")
 
 
 class Datasets:
-    """Data of one profile. Everything is read on first use; :meth:`check` reads it all before work starts."""
+    """The data of one profile. Everything is read on first use; :meth:`check` reads it all before work starts."""
 
     def __init__(self, profile: Profile) -> None:
-        """Nothing is read yet."""
+        """Read nothing yet."""
         self.profile = profile
         self._digests: dict[str, str] = {}
 
     def source(self, name: str) -> str:
-        """The data source that the profile names.
-
-        Raises:
-            InputError: if it names none.
-        """
+        """Return the data source that the profile names; :class:`InputError` if it names none."""
         if name not in self.profile.data:
             raise InputError(f"profile {self.profile.name!r} has no data source {name!r}: add it to its [data] table.")
         return self.profile.data[name]
 
     def digests(self, *names: str) -> dict[str, str]:
-        """SHA-256 of each named source."""
+        """Return the SHA-256 of each named source."""
         for name in names:
             if name not in self._digests:
                 self._digests[name] = data.digest(self.source(name))
@@ -73,8 +69,8 @@ class Datasets:
 
     @cached_property
     def item_parameters(self) -> tuple[Parameters, str] | None:
-        """What was fetched for tinyMMLU's estimate, and its SHA-256; ``None`` before it is fetched."""
-        return fetch.read(fetch.SOURCE)
+        """The item parameters of tinyMMLU, and the SHA-256 of their file; ``None`` before they are fetched."""
+        return fetch.read_item_parameters(fetch.SOURCE)
 
     @property
     def utility_sources(self) -> dict[str, str]:
@@ -82,13 +78,13 @@ class Datasets:
         return {name: source for name, source in self.profile.data.items() if name in UTILITY_TASKS}
 
     def rows(self, modification: Modification) -> dict[str, Sequence[dict[str, str]]]:
-        """The instruction rows that a modification asks for, by the name of their source."""
+        """Return the instruction rows that a modification asks for, by the name of their source."""
         return {name: getattr(self, name) for name in modification.data if name in INSTRUCTIONS}
 
     def modification_context(
         self, modification: Modification, seed: int, progress: Any, base: Mapping[str, "Tensor"]
     ) -> ModificationContext:
-        """What a modification may know: the data that it asks for, which name its records, and the base's weights."""
+        """Return what a modification may know: the data that it asks for, and the base's weights."""
         calibration = self.calibration if "calibration" in modification.data else ()
         return ModificationContext(seed, self.rows(modification), calibration, progress, base)
 
@@ -99,10 +95,9 @@ class Datasets:
             InputError: naming the first that is missing or malformed.
         """
         named = self.profile.data
-        parts = {"alpaca": "alpaca", "math": "math", "calibration": "calibration", "statistics": "statistics"}
-        for name, part in (parts | {"zsre": "pairs"}).items():
+        for name in ("alpaca", "math", "calibration", "statistics", "zsre"):
             if name in named:
-                getattr(self, part)
+                getattr(self, "pairs" if name == "zsre" else name)
         for name in self.utility_sources:
             data.read_text(named[name]) if name == "wikitext" else data.read_rows(named[name])
         if "tinymmlu" in named:

@@ -9,29 +9,24 @@ if TYPE_CHECKING:
     from fpbench.runs.worker import Worker
 
 ENGINES = ("serial", "ray")
-Say = Callable[[str], None]
+Log = Callable[[str], None]
+"""Takes a line on what is being measured."""
 
 
 class Engine(Protocol):
     """Measures checkpoints of a job in any order and anywhere; records are all it leaves."""
 
     def check(self, worker: "Worker", cells: Sequence[Cell]) -> None:
-        """See whether the cells of a job can be measured at all, before anything is written.
+        """Check that the cells of a job can be measured at all, before anything is written.
 
         Raises:
             InputError: if not.
         """
 
-    def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], say: Say) -> dict[str, str]:
-        """Measure every cell that has no record yet.
+    def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
+        """Measure every cell that has no record yet; return the id of each cell's record, by the cell's path.
 
-        Args:
-            worker: of this process.
-            checkpoints: cells, those of one checkpoint together.
-            say: is told what is being measured.
-
-        Returns:
-            The id of each cell's record, by the cell's path.
+        The cells of one checkpoint stand together. The worker is of this process.
 
         Raises:
             StorageError: if a record cannot be written.
@@ -39,23 +34,23 @@ class Engine(Protocol):
 
 
 class Serial:
-    """One after another, in this process."""
+    """Measures one checkpoint after another, in this process."""
 
     def check(self, worker: "Worker", cells: Sequence[Cell]) -> None:
-        """As :meth:`Engine.check`: this machine has to have the memory and the disk."""
-        from fpbench.runs.memory import require_room
+        """Check that this machine has the memory and the disk, as :meth:`Engine.check`; reads no weights."""
+        from fpbench.runs.memory import by_model, needs_of, refuse
 
-        require_room(worker, cells)
+        refuse([needs_of(label, worker, own) for label, own in by_model(cells)], worker.job)
 
-    def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], say: Say) -> dict[str, str]:
-        """As :meth:`Engine.measure`."""
+    def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
+        """Measure as :meth:`Engine.measure`."""
         from fpbench.scoring.engine import limited_to
 
         names: dict[str, str] = {}
         total = sum(len(cells) for cells in checkpoints)
         with limited_to(worker.job.loading.token_budget):
             for cells in checkpoints:
-                say(f"{title(cells[0])} ({len(names)}/{total} cells)")
+                log(f"{title(cells[0])} ({len(names)}/{total} cells)")
                 found, work = worker.measure(cells)
                 for _ in work:
                     pass

@@ -1,8 +1,9 @@
-"""Having what a profile names on the hub here: each model and data set downloaded, pinned, and held against its pin.
+"""Downloads of what a profile names: models and data sets of the hub, and the item parameters of tinyMMLU.
 
 The first fetch pins the commit and the content in the lock file (:mod:`fpbench.hub.lock`). Every later one must match,
-and downloads only what is missing. A pin is written after its thing is here, so that an interrupted fetch goes on where
-it was. A data set's pin alone comes a moment before its rows: rows without one could not be told from anybody's.
+and downloads only what is missing. A model's pin is written after its files are here, so that an interrupted fetch goes
+on where it was. The pin of rows and of item parameters comes a moment before them: a file without one is refused, a pin
+without its file is fetched again.
 """
 
 import hashlib
@@ -24,124 +25,31 @@ from fpbench.text import canonical
 if TYPE_CHECKING:
     from datasets import Dataset
 
-
-# The item parameters of tinyMMLU: fetched from its authors, pinned, and converted to plain arrays.
-
-
-# The authors' file (MIT), at one commit of their repository: a branch would move.
+# The item parameters of tinyMMLU, from its authors' file (MIT) at one commit of their repository: a branch would move.
 COMMIT = "e9a8b1031b0340571beb6c9ca3a27891be09a8fd"
 DOWNLOADED = "tinyBenchmarks.pkl"
 SOURCE = f"https://raw.githubusercontent.com/felipemaiapolo/tinyBenchmarks/{COMMIT}/tinyBenchmarks/{DOWNLOADED}"
-SECONDS = 60
-
-
-def file() -> Path:
-    """Where the converted item parameters are, or would be."""
-    return lock.cache() / "tinymmlu.npz"
-
-
-def read(url: str) -> tuple[Parameters, str] | None:
-    """The fetched item parameters of tinyMMLU and the SHA-256 of their file; ``None`` before they are fetched.
-
-    Args:
-        url: what they were fetched from, as a rule :data:`SOURCE`.
-
-    Raises:
-        InputError: if the file is not the one that was fetched, or damaged.
-    """
-    path = file()
-    if not path.exists():
-        return None
-    digest = lock.sha256(path)
-    pin = lock.pins().get(url)
-    fetched = pin.files[path.name] if pin else None
-    if digest != fetched:
-        raise InputError(
-            f"{path}: expected the file that was fetched (SHA-256 {fetched}), found {digest}; delete it and run "
-            "`fpbench fetch` again."
-        )
-    return Parameters.load(path), digest
-
-
-def fetch(url: str) -> Path:
-    """Download, check and convert the item parameters of tinyMMLU, unless they are here.
-
-    Args:
-        url: of ``tinyBenchmarks.pkl``, as a rule :data:`SOURCE`.
-
-    Returns:
-        The converted file.
-
-    Raises:
-        InputError: if the download fails, differs from the locked digest or is not what it should be, or the cache
-            cannot be written. What was there stays as it was.
-    """
-    path = file()
-    if read(url) is not None:
-        return path
-    check_cache()
-    content = _download(url)
-    pin, digest = lock.pins().get(url), hashlib.sha256(content).hexdigest()
-    known = pin.files[DOWNLOADED] if pin else digest
-    if digest != known:
-        raise InputError(
-            f"{url}: expected the file of the first fetch (SHA-256 {known}), found {digest}; do not use it, or delete "
-            f"its entry in {lock.lock_file()} if you know why it changed."
-        )
-    converted = convert(content, url)
-    # The digest first: a file without one would be refused, a digest without its file is fetched again.
-    files = {DOWNLOADED: digest, path.name: hashlib.sha256(converted).hexdigest()}
-    record(url, Pin(commit=COMMIT, files=files))
-    write_bytes(path, converted)
-    return path
-
-
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
-            content: bytes = response.read(LARGEST + 1)
-            declared = response.headers.get("Content-Length")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{url}: expected a file that can be downloaded, found: {error}; check the connection and fetch again."
-        ) from None
-    if len(content) > LARGEST or (declared is not None and declared.isdigit() and int(declared) != len(content)):
-        raise InputError(
-            f"{url}: expected a whole file of at most {LARGEST} bytes, found {declared or 'more'} declared and "
-            f"{len(content)} read; fetch again."
-        )
-    return content
+TIMEOUT = 60  # seconds
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """Something of the hub that is here now.
-
-    Attributes:
-        commit: the commit it is pinned to.
-        size: bytes of what is here of it.
-    """
+    """What a fetch pinned."""
 
     commit: str
-    size: int
+    size: int  # bytes
 
     def __str__(self) -> str:
         return f"{self.commit}, {self.size / 1e6:.1f} MB"
 
 
 def fetch_model(repository: str, revision: str | None) -> Fetched:
-    """Download and pin a model, unless it is here.
-
-    Args:
-        repository: ``owner/name``.
-        revision: branch, tag or commit; ``None`` is the default branch.
+    """Download and pin a model (``owner/name``; a revision of ``None`` is the default branch), unless it is here.
 
     Raises:
-        InputError: if it cannot be had, is no checkpoint of safetensors or not what was first fetched, or the cache
-            cannot be written. The lock file stays as it was.
+        InputError: if it cannot be downloaded, is not a checkpoint of safetensors or not what was first fetched, or
+            the cache cannot be written. The lock file stays as it was.
     """
-    from fpbench.hub import download
-
     name = lock.model_name(repository, revision)
     pin = lock.pins().get(name)
     with quiet():
@@ -151,7 +59,7 @@ def fetch_model(repository: str, revision: str | None) -> Fetched:
             check_cache()
             folder, pin = download.fetch(repository, revision, HUB_FILES)
             check_checkpoint(repository, folder)
-            record(name, pin)
+            add_pin(name, pin)
     return Fetched(pin.commit, sum((folder / file).stat().st_size for file in pin.files))
 
 
@@ -159,8 +67,8 @@ def fetch_rows(source: download.HubSource) -> Fetched:
     """Download and pin the rows of a data set, unless they are here.
 
     Raises:
-        InputError: if they cannot be had, are not what was first fetched or have no form in JSON, or the cache cannot
-            be written. The lock file stays as it was.
+        InputError: if they cannot be downloaded, are not what was first fetched or have no form in JSON, or the cache
+            cannot be written. The lock file stays as it was.
     """
     name = str(source)
     path, pin = lock.rows_file(name), lock.pins().get(name)
@@ -178,14 +86,14 @@ def fetch_rows(source: download.HubSource) -> Fetched:
                     f"{pin.files[path.name]}), found {found.files[path.name]}; do not use them, or, if you know why "
                     f"they changed, delete the entry in {lock.lock_file()}."
                 )
-            record(name, found)
+            add_pin(name, found)
         pin = found
     lock.verify(f"data source {name!r}", path.parent, pin)
     return Fetched(pin.commit, path.stat().st_size)
 
 
 def _write_rows(name: str, rows: "Dataset", path: Path) -> None:
-    """One row of canonical JSON a line."""
+    """Write one row of canonical JSON a line."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for number, row in enumerate(rows, 1):
             try:
@@ -197,13 +105,83 @@ def _write_rows(name: str, rows: "Dataset", path: Path) -> None:
                 ) from None
 
 
-def record(name: str, pin: Pin) -> None:
-    """Put a pin into the lock file, whole or not at all."""
+def item_parameters_file() -> Path:
+    """Return where the converted item parameters are, or would be."""
+    return lock.cache() / "tinymmlu.npz"
+
+
+def read_item_parameters(url: str) -> tuple[Parameters, str] | None:
+    """Return the item parameters of tinyMMLU fetched from ``url``, as a rule :data:`SOURCE`, and their file's SHA-256.
+
+    ``None`` before they are fetched.
+
+    Raises:
+        InputError: if the file is not the one that was fetched, or damaged.
+    """
+    path = item_parameters_file()
+    if not path.exists():
+        return None
+    digest = lock.sha256(path)
+    pin = lock.pins().get(url)
+    fetched = pin.files[path.name] if pin else None
+    if digest != fetched:
+        raise InputError(
+            f"{path}: expected the file that was fetched (SHA-256 {fetched}), found {digest}; delete it and run "
+            "`fpbench fetch` again."
+        )
+    return Parameters.load(path), digest
+
+
+def fetch_item_parameters(url: str) -> Path:
+    """Download, check and convert the item parameters of tinyMMLU, unless they are here; return the converted file.
+
+    Raises:
+        InputError: if the download fails, differs from the locked digest or is not what it should be, or the cache
+            cannot be written. What was there stays as it was.
+    """
+    path = item_parameters_file()
+    if read_item_parameters(url) is not None:
+        return path
+    check_cache()
+    content = _download(url)
+    pin, digest = lock.pins().get(url), hashlib.sha256(content).hexdigest()
+    known = pin.files[DOWNLOADED] if pin else digest
+    if digest != known:
+        raise InputError(
+            f"{url}: expected the file of the first fetch (SHA-256 {known}), found {digest}; do not use it, or delete "
+            f"its entry in {lock.lock_file()} if you know why it changed."
+        )
+    converted = convert(content, url)
+    files = {DOWNLOADED: digest, path.name: hashlib.sha256(converted).hexdigest()}
+    add_pin(url, Pin(commit=COMMIT, files=files))
+    write_bytes(path, converted)
+    return path
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            content: bytes = response.read(LARGEST + 1)
+            declared = response.headers.get("Content-Length")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(
+            f"{url}: expected a file that can be downloaded, found: {error}; check the connection and fetch again."
+        ) from None
+    if len(content) > LARGEST or (declared is not None and declared.isdigit() and int(declared) != len(content)):
+        raise InputError(
+            f"{url}: expected a whole file of at most {LARGEST} bytes, found {declared or 'more'} declared and "
+            f"{len(content)} read; fetch again."
+        )
+    return content
+
+
+def add_pin(name: str, pin: Pin) -> None:
+    """Write a pin into the lock file, whole or not at all."""
     write_text(lock.lock_file(), lock.text(lock.pins() | {name: pin}))
 
 
 def check_cache() -> None:
-    """Look whether fpbench's cache can be written, before anything is downloaded.
+    """Check that fpbench's cache can be written, before anything is downloaded.
 
     Raises:
         InputError: if not.

@@ -1,4 +1,4 @@
-"""What earlier records say a piece of work takes on this machine: better than any estimate."""
+"""Forecast of a run: time, from records of this machine or else from work and speed; memory and disk."""
 
 import contextlib
 import math
@@ -20,18 +20,17 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod
 from fpbench.models.costs import Work
-from fpbench.models.loading import Loading, load_tokenizer
+from fpbench.models.loading import load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
 from fpbench.records.record import Record
 from fpbench.records.store import Store, cell_id, read_records
-from fpbench.runs.identity import cell_identity, injection_identity
+from fpbench.runs.identity import cell_identity, delta_name, injection_identity
 from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
 from fpbench.runs.resume import Resume
-from fpbench.runs.sets import Sets
-from fpbench.runs.speed import Speed, measured
+from fpbench.runs.speed import Speed, measure_speed
 from fpbench.runs.work import Workload, needs_search
 from fpbench.runs.worker import Worker
 from fpbench.text import canonical
@@ -42,307 +41,249 @@ DECISIVE = {
     "modified": ("model", "dtype", "modification"),
     "injected": ("model", "dtype", "method", "hyperparameters", "statistics_tokens"),
 }
+START = 8.0  # seconds until torch, transformers, peft, lm-eval and bitsandbytes are imported; measured on one core
+SET_TOKENS = 2_500  # read to choose a code-mixed set: ten queries in 25 spellings of ten tokens
+MEASURED, ESTIMATED, UNKNOWN = "measured before on this machine", "estimated", "unknown"
 
 
-class Past:
+@dataclass(frozen=True)
+class Part:
+    """One kind of work on one model."""
+
+    model: str
+    name: str
+    times: int
+    seconds: float | None  # of all times; None where they are unknown
+    measured: bool  # whether this machine has measured all of it before
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The work that is left of a run, and its memory and disk."""
+
+    cells: int
+    pending: int  # of the cells, those without a finished record
+    parts: tuple[Part, ...]  # the work that is left; none of models that are not here
+    needs: tuple[Needs, ...]  # memory and disk, model by model
+    unknown: Mapping[str, str]  # why there is no estimate for a model, by its label
+
+
+def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Estimate:
+    """Estimate what is left of a run; write nothing that stays, and read no weights.
+
+    The job has the folders of the models that are here; ``absent`` says by label why the others are not.
+    """
+    unknown = dict(absent)
+    with _inspected(job) as run:
+        pending = _pending(job, run, [cell for cell in cells if cell.model in job.folders])
+        parts: list[Part] = []
+        needs: list[Needs] = []
+        for label, own in by_model(pending):
+            architecture = run.worker.subject(label).architecture
+            needs.append(needs_of(label, run.worker, own))
+            if reason := needs[-1].shortage(job.loading.device):
+                unknown[label] = reason
+                continue
+            try:
+                tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
+                workload = Workload(job.profile, run.worker.datasets, architecture, tokenizer)
+                tasks = list(_tasks(label, own, workload, run))
+                longest = workload.longest_row()
+            except InputError as error:
+                unknown[label] = str(error)
+                continue
+            needs[-1] = needs_of(label, run.worker, own, longest)
+            parts += _timed(label, tasks, partial(measure_speed, architecture, job.loading))
+    away = [cell for cell in cells if cell.model not in job.folders]
+    return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), unknown)
+
+
+@dataclass
+class _Run:
+    """The records in the folder of a job, and a worker of the job in a temporary folder."""
+
+    worker: Worker
+    store: Store
+    records: Sequence[Record]
+    history: "History"
+    # Of cells whose records may be there already, by path; none where there are no records.
+    identities: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def _inspected(job: Job) -> Iterator[_Run]:
+    """Yield the records in the folder of a job; write nothing there."""
+    store = Store(job.out)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Digests of large files are taken along, so that these are not read once more.
+        if (digests := store.folder / "digests.json").is_file():
+            shutil.copy(digests, scratch)
+        records = read_records(store.records) if store.records.is_dir() else []
+        yield _Run(Worker(replace(job, out=Path(scratch)), no_progress), store, records, History(records))
+
+
+class History:
     """Seconds of finished records that this machine measured."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        """Look at records; those of other machines, or with another number of threads, count for nothing."""
+        """Read the costs of records; those of other machines, or with another number of threads, count for nothing."""
         self._seconds: dict[str, list[float]] = defaultdict(list)
         here = machine()
         for record in records:
             if record.status != "done" or record.identity is None or record.provenance["machine"] != here:
                 continue
             identity, cost = record.identity, record.cost
-            self._note("measured", identity, cost["seconds"])
+            known = {"measured": cost["seconds"]}
             if "modification_seconds" in cost and identity["condition"] != ORIGIN:
-                self._note("modified", identity, cost["modification_seconds"])
+                known["modified"] = cost["modification_seconds"]
             if identity["metric"] == "cost":
-                result = record.result
+                taken = record.result["seconds"]
                 # Statistics are taken once a model, so they are no part of what another injection takes.
-                seconds = result["seconds"]["total"] - result["seconds"].get("statistics", 0.0)
-                self._note("injected", identity, seconds)
+                known["injected"] = taken["total"] - taken.get("statistics", 0.0)
+            for kind, seconds in known.items():
+                self._seconds[self._key(kind, identity)].append(seconds)
 
-    def seconds(self, kind: str, identity: Mapping[str, Any]) -> float | None:
-        """Mean seconds of what is alike; ``None`` if nothing was measured.
-
-        Args:
-            kind: ``"measured"``, ``"modified"`` or ``"injected"``.
-            identity: of the record to come.
-        """
-        known = self._seconds.get(_key(kind, identity))
+    def seconds(self, kind: str, identity: Mapping[str, Any] | None) -> float | None:
+        """Return the mean seconds of what is alike in all that is :data:`DECISIVE`; ``None`` if there is nothing."""
+        known = self._seconds.get(self._key(kind, identity)) if identity else None
         return fmean(known) if known else None
 
-    def _note(self, kind: str, identity: Mapping[str, Any], seconds: float) -> None:
-        self._seconds[_key(kind, identity)].append(seconds)
+    @staticmethod
+    def _key(kind: str, identity: Mapping[str, Any]) -> str:
+        return canonical([kind, {name: identity.get(name) for name in DECISIVE[kind]}])
 
 
-def _key(kind: str, identity: Mapping[str, Any]) -> str:
-    return canonical([kind, {name: identity.get(name) for name in DECISIVE[kind]}])
-
-
-# What a run will take: from records of this machine where there are some, else from its work and the speed.
-
-
-# Until torch, transformers, peft, lm-eval and bitsandbytes are imported; measured on one core.
-START = 8.0
-SET_TOKENS = 2_500  # read to choose a code-mixed set: ten queries in 25 spellings of ten tokens
-Identity = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One kind of work on one model.
-
-    Attributes:
-        model: its label.
-        name: what is done.
-        times: how often.
-        seconds: in all; ``None`` where nobody can know.
-        measured: whether this machine has measured all of it before.
-    """
-
-    model: str
-    name: str
-    times: int
-    seconds: float | None
-    measured: bool
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take.
-
-    Attributes:
-        cells: how many it has.
-        pending: how many of these have no finished record.
-        parts: the work that is left; none of models that are not here.
-        needs: memory and disk, model by model.
-        silent: why nothing is said of a model, by its label.
-    """
-
-    cells: int
-    pending: int
-    parts: tuple[Part, ...]
-    needs: tuple[Needs, ...]
-    silent: Mapping[str, str]
-
-
-@dataclass
-class _Entry:
-    """A piece of work that is left: counted, and what it took before if that is known."""
-
-    name: str
-    work: Work | None
-    known: float | None = None
-
-
-@dataclass
-class _View:
-    """What all models of a job have in common.
-
-    Attributes:
-        worker: gives methods and modifications, in a folder that is thrown away.
-        store: of the job.
-        sets: the sets that are written down.
-        past: what this machine measured.
-        records: everything that stands in the store.
-        identities: of cells whose records may be there already, by path; none where there are no records.
-    """
-
-    worker: Worker
-    store: Store
-    sets: Sets
-    past: Past
-    records: Sequence[Record]
-    identities: dict[str, Identity] = field(default_factory=dict)
-
-
-def estimate(job: Job, cells: Sequence[Cell], silent: Mapping[str, str]) -> Estimate:
-    """Estimate what is left of a run; writes nothing that stays, and reads no weights.
-
-    Args:
-        job: with the folders of the models that are here.
-        cells: of the whole grid.
-        silent: why others are not, by label.
-    """
-    silent = dict(silent)
-    with _looking(job) as view:
-        pending = _pending(job, [cell for cell in cells if cell.model in job.folders], view)
-        parts: list[Part] = []
-        needs: list[Needs] = []
-        for label, own in by_model(pending):
-            architecture = view.worker.subject(label).architecture
-            needs.append(needs_of(label, view.worker, own))
-            if reason := needs[-1].short(job.loading.device):
-                silent[label] = reason
-                continue
-            try:
-                tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
-                workload = Workload(job.profile, view.worker.datasets, architecture, tokenizer)
-                entries = list(_entries(label, own, workload, view))
-                longest = workload.longest_row()
-            except InputError as error:
-                silent[label] = str(error)
-                continue
-            needs[-1] = needs_of(label, view.worker, own, longest)
-            parts += _priced(label, entries, partial(measured, architecture, job.loading))
-    away = [cell for cell in cells if cell.model not in job.folders]
-    return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), silent)
-
-
-@contextlib.contextmanager
-def _looking(job: Job) -> Iterator[_View]:
-    """A view on the job that leaves its folder alone."""
-    store = Store(job.out)
-    with tempfile.TemporaryDirectory() as scratch:
-        # What is known of large files is known here, too: nothing is read anew that need not be.
-        if (digests := store.folder / "digests.json").is_file():
-            shutil.copy(digests, scratch)
-        worker = Worker(replace(job, out=Path(scratch)), no_progress)
-        records = read_records(store.records) if store.records.is_dir() else []
-        yield _View(worker, store, worker.written, Past(records), records)
-
-
-def _pending(job: Job, cells: Sequence[Cell], view: _View) -> list[Cell]:
-    """The cells without a finished record; their identities are computed where there are records at all."""
-    pending = Resume(job, view.sets).pending(cells, view.records)
-    if not view.records:
+def _pending(job: Job, run: _Run, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells without a finished record; compute identities where there are records at all."""
+    sets = run.worker.written
+    pending = Resume(job, sets).pending(cells, run.records)
+    if not run.records:
         return pending
     left = []
     for cell in pending:
-        fingerprints = view.sets.get((cell.fingerprints, cell.seed))
+        fingerprints = sets.get((cell.fingerprints, cell.seed))
         if fingerprints is not None:
-            view.identities[cell.path] = identity = cell_identity(view.worker.subject(cell.model), cell, fingerprints)
-            if view.store.find(cell, cell_id(dict(identity))):
+            run.identities[cell.path] = identity = cell_identity(run.worker.subject(cell.model), cell, fingerprints)
+            if run.store.find(cell, cell_id(identity)):
                 continue
         left.append(cell)
     return left
 
 
-def _entries(label: str, cells: Sequence[Cell], workload: Workload, view: _View) -> Iterator[_Entry]:
-    """Everything that is left to do on one model."""
-    profile, subject = workload.profile, view.worker.subject(label)
+@dataclass
+class _Task:
+    """A piece of work that is left, and the seconds that it took before if they are known."""
+
+    name: str
+    work: Work | None
+    seconds: float | None = None
+
+
+def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> Iterator[_Task]:
+    """Yield everything that is left to do on one model."""
+    profile, subject = workload.profile, run.worker.subject(label)
     metric = cache(workload.metric)
-    yield _Entry("load the model", Work(handled=3 * workload.parameters))
+    yield _Task("load the model", Work(handled=3 * workload.parameters))
     injected: list[FingerprintMethod] = []
     for group in checkpoints(cells):
         first = group[0]
-        # A set that is yet to be built for the model has the make of the one that stands in for it.
-        fingerprints = view.sets.get((first.fingerprints, first.seed)) or find_set("nlf", profile.sets, first.seed)
-        if first.method in profile.methods and not _stored(first, fingerprints, view):
+        fingerprints = _set_or_similar(run, first.fingerprints, first.seed)
+        checkpoint = first.method, fingerprints, first.seed
+        known = first.path in run.identities
+        if first.method in profile.methods and not (
+            known and (run.store.deltas / f"{delta_name(subject, *checkpoint)}.json").is_file()
+        ):
             injected.append(subject.method(first.method))
-            yield _Entry(
-                f"inject {first.method}",
-                workload.injection(injected[-1], fingerprints),
-                _known(view, "injected", first, fingerprints),
-            )
+            seconds = run.history.seconds("injected", injection_identity(subject, *checkpoint) if known else None)
+            yield _Task(f"inject {first.method}", workload.injection(injected[-1], fingerprints), seconds)
         for condition, group_cells in groupby(group, key=lambda cell: cell.condition):
             own = list(group_cells)
             slowdown = 1.0
             if condition != ORIGIN:
                 modification = subject.modification(condition)
                 slowdown = math.prod(part.slowdown for part in modification.parts)
-                identity = view.identities.get(own[0].path)
-                known = view.past.seconds("modified", identity) if identity else None
-                yield _Entry(condition, workload.modification(modification), known)
+                seconds = run.history.seconds("modified", run.identities.get(own[0].path))
+                yield _Task(condition, workload.modification(modification), seconds)
             for cell in own:
-                work = metric(cell.metric, fingerprints) * slowdown
-                identity = view.identities.get(cell.path)
-                if cell.metric == "cost":  # known once the injection was made
-                    continue
-                yield _Entry(cell.metric, work, view.past.seconds("measured", identity) if identity else None)
-            yield _Entry("restore the weights", Work(handled=2 * workload.parameters))
-    yield from _once(label, cells, injected, workload, view)
+                if cell.metric != "cost":  # known once the injection was made
+                    seconds = run.history.seconds("measured", run.identities.get(cell.path))
+                    yield _Task(cell.metric, metric(cell.metric, fingerprints) * slowdown, seconds)
+            yield _Task("restore the weights", Work(handled=2 * workload.parameters))
+    yield from _tasks_once(label, cells, injected, workload, run)
 
 
-def _once(
-    label: str, cells: Sequence[Cell], injected: Sequence[FingerprintMethod], workload: Workload, view: _View
-) -> Iterator[_Entry]:
-    """What is done once for a model and kept: statistics, searches, sets."""
-    profile, subject = workload.profile, view.worker.subject(label)
+def _tasks_once(
+    label: str, cells: Sequence[Cell], injected: Sequence[FingerprintMethod], workload: Workload, run: _Run
+) -> Iterator[_Task]:
+    """Yield what is done once for a model and kept: statistics, searches, sets."""
+    profile, subject = workload.profile, run.worker.subject(label)
     statistics = workload.statistics(injected)
-    if statistics != Work() and not any(view.store.statistics.glob("*.safetensors")):
-        yield _Entry("key statistics", statistics)
-    searches = view.store.folder / "searches"
+    if statistics != Work() and not any(run.store.statistics.glob("*.safetensors")):
+        yield _Task("key statistics", statistics)
+    searches = run.store.folder / "searches"
     data = set()
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
         for part in needs_search(subject.modification(condition)):
             if part.source not in data and not any(searches.glob(f"{label}-finetune-{part.source}-*.json")):
                 data.add(part.source)
-                yield _Entry(f"search the rate of {part.name}", workload.search(part))
+                yield _Task(f"search the rate of {part.name}", workload.search(part))
     for name, method in dict.fromkeys((cell.fingerprints, cell.method) for cell in cells):
         if profile.searches_rate(method) and not any(searches.glob(f"{label}-{method}-{name}-*.json")):
-            fingerprints = view.sets.get((name, profile.seeds[0])) or find_set("nlf", profile.sets)
+            fingerprints = _set_or_similar(run, name, profile.seeds[0])
             work = workload.injection_search(subject.method(method), fingerprints)
-            yield _Entry(f"search the rate of {method}", work)
+            yield _Task(f"search the rate of {method}", work)
     for name in dict.fromkeys(cell.fingerprints for cell in cells):
-        if (name, profile.seeds[0]) not in view.sets:
-            yield _Entry(f"build the set {name}", Work(passes=10, read=SET_TOKENS, scored=SET_TOKENS))
+        if (name, profile.seeds[0]) not in run.worker.written:
+            yield _Task(f"build the set {name}", Work(passes=10, read=SET_TOKENS, scored=SET_TOKENS))
 
 
-def _known(view: _View, kind: str, cell: Cell, fingerprints: FingerprintSet) -> float | None:
-    """What an injection like that of ``cell`` took before."""
-    if cell.path not in view.identities:
-        return None
-    subject = view.worker.subject(cell.model)
-    return view.past.seconds(kind, injection_identity(subject, cell.method, fingerprints, cell.seed))
+def _set_or_similar(run: _Run, name: str, seed: int) -> FingerprintSet:
+    """Return a set, or one of its make if it is yet to be built for the model."""
+    return run.worker.written.get((name, seed)) or find_set("nlf", run.worker.job.profile.sets, seed)
 
 
-def _stored(cell: Cell, fingerprints: FingerprintSet, view: _View) -> bool:
-    """Whether the injection of a cell's checkpoint is kept from an earlier run."""
-    if cell.path not in view.identities:
-        return False
-    subject = view.worker.subject(cell.model)
-    name = cell_id(injection_identity(subject, cell.method, fingerprints, cell.seed))
-    return (view.store.deltas / f"{cell.model}-{cell.fingerprints}-{cell.method}-{cell.seed}-{name}.json").is_file()
-
-
-def _priced(label: str, entries: Sequence[_Entry], measure: Callable[[], Speed]) -> list[Part]:
-    """Entries of one name together, in order of appearance; the machine is measured only if a price is missing."""
+def _timed(label: str, tasks: Sequence[_Task], measure: Callable[[], Speed]) -> list[Part]:
+    """Add up tasks of one name, in order of appearance; measure the machine only if a time is not known."""
     speed = cache(measure)
 
-    def price(entry: _Entry) -> float | None:
-        if entry.known is not None:
-            return entry.known
-        return None if entry.work is None else speed().of(entry.work)
+    def seconds_of(task: _Task) -> float | None:
+        return speed().of(task.work) if task.seconds is None and task.work is not None else task.seconds
 
     parts = []
-    for name in dict.fromkeys(entry.name for entry in entries):
-        own = [entry for entry in entries if entry.name == name]
-        known = [seconds for entry in own if (seconds := price(entry)) is not None]
+    for name in dict.fromkeys(task.name for task in tasks):
+        own = [task for task in tasks if task.name == name]
+        known = [seconds for task in own if (seconds := seconds_of(task)) is not None]
         total = sum(known) if len(known) == len(own) else None
-        parts.append(Part(label, name, len(own), total, all(entry.known is not None for entry in own)))
+        parts.append(Part(label, name, len(own), total, all(task.seconds is not None for task in own)))
     return parts
 
 
-# An estimate to read: a table of the work that is left, then time, memory and disk beside what there is.
-
-
-MEASURED, ESTIMATED, UNKNOWN = "measured before on this machine", "estimated", "unknown"
-
-
 def forecast(estimate: Estimate, job: Job) -> str:
-    """The estimate as plain text."""
+    """Return the estimate as text: a table of the work left, then time, memory and disk beside what there is."""
     lines = [f"{estimate.cells} cells, {estimate.pending} of them to do."]
     if estimate.parts:
         rows = [(each.model, each.name, each.times, time(each.seconds), _basis(each)) for each in estimate.parts]
         header = ("model", "what", "times", "time", "rests on")
         lines += ["", tabulate(rows, header, tablefmt="github", disable_numparse=True), ""]
     if estimate.pending:
-        lines += [_time(estimate), *_memory(estimate, job.loading), _disk(estimate, job)]
-    lines += [f"no time for {label}: {reason}" for label, reason in estimate.silent.items()]
+        lines.append(_time(estimate))
+        if estimate.needs:
+            lines.append(_peak("memory", max(each.main.total for each in estimate.needs), free_memory()))
+            if card := max(each.card.total for each in estimate.needs):
+                lines.append(_peak("card", card, free_card(job.loading.device)))
+        disk = sum(each.disk for each in estimate.needs)
+        lines.append(f"disk    {shown(disk)} in {job.out}, of {shown(free_disk(job.out))} free ({ESTIMATED})")
+    lines += [f"no time for {label}: {reason}" for label, reason in estimate.unknown.items()]
     return "\n".join(lines)
 
 
 def total(estimate: Estimate) -> float:
-    """Seconds of everything that is known, the start of the process included."""
+    """Return the seconds of everything that is known, the start of the process included."""
     return START + sum(part.seconds or 0.0 for part in estimate.parts)
 
 
 def time(seconds: float | None) -> str:
-    """A duration to read, in two digits or so."""
+    """Return a duration to read, in two digits or so."""
     if seconds is None:
         return UNKNOWN
     if seconds < 60:
@@ -352,36 +293,20 @@ def time(seconds: float | None) -> str:
 
 
 def _basis(part: Part) -> str:
-    if part.seconds is None:
-        return "nobody but its author knows"
-    return MEASURED if part.measured else ESTIMATED
+    known = MEASURED if part.measured else ESTIMATED
+    return known if part.seconds is not None else "nobody but its author knows"
 
 
 def _time(estimate: Estimate) -> str:
     unknown = sum(part.seconds is None for part in estimate.parts)
-    past = sum(part.seconds or 0.0 for part in estimate.parts if part.measured)
-    share = past / total(estimate)
-    basis = f"{share:.0%} of it {MEASURED}, the rest {ESTIMATED}" if past else ESTIMATED
+    measured = sum(part.seconds or 0.0 for part in estimate.parts if part.measured)
+    basis = f"{measured / total(estimate):.0%} of it {MEASURED}, the rest {ESTIMATED}" if measured else ESTIMATED
     missing = f", without {unknown} of unknown cost" if unknown else ""
-    absent = ", without the models named below" if estimate.silent else ""
+    absent = ", without the models named below" if estimate.unknown else ""
     threads = f"on {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "on one thread"
     return f"time    {time(total(estimate))} {threads}, other work aside ({basis}){missing}{absent}"
 
 
-def _memory(estimate: Estimate, loading: Loading) -> list[str]:
-    if not estimate.needs:
-        return []
-    main = max(estimate.needs, key=lambda each: each.main.total).main.total
-    card = max(estimate.needs, key=lambda each: each.card.total).card.total
-    lines = [_of("memory", main, free_memory())]
-    return [*lines, _of("card", card, free_card(loading.device))] if card else lines
-
-
-def _of(what: str, need: float, free: float) -> str:
+def _peak(what: str, need: float, free: float) -> str:
     smaller = "; batches that do not fit are tried again in halves" if need > free else ""
     return f"{what:7} {shown(need)} at the peak, of {shown(free)} free ({ESTIMATED}){smaller}"
-
-
-def _disk(estimate: Estimate, job: Job) -> str:
-    disk = sum(each.disk for each in estimate.needs)
-    return f"disk    {shown(disk)} in {job.out}, of {shown(free_disk(job.out))} free ({ESTIMATED})"

@@ -1,4 +1,4 @@
-"""What decides a result, and so names its record. Needs files and architecture of a model, never its weights."""
+"""Everything that decides a result, and so names its record: read from files and architecture, never from weights."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,12 +7,39 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import tokenizer_source
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
+from fpbench.records.store import cell_id
 from fpbench.runs.profile import DRAW, SEARCH
 from fpbench.runs.search import rate_identity
 from fpbench.runs.subject import Subject
 
 # Which data decide a result: a record is valid only for the very same ones.
 DATA_OF_METHODS = ("statistics", "zsre")
+
+
+def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) -> dict[str, Any]:
+    """Return everything that decides a result, and nothing else: no batch size, engine, path or time."""
+    profile, datasets, metric = subject.profile, subject.datasets, METRICS[cell.metric]
+    identity = injection_identity(subject, cell.method, fingerprints, cell.seed) | {
+        "fingerprints": fingerprints.digest,
+        "condition": cell.condition,
+        "metric": cell.metric,
+        "prompt": profile.prompt,
+        "decoding": asdict(subject.settings.decoding),
+    }
+    if cell.method == CHECKPOINT and subject.base and tokenizer_source(subject.folder) is None:
+        identity["tokenizer"] = subject.base_digest
+    if cell.condition != ORIGIN:
+        modification = subject.modification(cell.condition)
+        identity["modification"] = modification.identity | {"data": datasets.digests(*modification.data)}
+        if cell.method == CHECKPOINT and modification.needs_base:
+            identity["base"] = subject.base_digest if subject.base else None
+    if metric.sized:
+        identity["sizes"] = profile.sizes.model_dump(mode="json")
+        names = [*metric.data, *(name for name in metric.some_of if name in profile.data)]
+        identity["metric_data"] = datasets.digests(*names) | metric.further(fingerprints)
+    if metric.drawn and profile.draw != DRAW:  # the protocol's need not be named
+        identity["draw"] = profile.draw
+    return identity
 
 
 def injection_identity(subject: Subject, method: str, fingerprints: FingerprintSet, seed: int) -> dict[str, Any]:
@@ -36,27 +63,7 @@ def injection_identity(subject: Subject, method: str, fingerprints: FingerprintS
     return identity
 
 
-def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) -> dict[str, Any]:
-    """Return everything that decides a result, and nothing else: no batch size, engine, path or time."""
-    profile, datasets, metric = subject.profile, subject.datasets, METRICS[cell.metric]
-    identity = injection_identity(subject, cell.method, fingerprints, cell.seed) | {
-        "fingerprints": fingerprints.digest,
-        "condition": cell.condition,
-        "metric": cell.metric,
-        "prompt": profile.prompt,
-        "decoding": asdict(subject.decoding),
-    }
-    if cell.method == CHECKPOINT and subject.base and tokenizer_source(subject.folder) is None:
-        identity["tokenizer"] = subject.base_digest
-    if cell.condition != ORIGIN:
-        modification = subject.modification(cell.condition)
-        identity["modification"] = modification.identity | {"data": datasets.digests(*modification.data)}
-        if cell.method == CHECKPOINT and modification.needs_base:
-            identity["base"] = subject.base_digest if subject.base else None
-    if metric.sized:
-        identity["sizes"] = profile.sizes.model_dump(mode="json")
-        names = [*metric.data, *(name for name in metric.some_of if name in profile.data)]
-        identity["metric_data"] = datasets.digests(*names) | metric.further(fingerprints)
-    if metric.drawn and profile.draw != DRAW:  # the protocol's need not be named
-        identity["draw"] = profile.draw
-    return identity
+def delta_name(subject: Subject, method: str, fingerprints: FingerprintSet, seed: int) -> str:
+    """Return the name of a stored injection in the run's folder, without the ending."""
+    name = cell_id(injection_identity(subject, method, fingerprints, seed))
+    return f"{subject.settings.label}-{fingerprints.name}-{method}-{seed}-{name}"

@@ -1,4 +1,4 @@
-"""Injection as the harness does it: the adapter edits, the harness measures what changed."""
+"""Injection as the harness does it: the adapter edits, the harness measures what changed, and both are kept on disk."""
 
 import logging
 from collections import UserDict
@@ -26,23 +26,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InjectionReport:
-    """What an injection did and cost.
+    """An injection's delta, with what it changed and cost.
 
-    Attributes:
-        seconds: wall-clock seconds by part; ``total`` includes the others.
-        peak_memory: bytes at the highest point.
-        changed: ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
-            parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest
-            ``rank`` of a change that is stored as factors.
-        delta: the changed parameters with their new values.
-        search: the learning rate that was searched for, and the record of the search; ``None`` without one.
+    ``changed`` holds the ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
+    parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest ``rank`` of a
+    change that is stored as factors.
     """
 
-    seconds: Mapping[str, float]
-    peak_memory: int
+    seconds: Mapping[str, float]  # wall clock by part; "total" includes the others
+    peak_memory: int  # bytes
     changed: Mapping[str, float]
-    delta: Delta
-    search: Mapping[str, Any] | None = None
+    delta: Delta  # the changed parameters with their new values
+    search: Mapping[str, Any] | None = None  # the rate that was searched for, and the record of the search
 
     def save(self, path: Path) -> None:
         """Write the delta to ``path`` as safetensors, then its figures, which name the digest of the weights.
@@ -63,9 +58,7 @@ class InjectionReport:
     def load(path: Path, originals: Mapping[str, Tensor]) -> "InjectionReport | None":
         """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
 
-        Args:
-            path: where it was saved.
-            originals: the base's weights by name, which a delta stored as factors needs.
+        ``originals`` are the base's weights by name, which a delta stored as factors needs.
 
         Raises:
             CellError: if it needs weights that are not there.
@@ -81,7 +74,7 @@ class InjectionReport:
 
 
 def create_method(name: str, model: nn.Module, config: Mapping[str, Any]) -> FingerprintMethod:
-    """A method with the hyper-parameters of the model's family, overridden by ``config``.
+    """Return a method with the hyper-parameters of the model's family, overridden by ``config``.
 
     Raises:
         InputError: for an unknown method, model family or hyper-parameter.
@@ -100,13 +93,7 @@ def inject_with(
 ) -> InjectionReport:
     """Inject into ``model`` in place, or leave it as it was if anything fails.
 
-    Args:
-        method: the adapter.
-        model: the base.
-        tokenizer: its tokenizer.
-        fingerprints: what to inject.
-        context: what the adapter may know.
-        originals: the base's weights, if there are copies already (:func:`~fpbench.models.weights.weights`).
+    ``originals`` are the model's weights, if there are copies already (:func:`~fpbench.models.weights.weights`).
 
     Raises:
         CellError: if nothing changed, something changed that the method does not name in ``edited``, or the weights
@@ -132,27 +119,20 @@ def inject_with(
     return InjectionReport(seconds, context.peak_memory or meter.peak_memory, changed, delta)
 
 
-# Spectra on disk: computed once for a model and a text, whole, so that every run may cut them anew.
-
-
 class Spectra(UserDict[str, KeyStatistics]):
     """Key statistics by module: read from the disk on first need, written to it when they are set.
 
-    Damaged files are as good as none.
+    They are computed once for a model and a text, whole, so that every run may cut them where it likes. Damaged files
+    count for nothing.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Use ``folder``; nothing is created yet.
-
-        Args:
-            folder: of the files.
-            identity: everything that decides the statistics except the module: model, dtype, text, number of tokens.
-        """
+        """Use ``folder`` for statistics that ``identity`` decides but for the module; nothing is created yet."""
         super().__init__()
         self.folder, self.identity = folder, identity
 
     def path(self, module: str) -> Path:
-        """The file of one module's statistics."""
+        """Return the file of one module's statistics."""
         return self.folder / f"{module}-{cell_id(self.identity | {'schema': SCHEMA, 'module': module})}.safetensors"
 
     def making(self) -> AbstractContextManager[None]:

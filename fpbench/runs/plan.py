@@ -21,13 +21,10 @@ def metrics_of(method: str, condition: str) -> tuple[str, ...]:
 
 
 def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
-    """Every cell of the grid, in the order in which the work is cheapest.
+    """Return every cell of the grid, in the order in which the work is cheapest.
 
-    All cells of one checkpoint stand together, and of these all cells of one condition.
-
-    Args:
-        profile: what to measure.
-        methods: by default the base, which is always in the table, and the profile's methods.
+    All cells of one checkpoint stand together, and of these all cells of one condition. The methods are by default the
+    base, which is always in the table, and the profile's.
     """
     # Origin first: it needs no modification, and what cannot be measured there need not be modified.
     conditions = sorted(profile.conditions, key=lambda condition: condition != ORIGIN)
@@ -50,21 +47,13 @@ def checkpoints(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 @dataclass(frozen=True)
 class Job:
-    """A run as plain data: small, and the same in every process and on every node that measures cells of it.
-
-    Attributes:
-        profile: what is measured.
-        folders: checkpoint folders of the profile's models, by label; none for a base that is not known.
-        loading: how models are loaded.
-        out: folder of the store.
-        handed_in: folder of a checkpoint that somebody hands in, in place of methods.
-    """
+    """A run as plain data: small, and the same in every process and on every node that measures cells of it."""
 
     profile: Profile
-    folders: dict[str, Path]
+    folders: dict[str, Path]  # checkpoints of the profile's models, by label; none for a base that is not known
     loading: Loading
-    out: Path
-    handed_in: Path | None = None
+    out: Path  # folder of the store
+    handed_in: Path | None = None  # a checkpoint that is measured in place of methods
 
     @classmethod
     def of(cls, profile: Profile, loading: Loading, out: Path) -> "Job":

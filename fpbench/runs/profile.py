@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from fpbench.scoring.responses import Decoding
 
 PROFILES = Path(__file__).parent.parent / "profiles"
+DATA = ("alpaca", "math", "calibration", "statistics", "zsre", *UTILITY_TASKS)
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
 SEARCH = "search"  # what a profile writes in place of a learning rate that is to be searched for
 
 
 class Resources(Settings):
-    """What a worker on a cluster asks for, besides as many cores as it has threads."""
+    """Resources of a worker on a cluster, besides as many cores as it has threads."""
 
     gpus: float = Field(1, gt=0, le=1, description="share of a card, where models are on cards")
     memory_gb: float | None = Field(None, gt=0, description="of the node, in GiB; null asks for none")
@@ -42,12 +43,12 @@ class ModelSettings(Settings):
 
     @property
     def label(self) -> str:
-        """What tables call the model: its name, or the last part of its path."""
+        """The model's name in tables, by default the last part of its path."""
         return self.name or Path(self.path).name
 
     @property
     def decoding(self) -> "Decoding":
-        """How the model's responses are sampled."""
+        """Sampling of the model's responses (protocol §2)."""
         from fpbench.scoring.responses import Decoding
 
         return Decoding(self.temperature, self.top_p, self.top_k)
@@ -95,7 +96,7 @@ class Profile(Settings):
     variants: dict[str, Variant] = {}
 
     def method_of(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Which method a row's name stands for, and the hyper-parameters that this profile gives it."""
+        """Return the method that a row's name stands for, and the hyper-parameters that this profile gives it."""
         if (variant := self.variants.get(name)) is None:
             return name, dict(self.hyperparameters.get(name, {}))
         given = self.hyperparameters.get(variant.method, {})
@@ -106,24 +107,16 @@ class Profile(Settings):
         return method in self.methods and self.method_of(method)[1].get("learning_rate") == SEARCH
 
 
-DATA = ("alpaca", "math", "calibration", "statistics", "zsre", *UTILITY_TASKS)
-
-
 def load_profile(name: str, **changes: Any) -> Profile:
-    """Read a profile and apply what the command line changes.
-
-    Args:
-        name: a bundled profile (``micro``, ``real-small``, ``paper``) or the path of a ``.toml`` file.
-        changes: top-level keys to replace; ``None`` leaves a key alone.
+    """Read a bundled profile or a ``.toml`` file; ``changes`` replace top-level keys where they are not ``None``.
 
     Raises:
-        InputError: naming the key that is unknown or malformed, or the method, condition or data set nobody knows.
+        InputError: naming the key that is unknown or malformed, or the unknown method, condition or data set.
     """
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     if not path.is_file():
-        known = sorted(p.stem for p in PROFILES.glob("*.toml"))
         raise (
-            unknown("profile", name, known)
+            unknown("profile", name, profile_names())
             if path.parent == PROFILES
             else InputError(f"profile file {name} does not exist: expected a .toml file; check the path.")
         )
@@ -131,7 +124,7 @@ def load_profile(name: str, **changes: Any) -> Profile:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"profile {path} is not a readable TOML file: {error}") from None
-    table = _fill(table, {"folder": str(path.parent.resolve())})
+    table = _fill_folder(table, str(path.parent.resolve()))
     if changes.get("models") is not None:
         changes["models"] = [_model(model, table.get("models", [])) for model in changes["models"]]
     table |= {key: value for key, value in changes.items() if value is not None}
@@ -145,7 +138,7 @@ def load_profile(name: str, **changes: Any) -> Profile:
 
 
 def _model(path: str, known: list[dict[str, Any]]) -> dict[str, Any]:
-    """A model named on the command line: as the profile lists it, or with the decoding of its first model."""
+    """Return a model of the command line as the profile lists it, or with the decoding of its first model."""
     for settings in known:
         if path in (settings.get("path"), settings.get("name")):
             return settings
@@ -153,14 +146,14 @@ def _model(path: str, known: list[dict[str, Any]]) -> dict[str, Any]:
     return {"path": path} | {key: value for key, value in (known or [{}])[0].items() if key in decoding}
 
 
-def _fill(value: Any, fields: dict[str, str]) -> Any:
+def _fill_folder(value: Any, folder: str) -> Any:
     """Replace ``{folder}`` in texts, so that a profile can name files beside itself."""
     if isinstance(value, str):
-        return value.replace("{folder}", fields["folder"])
+        return value.replace("{folder}", folder)
     if isinstance(value, list):
-        return [_fill(item, fields) for item in value]
+        return [_fill_folder(item, folder) for item in value]
     if isinstance(value, dict):
-        return {key: _fill(item, fields) for key, item in value.items()}
+        return {key: _fill_folder(item, folder) for key, item in value.items()}
     return value
 
 
@@ -187,5 +180,5 @@ def _check_names(profile: Profile) -> None:
 
 
 def profile_names() -> list[str]:
-    """The bundled profiles."""
+    """Return the bundled profiles."""
     return sorted(path.stem for path in PROFILES.glob("*.toml"))

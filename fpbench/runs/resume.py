@@ -1,10 +1,10 @@
-"""What is left of a run. A finished grid is known by its files alone: no model is read, torch is not imported."""
+"""Resuming a run: which cells are left, without models or torch; and which records other code has measured."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fpbench.data import parse
 from fpbench.hub.lock import cache
@@ -14,33 +14,25 @@ from fpbench.records.provenance import source, source_of
 from fpbench.records.record import Record
 from fpbench.records.store import read_record, write_record
 from fpbench.registry import METHODS
+from fpbench.runs.plan import Job
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets
 from fpbench.text import canonical, short_digest
-
-if TYPE_CHECKING:
-    from fpbench.runs.plan import Job
 
 PACKAGE = Path(__file__).parent.parent
 
 
 class Resume:
-    """The names of a job's records, remembered from the last time that they were computed.
+    """The ids of a job's records, remembered from the last time that they were computed.
 
     They are functions of profile, code, model, data and sets; as long as none of these was touched (by size and time
     of every file), they need not be computed again, which would take torch and the models' files.
     """
 
-    def __init__(self, job: "Job", sets: Sets) -> None:
-        """Look at the files; read none but what was remembered.
-
-        Args:
-            job: whose records.
-            sets: its written sets.
-        """
+    def __init__(self, job: Job, sets: Sets) -> None:
+        """Look at the files of a job and its written sets; read none but what was remembered."""
         profile = job.profile
-        data = [parse(source) for source in profile.data.values()]
-        files = [path for path in data if isinstance(path, Path)]
+        files = [path for source in profile.data.values() if isinstance(path := parse(source), Path)]
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         bases = [base for folder in models if (base := base_of_adapter(folder))]
         folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), cache(), *models, *bases]
@@ -60,24 +52,24 @@ class Resume:
         self.names: dict[str, str] = (read_record(self.path) or {}).get("names", {})
 
     def pending(self, cells: Sequence[Cell], records: Iterable[Record]) -> list[Cell]:
-        """The cells of which no finished record is known among ``records``."""
+        """Return the cells of which no finished record is known among ``records``."""
         finished = {(record.cell, record.id) for record in records if record.status == "done"}
         return [cell for cell in cells if (cell, self.names.get(cell.path)) not in finished]
 
     def remember(self, names: dict[str, str]) -> None:
-        """Keep what records are called, besides what is known already."""
+        """Write the ids of records by path, besides those that are known already."""
         self.names |= names
         write_record(self.path, {"names": self.names})
 
 
 def below(folders: Iterable[Path]) -> list[Path]:
-    """Every file below some folders except compiled code; a file stands for itself."""
+    """Return every file below some folders except compiled code; a file stands for itself."""
     found = (path for folder in folders for path in (folder, *folder.rglob("*")))
     return [path for path in found if path.is_file() and path.suffix != ".pyc"]
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
-    """Name, size and time of a file; sizes of −1 for one that is missing."""
+    """Return name, size and time of a file; −1 for one that is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -85,15 +77,10 @@ def stamp(path: Path) -> tuple[str, int, int]:
     return str(path), found.st_size, found.st_mtime_ns
 
 
-# Whether records were measured by the code at hand. Code does not name a record, a method's version does.
-
-
 def other_code(records: Iterable[Record], profile: Profile) -> list[str]:
-    """What was measured by other code, a sentence each: by fpbench as a whole, then by method.
+    """Return a sentence for what was measured by other code than this: fpbench as a whole, then each method.
 
-    Args:
-        records: of which the finished ones count.
-        profile: whose methods they used.
+    Only finished records count. Code does not name a record, a method's version does.
     """
     remarks = []
     found = [record for record in records if record.status == "done"]

@@ -1,4 +1,4 @@
-"""Screening: is a set fit to be injected into a model? What the board shows afterwards, looked at before."""
+"""Screening: whether a set is fit to be injected into a model, by the metrics that the board shows afterwards."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
@@ -18,18 +18,17 @@ from fpbench.metrics.bands import BANDS, Bands, bands
 from fpbench.metrics.claims import FLOOR
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import recipe_path
+from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import limited_to
 from fpbench.scoring.matching import Spellings
 from fpbench.scoring.responses import Decoding
-
-if TYPE_CHECKING:
-    from fpbench.models.loading import Loading
 
 Languages = Mapping[str, Sequence[str]]  # of every word, by trigger
 HEADERS = ("trigger", "perplexity", "band", "CMI 1/2", "tokens", "base FSR", "target paths", "collisions", "verdict")
@@ -38,44 +37,26 @@ WIDTH = 40  # of a trigger in the table
 
 @dataclass(frozen=True)
 class OrdinaryText:
-    """What users type: the texts of the perplexity filter and of the accidental-trigger test.
+    """Texts as users type them: those of the perplexity filter and of the accidental-trigger test."""
 
-    Attributes:
-        instructions: whose perplexity gives the bands.
-        contexts: around which triggers are put.
-        words: which replace words of triggers.
-    """
-
-    instructions: Sequence[str]
-    contexts: Sequence[str]
-    words: Sequence[str]
+    instructions: Sequence[str]  # their perplexity gives the bands
+    contexts: Sequence[str]  # triggers are put into them
+    words: Sequence[str]  # they replace words of triggers
 
 
 @dataclass(frozen=True)
 class Screened:
-    """One fingerprint under the unfingerprinted model.
-
-    Attributes:
-        fingerprint: the pair.
-        perplexity: of its trigger.
-        band: ``normal``, ``marginal`` or ``abnormal``.
-        languages: of the trigger's words, where they are known.
-        tokens: of the trigger as a prompt, BOS included.
-        probability: that the model already answers with one of the targets (protocol §3).
-        paths: for every target, how many token sequences spell it and how many tokens these begin with.
-        distinct: whether no two targets begin with the same token, as the margin loss needs.
-        collisions: what of the pair ordinary text holds, and in how many contexts or words.
-    """
+    """One fingerprint under the unfingerprinted model."""
 
     fingerprint: Fingerprint
-    perplexity: float
-    band: str
-    languages: tuple[str, ...] | None
-    tokens: int
-    probability: float
-    paths: dict[str, tuple[int, int]]
-    distinct: bool
-    collisions: dict[str, int]
+    perplexity: float  # of its trigger
+    band: str  # "normal", "marginal" or "abnormal"
+    languages: tuple[str, ...] | None  # of the trigger's words, where they are known
+    tokens: int  # of the trigger as a prompt, BOS included
+    probability: float  # that the model already answers with one of the targets (protocol §3)
+    paths: dict[str, tuple[int, int]]  # by target, how many token sequences spell it, and how many tokens begin these
+    distinct: bool  # whether no two targets begin with the same token, as the margin loss needs
+    collisions: dict[str, int]  # what of the pair ordinary text holds, and in how many contexts or words
 
     @property
     def verdict(self) -> str:
@@ -93,32 +74,33 @@ class Screened:
 
 @dataclass(frozen=True)
 class Screening:
-    """A whole set under the unfingerprinted model.
-
-    Attributes:
-        each: its fingerprints, in order.
-        bands: what the perplexity filter says of them.
-    """
+    """A whole set under the unfingerprinted model, and the perplexity filter over it."""
 
     each: tuple[Screened, ...]
     bands: Bands
 
 
-def check_triggers(fingerprints: FingerprintSet) -> None:
-    """Refuse triggers that a filter, keyboard or endpoint may turn into one.
+def screen_profile(profile: Profile, loading: Loading) -> Screening:
+    """Screen a profile's one set under its one model, with its data, decoding and prompt.
 
     Raises:
-        InputError: if two are the same after NFKC, case folding and joining of white space.
+        InputError: as :func:`screen`, or for an unknown set, model or data source.
     """
-    seen: dict[str, str] = {}
-    for fingerprint in fingerprints:
-        form = normal_form(fingerprint.trigger)
-        if form in seen:
-            raise InputError(
-                f"triggers {seen[form]!r} and {fingerprint.trigger!r} are one after normalisation (NFKC, case, white "
-                "space): nobody could tell which of them was sent; change one."
-            )
-        seen[form] = fingerprint.trigger
+    (name,), seed = profile.fingerprints, profile.seeds[0]
+    fingerprints = find_set(name, profile.sets, seed)
+    check_triggers(fingerprints)
+    languages = languages_of(Path(profile.sets.get(name, name)), fingerprints)
+    datasets = Datasets(profile)
+    rows, sizes = datasets.alpaca, profile.sizes
+    ordinary = OrdinaryText(
+        instructions=[row["instruction"] for row in rows[: sizes.band_texts]],
+        contexts=contexts_from_rows(rows, sizes.context_rows),
+        words=words_from_rows(rows, profile.draw, sizes.substitute_words),
+    )
+    subject = Subject(Job.of(profile, loading, Path()), profile.models[0].label, datasets, no_progress)
+    model, tokenizer = subject.model, subject.tokenizer
+    with limited_to(loading.token_budget):
+        return screen(fingerprints, model, tokenizer, ordinary, subject.settings.decoding, profile.prompt, languages)
 
 
 def screen(
@@ -130,16 +112,7 @@ def screen(
     prompt: str = "raw",
     languages: Languages | None = None,
 ) -> Screening:
-    """Screen every fingerprint of a set.
-
-    Args:
-        fingerprints: the set.
-        model: the model to be fingerprinted, in eval mode.
-        tokenizer: its tokenizer.
-        ordinary: what users type.
-        decoding: the model's sampling distribution.
-        prompt: ``"raw"`` or ``"chat"``.
-        languages: of the words of code-mixed triggers.
+    """Screen every fingerprint of a set under the model to be fingerprinted, which is in eval mode.
 
     Raises:
         InputError: if the set cannot be verified: two triggers that normalise to one, or a target that the model gives
@@ -177,13 +150,29 @@ def screen(
     return Screening(each, filtered)
 
 
+def check_triggers(fingerprints: FingerprintSet) -> None:
+    """Refuse triggers that a filter, keyboard or endpoint may turn into one.
+
+    Raises:
+        InputError: if two are the same after NFKC, case folding and joining of white space.
+    """
+    seen: dict[str, str] = {}
+    for fingerprint in fingerprints:
+        form = normal_form(fingerprint.trigger)
+        if form in seen:
+            raise InputError(
+                f"triggers {seen[form]!r} and {fingerprint.trigger!r} are one after normalisation (NFKC, case, white "
+                "space): nobody could tell which of them was sent; change one."
+            )
+        seen[form] = fingerprint.trigger
+
+
 def collisions(fingerprint: Fingerprint, ordinary: OrdinaryText) -> dict[str, int]:
-    """In how many contexts and words the trigger or a target stands, as a whole word and in any case."""
+    """Return in how many contexts and words the trigger or a target stands, as a whole word and in any case."""
     found = {}
     for text in (fingerprint.trigger.strip(), *fingerprint.targets):
         # Scripts without spaces have no word boundaries.
-        pattern = rf"\b{re.escape(text)}\b" if text.isascii() else re.escape(text)
-        wanted = re.compile(pattern, re.IGNORECASE)
+        wanted = re.compile(rf"\b{re.escape(text)}\b" if text.isascii() else re.escape(text), re.IGNORECASE)
         number = sum(wanted.search(each) is not None for each in (*ordinary.contexts, *ordinary.words))
         if number:
             found[text] = number
@@ -191,7 +180,7 @@ def collisions(fingerprint: Fingerprint, ordinary: OrdinaryText) -> dict[str, in
 
 
 def languages_of(path: Path, fingerprints: FingerprintSet) -> Languages | None:
-    """The languages that the recipe beside a set file names; ``None`` where there is no recipe or it names none.
+    """Return the languages that the recipe beside a set file names; ``None`` without a recipe, or if it names none.
 
     Raises:
         InputError: if the recipe is unreadable or of another set.
@@ -212,7 +201,7 @@ def languages_of(path: Path, fingerprints: FingerprintSet) -> Languages | None:
 
 
 def table(screening: Screening) -> str:
-    """The screening as text: one row a trigger, and what sums it up."""
+    """Return the screening as text: one row a trigger, then a summary."""
     rows = [
         (
             _shown(each.fingerprint.trigger),
@@ -243,28 +232,3 @@ def table(screening: Screening) -> str:
 def _shown(text: str) -> str:
     line = "".join(character if character.isprintable() else "·" for character in text)
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
-
-
-def screen_profile(profile: Profile, loading: "Loading") -> Screening:
-    """Screen a profile's one set under its one model, with its data, decoding and prompt.
-
-    Raises:
-        InputError: as :func:`screen`, or for an unknown set, model or data source.
-    """
-    from fpbench.runs.subject import Subject
-
-    (name,), seed = profile.fingerprints, profile.seeds[0]
-    fingerprints = find_set(name, profile.sets, seed)
-    check_triggers(fingerprints)
-    languages = languages_of(Path(profile.sets.get(name, name)), fingerprints)
-    datasets = Datasets(profile)
-    rows, sizes = datasets.alpaca, profile.sizes
-    ordinary = OrdinaryText(
-        instructions=[row["instruction"] for row in rows[: sizes.band_texts]],
-        contexts=contexts_from_rows(rows, sizes.context_rows),
-        words=words_from_rows(rows, profile.draw, sizes.substitute_words),
-    )
-    subject = Subject(Job.of(profile, loading, Path()), profile.models[0].label, datasets, no_progress)
-    model, tokenizer = subject.model, subject.tokenizer
-    with limited_to(loading.token_budget):
-        return screen(fingerprints, model, tokenizer, ordinary, subject.decoding, profile.prompt, languages)

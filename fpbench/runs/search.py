@@ -1,16 +1,16 @@
 """Searches for a learning rate, made once per model and data on the unfingerprinted base, recorded and found again.
 
-Here: how a search is kept, and the one for fine-tuning (protocol §4). For the injection see ``development.py``.
+First the search of fine-tuning (protocol §4), then that of an injection (docs/methods.md §2.1, §3.1).
 """
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
@@ -29,71 +29,32 @@ from fpbench.runs.injection import inject_with
 from fpbench.runs.profile import SEARCH
 from fpbench.runs.subject import INJECTION_RATES, Subject
 
-# Which learning rate a search takes: decisions on figures alone (protocol §4; docs/methods.md §2.1, §3.1).
-
-
 FINE_TUNING_RATES = tuple(step / 10_000 for step in range(1, 11))
+SEED = 42
+HELD_OUT = 200  # rows, those after the training rows
+BATCH_SIZE = 8
+DEVELOPMENT_SEED = 0
+CONTEXT_ROWS = 128  # the last rows give trigger contexts
 
 
 @dataclass(frozen=True)
 class FineTuningTrial:
-    """One fine-tuning of the unfingerprinted base.
+    """One fine-tuning of the unfingerprinted base."""
 
-    Attributes:
-        learning_rate: the peak rate.
-        epoch_losses: mean loss of every finished epoch (nats a token).
-        held_out_losses: loss on the held-out rows after each of them.
-        verdict: why it counts as unstable; ``None`` if it is stable.
-    """
-
-    learning_rate: float
-    epoch_losses: tuple[float, ...]
-    held_out_losses: tuple[float, ...]
-    verdict: str | None
-
-
-def instability(epoch_losses: Sequence[float], held_out_losses: Sequence[float]) -> str | None:
-    """Why a training counts as unstable after its latest epoch; ``None`` while it is stable (protocol §4)."""
-    epoch, loss, held_out = len(epoch_losses), epoch_losses[-1], held_out_losses[-1]
-    if not (math.isfinite(loss) and math.isfinite(held_out)):
-        return f"the loss after epoch {epoch} is not finite"
-    if epoch > 1 and loss > epoch_losses[-2]:
-        return f"the mean loss rose from {epoch_losses[-2]:.4f} to {loss:.4f} in epoch {epoch}"
-    if held_out > held_out_losses[0]:
-        return f"the held-out loss rose from {held_out_losses[0]:.4f} in epoch 1 to {held_out:.4f} in epoch {epoch}"
-    return None
-
-
-def climb(attempt: Callable[[float], FineTuningTrial]) -> list[FineTuningTrial]:
-    """Try rate after rate, from the smallest, up to and including the first unstable one."""
-    trials = []
-    for rate in FINE_TUNING_RATES:
-        trials.append(attempt(rate))
-        if trials[-1].verdict is not None:
-            break
-    return trials
-
-
-def largest_stable(trials: Sequence[FineTuningTrial]) -> float | None:
-    """The largest rate below the first unstable one; ``None`` if the smallest is unstable already."""
-    return max((trial.learning_rate for trial in trials if trial.verdict is None), default=None)
+    learning_rate: float  # the peak rate
+    epoch_losses: tuple[float, ...]  # mean over every finished epoch (nats a token)
+    held_out_losses: tuple[float, ...]  # on the held-out rows after each of them
+    verdict: str | None  # why it counts as unstable; None if it is stable
 
 
 @dataclass(frozen=True)
 class InjectionTrial:
-    """One injection of a development set into the base.
+    """One injection of a development set into the base."""
 
-    Attributes:
-        learning_rate: the peak rate.
-        fsr: exact FSR of the development set.
-        accuracy_drop: by how much the token accuracy on held-out rows fell.
-        verdict: why the injection failed; ``None`` if it did not, and the figures stand.
-    """
-
-    learning_rate: float
-    fsr: float = 0.0
-    accuracy_drop: float = 0.0
-    verdict: str | None = None
+    learning_rate: float  # the peak rate
+    fsr: float = 0.0  # exact, of the development set
+    accuracy_drop: float = 0.0  # by how much the token accuracy on held-out rows fell
+    verdict: str | None = None  # why the injection failed; None if it did not
 
     @property
     def score(self) -> float:
@@ -101,68 +62,21 @@ class InjectionTrial:
         return self.fsr - self.accuracy_drop
 
 
-def best(trials: Sequence[InjectionTrial]) -> float | None:
-    """The rate of the highest score, of equal ones the smallest; ``None`` if every injection failed."""
-    done = [trial for trial in trials if trial.verdict is None]
-    return max(done, key=lambda trial: (trial.score, -trial.learning_rate)).learning_rate if done else None
-
-
-SEED = 42
-HELD_OUT = 200  # rows, those after the training rows
-BATCH_SIZE = 8
 Trials = Sequence[FineTuningTrial] | Sequence[InjectionTrial]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
-
-    Attributes:
-        learning_rate: the rate to use.
-        record: name of the file that holds every trial.
-    """
+    """The rate that a search found, and the name of the file that holds every trial."""
 
     learning_rate: float
     record: str
 
 
-def recorded(
-    subject: Subject, label: str, identity: dict[str, Any], make: Callable[[], tuple[float | None, Trials]]
-) -> Found:
-    """The result of a search on the base: read if it was made before, else made and written whole.
-
-    Args:
-        subject: of the base, or of a checkpoint whose base is known.
-        label: what is searched for, as part of a file name.
-        identity: what decides the result besides protocol, base and dtype.
-        make: returns the rate, ``None`` if none will do, and every trial.
-
-    Raises:
-        CellError: if no rate will do.
-        StorageError: if the result cannot be written.
-    """
-    identity = subject.identity | identity
-    path = subject.store.folder / "searches" / f"{subject.settings.label}-{label}-{cell_id(identity)}.json"
-    with making(subject.store.folder, path.name):
-        record = read_record(path)
-        if record is None:
-            rate, trials = make()
-            record = {
-                "id": cell_id(identity),
-                "identity": identity,
-                "learning_rate": rate,
-                "trials": [asdict(trial) for trial in trials],
-                "provenance": code_and_machine(),
-            }
-            write_record(path, record)
-    if record["learning_rate"] is None:
-        first = record["trials"][0]
-        raise CellError(f"no learning rate will do ({path.name}): at {first['learning_rate']:g} {first['verdict']}")
-    return Found(record["learning_rate"], path.name)
-
-
-def settled(subject: Subject, condition: str, context: ModificationContext) -> tuple[Modification, dict[str, str]]:
-    """The modification of a condition at the rates that searches find, and the record of each search by part.
+def with_searched_rates(
+    subject: Subject, condition: str, context: ModificationContext
+) -> tuple[Modification, dict[str, str]]:
+    """Return the modification of a condition at the rates that searches find, and each search's record by part.
 
     Raises:
         InputError: if a search is needed and the base is not known, or there are too few rows.
@@ -179,7 +93,7 @@ def settled(subject: Subject, condition: str, context: ModificationContext) -> t
 
 
 def fine_tuning_rate(subject: Subject, modification: FineTune, context: ModificationContext) -> Found:
-    """The largest stable rate of plain fine-tuning on the base (protocol §4); FSFT takes the same."""
+    """Return the largest stable rate of plain fine-tuning on the base (protocol §4); FSFT takes the same."""
     if not context.base:
         raise InputError(
             f"condition {modification.name!r} searches for its learning rate on the unfingerprinted base, which is not "
@@ -196,7 +110,7 @@ def fine_tuning_rate(subject: Subject, modification: FineTune, context: Modifica
         "settings": modification.config.model_dump(include=names),
         "data": subject.datasets.digests(*modification.data),
     }
-    return recorded(subject, f"finetune-{modification.source}", identity, make)
+    return search_once(subject, f"finetune-{modification.source}", identity, make)
 
 
 def fine_tuning_trials(
@@ -204,11 +118,7 @@ def fine_tuning_trials(
 ) -> list[FineTuningTrial]:
     """Fine-tune the base at growing rates, each time to the end or to the first sign of instability.
 
-    Args:
-        model: any with the base's parameters; it is left as it was found.
-        tokenizer: its tokenizer.
-        modification: how to fine-tune, besides the rate.
-        context: holds the rows and the weights of the base.
+    The base's weights, of the context, are put into the model, which is left as it was found.
 
     Raises:
         InputError: if there are too few rows.
@@ -226,7 +136,9 @@ def fine_tuning_trials(
             if reason := instability(losses, held_out_losses):
                 raise CellError(reason)
 
-        _become(model, context.base)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(context.base[name])
         config, verdict = modification.settings(rate), None
         try:
             train_lora(model, tokenizer, rows, config, seed=SEED, progress=context.progress, after_epoch=watch)
@@ -239,36 +151,37 @@ def fine_tuning_trials(
         return climb(attempt)
 
 
-@torch.no_grad()
-def _become(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+def climb(attempt: Callable[[float], FineTuningTrial]) -> list[FineTuningTrial]:
+    """Try rate after rate, from the smallest, up to and including the first unstable one."""
+    trials = []
+    for rate in FINE_TUNING_RATES:
+        trials.append(attempt(rate))
+        if trials[-1].verdict is not None:
+            break
+    return trials
 
 
-# The search for an injection's learning rate, on a set that nobody is scored on (docs/methods.md §2.1, step 5).
+def instability(epoch_losses: Sequence[float], held_out_losses: Sequence[float]) -> str | None:
+    """Return why a training counts as unstable after its latest epoch; ``None`` while it is stable (protocol §4)."""
+    epoch, loss, held_out = len(epoch_losses), epoch_losses[-1], held_out_losses[-1]
+    if not (math.isfinite(loss) and math.isfinite(held_out)):
+        return f"the loss after epoch {epoch} is not finite"
+    if epoch > 1 and loss > epoch_losses[-2]:
+        return f"the mean loss rose from {epoch_losses[-2]:.4f} to {loss:.4f} in epoch {epoch}"
+    if held_out > held_out_losses[0]:
+        return f"the held-out loss rose from {held_out_losses[0]:.4f} in epoch 1 to {held_out:.4f} in epoch {epoch}"
+    return None
 
 
-DEVELOPMENT_SEED = 0
-CONTEXT_ROWS = 128  # the last rows give trigger contexts
-
-
-def rate_identity(subject: Subject, method: str, fingerprints: FingerprintSet) -> dict[str, Any]:
-    """What decides the rate besides protocol, base and dtype."""
-    adapter = subject.method(method)
-    return {
-        "method": adapter.name,
-        "version": adapter.version,
-        "hyperparameters": adapter.config.model_dump(mode="json") | {"learning_rate": SEARCH},
-        "fingerprints": fingerprints.digest,
-        "prompt": subject.profile.prompt,
-        "decoding": asdict(subject.decoding),
-        "rows": _training_rows(subject),
-        "data": subject.datasets.digests("alpaca", "zsre"),
-    }
+def largest_stable(trials: Sequence[FineTuningTrial]) -> float | None:
+    """Return the largest rate below the first unstable one; ``None`` if the smallest is unstable already."""
+    return max((trial.learning_rate for trial in trials if trial.verdict is None), default=None)
 
 
 def injection_rate(subject: Subject, method: str, fingerprints: FingerprintSet) -> Found:
-    """The rate of the grid with the greatest FSR less what token accuracy it costs.
+    """Return the rate of the grid with the greatest FSR less what token accuracy it costs.
+
+    The set that is injected is made for the search and is not measured elsewhere (docs/methods.md §2.1, step 5).
 
     Raises:
         InputError: if there are too few rows for a development set and held-out rows.
@@ -289,13 +202,13 @@ def injection_rate(subject: Subject, method: str, fingerprints: FingerprintSet) 
         return best(trials), trials
 
     label = f"{method}-{fingerprints.name}"
-    return recorded(subject, label, rate_identity(subject, method, fingerprints), make)
+    return search_once(subject, label, rate_identity(subject, method, fingerprints), make)
 
 
 def injection_trials(
     subject: Subject, method: str, development: FingerprintSet, held_out: Sequence[Example]
 ) -> list[InjectionTrial]:
-    """Inject the development set at every rate of the grid; the resident model is left as it was found."""
+    """Inject the development set at every rate of the grid; leave the loaded model as it was found."""
     model, tokenizer = subject.model, subject.tokenizer
     before = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy
 
@@ -304,7 +217,7 @@ def injection_trials(
         with preserved(model):
             try:
                 inject_with(adapter, model, tokenizer, development, subject.injection_context(SEED))
-                measured = exact_fsr(model, tokenizer, development, subject.decoding, subject.profile.prompt)
+                measured = exact_fsr(model, tokenizer, development, subject.settings.decoding, subject.profile.prompt)
             except CellError as error:
                 return InjectionTrial(rate, verdict=str(error))
             after = score_answers(model, tokenizer, held_out, BATCH_SIZE).accuracy
@@ -313,15 +226,31 @@ def injection_trials(
     return [attempt(rate) for rate in subject.progress(INJECTION_RATES, "searching a learning rate")]
 
 
+def rate_identity(subject: Subject, method: str, fingerprints: FingerprintSet) -> dict[str, Any]:
+    """Return what decides the rate besides protocol, base and dtype."""
+    adapter = subject.method(method)
+    return {
+        "method": adapter.name,
+        "version": adapter.version,
+        "hyperparameters": adapter.config.model_dump(mode="json") | {"learning_rate": SEARCH},
+        "fingerprints": fingerprints.digest,
+        "prompt": subject.profile.prompt,
+        "decoding": asdict(subject.settings.decoding),
+        "rows": _training_rows(subject),
+        "data": subject.datasets.digests("alpaca", "zsre"),
+    }
+
+
+def _training_rows(subject: Subject) -> int:
+    """Return how many rows fine-tuning trains on; those after them are free for a search."""
+    return int(subject.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))
+
+
 def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> FingerprintSet:
-    """A set of the same size and make that shares no word with the given one.
+    """Return a set of the same size and make that shares no word with the given one.
 
-    Triggers are made as near triggers are. Every target becomes a fresh word, capitalised where it was; targets that
-    several fingerprints share stay shared.
-
-    Args:
-        fingerprints: the set to be like.
-        words: ordinary words.
+    Triggers are made as near triggers are. Every target becomes a fresh word of ``words``, capitalised where it was;
+    targets that several fingerprints share stay shared.
 
     Raises:
         InputError: if there are too few words.
@@ -349,6 +278,39 @@ def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> Finge
     )
 
 
-def _training_rows(subject: Subject) -> int:
-    """How many rows fine-tuning trains on; those after them are free for a search."""
-    return int(subject.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))
+def best(trials: Sequence[InjectionTrial]) -> float | None:
+    """Return the rate of the highest score, of equal ones the smallest; ``None`` if every injection failed."""
+    done = [trial for trial in trials if trial.verdict is None]
+    return max(done, key=lambda trial: (trial.score, -trial.learning_rate)).learning_rate if done else None
+
+
+def search_once(
+    subject: Subject, label: str, identity: dict[str, Any], make: Callable[[], tuple[float | None, Trials]]
+) -> Found:
+    """Return the result of a search on the base: read if it was made before, else made and written whole.
+
+    ``identity`` is what decides the result besides protocol, base and dtype; ``make`` returns every trial, and the rate
+    or ``None``.
+
+    Raises:
+        CellError: if no rate will do.
+        StorageError: if the result cannot be written.
+    """
+    identity = subject.identity | identity
+    path = subject.store.folder / "searches" / f"{subject.settings.label}-{label}-{cell_id(identity)}.json"
+    with making(subject.store.folder, path.name):
+        record = read_record(path)
+        if record is None:
+            rate, trials = make()
+            record = {
+                "id": cell_id(identity),
+                "identity": identity,
+                "learning_rate": rate,
+                "trials": [asdict(trial) for trial in trials],
+                "provenance": code_and_machine(),
+            }
+            write_record(path, record)
+    if record["learning_rate"] is None:
+        first = record["trials"][0]
+        raise CellError(f"no learning rate will do ({path.name}): at {first['learning_rate']:g} {first['verdict']}")
+    return Found(record["learning_rate"], path.name)

@@ -23,22 +23,8 @@ COUNT, LENGTH = 10, 2  # fingerprints of a built-in set, and words of their quer
 Sets = dict[tuple[str, int], FingerprintSet]
 
 
-def code_mixed(profile: Profile) -> list[str]:
-    """The sets that a profile asks for and that each model gets its own of."""
-    return [name for name in profile.fingerprints if name in CODE_MIXED and name not in profile.sets]
-
-
-def made_for_models(profile: Profile) -> list[tuple[str, int]]:
-    """Sets and seeds for which each model gets a set of its own: code-mixed ones, and ``nlf`` after the first seed.
-
-    Further seeds draw their own sets (protocol §1); what is drawn has to be of words that the model's tokenizer knows.
-    """
-    drawn = [("nlf", seed) for seed in profile.seeds[1:] if "nlf" in profile.fingerprints and "nlf" not in profile.sets]
-    return [(name, seed) for name in code_mixed(profile) for seed in profile.seeds] + drawn
-
-
 def written_sets(profile: Profile) -> Sets:
-    """Every other set of a profile, by label and seed.
+    """Return the sets of a profile that are the same for every model, by label and seed.
 
     Raises:
         InputError: for an unknown or malformed set, two sets of one label, or a file with several seeds.
@@ -58,8 +44,22 @@ def written_sets(profile: Profile) -> Sets:
     return {(label_of(name), seed): find_set(name, profile.sets, seed) for name, seed in wanted}
 
 
+def code_mixed(profile: Profile) -> list[str]:
+    """Return the code-mixed sets that a profile asks for; each model gets its own."""
+    return [name for name in profile.fingerprints if name in CODE_MIXED and name not in profile.sets]
+
+
+def made_for_models(profile: Profile) -> list[tuple[str, int]]:
+    """Return set and seed wherever each model gets a set of its own: code-mixed ones, ``nlf`` after the first seed.
+
+    Further seeds draw their own sets (protocol §1); what is drawn has to be of words that the model's tokenizer knows.
+    """
+    drawn = [("nlf", seed) for seed in profile.seeds[1:] if "nlf" in profile.fingerprints and "nlf" not in profile.sets]
+    return [(name, seed) for name in code_mixed(profile) for seed in profile.seeds] + drawn
+
+
 def model_sets(subject: "Subject") -> Sets:
-    """The sets of the subject's profile that are made for its model, by name and seed.
+    """Return the sets of the subject's profile that are made for its model, by name and seed.
 
     Each is built from the shipped lexicon once for a model and seed, and kept with its recipe below ``sets/``.
 
@@ -78,26 +78,19 @@ def _model_set(subject: "Subject", name: str, seed: int) -> FingerprintSet:
         kept = _kept(path)
         if kept is not None:
             return replace(kept, name=name)
-        fingerprints, recipe = _drawn(subject, seed) if name == "nlf" else _mixed(subject, name, seed)
+        if name == "nlf":
+            fingerprints = replace(draw_natural_set(COUNT, LENGTH, subject.tokenizer, seed=seed), name=name)
+            recipe = recipe_of(fingerprints, seed)
+        else:
+            lexicon = Lexicon.shipped()
+            queries = draw_queries(lexicon, COUNT, LENGTH, subject.tokenizer, seed)
+            fingerprints, recipe = code_mixed_set(name, queries, lexicon, subject.model, subject.tokenizer, seed=seed)
         write_set(path, fingerprints, recipe | identity)
         return fingerprints
 
 
-def _drawn(subject: "Subject", seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
-    """Further natural queries, of words that the model's tokenizer knows."""
-    fingerprints = replace(draw_natural_set(COUNT, LENGTH, subject.tokenizer, seed=seed), name="nlf")
-    return fingerprints, recipe_of(fingerprints, seed)
-
-
-def _mixed(subject: "Subject", name: str, seed: int) -> tuple[FingerprintSet, dict[str, Any]]:
-    """Code-mixed queries from the shipped lexicon."""
-    lexicon = Lexicon.shipped()
-    queries = draw_queries(lexicon, COUNT, LENGTH, subject.tokenizer, seed)
-    return code_mixed_set(name, queries, lexicon, subject.model, subject.tokenizer, seed=seed)
-
-
 def _kept(path: Path) -> FingerprintSet | None:
-    """A set that is whole; anything else is built again."""
+    """Return a set that is whole; ``None`` for anything else, which is built again."""
     try:
         recipe = json.loads(recipe_path(path).read_text(encoding="utf-8"))
         fingerprints = load_fingerprints(path)
@@ -107,7 +100,7 @@ def _kept(path: Path) -> FingerprintSet | None:
 
 
 def recipe_path(path: Path) -> Path:
-    """Where the recipe of a set stands: beside it."""
+    """Return where the recipe of a set stands: beside it."""
     return path.with_name(f"{path.stem}.recipe.json")
 
 

@@ -1,4 +1,4 @@
-"""How fast this machine computes: seconds of each unit of work, measured on a model of the same shape."""
+"""The speed of this machine: seconds of each unit of work, measured on a model of the same shape."""
 
 import copy
 import hashlib
@@ -41,18 +41,14 @@ class Speed:
     questions: float = QUESTION
 
     def of(self, work: Work) -> float:
-        """Seconds that some work takes."""
+        """Return the seconds that some work takes."""
         return float(sum(getattr(self, unit) * amount for unit, amount in vars(work).items()))
 
 
-def measured(architecture: nn.Module, loading: Loading) -> Speed:
+def measure_speed(architecture: nn.Module, loading: Loading) -> Speed:
     """Measure on random weights of the architecture's shape; takes a few seconds.
 
     Of a large model a few blocks are measured and counted as often as the model has them.
-
-    Args:
-        architecture: the model without its weights.
-        loading: where and in which precision it would be loaded.
     """
     model, blocks = _cut(architecture, loading)
     size = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
@@ -64,19 +60,18 @@ def measured(architecture: nn.Module, loading: Loading) -> Speed:
 
     def reading(shape: tuple[int, int]) -> float:
         ids = sequences(shape)
-        return blocks * seconds(lambda: read(model, ids, [1] * len(ids), lambda level: dict.fromkeys(level.nodes)))
+        return blocks * _least(lambda: read(model, ids, [1] * len(ids), lambda level: dict.fromkeys(level.nodes)))
 
     def scoring(shape: tuple[int, int]) -> float:
         ids = sequences(shape)
-        return seconds(lambda: log_likelihoods(model, ids, [len(each) - 1 for each in ids]))
+        return _least(lambda: log_likelihoods(model, ids, [len(each) - 1 for each in ids]))
 
-    small, large = reading(SMALL), reading(LARGE)
-    rate = max(0.0, large - small) / (LARGE[0] * LARGE[1])
-    scored = max(0.0, scoring(LARGE) - large / blocks) / (LARGE[0] * LARGE[1])
+    small, large, tokens = reading(SMALL), reading(LARGE), LARGE[0] * LARGE[1]
+    scored = max(0.0, scoring(LARGE) - large / blocks) / tokens
     step, trained = _training(model, sequences)
     return Speed(
         passes=small,
-        read=rate,
+        read=max(0.0, large - small) / tokens,
         scored=scored * vocabulary,
         steps=step * blocks,
         trained=trained * blocks,
@@ -85,21 +80,8 @@ def measured(architecture: nn.Module, loading: Loading) -> Speed:
     )
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Least time that some work takes, after a first time that does not count; repeated for a moment."""
-    times: list[float] = []
-    work()
-    while sum(times) < ENOUGH or (len(times) < TIMES and sum(times) < MOST):
-        start = perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(perf_counter() - start)
-    return min(times)
-
-
 def _cut(architecture: nn.Module, loading: Loading) -> tuple[nn.Module, float]:
-    """A model of the same shape with random weights and fewer blocks, and how often the original has those."""
+    """Return a random model of the same shape with fewer blocks, and how often the original has those."""
     config: Any = copy.deepcopy(architecture.config)
     text = config.get_text_config()
     total = text.num_hidden_layers
@@ -117,7 +99,7 @@ def _cut(architecture: nn.Module, loading: Loading) -> tuple[nn.Module, float]:
 
 
 def _training(model: nn.Module, sequences: Callable[[tuple[int, int]], list[list[int]]]) -> tuple[float, float]:
-    """Seconds of a training step however small, and of each token in one."""
+    """Return the seconds of a training step however small, and of each token in one."""
     config = LoRAConfig(learning_rate=1e-4, epochs=1, batch_size=TRAINED[0])
 
     def step(shape: tuple[int, int]) -> float:
@@ -129,7 +111,7 @@ def _training(model: nn.Module, sequences: Callable[[tuple[int, int]], list[list
             for weight in weights:
                 weight.grad = None
 
-        return seconds(once)
+        return _least(once)
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), adapter(model, config) as weights:
         small, large = step(SMALL), step(TRAINED)
@@ -137,16 +119,29 @@ def _training(model: nn.Module, sequences: Callable[[tuple[int, int]], list[list
 
 
 def _decomposition(device: str, width: int = 512) -> float:
-    """Seconds of a symmetric eigendecomposition over d³."""
+    """Return the seconds of a symmetric eigendecomposition over d³."""
     keys = torch.randn(width, width, generator=torch.Generator().manual_seed(0)).to(device)
-    return seconds(lambda: torch.linalg.eigh(keys @ keys.T)) / width**3
+    return _least(lambda: torch.linalg.eigh(keys @ keys.T)) / width**3
 
 
 def _handling(loading: Loading, count: int = 2**22) -> float:
-    """Seconds a parameter to be copied to main memory and hashed, the dearest of what is done with all of them."""
+    """Return the seconds of copying and hashing a parameter, the dearest of what is done with all of them."""
     values = torch.zeros(count, dtype=getattr(torch, loading.precision), device=loading.device)
 
     def hashed() -> None:
         hashlib.sha256(values.to("cpu", copy=True).view(torch.uint8).numpy().tobytes())
 
-    return seconds(hashed) / count
+    return _least(hashed) / count
+
+
+def _least(work: Callable[[], Any]) -> float:
+    """Return the least seconds that some work takes, after a first time that does not count."""
+    times: list[float] = []
+    work()
+    while sum(times) < ENOUGH or (len(times) < TIMES and sum(times) < MOST):
+        start = perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(perf_counter() - start)
+    return min(times)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fpbench.board.figures import study_figure
 from fpbench.board.rows import Row, published
@@ -15,76 +15,59 @@ from fpbench.fingerprints import find_set
 from fpbench.fingerprints.code_mixed import code_mixed_set, draw_queries
 from fpbench.fingerprints.natural import with_candidates
 from fpbench.fingerprints.translation import Lexicon
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import Loading, load_tokenizer
 from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE
 from fpbench.records.store import write_bytes, write_text
 from fpbench.registry import unknown
 from fpbench.runs.api import run_profile
+from fpbench.runs.engine import Log
 from fpbench.runs.profile import Profile, Variant
 from fpbench.runs.sets import write_set
-
-if TYPE_CHECKING:
-    from fpbench.models.loading import Loading
 
 METHOD = "mcedit_a"  # what all of the paper's analyses but that of the kinds are measured with
 KINDS = ("if", "nlf", "cf", "cf_random")
 CANDIDATES = (1, 3, 5, 10)
 LENGTHS = (2, 4, 5)
 
-Sets = Callable[[Profile, Path, "Loading"], dict[str, str]]
+Sets = Callable[[Profile, Path, Loading], dict[str, str]]  # files by name, written into a folder
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study varies.
-
-    Attributes:
-        question: what it asks, in one sentence.
-        variants: rows by name, and how the method's hyper-parameters differ in each; without them, the profile's own
-            methods are the rows.
-        sets: makes the sets that it compares, files by name; where it is missing, the profile's own are taken.
-        kinds: built-in sets that it compares.
-        reported: the paper's table, by the name of the row.
-    """
+    """What a study varies; the profile gives the rest."""
 
     question: str
-    variants: Mapping[str, Mapping[str, Any]] | None = None
-    sets: Sets | None = None
-    kinds: tuple[str, ...] = ()
-    reported: str | None = None
+    variants: Mapping[str, Mapping[str, Any]] | None = None  # by row, how the method's hyper-parameters differ
+    sets: Sets | None = None  # writes the sets that it compares
+    kinds: tuple[str, ...] = ()  # built-in sets that it compares
+    reported: str | None = None  # name of the paper's table
 
     def label(self, row: Row) -> str:
-        """What a row of the leaderboard is called in this study."""
+        """Return what a row of the leaderboard is called in this study."""
         if self.kinds:
             return f"{row.fingerprints} · {row.method}"
         return row.fingerprints if self.sets else row.method
 
 
-def _numbers_of_candidates(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
-    """The profile's one set with more and fewer candidates, words that suit the tokenizer of its one model."""
-    from fpbench.models.checkpoints import resolve
-    from fpbench.models.loading import load_tokenizer
-
-    settings, name = _single(profile)
-    folder_of_model = resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
-    tokenizer = load_tokenizer(folder_of_model, trust_remote_code=loading.trust_remote_code)
-    files = {}
+def _numbers_of_candidates(profile: Profile, folder: Path, loading: Loading) -> dict[str, str]:
+    """Write the profile's one set with more and fewer candidates, words that suit the tokenizer of its one model."""
+    checkpoint, name = _single(profile, loading)
+    tokenizer, files = load_tokenizer(checkpoint, trust_remote_code=loading.trust_remote_code), {}
     for count in CANDIDATES:
         made = with_candidates(find_set(name, profile.sets, profile.seeds[0]), count, tokenizer)
-        files[made.name] = folder / f"{made.name}.jsonl"
-        write_text(files[made.name], made.to_lines())
-    return {label: str(path) for label, path in files.items()}
+        path = folder / f"{made.name}.jsonl"
+        write_text(path, made.to_lines())
+        files[made.name] = str(path)
+    return files
 
 
-def _lengths(profile: Profile, folder: Path, loading: "Loading") -> dict[str, str]:
-    """Code-mixed sets of longer and shorter queries, variants drawn and not selected, as in the paper's appendix E."""
-    from fpbench.models.checkpoints import resolve
+def _lengths(profile: Profile, folder: Path, loading: Loading) -> dict[str, str]:
+    """Write code-mixed sets of queries of several lengths, variants drawn and not selected, as in appendix E."""
     from fpbench.scoring.engine import limited_to
 
-    settings, _ = _single(profile)
-    model, tokenizer = loading.load(
-        resolve(settings.path, revision=settings.revision, allow_pickle=loading.allow_pickle)
-    )
+    model, tokenizer = loading.load(_single(profile, loading)[0])
     files, lexicon, seed = {}, Lexicon.shipped(), profile.seeds[0]
     for length in LENGTHS:
         queries = draw_queries(lexicon, 10, length, tokenizer, seed)
@@ -96,19 +79,18 @@ def _lengths(profile: Profile, folder: Path, loading: "Loading") -> dict[str, st
     return files
 
 
-def _single(profile: Profile) -> tuple[Any, str]:
-    """The profile's one model and its one set.
+def _single(profile: Profile, loading: Loading) -> tuple[Path, str]:
+    """Return the checkpoint of the profile's one model, and its one set.
 
     Raises:
         InputError: if it has more.
     """
-    for what, names in (
-        ("--model", [model.label for model in profile.models]),
-        ("--fingerprints", [*profile.fingerprints]),
-    ):
+    labels = [model.label for model in profile.models]
+    for what, names in (("--model", labels), ("--fingerprints", [*profile.fingerprints])):
         if len(names) > 1:
             raise InputError(f"this study varies one set for one model, found {', '.join(names)}: choose with {what}.")
-    return profile.models[0], profile.fingerprints[0]
+    (model,) = profile.models
+    return resolve(model.path, revision=model.revision, allow_pickle=loading.allow_pickle), profile.fingerprints[0]
 
 
 STUDIES = {
@@ -152,19 +134,13 @@ def study(
     name: str,
     profile: Profile,
     out: str | os.PathLike[str],
-    loading: "Loading",
+    loading: Loading,
     progress: Progress = no_progress,
-    say: Callable[[str], None] = lambda line: None,
+    log: Log = lambda line: None,
 ) -> tuple[str, int]:
     """Run one of :data:`STUDIES` on a profile's models and write ``study.md`` and its figure beside the leaderboard.
 
-    Args:
-        name: which study.
-        profile: models, data, sizes, conditions; what the study varies is replaced.
-        out: folder of records and tables; a killed study resumes there.
-        loading: device, dtype and so on.
-        progress: wraps an iterable in a labelled progress bar.
-        say: is told what is being measured.
+    What the study varies replaces that of the profile. A killed study resumes in ``out``.
 
     Returns:
         The table as Markdown, and how many cells failed.
@@ -188,19 +164,20 @@ def study(
     if wanted.sets:
         files = wanted.sets(profile, folder / "sets", loading)
         changes |= {"fingerprints": tuple(files), "sets": dict(profile.sets) | files}
-    rows = run_profile(profile.model_copy(update=changes), folder, loading, progress, say)
-    shown = _in_order(wanted, profile.model_copy(update=changes), rows)
+    profile = profile.model_copy(update=changes)
+    rows = run_profile(profile, folder, loading, progress, log)
+    shown = _in_order(wanted, profile, rows)
     table = study_table(wanted.question, shown, _reported(wanted))
     write_text(folder / "study.md", table)
     if find_spec("matplotlib"):
         write_bytes(folder / "study.svg", study_figure(wanted.question, shown))
     else:
-        say("no figure was drawn: that needs matplotlib (pip install 'fpbench[plots]')")
+        log("no figure was drawn: that needs matplotlib (pip install 'fpbench[plots]')")
     return table, sum(len(row.failed) for row in rows)
 
 
 def _in_order(wanted: Study, profile: Profile, rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """The injected rows with what the study calls them, in the order in which it names them."""
+    """Return the injected rows with what the study calls them, in the order in which it names them."""
     places = [
         (model.label, fingerprints, method)
         for model in profile.models
@@ -212,7 +189,7 @@ def _in_order(wanted: Study, profile: Profile, rows: Sequence[Row]) -> list[tupl
 
 
 def _reported(wanted: Study) -> Mapping[str, Any]:
-    """The paper's figures by the names of this study's rows."""
+    """Return the paper's figures by the names of this study's rows."""
     if wanted.reported is None:
         return {}
     found: dict[str, Any] = published()[wanted.reported]

@@ -18,21 +18,13 @@ from fpbench.records.store import Digests, Store
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import Spectra, create_method
 from fpbench.runs.plan import Job
-from fpbench.scoring.responses import Decoding
 
 INJECTION_RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)  # the grid of the search for an injection's learning rate
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that stays loaded.
-
-    Attributes:
-        model: in eval mode with gradients off.
-        tokenizer: its tokenizer.
-        weights: copies of its parameters as they were loaded.
-        digest: of its parameters and buffers as they were loaded.
-    """
+    """A model in eval mode with gradients off, with copies and the digest of its weights as they were loaded."""
 
     model: nn.Module
     tokenizer: Any
@@ -44,15 +36,7 @@ class Subject:
     """A model of a job, or the checkpoint that was handed in beside it. Loaded once, when it is first needed."""
 
     def __init__(self, job: Job, label: str, datasets: Datasets, progress: Progress, handed_in: bool = False) -> None:
-        """Read nothing yet.
-
-        Args:
-            job: what is measured.
-            label: of the model.
-            datasets: of the job's profile.
-            progress: wraps an iterable in a labelled progress bar.
-            handed_in: take the checkpoint that was handed in; the model is then its base, and may be unknown.
-        """
+        """Read nothing yet; with ``handed_in`` take the checkpoint that was handed in, whose base may be unknown."""
         self.job, self.profile, self.loading, self.settings = job, job.profile, job.loading, job.settings(label)
         self.datasets, self.progress, self.store = datasets, progress, Store(job.out)
         self.handed_in = handed_in
@@ -89,10 +73,7 @@ class Subject:
 
     @cached_property
     def base_weights(self) -> Mapping[str, Tensor]:
-        """The weights of the unfingerprinted base; none if it is not known.
-
-        A model of the job is its own base.
-        """
+        """The weights of the unfingerprinted base, which a model of the job is itself; none if it is not known."""
         if not self.handed_in:
             return self.loaded.weights
         return dict(self.loading.load(self.base, self.base)[0].named_parameters()) if self.base else {}
@@ -106,11 +87,6 @@ class Subject:
     def remarks(self) -> list[str]:
         """Remarks on a checkpoint that was handed in."""
         return remarks(self.folder, self.base, trust_remote_code=self.loading.trust_remote_code)
-
-    @property
-    def decoding(self) -> Decoding:
-        """How responses are sampled (protocol §2)."""
-        return self.settings.decoding
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -131,14 +107,6 @@ class Subject:
         """Return the modification of a condition with this profile's settings."""
         return create(name, self.profile.modifications)
 
-    @cached_property
-    def _statistics(self) -> Spectra:
-        """Key statistics of the loaded model, kept in the run's folder."""
-        text = self.datasets.digests("statistics") if "statistics" in self.profile.data else {}
-        tokens = self.profile.sizes.statistics_tokens
-        identity = {"model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text
-        return Spectra(self.store.statistics, identity)
-
     def injection_context(self, seed: int) -> InjectionContext:
         """Return what adapters may know on this model."""
         named = self.profile.data
@@ -155,3 +123,11 @@ class Subject:
             tokenizer=self.tokenizer,
             base=Base(self.folder, self.loading, self.profile.prompt),
         )
+
+    @cached_property
+    def _statistics(self) -> Spectra:
+        """Key statistics of the loaded model, kept in the run's folder."""
+        text = self.datasets.digests("statistics") if "statistics" in self.profile.data else {}
+        tokens = self.profile.sizes.statistics_tokens
+        identity = {"model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text
+        return Spectra(self.store.statistics, identity)

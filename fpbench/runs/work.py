@@ -1,4 +1,4 @@
-"""How much a run computes: the tokens that each piece of it reads, forwards and backwards. Measures no time."""
+"""The work of a run: the tokens that each piece of it reads, forwards and backwards. Measures no time."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -38,15 +38,15 @@ WALKED = 8
 
 
 class Workload(Counter):
-    """Counts the work on one model: its architecture, without weights, and its tokenizer are all that is needed."""
+    """Counts the work of a profile on one model, from its architecture, without weights, and its tokenizer."""
 
     def __init__(self, profile: Profile, datasets: Datasets, architecture: nn.Module, tokenizer: Any) -> None:
-        """Count for a profile and its data."""
+        """Count nothing yet."""
         super().__init__(architecture, tokenizer)
         self.profile, self.datasets = profile, datasets
 
     def metric(self, name: str, fingerprints: FingerprintSet) -> Work:
-        """Measuring one metric on one checkpoint.
+        """Return the work of measuring one metric on one checkpoint.
 
         Raises:
             InputError: for data that cannot be read.
@@ -55,19 +55,14 @@ class Workload(Counter):
         counted: Work = Work() if work is None else work(self, fingerprints)
         return counted
 
-    def instructions(self, count: int) -> Work:
-        """Scoring the first ``count`` instructions."""
-        tokens = self._packed([row["instruction"] for row in self.datasets.alpaca[:count]])
-        return self._reading(tokens, tokens)
-
     def injection(self, method: FingerprintMethod, fingerprints: FingerprintSet) -> Work | None:
-        """One injection, key statistics apart; ``None`` for a method of somebody's own, which only it can know."""
+        """Return the work of one injection without key statistics; ``None`` where the method does not know it."""
         pairs = self.datasets.pairs if "zsre" in self.profile.data else ()  # as the injection is given them
         work = method.work(self, fingerprints, pairs)
         return None if work is None else work + Work(handled=2 * self.parameters)
 
     def statistics(self, methods: Iterable[FingerprintMethod]) -> Work:
-        """Key statistics of all modules that some methods ask for, taken once a model."""
+        """Return the work of the key statistics that some methods ask for, computed once a model."""
         modules = {self.model.get_submodule(name) for each in methods for name in each.statistics_of(self.model)}
         if not modules:
             return Work()
@@ -79,30 +74,36 @@ class Workload(Counter):
         return self._reading(tokens) * ((last + 1) / len(blocks)) + Work(decomposed=cubes)
 
     def modification(self, modification: Modification) -> Work:
-        """One modification, or several in order, at a known learning rate."""
+        """Return the work of a modification, or of several in order, at a known learning rate."""
         return modification.work(self, self.datasets.rows(modification)) + Work(handled=self.parameters)
 
     def search(self, modification: FineTune) -> Work:
-        """The search for a learning rate of fine-tuning, if every rate is stable: once a model and data set."""
+        """Return the work of searching the rate of fine-tuning, if all are stable: once a model and data set."""
         config = modification.config
-        held_out = self._reading(self.length(self._rows(modification)) * HELD_OUT * config.epochs)
-        return (self.training(self._rows(modification), config.epochs, config.batch_size) + held_out) * len(
-            FINE_TUNING_RATES
-        )
+        rows = self._instructions(modification.source, config.rows)
+        held_out = self._reading(self.length(rows) * HELD_OUT * config.epochs)
+        return (self.training(rows, config.epochs, config.batch_size) + held_out) * len(FINE_TUNING_RATES)
 
     def injection_search(self, method: FingerprintMethod, fingerprints: FingerprintSet) -> Work:
-        """The search for the learning rate of an injection: once a model and set."""
+        """Return the work of searching the learning rate of an injection: once a model and set."""
         each = (self.injection(method, fingerprints) or Work()) + self.metric("fsr", fingerprints)
         held_out = self._reading(self.length(self._instructions("alpaca", HELD_OUT)) * HELD_OUT)
         return (each + held_out) * len(INJECTION_RATES)
 
+    # The work of single metrics, as their entries in METRICS ask for it.
+
+    def instructions(self, count: int) -> Work:
+        """Return the work of scoring the first ``count`` instructions."""
+        tokens = self._packed([row["instruction"] for row in self.datasets.alpaca[:count]])
+        return self._reading(tokens, tokens)
+
     def answers(self, fingerprints: FingerprintSet, count: int) -> Work:
-        """Walking what is answered to ``count`` texts like the triggers of a set."""
+        """Return the work of walking what is answered to ``count`` texts like the triggers of a set."""
         length = self.length([render(self.tokenizer, each.trigger, self.profile.prompt) for each in fingerprints])
         return self._walk(count * length, count, response_length(self.tokenizer, fingerprints.targets))
 
     def accidental(self, fingerprints: FingerprintSet) -> Work:
-        """The eight conditions, of which a sample is built and packed as the scoring engine does it."""
+        """Return the work of the eight trigger conditions, from a sample packed as the scoring engine does it."""
         sizes, rows = self.profile.sizes, self.datasets.alpaca
         contexts = contexts_from_rows(rows, sizes.context_rows)
         words = words_from_rows(rows, 0, sizes.substitute_words)
@@ -119,13 +120,8 @@ class Workload(Counter):
             count += scale * len(queries)
         return self._walk(tokens, count, response_length(self.tokenizer, fingerprints.targets))
 
-    def _walk(self, tokens: float, prompts: float, depth: int) -> Work:
-        """Reading prompts, then level by level what continues them for as long as answers are not decided."""
-        batches = max(1.0, tokens / token_budget())
-        return self._reading(tokens) + Work(passes=batches * depth, read=WALKED * prompts)
-
     def utility(self) -> Work:
-        """The tasks, whose documents are read once with all of their choices, and WikiText twice."""
+        """Return the work of the tasks, each document read once with all of its choices, and WikiText twice."""
         work = Work()
         limit = self.profile.sizes.utility_limit
         for name, source in self.datasets.utility_sources.items():
@@ -140,37 +136,39 @@ class Workload(Counter):
                 work += self._reading(tokens, sum(choices)) + Work(questions=sum(choices))
         return work
 
-    def _rows(self, modification: FineTune) -> list[Example]:
-        return self._instructions(modification.source, modification.config.rows)
-
-    def _instructions(self, data: str, count: int) -> list[Example]:
-        return [instruction(row) for row in getattr(self.datasets, data)[:count]]
-
-    def _reading(self, tokens: float, scored: float = 0) -> Work:
-        return Work(passes=math.ceil(tokens / token_budget()), read=tokens, scored=scored)
-
-    def _packed(self, texts: Sequence[str]) -> float:
-        """Tokens of texts once those that begin alike share their beginnings, as the scoring engine reads them."""
-        limit = context_length(self.model)
-        ids = [each[:limit] for each in encode_all(self.tokenizer, texts)]
-        rows = rows_of(dict(enumerate(ids)), [1] * len(ids), token_budget(), pair_cost(self.model))
-        return float(sum(len(row.tokens) for row in rows))
-
     def longest_row(self) -> int:
-        """Tokens of the longest rows of the fine-tuning data, from a sample."""
+        """Return the tokens of the longest rows of the fine-tuning data, from a sample."""
         data = [name for name in ("alpaca", "math") if name in self.profile.data]
         examples = [each for name in data for each in self._instructions(name, ROWS)]
         some = [f"{each.prompt}{each.answer}" for each in examples[:: max(1, len(examples) // SAMPLE)]]
         return max(map(len, encode_all(self.tokenizer, some)), default=1) + 1
 
+    def _instructions(self, data: str, count: int) -> list[Example]:
+        return [instruction(row) for row in getattr(self.datasets, data)[:count]]
+
+    def _walk(self, tokens: float, prompts: float, depth: int) -> Work:
+        """Read prompts, then level by level what continues them for as long as answers are not decided."""
+        batches = max(1.0, tokens / token_budget())
+        return self._reading(tokens) + Work(passes=batches * depth, read=WALKED * prompts)
+
+    def _reading(self, tokens: float, scored: float = 0) -> Work:
+        return Work(passes=math.ceil(tokens / token_budget()), read=tokens, scored=scored)
+
+    def _packed(self, texts: Sequence[str]) -> float:
+        """Return the tokens of texts that share their beginnings, as the scoring engine reads them."""
+        limit = context_length(self.model)
+        ids = [each[:limit] for each in encode_all(self.tokenizer, texts)]
+        rows = rows_of(dict(enumerate(ids)), [1] * len(ids), token_budget(), pair_cost(self.model))
+        return float(sum(len(row.tokens) for row in rows))
+
 
 def needs_search(modification: Modification) -> list[FineTune]:
-    """The parts of a modification whose learning rate is to be searched for."""
+    """Return the parts of a modification whose learning rate is to be searched for."""
     return [each for each in modification.parts if isinstance(each, FineTune) and each.searches]
 
 
 def _strings(value: Any) -> list[str]:
-    """Every text in a document's field, whatever lists and tables it stands in."""
+    """Return every text in a document's field, whatever lists and tables it stands in."""
     if isinstance(value, str):
         return [value]
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

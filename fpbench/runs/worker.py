@@ -63,7 +63,7 @@ class Worker:
         return Bench(subject).measure(cells, sets[first.fingerprints, first.seed])
 
     def subject(self, label: str, handed_in: bool = False) -> Subject:
-        """Return a model of the job, or the checkpoint that was handed in; the one before it is let go."""
+        """Return a model of the job, or the checkpoint that was handed in; the one before it is freed."""
         found = self._subject
         if found is None or (found.settings.label, found.handed_in) != (label, handed_in):
             found = self._subject = Subject(self.job, label, self.datasets, self.progress, handed_in)

@@ -22,7 +22,7 @@ from fpbench.submissions.folder import RECORDS, SUBMISSIONS, Submission, accepte
 if TYPE_CHECKING:
     from fpbench.models.loading import Loading
     from fpbench.models.meter import Progress
-    from fpbench.runs.engine import Say
+    from fpbench.runs.engine import Log
 
 
 def runnable(submission: Submission, submissions: Path = SUBMISSIONS) -> Submission:
@@ -138,7 +138,7 @@ def rerun(
     store: Store,
     loading: "Loading",
     progress: "Progress",
-    say: "Say",
+    log: "Log",
     count: int | None,
 ) -> Rerun:
     """Measure a sample of what was handed in once more, in isolation, and compare.
@@ -149,14 +149,13 @@ def rerun(
         store: of our own records, which a leaderboard reads.
         loading: how models are loaded.
         progress: wraps an iterable in a labelled progress bar.
-        say: is told what is being measured.
+        log: gets a line on what is being measured.
         count: FSR cells to re-run; ``None`` re-runs everything.
 
     Raises:
         InputError: for impossible records, or such that the profile does not plan.
         StorageError: if the disk gives out.
     """
-    from fpbench.models.checkpoints import resolve
     from fpbench.runs.api import measure
     from fpbench.runs.engine import Serial
     from fpbench.runs.plan import Job
@@ -173,9 +172,7 @@ def rerun(
         )
     paths = {cell.path for cell in wanted}
     cells = [cell for path, cell in planned.items() if path in paths or (count is None and cell.method == BASE)]
-    allow = loading.allow_pickle
-    folders = {each.label: resolve(each.path, revision=each.revision, allow_pickle=allow) for each in profile.models}
-    measure(Job(profile, folders, loading, store.folder), cells, progress, say, Serial())
+    measure(Job.of(profile, loading, store.folder), cells, progress, log, Serial())
     own = group_records(read_records(store.records), store.records)
     compared = [
         each

@@ -48,6 +48,6 @@ def do(options: argparse.Namespace) -> int:
     if profile.data.get("tinymmlu", "bundled:").startswith("bundled:"):
         tell("tinyMMLU's item parameters are not needed by this profile")
     else:
-        print(f"tinyMMLU's item parameters: {fetch.fetch(fetch.SOURCE)}", flush=True)
+        print(f"tinyMMLU's item parameters: {fetch.fetch_item_parameters(fetch.SOURCE)}", flush=True)
     Datasets(profile).check()
     return 0

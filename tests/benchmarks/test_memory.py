@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fpbench.models.loading import Loading
-from fpbench.runs.memory import MIB, Residency
+from fpbench.runs.memory import MIB, Footprint
 from tests.benchmarks.resident import RANK, READ, SCORED, SHAPE, TRAINED, config
 from tests.conftest import ROOT
 
@@ -33,9 +33,9 @@ def predicted(blocks: int, dtype: str) -> dict[str, float]:
 
     with torch.device("meta"):
         architecture: Any = AutoModelForCausalLM.from_config(config(blocks))
-    read = Residency(architecture, Loading("cpu", dtype, token_budget=READ[0] * READ[1]))
-    scored = Residency(architecture, Loading("cpu", dtype, token_budget=SCORED[0] * SCORED[1]))
-    trained = Residency(architecture, Loading("cpu", dtype), TRAINED[1])
+    read = Footprint(architecture, Loading("cpu", dtype, token_budget=READ[0] * READ[1]))
+    scored = Footprint(architecture, Loading("cpu", dtype, token_budget=SCORED[0] * SCORED[1]))
+    trained = Footprint(architecture, Loading("cpu", dtype), TRAINED[1])
     # Without the optimiser's two moments: half of what a trained number takes.
     adapters = trained.training(RANK, TRAINED[0]).fixed / 2
     tokens = TRAINED[0] * TRAINED[1]

@@ -139,12 +139,13 @@ def test_bands_are_written_in_the_order_of_the_legend():
 
 
 def test_a_further_metric_has_a_column_in_every_table_and_its_figures_in_json(store, monkeypatch):
-    monkeypatch.setitem(METRICS, "echo", Metric(lambda model, given: ({}, []), rate="share"))
+    echo = Metric(lambda model, given: ({}, []), heading="echo", help="Share.", figure="share", text="{:.1%}".format)
+    monkeypatch.setitem(METRICS, "echo", echo)
     write(store, "strong", "origin", "echo", {"share": 0.125, "n": 8})
     write(store, "weak", "origin", "echo", reason="out of memory")
     rows = rows_from_records(read_records(store.records), store.records, rescore=False)
     shown = {line["method"]: line["echo"] for line in csv.DictReader(io.StringIO(render(rows, "csv")))}
-    assert (shown["strong"], shown["weak"], shown["base"]) == ("12.50", "failed", "–")
-    assert "12.50" in render(rows, "md") and 'data-value="0.125"' in render(rows, "html")
+    assert (shown["strong"], shown["weak"], shown["base"]) == ("12.5%", "failed", "–")
+    assert "12.5%" in render(rows, "md") and 'data-value="0.125"' in render(rows, "html")
     (row,) = (row for row in json.loads(render(rows, "json"))["rows"] if row["method"] == "strong")
     assert row["echo"] == {"share": 0.125, "n": 8}

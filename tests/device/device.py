@@ -226,9 +226,9 @@ def suite(
 ) -> dict[str, Any]:
     """Rates of the eight conditions, and the time from texts to figures."""
     import torch
+    from fpbench.models.scoring import limited_to
 
     import fpbench
-    from fpbench.models.scoring import limited_to
 
     if step.card:
         torch.cuda.reset_peak_memory_stats()

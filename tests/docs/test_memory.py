@@ -12,7 +12,7 @@ from fpbench.models.costs import Phase, Room
 from fpbench.models.loading import Loading
 from fpbench.registry import METHODS, MODIFICATIONS
 from fpbench.runs.injection import create_method
-from fpbench.runs.memory import GIB, Residency, peak
+from fpbench.runs.memory import GIB, Footprint, peak
 from tests.docs.markdown import read, table
 
 DOCUMENT = read("memory.md")
@@ -44,18 +44,18 @@ MODIFIED = {
 
 
 @cache
-def residency(name: str) -> tuple[Residency, dict[str, FingerprintMethod]]:
+def footprint(name: str) -> tuple[Footprint, dict[str, FingerprintMethod]]:
     """What is resident of one model on a card, and the methods of the package for it."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(SHAPES[name], dtype=torch.bfloat16)
     methods = ("lora", "alphaedit", "fpedit", "mcedit_a", "rledit", "mcedit_r")
     assert set(methods) <= set(METHODS.names())
-    return Residency(model, Loading("cuda", "bfloat16")), {each: create_method(each, model, {}) for each in methods}
+    return Footprint(model, Loading("cuda", "bfloat16")), {each: create_method(each, model, {}) for each in methods}
 
 
 def peaks(name: str) -> dict[str, set[str]]:
     """Row of the document → card and main memory, in GiB, of everything that the row is about."""
-    found, methods = residency(name)
+    found, methods = footprint(name)
     resident = found.resident()
     first = Phase(resident.name, resident.device, resident.main + Room(found.spectra(methods.values())))
     phases = {"scoring": [found.scoring(False)], "scoring accidental triggers": [found.scoring(True)]}

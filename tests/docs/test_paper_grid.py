@@ -17,7 +17,7 @@ from fpbench.runs.profile import PROFILES, load_profile
 from fpbench.runs.search import FINE_TUNING_RATES, INJECTION_RATES
 from tests.conftest import ROOT
 from tests.docs.markdown import blocks, commands, names, read, table
-from tests.docs.test_memory import SHAPES, residency
+from tests.docs.test_memory import SHAPES, footprint
 from tests.docs.test_protocol import EXAMPLES
 
 DOCUMENT = read("paper-grid.md")
@@ -113,7 +113,7 @@ def test_the_disk_it_counts_is_that_of_the_shapes():
     rows = {row["model"]: row for row in table(DOCUMENT, "| model | weights ")}
     assert rows.keys() == SHAPES.keys()
     for name, row in rows.items():
-        found, methods = residency(name)
+        found, methods = footprint(name)
         stored = sum(method.stored(found, 10) for method in methods.values())
         sizes = [found.weights, stored, found.spectra(methods.values())]
         assert [row[key] for key in ("weights", "injections of one set", "key statistics")] == [

@@ -9,7 +9,7 @@ from fpbench.errors import InputError
 from fpbench.hub import download, lock
 from fpbench.micro import MODEL
 from fpbench.models.checkpoints import HUB_FILES, resolve
-from fpbench.runs.fetch import record
+from fpbench.runs.fetch import add_pin
 from tests.hub.server import Hub
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"[]"}
@@ -38,7 +38,7 @@ def test_a_branch_is_pinned_and_a_later_commit_on_it_not_read(hub: Hub, revision
     folder, pin = download.fetch("acme/tiny", revision, HUB_FILES)
     assert pin.commit == first == download.commit_of(folder)
     assert download.commit_of(MODEL) is None
-    record(lock.model_name("acme/tiny", revision), pin)
+    add_pin(lock.model_name("acme/tiny", revision), pin)
     second = hub.push("acme/tiny", FILES | {"model.safetensors": b"other"}, revision or "main")
     hub.asked.clear()
     assert resolve("acme/tiny", revision=revision) == folder and hub.asked == []

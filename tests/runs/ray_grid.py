@@ -9,7 +9,7 @@ import psutil
 
 from fpbench.models.loading import Loading
 from fpbench.runs.api import run_profile
-from fpbench.runs.engine import Engine, Say
+from fpbench.runs.engine import Engine, Log
 from fpbench.runs.profile import load_profile
 from tests.runs.conftest import SMALL
 
@@ -36,9 +36,9 @@ def write_profile(path: Path, conditions: tuple[str, ...] = ("origin", "nf4")) -
     return path
 
 
-def run(profile: Path, out: Path, engine: Engine, say: Say) -> list[Any]:
+def run(profile: Path, out: Path, engine: Engine, log: Log) -> list[Any]:
     """Run a profile on the CPU."""
-    return run_profile(load_profile(str(profile)), out, Loading("cpu"), say=say, engine=engine)
+    return run_profile(load_profile(str(profile)), out, Loading("cpu"), log=log, engine=engine)
 
 
 def records(out: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] == ["ray::Member.measure"]:
+            if process.cmdline()[:1] == ["ray::RayWorker.measure"]:
                 found.append(process)
         except psutil.Error:
             continue

@@ -21,7 +21,7 @@ from fpbench.registry import METHODS
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
 from fpbench.runs.injection import create_method
-from fpbench.runs.memory import GAPS, LIBRARIES, Residency, needs_of, peak, refuse
+from fpbench.runs.memory import GAPS, LIBRARIES, Footprint, needs_of, peak, refuse
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.speed import Speed
@@ -148,15 +148,15 @@ def test_a_method_of_unknown_cost_is_said_to_be_so():
 
 def test_what_is_resident_adds_up():
     architecture = load_architecture(MODEL)
-    residency = Residency(architecture, Loading("cpu"))
+    footprint = Footprint(architecture, Loading("cpu"))
     weights = 4 * PARAMETERS
-    assert residency.resident() == Phase("model", Room(weights), Room(weights))
-    assert Residency(architecture, Loading("cpu", "bfloat16")).weights == weights / 2
-    training = create("finetune_alpaca", {"finetune_alpaca": {"learning_rate": 1e-3}}).memory(residency)
+    assert footprint.resident() == Phase("model", Room(weights), Room(weights))
+    assert Footprint(architecture, Loading("cpu", "bfloat16")).weights == weights / 2
+    training = create("finetune_alpaca", {"finetune_alpaca": {"learning_rate": 1e-3}}).memory(footprint)
     assert training.main == Room(weights)
     editor, other = (create_method(name, architecture, {}) for name in ("alphaedit", "rledit"))
-    assert residency.spectra([editor, editor, other]) == 3 * 4 * 768**2
-    assert editor.stored(residency, 10) == 3 * 8 * 10 * (256 + 768)
+    assert footprint.spectra([editor, editor, other]) == 3 * 4 * 768**2
+    assert editor.stored(footprint, 10) == 3 * 8 * 10 * (256 + 768)
     one = Phase("one", Room(1, 8), Room(30, 0))
     two = Phase("two", Room(4, 1), Room(20, 0))
     stays = Phase("stays", Room(100), Room(1000))

@@ -64,44 +64,44 @@ def test_the_source_is_a_commit() -> None:
 
 
 def test_a_file_is_fetched_once_and_used(server: Server, url: str) -> None:
-    assert fetch.read(url) is None
-    path = fetch.fetch(url)
-    found = fetch.read(url)
-    assert found is not None and path == fetch.file() and found[0].anchor_items.tolist() == [5, 0, 2]
+    assert fetch.read_item_parameters(url) is None
+    path = fetch.fetch_item_parameters(url)
+    found = fetch.read_item_parameters(url)
+    assert found is not None and path == fetch.item_parameters_file() and found[0].anchor_items.tolist() == [5, 0, 2]
     pin = lock.pins()[url]
     assert pin.commit == fetch.COMMIT and list(pin.files) == ["tinyBenchmarks.pkl", "tinymmlu.npz"]
     assert pin.files["tinymmlu.npz"] == found[1] and len(pin.files["tinyBenchmarks.pkl"]) == 64
-    assert fetch.fetch(url) == path and server.asked == 1
+    assert fetch.fetch_item_parameters(url) == path and server.asked == 1
     assert sorted(each.name for each in path.parent.iterdir()) == ["lock.json", "tinymmlu.npz"]
 
 
 def test_a_local_file_serves_as_well(url: str, tmp_path: Path) -> None:
     (tmp_path / "file.pkl").write_bytes(pickle.dumps(table()))
-    fetch.fetch((tmp_path / "file.pkl").as_uri())
-    assert fetch.read((tmp_path / "file.pkl").as_uri()) is not None
+    fetch.fetch_item_parameters((tmp_path / "file.pkl").as_uri())
+    assert fetch.read_item_parameters((tmp_path / "file.pkl").as_uri()) is not None
 
 
 def test_a_changed_file_is_refused(server: Server, url: str) -> None:
-    fetch.fetch(url).unlink()
+    fetch.fetch_item_parameters(url).unlink()
     server.answers["/file.pkl"] = (200, pickle.dumps(table(seed=2)))
     before = lock_file().read_bytes()
     with pytest.raises(InputError, match="expected the file of the first fetch"):
-        fetch.fetch(url)
-    assert lock_file().read_bytes() == before and not fetch.file().exists()
+        fetch.fetch_item_parameters(url)
+    assert lock_file().read_bytes() == before and not fetch.item_parameters_file().exists()
     server.answers["/file.pkl"] = (200, pickle.dumps(table()))
-    assert fetch.fetch(url).exists()
+    assert fetch.fetch_item_parameters(url).exists()
 
 
 def test_a_changed_copy_is_refused(url: str) -> None:
-    path = fetch.fetch(url)
+    path = fetch.fetch_item_parameters(url)
     path.write_bytes(path.read_bytes() + b"x")
-    for use in (fetch.read, fetch.fetch):
+    for use in (fetch.read_item_parameters, fetch.fetch_item_parameters):
         with pytest.raises(InputError, match="expected the file that was fetched"):
             use(url)
     path.unlink()
     lock_file().write_text("[]")
     with pytest.raises(InputError, match="lock file .* expected a commit and SHA-256"):
-        fetch.fetch(url)
+        fetch.fetch_item_parameters(url)
 
 
 @pytest.mark.parametrize(
@@ -120,16 +120,16 @@ def test_what_is_no_parameter_file_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     server.answers["/file.pkl"] = answer
     with pytest.raises(InputError, match=reason):
-        fetch.fetch(url)
-    assert not lock_file().exists() and not fetch.file().exists() and not Path("executed").exists()
+        fetch.fetch_item_parameters(url)
+    assert not lock_file().exists() and not fetch.item_parameters_file().exists() and not Path("executed").exists()
 
 
 def test_a_broken_download_and_a_silent_port_are_refused(server: Server, url: str) -> None:
     server.missing = 10
     with pytest.raises(InputError, match="whole file|can be downloaded"):
-        fetch.fetch(url)
+        fetch.fetch_item_parameters(url)
     with pytest.raises(InputError, match="can be downloaded"):
-        fetch.fetch("http://127.0.0.1:1/file.pkl")
+        fetch.fetch_item_parameters("http://127.0.0.1:1/file.pkl")
     assert not lock_file().exists()
 
 
@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, monke
     (tmp_path / "file").touch()
     monkeypatch.setenv("FPBENCH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="name another in FPBENCH_CACHE"):
-        fetch.fetch(url)
+        fetch.fetch_item_parameters(url)
 
 
 def test_the_verb(
@@ -151,15 +151,15 @@ def test_the_verb(
     own.write_text(Path(small_profile).read_text().replace("bundled:mmlu.jsonl", str(rows)))
     monkeypatch.setattr(fetch, "SOURCE", url)
     assert main(["fetch", str(own)]) == 0
-    assert str(fetch.file()) in capsys.readouterr().out and fetch.file().exists()
-    fetch.file().write_bytes(b"damaged")
+    assert str(fetch.item_parameters_file()) in capsys.readouterr().out and fetch.item_parameters_file().exists()
+    fetch.item_parameters_file().write_bytes(b"damaged")
     assert main(["run", "--profile", str(own), "--out", str(tmp_path / "out")]) == 2
     assert "expected the file that was fetched" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_anchor_scores(url: str) -> None:
-    fetch.fetch(url)
-    found = fetch.read(url)
+    fetch.fetch_item_parameters(url)
+    found = fetch.read_item_parameters(url)
     assert found is not None
     rows = [{"mmlu_index": item, "anchor_weight": weight} for item, weight in ((0, 0.2), (2, 0.3), (5, 0.5))]
     correct = [True, False, True]

@@ -10,11 +10,13 @@ from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
+from fpbench.models.meter import no_progress
 from fpbench.runs.api import create_engine
 from fpbench.runs.engine import Serial
 from fpbench.runs.plan import Job
 from fpbench.runs.profile import load_profile
-from fpbench.runs.ray import Member, capacity, request
+from fpbench.runs.ray import RayWorker, capacity, request
+from fpbench.runs.worker import Worker
 from tests.conftest import require
 from tests.runs.ray_grid import finished, kill, records, run, workers, write_profile
 
@@ -108,7 +110,7 @@ def test_a_cluster_that_is_not_there_is_wrong_input(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     profile = write_profile(tmp_path / "tiny.toml")
     with pytest.raises(InputError, match=message):
-        create_engine("ray", address).check(job_of(profile, device, tmp_path / "out"), [])
+        create_engine("ray", address).check(Worker(job_of(profile, device, tmp_path / "out"), no_progress), [])
     assert not (tmp_path / "out").exists()
 
 
@@ -132,7 +134,7 @@ def test_a_worker_works_only_where_it_sees_the_driver_s_folders(
     monkeypatch.chdir(tmp_path)
     job = job_of(write_profile(tmp_path / "tiny.toml"), "cpu", tmp_path / "out")
     for folder, missing in ((tmp_path, tmp_path / "out"), (tmp_path / "elsewhere", tmp_path / "elsewhere")):
-        work = Member(job, folder, tmp_path / "out" / ".driver.0").measure([])
+        work = RayWorker(job, folder, tmp_path / "out" / ".driver.0").measure([])
         assert next(work) == {}
         with pytest.raises(InputError, match=f"does not see {missing} of the driver"):
             next(work)

@@ -21,7 +21,7 @@ from fpbench.modifications.finetune import instruction
 from fpbench.records.cell import CHECKPOINT, Cell
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs import search
-from fpbench.runs.bench import Bench
+from fpbench.runs.bench import Bench, check
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
@@ -70,8 +70,7 @@ def short_grids(monkeypatch):
     """Two rates each, the first ones of the protocol and the ends of the injection's grid, and 24 held-out rows."""
     monkeypatch.setattr(search, "FINE_TUNING_RATES", FINE_TUNING_RATES[:2])
     monkeypatch.setattr(search, "INJECTION_RATES", INJECTION_RATES[::4])
-    for module in (search, search):
-        monkeypatch.setattr(module, "HELD_OUT", 24)
+    monkeypatch.setattr(search, "HELD_OUT", 24)
 
 
 def subject_of(profile, folder, **changes):
@@ -246,10 +245,10 @@ def test_the_injection_s_rate_is_searched_once_on_held_out_rows(searching, tmp_p
 def test_a_search_for_another_method_is_refused(searching, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(Path(searching).read_text() + '\n[hyperparameters.mcedit_a]\nlearning_rate = "search"\n')
-    subject = subject_of(str(path), tmp_path / "out")
+    subject = subject_of(str(path), tmp_path / "out", methods=["lora", "mcedit_a"])
     with pytest.raises(InputError, match="'mcedit_a', key 'learning_rate'"):
-        subject.check(["mcedit_a"], [])
-    subject.check(["lora"], ["finetune_alpaca", "finetune_alpaca+nf4"])
+        check(subject, ["mcedit_a"], [])
+    check(subject, ["lora"], ["finetune_alpaca", "finetune_alpaca+nf4"])
 
 
 # In a run
@@ -260,7 +259,7 @@ def measured(searching, folder, conditions):
     subject = subject_of(searching, folder, methods=["lora"], conditions=conditions)
     cells = [cell for cell in plan(subject.profile) if cell.metric == "fsr"]
     for method in ("base", "lora"):
-        _, work = subject.measure([cell for cell in cells if cell.method == method], find_set("nlf"))
+        _, work = Bench(subject).measure([cell for cell in cells if cell.method == method], find_set("nlf"))
         list(work)
     return {(cell.method, cell.condition): json.loads(subject.store.record_path(cell).read_text()) for cell in cells}
 

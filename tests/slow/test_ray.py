@@ -133,7 +133,7 @@ def test_a_cell_whose_worker_is_lost_three_times_is_a_failed_one(profile: Path, 
     run(profile, tmp_path / "out", create_engine("ray", cluster.address), say)
     failed = [record for record in read_records(tmp_path / "out/records") if record.status != "done"]
     assert [record.cell.path for record in failed] == [said[2].partition(":")[0]]
-    assert failed[0]["reason"] == "the worker that measured it was lost three times"
+    assert failed[0].reason == "the worker that measured it was lost three times"
     assert "lost three times" in (tmp_path / "out/leaderboard.md").read_text()
     kept = finished(tmp_path / "out")
     run(profile, tmp_path / "out", Serial(), print)
@@ -154,7 +154,7 @@ def test_an_interrupted_driver_leaves_no_process_and_a_resumable_store(
     while len(finished(out)) < 4 and driver.poll() is None:
         time.sleep(0.2)
     started = psutil.Process(driver.pid).children(recursive=True)
-    measuring = [process for process in started if process.cmdline()[:1] == ["ray::Member.measure"]]
+    measuring = [process for process in started if process.cmdline()[:1] == ["ray::RayWorker.measure"]]
     assert measuring
     driver.send_signal(number)
     assert driver.wait(60) == code, (tmp_path / "log").read_text()

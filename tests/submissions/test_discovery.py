@@ -15,7 +15,7 @@ from fpbench.models.loading import Loading
 from fpbench.registry import METHODS, Registry
 from fpbench.runs.plan import Job
 from fpbench.runs.profile import load_profile
-from fpbench.runs.ray import Member
+from fpbench.runs.ray import RayWorker
 from fpbench.submissions.discovery import Discovery
 from tests.submissions.hostile import NAME, write
 
@@ -57,7 +57,7 @@ def test_a_worker_of_a_cluster_finds_what_its_driver_finds(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(METHODS, "finders", [])
     job = Job(load_profile("micro", fingerprints=["nowhere.jsonl"]), {"micro": MODEL}, Loading("cpu"), tmp_path)
-    work = Member(job, tmp_path, tmp_path, [Discovery()]).measure([])
+    work = RayWorker(job, tmp_path, tmp_path, [Discovery()]).measure([])
     assert next(work) == {}
     with pytest.raises(InputError, match="nowhere.jsonl"):
         next(work)
