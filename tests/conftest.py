@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,34 @@ def environment() -> Iterator[None]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Benchmarks are timed, so they run in this process; anything else on every core (``-n auto``)."""
     return 0 if "benchmark" in config.option.markexpr.split() and "not" not in config.option.markexpr.split() else None
+
+
+Register = Callable[[type], str]
+
+
+@contextmanager
+def registered_for_now() -> Iterator[None]:
+    """Forget at the end which methods were registered meanwhile, but for the package's own."""
+    from fpbench.registry import METHODS
+
+    before = set(METHODS._classes)
+    yield
+    for name in METHODS._classes.keys() - before - set(METHODS.own):
+        del METHODS._classes[name]
+
+
+@pytest.fixture
+def registered() -> Iterator[Register]:
+    """Registers a class under a name of its own, for one test."""
+    from fpbench.registry import METHODS
+
+    def register(method: type) -> str:
+        name = f"{method.__name__.lower()}_of_a_test"
+        METHODS.register(name)(method)
+        return name
+
+    with registered_for_now():
+        yield register
 
 
 def require(path: Path) -> Path:
