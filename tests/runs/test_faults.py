@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fpbench
+from fpbench.cli import main
 from fpbench.records.store import read_records
 
 RUN = [sys.executable, "-m", "fpbench", "run"]
@@ -111,12 +112,11 @@ def test_every_record_says_which_token_budget_it_was_measured_with(small_run):
         assert record.cost["token_budgets"] == ([4096] if scored else []), record.cell
 
 
-def test_a_training_that_diverges_fails_its_cell_with_the_reason(small_profile, tmp_path):
+def test_a_training_that_diverges_fails_its_cell_with_the_reason(small_profile, tmp_path, capsys):
     profile = tmp_path / "wild.toml"
     profile.write_text(Path(small_profile).read_text().replace("learning_rate = 2e-4", "learning_rate = 1e30"))
-    command = [*RUN, "--profile", str(profile), "--out", str(tmp_path / "out"), "--condition", "origin"]
-    done = subprocess.run([*command, "finetune_alpaca", "--method", "mcedit_a"], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "training became non-finite in epoch 1" in done.stdout
+    command = ["run", "--profile", str(profile), "--out", str(tmp_path / "out"), "--condition", "origin"]
+    assert main([*command, "finetune_alpaca", "--method", "mcedit_a"]) == 1
+    assert "training became non-finite in epoch 1" in capsys.readouterr().out
     failed = [record for record in read_records(tmp_path / "out" / "records") if record.status == "failed"]
     assert {record.cell.condition for record in failed} == {"finetune_alpaca"} and len(failed) == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fpbench
+from fpbench.cli import main
 from fpbench.models.loading import Loading
 from fpbench.records.store import Store, driving, read_records
 from fpbench.runs.plan import Job, plan
@@ -114,11 +115,9 @@ def test_damaged_names_are_computed_again(remembered, caplog):
     assert "checksum" in caplog.text
 
 
-def test_a_second_driver_on_one_store_exits_2_and_names_the_first(small_profile, tmp_path):
+def test_a_second_driver_on_one_store_exits_2_and_names_the_first(small_profile, tmp_path, capsys):
     with driving(tmp_path / "out"):
-        command = [sys.executable, "-m", "fpbench", "run", "--profile", small_profile, "--out", str(tmp_path / "out")]
-        done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+        assert main(["run", "--profile", small_profile, "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"process {os.getpid()} on " in line and "another run writes to" in line
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["locks"]
