@@ -1,6 +1,8 @@
 """Fixtures: the bundled micro model, and the real models and data where they are at hand."""
 
+import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +77,22 @@ def require(path: Path) -> Path:
 def shared() -> Path:
     """The folder with real models, data and parity fixtures."""
     return require(SHARED)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first worker to ask for it makes for all of them."""
+    common = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    folder, made = common / name, common / f"{name}.made"
+    with (common / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
 
 
 def load_plain(path: Path) -> tuple[Any, Any]:

@@ -32,8 +32,8 @@ def careless():
     del METHODS._classes["careless"]
 
 
-def worker_of(small_profile, out, methods):
-    profile = load_profile(small_profile, methods=methods, conditions=["origin"])
+def worker_of(tiny_profile, out, methods):
+    profile = load_profile(tiny_profile, methods=methods, conditions=["origin"])
     return Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), out), no_progress), checkpoints(plan(profile))
 
 
@@ -42,8 +42,8 @@ def measure(worker, cells):
     return list(work)
 
 
-def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile, tmp_path, caplog, careless):
-    worker, (base, injected) = worker_of(small_profile, tmp_path, ["careless"])
+def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(tiny_profile, tmp_path, caplog, careless):
+    worker, (base, injected) = worker_of(tiny_profile, tmp_path, ["careless"])
     measure(worker, base)
     model = worker.subject("micro").model
     measure(worker, injected[:1])
@@ -67,8 +67,8 @@ def raising():
     del METHODS._classes["raising"]
 
 
-def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_path, caplog, raising):
-    worker, (_, injected) = worker_of(small_profile, tmp_path, ["raising"])
+def test_an_adapter_that_raises_costs_its_own_cells_alone(tiny_profile, tmp_path, caplog, raising):
+    worker, (_, injected) = worker_of(tiny_profile, tmp_path, ["raising"])
     measure(worker, injected)
     records = read_records(tmp_path / "records")
     assert len(records) == len(injected)
@@ -78,8 +78,8 @@ def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_pat
     assert "restored" not in caplog.text, "the weights it had zeroed were put back"
 
 
-def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path, caplog):
-    worker, (_, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+def test_a_damaged_delta_is_reported_and_injected_again(tiny_profile, tmp_path, caplog):
+    worker, (_, injected) = worker_of(tiny_profile, tmp_path, ["mcedit_a"])
     measure(worker, injected[:1])
     (delta,) = (tmp_path / "deltas").glob("*.safetensors")
     content = delta.read_bytes()
@@ -90,8 +90,8 @@ def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path,
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_path, caplog):
-    worker, (base, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(tiny_profile, tmp_path, caplog):
+    worker, (base, injected) = worker_of(tiny_profile, tmp_path, ["mcedit_a"])
     measure(worker, base[:1])
     model = worker.subject("micro").model
     measure(worker, injected[:2])

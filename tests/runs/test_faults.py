@@ -25,7 +25,7 @@ def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run([*unshare, script, "sh", *arguments], capture_output=True, text=True)
 
 
-def test_a_full_disk_costs_the_running_cell_alone(small_profile, tmp_path):
+def test_a_full_disk_costs_the_running_cell_alone(tiny_profile, tmp_path):
     """A disk that somebody else fills up as soon as the first cell is finished."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
@@ -38,7 +38,7 @@ def test_a_full_disk_costs_the_running_cell_alone(small_profile, tmp_path):
         wait $run; code=$?
         cp -r "$disk/out" "$kept"; exit $code
     """
-    command = [*RUN, "--profile", small_profile, "--out", str(disk / "out"), "--condition", "origin"]
+    command = [*RUN, "--profile", tiny_profile, "--out", str(disk / "out"), "--condition", "origin"]
     done = in_a_namespace(script, str(disk), str(kept), *command)
     assert done.returncode == 1, done.stderr
     assert "cannot be written (No space left on device): finished records stay" in done.stderr.splitlines()[-1]
@@ -112,9 +112,9 @@ def test_every_record_says_which_token_budget_it_was_measured_with(small_run):
         assert record.cost["token_budgets"] == ([4096] if scored else []), record.cell
 
 
-def test_a_training_that_diverges_fails_its_cell_with_the_reason(small_profile, tmp_path, capsys):
+def test_a_training_that_diverges_fails_its_cell_with_the_reason(tiny_profile, tmp_path, capsys):
     profile = tmp_path / "wild.toml"
-    profile.write_text(Path(small_profile).read_text().replace("learning_rate = 2e-4", "learning_rate = 1e30"))
+    profile.write_text(Path(tiny_profile).read_text().replace("learning_rate = 2e-4", "learning_rate = 1e30"))
     command = ["run", "--profile", str(profile), "--out", str(tmp_path / "out"), "--condition", "origin"]
     assert main([*command, "finetune_alpaca", "--method", "mcedit_a"]) == 1
     assert "training became non-finite in epoch 1" in capsys.readouterr().out

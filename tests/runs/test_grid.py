@@ -62,12 +62,12 @@ def test_the_scored_weights_are_the_injected_ones(small_run):
     assert records["fsr"].proof["weights_digest"] == records["cost"].result["weights_digest"]
 
 
-def test_a_rerun_measures_nothing_and_gives_the_same_table(small_run, small_profile):
-    before = {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*.json")}
-    table = (small_run / "leaderboard.json").read_bytes()
-    fpbench.run(small_profile, out=small_run)
-    assert {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*.json")} == before
-    assert (small_run / "leaderboard.json").read_bytes() == table
+def test_a_rerun_measures_nothing_and_gives_the_same_table(finished_run, small_profile):
+    before = {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*.json")}
+    table = (finished_run / "leaderboard.json").read_bytes()
+    fpbench.run(small_profile, out=finished_run)
+    assert {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*.json")} == before
+    assert (finished_run / "leaderboard.json").read_bytes() == table
 
 
 def test_rescoring_from_the_per_query_results_gives_the_same_rows(small_run):
@@ -94,8 +94,8 @@ def test_a_damaged_cell_alone_is_measured_again(small_run, small_profile, tmp_pa
     assert ours.fsr == theirs.fsr
 
 
-def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(small_profile, tmp_path, capsys):
-    text = Path(small_profile).read_text().replace("rows = 24", "rows = 99999")
+def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(tiny_profile, tmp_path, capsys):
+    text = Path(tiny_profile).read_text().replace("rows = 24", "rows = 99999")
     path = tmp_path / "too-many.toml"
     path.write_text(text.replace('"int8", "nf4", "ria30"', '"int8"'))
     command = ["run", "--profile", str(path), "--out", str(tmp_path / "out")]
@@ -107,9 +107,9 @@ def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(small
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_leaves_whole_records_alone(small_profile, tmp_path, number, code):
+def test_an_interrupted_run_leaves_whole_records_alone(tiny_profile, tmp_path, number, code):
     out = tmp_path / "out"
-    process = start(["--profile", small_profile, "--out", str(out), "--condition", "origin"])
+    process = start(["--profile", tiny_profile, "--out", str(out), "--condition", "origin"])
     after_records(out, 1)(process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -118,17 +118,17 @@ def test_an_interrupted_run_leaves_whole_records_alone(small_profile, tmp_path, 
     assert all(record.status == "done" for record in read_records(out / "records"))
 
 
-def test_a_run_killed_three_times_gives_the_same_table_and_computes_nothing_twice(small_run, small_profile, tmp_path):
+def test_a_run_killed_three_times_gives_the_same_table_and_computes_nothing_twice(tiny_run, tiny_profile, tmp_path):
     """Killed on the base, on the injected model and on a modified one; forty times at any moment is slow."""
     out = tmp_path / "out"
-    storm(["--profile", small_profile, "--out", str(out)], out, [after_records(out, count) for count in (2, 8, 14)])
-    assert table(out) == table(small_run)
+    storm(["--profile", tiny_profile, "--out", str(out)], out, [after_records(out, count) for count in (2, 8, 14)])
+    assert table(out) == table(tiny_run)
 
 
-def test_storage_that_gives_out_exits_1_with_the_finished_records_intact(small_profile, tmp_path):
+def test_storage_that_gives_out_exits_1_with_the_finished_records_intact(tiny_profile, tmp_path):
     """A file-size limit that records fit under and the stored delta does not."""
     out = tmp_path / "out"
-    arguments = ["--profile", small_profile, "--out", str(out), "--condition", "origin"]
+    arguments = ["--profile", tiny_profile, "--out", str(out), "--condition", "origin"]
     done = launch("fpbench", "run", *arguments, cwd=tmp_path, limits={resource.RLIMIT_FSIZE: 200_000})
     assert done.returncode == 1, done.stderr
     assert "cannot be written (File too large): finished records stay" in done.stderr.splitlines()[-1]

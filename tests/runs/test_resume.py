@@ -35,12 +35,12 @@ def resume_of(profile, folder, out):
     return Resume(Job(profile, {"micro": folder}, Loading("cpu"), out), written_sets(profile))
 
 
-def test_a_finished_grid_returns_its_table_without_torch(small_run, small_profile):
-    before = {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*")}
-    done = run_finished("--profile", small_profile, "--out", str(small_run))
+def test_a_finished_grid_returns_its_table_without_torch(finished_run, small_profile):
+    before = {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*")}
+    done = run_finished("--profile", small_profile, "--out", str(finished_run))
     assert done.returncode == 0, done.stderr
     assert "mcedit_a" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*")} == before
 
 
 def test_only_what_has_no_record_is_pending(small_run, small_profile, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 from tests.kills import COMMAND, at_random, storm, table
-from tests.runs.conftest import SMALL
+from tests.runs.grids import SMALL
 
 pytestmark = pytest.mark.slow
 
