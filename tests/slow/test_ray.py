@@ -96,7 +96,7 @@ def test_two_workers_leave_the_records_of_the_serial_engine(cluster: Any, tmp_pa
         said.append(line)
         seen.update(worker.pid for worker in workers())
 
-    run(profile, tmp_path / "two", create("ray", cluster.address), look)
+    run(profile, tmp_path / "two", create_engine("ray", cluster.address), look)
     assert len(seen) == 2
     assert records(tmp_path / "two") == records(tmp_path / "serial")
     assert len(said) == 10 and said[-1].endswith("(10/10 cells)")
