@@ -43,13 +43,16 @@ Register = Callable[[type], str]
 
 @contextmanager
 def registered_for_now() -> Iterator[None]:
-    """Forget at the end which methods were registered meanwhile, but for the package's own."""
-    from fpbench.registry import METHODS
+    """Forget at the end what was registered meanwhile, but for the package's own: no other code may."""
+    from fpbench.registry import METHODS, MODIFICATIONS
 
-    before = set(METHODS._classes)
-    yield
-    for name in METHODS._classes.keys() - before - set(METHODS.own):
-        del METHODS._classes[name]
+    before = [(registry, set(registry._classes)) for registry in (METHODS, MODIFICATIONS)]
+    try:
+        yield
+    finally:
+        for registry, known in before:
+            for name in registry._classes.keys() - known - set(registry.own):
+                del registry._classes[name]
 
 
 @pytest.fixture

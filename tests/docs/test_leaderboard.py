@@ -13,6 +13,7 @@ from fpbench.board.columns import DETECTABILITY, HARM
 from fpbench.board.rows import MODIFICATIONS, rows_from_records
 from fpbench.metrics.claims import FLOOR
 from fpbench.modifications import prune
+from fpbench.records.store import read_records
 from tests.conftest import ROOT
 from tests.docs.markdown import names, read, table
 

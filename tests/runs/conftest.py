@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fpbench.micro import MODEL
+from fpbench.micro import DATA, MODEL
 from tests.conftest import made_once, require
 from tests.runs.grids import CONDITIONS, SMALL, write_tiny
 
@@ -13,8 +13,13 @@ from tests.runs.grids import CONDITIONS, SMALL, write_tiny
 @pytest.fixture(scope="session")
 def small_profile(tmp_path_factory) -> str:
     require(MODEL)
-    folder = made_once(tmp_path_factory, "small", lambda folder: (folder / "small.toml").write_text(SMALL))
-    return str(folder / "small.toml")
+
+    def write(folder: Path) -> None:
+        prose = (DATA / "prose.txt").read_text(encoding="utf-8")
+        (folder / "prose.txt").write_text(prose[:5_000], encoding="utf-8")
+        (folder / "small.toml").write_text(SMALL.replace("bundled:prose.txt", f"{folder}/prose.txt"))
+
+    return str(made_once(tmp_path_factory, "small", write) / "small.toml")
 
 
 @pytest.fixture(scope="session")

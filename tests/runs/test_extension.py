@@ -14,6 +14,7 @@ from fpbench.errors import InputError
 from fpbench.modifications.base import Modification, ModificationConfig, Modified
 from fpbench.records.store import read_records
 from fpbench.registry import METHODS, MODIFICATIONS
+from tests.conftest import registered_for_now
 
 PROFILE = """
 methods = ["louder"]
@@ -85,11 +86,11 @@ class Softened(Modification):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered() -> Iterator[None]:
-    METHODS.register("louder")(Louder)
-    MODIFICATIONS.register("softened")(Softened)
-    yield
-    del METHODS._classes["louder"], MODIFICATIONS._classes["softened"]
+def both() -> Iterator[None]:
+    with registered_for_now():
+        METHODS.register("louder")(Louder)
+        MODIFICATIONS.register("softened")(Softened)
+        yield
 
 
 @pytest.fixture(scope="module")
