@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_the_best_injection_costs_little_and_a_tie_goes_to_the_smaller_rate():
 
 @pytest.fixture(scope="module")
 def searched(searching, tmp_path_factory):
-    """A subject, its context and what the search on it found; the trials are read from its record."""
+    """The folder, the context and the outcome of a search, and its record."""
     folder = tmp_path_factory.mktemp("searched")
     subject = subject_of(searching, folder)
     before, context = weights(subject.model), context_of(subject)
@@ -153,14 +154,13 @@ def searched(searching, tmp_path_factory):
         shorten(patch)
         found = fine_tuning_rate(subject, fine_tuning(subject), context)
     assert all(torch.equal(value, before[name]) for name, value in subject.model.named_parameters())
-    return subject, context, found, json.loads((folder / "searches" / found.record).read_text())
+    return folder, context, found, json.loads((folder / "searches" / found.record).read_text())
 
 
 def test_a_search_is_made_once_and_leaves_the_model_as_it_was(searching, searched, tmp_path):
-    _, context, found, record = searched
-    (tmp_path / "searches").mkdir()
+    folder, context, found, record = searched
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "searches" / found.record
-    path.write_text(json.dumps(record))
     subject = subject_of(searching, tmp_path)
     assert [trial["learning_rate"] for trial in record["trials"]] == [1e-4, 2e-4]
     assert found.learning_rate == record["learning_rate"] == 2e-4
