@@ -274,7 +274,7 @@ def measured(searching, folder, conditions):
     subject = subject_of(searching, folder, methods=["lora"], conditions=conditions)
     cells = [cell for cell in plan(subject.profile) if cell.metric == "fsr"]
     for method in ("base", "lora"):
-        _, work = subject.measure([cell for cell in cells if cell.method == method], find_set("nlf"))
+        _, work = Bench(subject).measure([cell for cell in cells if cell.method == method], find_set("nlf"))
         list(work)
     return {(cell.method, cell.condition): json.loads(subject.store.record_path(cell).read_text()) for cell in cells}
 
