@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import launch
+from tests.runs.grids import write_tiny
 
 PROJECT = """\
 [build-system]
@@ -80,8 +81,9 @@ def test_it_is_listed(installed: Path, tmp_path: Path) -> None:
 
 
 def test_its_modification_is_a_condition(installed: Path, tmp_path: Path) -> None:
+    profile = write_tiny(tmp_path / "tiny.toml", ("origin",))
     words = ("evaluate", "micro", "--fingerprints", "nlf", "--condition", "halved", "--out", "x")
-    done = fpbench(installed, tmp_path, *words)
+    done = fpbench(installed, tmp_path, *words, "--profile", str(profile))
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / "x" / "records").rglob("halved/fsr.json")
     assert json.loads(record.read_text())["proof"]["modification"] == {"relative_change": 0.5}
