@@ -12,6 +12,7 @@ import pytest
 import fpbench
 from fpbench.cli import main
 from fpbench.records.store import read_records
+from tests.launch import launch
 
 RUN = [sys.executable, "-m", "fpbench", "run"]
 
@@ -69,35 +70,8 @@ def test_a_clock_that_jumped_costs_nothing(small_run, small_profile, tmp_path, y
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
 
 
-OUT_OF_MEMORY = """
-import json, resource, sys
-import psutil, torch
-from fpbench.fingerprints import find_set
-from fpbench.metrics.triggers import triggers
-from fpbench.micro import MODEL
-from fpbench.models.loading import load_model
-from fpbench.scoring.engine import budgets_used, limited_to
-
-torch.set_num_threads(1)
-model, tokenizer = load_model(MODEL)
-pairs = find_set("nlf")
-contexts = [f"The {word} house stands by the river, and nobody knows why it was built {word}." for word in
-            ("old", "red", "last", "tall", "wide", "small", "grey", "lost")]
-decoding = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
-arguments = (model, tokenizer, pairs, contexts, ["stone", "water", "light"])
-with limited_to(512), budgets_used() as used:
-    small = triggers(*arguments, **decoding, substitutions=100)
-assert used == [512], used
-room = psutil.Process().memory_info().vms + int(sys.argv[1]) * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (room, room))
-with limited_to(1_000_000), budgets_used() as used:
-    large = triggers(*arguments, **decoding, substitutions=100)
-print(json.dumps({"budgets": used, "apart": abs(small.average - large.average)}))
-"""
-
-
-def test_memory_that_runs_out_makes_the_token_budget_smaller_and_changes_no_figure():
-    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, "400"], capture_output=True, text=True)
+def test_memory_that_runs_out_makes_the_token_budget_smaller_and_changes_no_figure(tmp_path):
+    done = launch("tests.runs.out_of_memory", "400", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["budgets"][0] == 1_000_000 and len(found["budgets"]) > 1
