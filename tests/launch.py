@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Nothing of fpbench: what it does when it is imported is part of what is tested.
 HEAVY = ["torch", "transformers", "peft", "datasets", "bitsandbytes", "lm_eval", "lm_eval.models.huggingface"]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -22,23 +24,23 @@ def launch(
     module: str,
     *arguments: str,
     cwd: Path,
-    env: dict[str, str] | None = None,
     path: tuple[str, ...] = (),
     limits: dict[int, int] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m module arguments`` to its end.
+    """Run ``python -m module arguments`` offline to its end.
 
     Args:
         module: what to run.
         arguments: of its command line.
         cwd: the working folder; what is printed is written beside it.
-        env: variables that are set; those that libraries read when they are imported are read already.
         path: folders that Python looks into first.
         limits: bytes by what of ``resource`` they limit.
     """
     out, err = (cwd.with_name(f"{cwd.name}.{stream}") for stream in ("stdout", "stderr"))
-    process = CONTEXT.Process(target=_run, args=(module, arguments, cwd, env or {}, path, limits or {}, out, err))
-    process.start()
+    process = CONTEXT.Process(target=_run, args=(module, arguments, cwd, path, limits or {}, out, err))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # read when libraries are imported: by the process that forks, once for all
+        process.start()
     process.join()
     assert process.exitcode is not None
     return subprocess.CompletedProcess([module, *arguments], process.exitcode, out.read_text(), err.read_text())
@@ -48,7 +50,6 @@ def _run(
     module: str,
     arguments: tuple[str, ...],
     cwd: Path,
-    env: dict[str, str],
     path: tuple[str, ...],
     limits: dict[int, int],
     out: Path,
@@ -56,7 +57,6 @@ def _run(
 ) -> None:
     for stream, file in ((sys.stdout, out), (sys.stderr, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream.fileno())
-    os.environ.update(env)
     os.chdir(cwd)
     sys.path[:0] = path
     sys.argv[1:] = arguments
