@@ -10,11 +10,13 @@ from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
+from fpbench.models.meter import no_progress
 from fpbench.runs.api import create_engine
 from fpbench.runs.engine import Serial
 from fpbench.runs.plan import Job
 from fpbench.runs.profile import load_profile
 from fpbench.runs.ray import Member, capacity, request
+from fpbench.runs.worker import Worker
 from tests.conftest import require
 from tests.runs.grids import SHORT, write_tiny
 from tests.runs.ray_grid import finished, kill, records, run, workers
@@ -98,7 +100,7 @@ def test_a_cluster_that_is_not_there_is_wrong_input(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     profile = write_tiny(tmp_path / "tiny.toml", SHORT)
     with pytest.raises(InputError, match=message):
-        create_engine("ray", address).check(job_of(profile, device, tmp_path / "out"), [])
+        create_engine("ray", address).check(Worker(job_of(profile, device, tmp_path / "out"), no_progress), [])
     assert not (tmp_path / "out").exists()
 
 

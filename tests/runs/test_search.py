@@ -22,7 +22,7 @@ from fpbench.modifications.finetune import instruction
 from fpbench.records.cell import CHECKPOINT, Cell
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs import search
-from fpbench.runs.bench import Bench
+from fpbench.runs.bench import Bench, check
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
@@ -262,8 +262,8 @@ def test_a_search_for_another_method_is_refused(searching, tmp_path):
     path.write_text(Path(searching).read_text() + '\n[hyperparameters.mcedit_a]\nlearning_rate = "search"\n')
     subject = subject_of(str(path), tmp_path / "out")
     with pytest.raises(InputError, match="'mcedit_a', key 'learning_rate'"):
-        subject.check(["mcedit_a"], [])
-    subject.check(["lora"], ["finetune_alpaca", "finetune_alpaca+nf4"])
+        check(subject, ["mcedit_a"], [])
+    check(subject, ["lora"], ["finetune_alpaca", "finetune_alpaca+nf4"])
 
 
 # In a run
