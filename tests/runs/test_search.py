@@ -260,7 +260,7 @@ def test_the_injection_s_rate_is_searched_once_on_held_out_rows(searching, tmp_p
 def test_a_search_for_another_method_is_refused(searching, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(Path(searching).read_text() + '\n[hyperparameters.mcedit_a]\nlearning_rate = "search"\n')
-    subject = subject_of(str(path), tmp_path / "out")
+    subject = subject_of(str(path), tmp_path / "out", methods=["lora", "mcedit_a"])
     with pytest.raises(InputError, match="'mcedit_a', key 'learning_rate'"):
         check(subject, ["mcedit_a"], [])
     check(subject, ["lora"], ["finetune_alpaca", "finetune_alpaca+nf4"])
