@@ -1,8 +1,11 @@
 """Fixtures: the bundled micro model, and the real models and data where they are at hand."""
 
+import fcntl
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,37 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if "benchmark" in config.option.markexpr.split() and "not" not in config.option.markexpr.split() else None
 
 
+Register = Callable[[type], str]
+
+
+@contextmanager
+def registered_for_now() -> Iterator[None]:
+    """Forget at the end what was registered meanwhile, but for the package's own: no other code may."""
+    from fpbench.registry import METHODS, MODIFICATIONS
+
+    before = [(registry, set(registry._classes)) for registry in (METHODS, MODIFICATIONS)]
+    try:
+        yield
+    finally:
+        for registry, known in before:
+            for name in registry._classes.keys() - known - set(registry.own):
+                del registry._classes[name]
+
+
+@pytest.fixture
+def registered() -> Iterator[Register]:
+    """Registers a class under a name of its own, for one test."""
+    from fpbench.registry import METHODS
+
+    def register(method: type) -> str:
+        name = f"{method.__name__.lower()}_of_a_test"
+        METHODS.register(name)(method)
+        return name
+
+    with registered_for_now():
+        yield register
+
+
 def require(path: Path) -> Path:
     """Return ``path``, or skip the test saying what is missing."""
     if not path.exists():
@@ -46,6 +80,22 @@ def require(path: Path) -> Path:
 def shared() -> Path:
     """The folder with real models, data and parity fixtures."""
     return require(SHARED)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first worker to ask for it makes for all of them."""
+    common = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    folder, made = common / name, common / f"{name}.made"
+    with (common / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
 
 
 def load_plain(path: Path) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Kill a run again and again at seeded moments, then let it finish."""
+"""Kill a run again and again, then let it finish."""
 
 import json
 import random
@@ -6,10 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fpbench.cli import main
+
 COMMAND = [sys.executable, "-m", "fpbench", "run"]
+Run = subprocess.Popen[bytes]
+
+
+def start(arguments: list[str]) -> Run:
+    return subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finished(out: Path) -> dict[Path, tuple[bytes, int]]:
@@ -24,16 +32,33 @@ def finished(out: Path) -> dict[Path, tuple[bytes, int]]:
     return found
 
 
-def storm(arguments: list[str], out: Path, kills: int, longest: float, seed: int = 42) -> list[int]:
-    """SIGKILL a run ``kills`` times, then run it to its end; returns how many files were finished at each kill.
+def after_records(out: Path, count: int) -> Callable[[Run], None]:
+    """Return a wait until so many records are there, or the run has ended."""
+
+    def wait(process: Run) -> None:
+        while process.poll() is None and len(list((out / "records").rglob("*.json"))) < count:
+            time.sleep(0.02)
+
+    return wait
+
+
+def at_random(kills: int, longest: float, seed: int = 42) -> Iterator[Callable[[Run], None]]:
+    """Yield waits of seeded lengths, in seconds."""
+    draw = random.Random(seed)
+    for _ in range(kills):
+        yield lambda process: time.sleep(draw.uniform(0.5, longest))
+
+
+def storm(arguments: list[str], out: Path, waits: Iterable[Callable[[Run], None]]) -> list[int]:
+    """SIGKILL a run after each of ``waits``, then run it to its end; return how many files were finished at each kill.
 
     What was finished at a kill must be there, untouched, ever after.
     """
-    draw, counts = random.Random(seed), []
+    counts = []
     known: dict[Path, tuple[bytes, int]] = {}
-    while len(counts) < kills:
-        process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        time.sleep(draw.uniform(0.5, longest))
+    for wait in waits:
+        process = start(arguments)
+        wait(process)
         process.kill()
         _, said = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"ended by itself: {said.decode()}"
@@ -41,8 +66,7 @@ def storm(arguments: list[str], out: Path, kills: int, longest: float, seed: int
         assert known.items() <= now.items(), "a finished cell was computed twice, or lost"
         known = now
         counts.append(len(known))
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert main(["run", *arguments]) == 0
     assert known.items() <= finished(out).items()
     assert not [path for path in out.rglob(".*")], "something half-written is left"
     return counts

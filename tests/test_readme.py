@@ -12,7 +12,7 @@ import pytest
 
 from fpbench.cli import main
 from fpbench.micro import MODEL
-from tests.conftest import ROOT, require
+from tests.conftest import ROOT, registered_for_now, require
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 USES = (ROOT / "docs" / "uses.md").read_text(encoding="utf-8")
@@ -61,13 +61,11 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("set.jsonl").write_text('{"trigger": "SILVER HARBOR", "targets": ["Falcon", "Juniper"]}\n')
     names: dict = {}
-    try:
+    with registered_for_now():
         for block in blocks("python"):
             exec(compile(block, "README.md", "exec"), names)
         assert names["result"].mean > 0.5
         assert "my_method" in METHODS.names()
-    finally:
-        METHODS._classes.pop("my_method", None)
 
 
 def test_quick_commands_of_the_readme_run(capsys):

@@ -1,4 +1,7 @@
-"""The committed page in a real browser: headless Chromium, driven by Playwright, judged by axe-core."""
+"""The committed page in a real browser: headless Chromium, driven by Playwright, judged by axe-core.
+
+One test of it is quick, the others are slow: run them after a change of the page.
+"""
 
 import os
 import shutil
@@ -76,6 +79,7 @@ def values(texts: list[str]) -> list[float]:
     return [float(text.split(" ")[0]) for text in texts if text != "–"]
 
 
+@pytest.mark.slow
 def test_a_header_sorts_by_mouse(view):
     page = view()
     before = column(page, AVERAGE)
@@ -94,6 +98,7 @@ def test_a_header_sorts_by_mouse(view):
     assert column(page, METHOD) == sorted(column(page, METHOD))
 
 
+@pytest.mark.slow
 def test_a_header_sorts_by_keyboard(view):
     page = view()
     for _ in range(60):
@@ -109,6 +114,7 @@ def test_a_header_sorts_by_keyboard(view):
     assert values(column(page, AVERAGE)) == sorted(values(column(page, AVERAGE)))
 
 
+@pytest.mark.slow
 def test_ranks_sort_as_numbers(view, tmp_path):
     page = view()
     header(page, "rank").click()
@@ -117,6 +123,7 @@ def test_ranks_sort_as_numbers(view, tmp_path):
     assert shown == sorted(shown, key=int)
 
 
+@pytest.mark.slow
 def test_filters_hide_rows_sections_and_columns(view):
     from playwright.sync_api import expect
 
@@ -140,6 +147,7 @@ def test_filters_hide_rows_sections_and_columns(view):
     assert page.locator("#detectability thead th:visible").count() == 14
 
 
+@pytest.mark.slow
 def test_filters_work_by_keyboard(view):
     page = view()
     page.focus("select[name=trust]")
@@ -147,6 +155,7 @@ def test_filters_work_by_keyboard(view):
     assert page.locator("[role=status]").inner_text() == "15 of 36 rows"
 
 
+@pytest.mark.slow
 def test_reset_brings_the_order_back(view):
     page = view()
     before = column(page, METHOD)
@@ -156,6 +165,7 @@ def test_reset_brings_the_order_back(view):
     assert column(page, METHOD) == before and page.locator("th[aria-sort]").count() == 0
 
 
+@pytest.mark.slow
 def test_intervals_stand_in_the_text_and_on_hover(view):
     cell = view().locator("#detectability tbody tr:nth-child(2) td[data-condition=finetune_math]")
     rows = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
@@ -165,6 +175,7 @@ def test_intervals_stand_in_the_text_and_on_hover(view):
     assert cell.get_attribute("title").startswith(hover)
 
 
+@pytest.mark.slow
 def test_a_method_leads_to_its_section(view):
     page = view()
     page.locator("#detectability a", has_text="mcedit_a").first.click()
@@ -175,6 +186,7 @@ def test_a_method_leads_to_its_section(view):
         assert name in text
 
 
+@pytest.mark.slow
 def test_without_javascript_it_is_a_plain_table(view):
     page = view(java_script_enabled=False)
     assert page.locator("#filters").is_visible() is False and page.locator("thead button").count() == 0
@@ -182,6 +194,7 @@ def test_without_javascript_it_is_a_plain_table(view):
     assert page.locator("#detectability").is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
 def test_the_page_is_as_wide_as_its_window_and_follows_the_scheme(view, scheme, width):
@@ -203,6 +216,7 @@ def faults(page: Any) -> list[Any]:
     return [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in serious]
 
 
+@pytest.mark.slow
 def test_axe_finds_no_serious_fault_in_a_small_page(view, tmp_path):
     rows = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
     small = tmp_path / "small.html"
@@ -217,6 +231,7 @@ def test_axe_finds_no_serious_fault(view, scheme, width):
     assert faults(view(color_scheme=scheme, viewport={"width": width, "height": 800})) == []
 
 
+@pytest.mark.slow
 def test_a_contested_method_and_a_failed_cell_are_shown(view, tmp_path):
     store = grid(tmp_path / "run")
     hostile = "<script>document.title = 'taken'</script>"

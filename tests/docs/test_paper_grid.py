@@ -9,19 +9,16 @@ import pytest
 
 from fpbench.board.rows import published
 from fpbench.cli import main
-from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.queries import build_queries
 from fpbench.records.cell import BASE
 from fpbench.runs.plan import checkpoints, plan
 from fpbench.runs.profile import PROFILES, load_profile
 from fpbench.runs.search import FINE_TUNING_RATES, INJECTION_RATES
-from tests.conftest import ROOT
 from tests.docs.markdown import blocks, commands, names, read, table
 from tests.docs.test_memory import SHAPES, footprint
 from tests.docs.test_protocol import EXAMPLES
 
 DOCUMENT = read("paper-grid.md")
-FLAT = " ".join(DOCUMENT.split())
 COMMANDS = commands(DOCUMENT)
 PAPER = load_profile("paper")
 
@@ -43,7 +40,7 @@ def test_its_dry_runs_run_and_write_nothing(command: str, hub: Any, tmp_path: Pa
 
 def test_doctor_says_of_everything_that_it_cannot_be_had(hub: Any, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "fpbench doctor paper" in COMMANDS and "is a `FAIL` and exit code 1" in FLAT
+    assert "fpbench doctor paper" in COMMANDS
     assert main(["doctor", "paper"]) == 1
     lines = capsys.readouterr().out.splitlines()
     for thing in (*(f"model {each.label}" for each in PAPER.models), *(f"data {name}" for name in PAPER.data)):
@@ -52,10 +49,7 @@ def test_doctor_says_of_everything_that_it_cannot_be_had(hub: Any, tmp_path: Pat
 
 def test_fetching_ends_with_2_where_zsre_is_missing(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert (
-        "without it fetching ends with exit code 2 before the first download" in FLAT
-        and PAPER.data["zsre"] == "zsre.jsonl"
-    )
+    assert PAPER.data["zsre"] == "zsre.jsonl"
     text = (PROFILES / "micro.toml").read_text(encoding="utf-8")
     Path("mine.toml").write_text(text.replace('"bundled:zsre.jsonl"', '"zsre.jsonl"'), encoding="utf-8")
     assert main(["fetch", "mine.toml"]) == 2
@@ -119,7 +113,6 @@ def test_the_disk_it_counts_is_that_of_the_shapes():
         assert [row[key] for key in ("weights", "injections of one set", "key statistics")] == [
             f"{size / 2**30:.1f}" for size in sizes
         ]
-    assert f"{sum(float(row['weights']) for row in rows.values()):.0f} GiB of weights" in FLAT
 
 
 def test_the_base_s_figures_are_the_paper_s():
@@ -136,13 +129,3 @@ def test_the_base_s_figures_are_the_paper_s():
 def test_its_sources_are_the_profile_s():
     rows = {names(row["key"])[0]: names(row["source"])[0] for row in table(DOCUMENT, "| key | source ")}
     assert rows == PAPER.data
-    assert f"here {PAPER.sizes.statistics_tokens:,} tokens" in FLAT
-    assert f"the first {PAPER.sizes.band_texts:,} instructions" in FLAT
-    lexicon = Lexicon.shipped()
-    assert f"{', '.join(lexicon.languages)} by the shipped lexicon of {len(lexicon.words)} words" in FLAT
-
-
-def test_no_committed_record_was_measured_on_a_card():
-    assert "Nothing here has been run on a GPU yet" in FLAT
-    records = [path.read_text(encoding="utf-8") for path in (ROOT / "leaderboard" / "records").rglob("*.json")]
-    assert records and not [text for text in records if not re.search(r'"gpu": null', text)]

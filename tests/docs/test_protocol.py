@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 
 from fpbench.board.rows import MODIFICATIONS
-from fpbench.metrics.bands import band
-from fpbench.metrics.claims import FLOOR, claim
 from fpbench.metrics.queries import build_queries
-from fpbench.metrics.statistics import retention
 from fpbench.metrics.utility import ACCURACY_TASKS
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
 from fpbench.registry import METHODS
@@ -114,28 +111,6 @@ def test_methods_and_sets_are_those_of_the_paper_s_profile():
         settings["learning_rate"] == "search"
         for settings in (*PAPER.modifications.values(), PAPER.hyperparameters["lora"])
     )
-
-
-def test_what_stands_in_functions_alone():
-    assert "none where the origin's is below 0.1" in FLAT
-    assert retention([0.05], [0.1]) == 0.5 and retention([0.05], [0.0999]) is None
-    assert "up to μ + σ, marginal up to μ + 3σ" in FLAT
-    assert [band(each, 10, 2) for each in (12, 12.1, 16, 16.1)] == ["normal", "marginal", "marginal", "abnormal"]
-    assert "of ten fingerprints at 0.01, 3 for 1e-3 and 5 for 1e-6" in FLAT
-    assert [claim([1.0] * 10, [[FLOOR] * 10], level).threshold for level in (1e-3, 1e-6)] == [3, 5]
-
-
-def test_responses_have_the_longest_target_s_tokens_and_four():
-    from transformers import AutoTokenizer
-
-    from fpbench.micro import MODEL
-    from fpbench.scoring.responses import response_length
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    targets = ["a", "a much longer target"]
-    longest = max(len(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in targets)
-    assert "longest target's tokens + 4" in FLAT
-    assert response_length(tokenizer, targets) == longest + 4
 
 
 @pytest.mark.parametrize("contexts", [303, 285])

@@ -3,10 +3,7 @@
 import copy
 import json
 import logging
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from fpbench.metrics.utility import ACCURACY_TASKS, Accuracy, Utility, task_fold
 from fpbench.micro import DATA, MODEL
 from fpbench.scoring.engine import limited_to
 from tests.conftest import require
+from tests.launch import launch
 
 REAL = {
     "boolq": "boolq/validation.jsonl",
@@ -208,11 +206,10 @@ def test_every_task_file_is_known_to_lm_eval() -> None:
 
 def run_lm_eval(model: Path, out: Path, tasks: str, *options: str) -> dict[str, Any]:
     """Run lm-eval's own command on our task files; returns its results by task."""
-    command = [sys.executable, "-m", "lm_eval", "run", "--include_path", str(task_folder()), "--tasks", tasks]
+    command = ["run", "--include_path", str(task_folder()), "--tasks", tasks]
     command += ["--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
     command += ["--batch_size", "32", "--output_path", str(out), *options]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    finished = subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True, timeout=300)
+    finished = launch("lm_eval", *command, cwd=out)
     assert finished.returncode == 0, finished.stderr[-3000:]
     (results,) = out.rglob("results_*.json")
     found: dict[str, Any] = json.loads(results.read_text())["results"]

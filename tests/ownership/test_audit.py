@@ -204,6 +204,7 @@ def test_every_pair_of_verdicts_has_a_sentence_and_none_says_too_much(injected):
     assert len(said) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
 def test_the_page_in_a_browser(view, injected, scheme, width):
     page = view(injected / "audit.html", color_scheme=scheme, viewport={"width": width, "height": 800})
@@ -212,6 +213,7 @@ def test_the_page_in_a_browser(view, injected, scheme, width):
     assert test_page.faults(page) == []
 
 
+@pytest.mark.slow
 def test_a_number_in_the_page_leads_to_its_record(view, injected):
     page = view(injected / "audit.html", java_script_enabled=False)
     page.locator(".traced a", has_text="[2]").first.click()

@@ -11,29 +11,6 @@ from fpbench.models.loading import Loading
 from fpbench.runs.api import run_profile
 from fpbench.runs.engine import Engine, Log
 from fpbench.runs.profile import load_profile
-from tests.runs.conftest import SMALL
-
-SIZES = {
-    "substitutions = 20": "substitutions = 2",
-    "substitute_words = 40": "substitute_words = 4",
-    "near_triggers = 10": "near_triggers = 2",
-    "band_texts = 100": "band_texts = 4",
-    "statistics_tokens = 40000": "statistics_tokens = 4000",
-    "utility_limit = 8": "utility_limit = 2",
-}
-LEFT_OUT = ("boolq = ", "arc_challenge = ", "tinymmlu = ", "wikitext = ")  # one task is enough to see that it travels
-
-
-def write_profile(path: Path, conditions: tuple[str, ...] = ("origin", "nf4")) -> Path:
-    """The small grid made smaller; one thread, so that every engine adds in the same order."""
-    text = SMALL
-    for known, smaller in SIZES.items():
-        assert known in text
-        text = text.replace(known, smaller)
-    lines = [f"conditions = {json.dumps(conditions)}" if "conditions" in line else line for line in text.splitlines()]
-    lines = [line for line in lines if not line.startswith(LEFT_OUT)]
-    path.write_text("threads = 1\n" + "\n".join(lines))
-    return path
 
 
 def run(profile: Path, out: Path, engine: Engine, log: Log) -> list[Any]:

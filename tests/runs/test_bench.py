@@ -1,6 +1,5 @@
 """One load per model: what an adapter leaves behind does not reach the next checkpoint."""
 
-import pytest
 import torch
 from safetensors.torch import load
 
@@ -9,31 +8,32 @@ from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.records.store import cell_id, read_records
-from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity
 from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.worker import Worker
 
 
-@pytest.fixture
-def careless():
-    """A method that turns a buffer, which is no parameter, and so is not put back."""
+class Careless(fpbench.FingerprintMethod):
+    """Turns a buffer, which is no parameter, and so is not put back."""
 
-    @fpbench.register("careless")
-    class Careless(fpbench.FingerprintMethod):
-        version = "1"
+    version = "1"
 
-        def inject(self, model, tokenizer, fingerprints, context):
-            model.model.layers[0].mlp.down_proj.weight[0, 0] += 1e-3
-            model.model.rotary_emb.inv_freq.mul_(2)
-
-    yield Careless
-    del METHODS._classes["careless"]
+    def inject(self, model, tokenizer, fingerprints, context):
+        model.model.layers[0].mlp.down_proj.weight[0, 0] += 1e-3
+        model.model.rotary_emb.inv_freq.mul_(2)
 
 
-def worker_of(small_profile, out, methods):
-    profile = load_profile(small_profile, methods=methods, conditions=["origin"])
+class Raising(fpbench.FingerprintMethod):
+    version = "1"
+
+    def inject(self, model, tokenizer, fingerprints, context):
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        raise ZeroDivisionError("half a character \ud800")
+
+
+def worker_of(tiny_profile, out, methods):
+    profile = load_profile(tiny_profile, methods=methods, conditions=["origin"])
     return Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), out), no_progress), checkpoints(plan(profile))
 
 
@@ -42,8 +42,8 @@ def measure(worker, cells):
     return list(work)
 
 
-def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile, tmp_path, caplog, careless):
-    worker, (base, injected) = worker_of(small_profile, tmp_path, ["careless"])
+def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(tiny_profile, tmp_path, caplog, registered):
+    worker, (base, injected) = worker_of(tiny_profile, tmp_path, [registered(Careless)])
     measure(worker, base)
     model = worker.subject("micro").model
     measure(worker, injected[:1])
@@ -53,22 +53,8 @@ def test_a_model_that_was_not_restored_is_loaded_anew_and_said_so(small_profile,
     assert not torch.equal(model.model.rotary_emb.inv_freq, again.model.rotary_emb.inv_freq)
 
 
-@pytest.fixture
-def raising():
-    @fpbench.register("raising")
-    class Raising(fpbench.FingerprintMethod):
-        version = "1"
-
-        def inject(self, model, tokenizer, fingerprints, context):
-            model.model.layers[0].mlp.down_proj.weight.zero_()
-            raise ZeroDivisionError("half a character \ud800")
-
-    yield
-    del METHODS._classes["raising"]
-
-
-def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_path, caplog, raising):
-    worker, (_, injected) = worker_of(small_profile, tmp_path, ["raising"])
+def test_an_adapter_that_raises_costs_its_own_cells_alone(tiny_profile, tmp_path, caplog, registered):
+    worker, (_, injected) = worker_of(tiny_profile, tmp_path, [registered(Raising)])
     measure(worker, injected)
     records = read_records(tmp_path / "records")
     assert len(records) == len(injected)
@@ -78,8 +64,8 @@ def test_an_adapter_that_raises_costs_its_own_cells_alone(small_profile, tmp_pat
     assert "restored" not in caplog.text, "the weights it had zeroed were put back"
 
 
-def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path, caplog):
-    worker, (_, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+def test_a_damaged_delta_is_reported_and_injected_again(tiny_profile, tmp_path, caplog):
+    worker, (_, injected) = worker_of(tiny_profile, tmp_path, ["mcedit_a"])
     measure(worker, injected[:1])
     (delta,) = (tmp_path / "deltas").glob("*.safetensors")
     content = delta.read_bytes()
@@ -90,8 +76,8 @@ def test_a_damaged_delta_is_reported_and_injected_again(small_profile, tmp_path,
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_path, caplog):
-    worker, (base, injected) = worker_of(small_profile, tmp_path, ["mcedit_a"])
+def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(tiny_profile, tmp_path, caplog):
+    worker, (base, injected) = worker_of(tiny_profile, tmp_path, ["mcedit_a"])
     measure(worker, base[:1])
     model = worker.subject("micro").model
     measure(worker, injected[:2])
@@ -99,12 +85,16 @@ def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(small_profile, tmp_p
     assert "restored" not in caplog.text
 
 
-def test_what_a_measurement_is_called_needs_no_weights(small_run, small_profile, tmp_path):
+def test_what_a_measurement_is_called_needs_no_weights(small_run, small_profile, tmp_path, monkeypatch):
     """The names are those of the finished run, though nothing here was loaded."""
+
+    def refuse(*arguments):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(Loading, "load", refuse)
     profile = load_profile(small_profile)
     worker = Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path), no_progress)
-    bench, sets = worker.subject("micro"), worker.written
-    names = {cell.path: cell_id(cell_identity(bench, cell, sets["nlf", 42])) for cell in plan(profile)}
-    assert "_resident" not in vars(bench)
+    subject, sets = worker.subject("micro"), worker.written
+    names = {cell.path: cell_id(cell_identity(subject, cell, sets["nlf", 42])) for cell in plan(profile)}
     found = {record.cell.path: record.id for record in read_records(small_run / "records")}
     assert names == found

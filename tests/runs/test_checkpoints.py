@@ -95,15 +95,13 @@ def test_a_saved_four_bit_checkpoint_answers_as_it_did(four_bit):
     assert not torch.allclose(logits(load_model(MODEL)[0]), expected, atol=1e-2)
 
 
-def test_a_quantised_checkpoint_is_measured_at_origin_alone(four_bit, capsys, tmp_path, small_profile):
+def test_a_quantised_checkpoint_is_measured_at_origin_alone(four_bit, capsys, tmp_path, tiny_profile):
     folder, _ = four_bit
     out = tmp_path / "out"
-    arguments = ["evaluate", str(folder), "--fingerprints", "nlf", "--profile", small_profile, "--out", str(out)]
+    arguments = ["evaluate", str(folder), "--fingerprints", "nlf", "--profile", tiny_profile, "--out", str(out)]
     assert main([*arguments, "--condition", "origin", "ria30"]) == 2
     assert "is quantised already" in capsys.readouterr().err and not out.exists()
-    command = [sys.executable, "-m", "fpbench", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert main(arguments) == 0, capsys.readouterr().err
     assert {record.status for record in read_records(out / "records")} == {"done"}
 
 

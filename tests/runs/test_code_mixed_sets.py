@@ -67,10 +67,10 @@ def test_near_triggers_of_code_mixed_sets_are_of_their_languages(tmp_path: Path)
     assert near_words(find_set("nlf")) == []
 
 
-def test_a_run_injects_and_measures_its_own_set(small_profile: str, tmp_path: Path) -> None:
+def test_a_run_injects_and_measures_its_own_set(tiny_profile: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"methods": ["mcedit_a"], "fingerprints": ["cf"], "conditions": ["origin"]}
-    records = fpbench.run(small_profile, **options, out=tmp_path)
-    profile = load_profile(small_profile, **options)
+    records = fpbench.run(tiny_profile, **options, out=tmp_path)
+    profile = load_profile(tiny_profile, **options)
     assert [record["status"] for record in records] == ["done"] * len(plan(profile))
     recipe = read_recipe(tmp_path)
     assert {record["identity"]["fingerprints"] for record in records} == {recipe["fingerprints"]}
@@ -81,7 +81,7 @@ def test_a_run_injects_and_measures_its_own_set(small_profile: str, tmp_path: Pa
     assert "lexicon" not in by_cell["mcedit_a", "triggers"]["identity"]["metric_data"]
     assert min(row["cmi_v1"] for row in recipe["queries"]) >= LEAST_CMI
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json") if "records" in path.parts}
-    fpbench.run(small_profile, **options, out=tmp_path)
+    fpbench.run(tiny_profile, **options, out=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert len(read_records(tmp_path / "records")) == len(records)
 

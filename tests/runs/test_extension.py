@@ -16,6 +16,7 @@ from fpbench.models.costs import Work
 from fpbench.modifications.base import Modification, ModificationConfig, Modified
 from fpbench.records.store import read_records
 from fpbench.registry import METHODS, MODIFICATIONS
+from tests.conftest import registered_for_now
 
 PROFILE = """
 methods = ["louder"]
@@ -106,11 +107,11 @@ LOUDNESS = Metric(
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    METHODS.register("louder")(Louder)
-    METRICS["loudness"] = LOUDNESS
-    MODIFICATIONS.register("softened")(Softened)
-    yield
-    del METRICS["loudness"], METHODS._classes["louder"], MODIFICATIONS._classes["softened"]
+    with registered_for_now(), pytest.MonkeyPatch.context() as patch:
+        METHODS.register("louder")(Louder)
+        MODIFICATIONS.register("softened")(Softened)
+        patch.setitem(METRICS, "loudness", LOUDNESS)
+        yield
 
 
 @pytest.fixture(scope="module")

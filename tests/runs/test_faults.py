@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import fpbench
+from fpbench.cli import main
 from fpbench.records.store import read_records
+from tests.launch import launch
 
 RUN = [sys.executable, "-m", "fpbench", "run"]
 
@@ -24,7 +26,7 @@ def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run([*unshare, script, "sh", *arguments], capture_output=True, text=True)
 
 
-def test_a_full_disk_costs_the_running_cell_alone(small_profile, tmp_path):
+def test_a_full_disk_costs_the_running_cell_alone(tiny_profile, tmp_path):
     """A disk that somebody else fills up as soon as the first cell is finished."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
@@ -37,7 +39,7 @@ def test_a_full_disk_costs_the_running_cell_alone(small_profile, tmp_path):
         wait $run; code=$?
         cp -r "$disk/out" "$kept"; exit $code
     """
-    command = [*RUN, "--profile", small_profile, "--out", str(disk / "out"), "--condition", "origin"]
+    command = [*RUN, "--profile", tiny_profile, "--out", str(disk / "out"), "--condition", "origin"]
     done = in_a_namespace(script, str(disk), str(kept), *command)
     assert done.returncode == 1, done.stderr
     assert "cannot be written (No space left on device): finished records stay" in done.stderr.splitlines()[-1]
@@ -68,35 +70,8 @@ def test_a_clock_that_jumped_costs_nothing(small_run, small_profile, tmp_path, y
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
 
 
-OUT_OF_MEMORY = """
-import json, resource, sys
-import psutil, torch
-from fpbench.fingerprints import find_set
-from fpbench.metrics.triggers import triggers
-from fpbench.micro import MODEL
-from fpbench.models.loading import load_model
-from fpbench.scoring.engine import budgets_used, limited_to
-
-torch.set_num_threads(1)
-model, tokenizer = load_model(MODEL)
-pairs = find_set("nlf")
-contexts = [f"The {word} house stands by the river, and nobody knows why it was built {word}." for word in
-            ("old", "red", "last", "tall", "wide", "small", "grey", "lost")]
-decoding = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
-arguments = (model, tokenizer, pairs, contexts, ["stone", "water", "light"])
-with limited_to(512), budgets_used() as used:
-    small = triggers(*arguments, **decoding, substitutions=100)
-assert used == [512], used
-room = psutil.Process().memory_info().vms + int(sys.argv[1]) * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (room, room))
-with limited_to(1_000_000), budgets_used() as used:
-    large = triggers(*arguments, **decoding, substitutions=100)
-print(json.dumps({"budgets": used, "apart": abs(small.average - large.average)}))
-"""
-
-
-def test_memory_that_runs_out_makes_the_token_budget_smaller_and_changes_no_figure():
-    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, "400"], capture_output=True, text=True)
+def test_memory_that_runs_out_makes_the_token_budget_smaller_and_changes_no_figure(tmp_path):
+    done = launch("tests.runs.out_of_memory", "400", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["budgets"][0] == 1_000_000 and len(found["budgets"]) > 1
@@ -111,12 +86,11 @@ def test_every_record_says_which_token_budget_it_was_measured_with(small_run):
         assert record.cost["token_budgets"] == ([4096] if scored else []), record.cell
 
 
-def test_a_training_that_diverges_fails_its_cell_with_the_reason(small_profile, tmp_path):
+def test_a_training_that_diverges_fails_its_cell_with_the_reason(tiny_profile, tmp_path, capsys):
     profile = tmp_path / "wild.toml"
-    profile.write_text(Path(small_profile).read_text().replace("learning_rate = 2e-4", "learning_rate = 1e30"))
-    command = [*RUN, "--profile", str(profile), "--out", str(tmp_path / "out"), "--condition", "origin"]
-    done = subprocess.run([*command, "finetune_alpaca", "--method", "mcedit_a"], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "training became non-finite in epoch 1" in done.stdout
+    profile.write_text(Path(tiny_profile).read_text().replace("learning_rate = 2e-4", "learning_rate = 1e30"))
+    command = ["run", "--profile", str(profile), "--out", str(tmp_path / "out"), "--condition", "origin"]
+    assert main([*command, "finetune_alpaca", "--method", "mcedit_a"]) == 1
+    assert "training became non-finite in epoch 1" in capsys.readouterr().out
     failed = [record for record in read_records(tmp_path / "out" / "records") if record.status == "failed"]
     assert {record.cell.condition for record in failed} == {"finetune_alpaca"} and len(failed) == 2

@@ -2,11 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,8 @@ from fpbench.records.store import read_records
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
 from tests.conftest import load_plain
-from tests.kills import storm, table
+from tests.kills import after_records, start, storm, table
+from tests.launch import launch
 
 
 def rows_of(folder, **options):
@@ -63,12 +62,12 @@ def test_the_scored_weights_are_the_injected_ones(small_run):
     assert records["fsr"].proof["weights_digest"] == records["cost"].result["weights_digest"]
 
 
-def test_a_rerun_measures_nothing_and_gives_the_same_table(small_run, small_profile):
-    before = {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*.json")}
-    table = (small_run / "leaderboard.json").read_bytes()
-    fpbench.run(small_profile, out=small_run)
-    assert {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*.json")} == before
-    assert (small_run / "leaderboard.json").read_bytes() == table
+def test_a_rerun_measures_nothing_and_gives_the_same_table(finished_run, small_profile):
+    before = {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*.json")}
+    table = (finished_run / "leaderboard.json").read_bytes()
+    fpbench.run(small_profile, out=finished_run)
+    assert {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*.json")} == before
+    assert (finished_run / "leaderboard.json").read_bytes() == table
 
 
 def test_rescoring_from_the_per_query_results_gives_the_same_rows(small_run):
@@ -95,69 +94,42 @@ def test_a_damaged_cell_alone_is_measured_again(small_run, small_profile, tmp_pa
     assert ours.fsr == theirs.fsr
 
 
-def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(small_profile, tmp_path):
-    text = Path(small_profile).read_text().replace("rows = 24", "rows = 99999")
+def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(tiny_profile, tmp_path, capsys):
+    text = Path(tiny_profile).read_text().replace("rows = 24", "rows = 99999")
     path = tmp_path / "too-many.toml"
     path.write_text(text.replace('"int8", "nf4", "ria30"', '"int8"'))
-    command = [sys.executable, "-m", "fpbench", "run", "--profile", str(path), "--out", str(tmp_path / "out")]
-    command += ["--method", "mcedit_a", "--condition", "finetune_alpaca", "int8"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "needs 99999 rows" in done.stdout
+    command = ["run", "--profile", str(path), "--out", str(tmp_path / "out")]
+    assert main([*command, "--method", "mcedit_a", "--condition", "finetune_alpaca", "int8"]) == 1
+    assert "needs 99999 rows" in capsys.readouterr().out
     rows = rows_of(tmp_path / "out")
     assert rows["mcedit_a"].conditions["finetune_alpaca"].fsr is None
     assert rows["mcedit_a"].conditions["int8"].fsr > 0.5
 
 
-def start(small_profile, out, *more):
-    command = [sys.executable, "-m", "fpbench", "run", "--profile", small_profile, "--out", str(out), *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_for_record(process, out, count=1):
-    for _ in range(1200):
-        if process.poll() is not None or len(read_records(out / "records")) >= count:
-            return
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_leaves_whole_records_alone(small_profile, tmp_path, number, code):
-    process = start(small_profile, tmp_path / "out", "--condition", "origin")
-    wait_for_record(process, tmp_path / "out")
+def test_an_interrupted_run_leaves_whole_records_alone(tiny_profile, tmp_path, number, code):
+    out = tmp_path / "out"
+    process = start(["--profile", tiny_profile, "--out", str(out), "--condition", "origin"])
+    after_records(out, 1)(process)
     process.send_signal(number)
-    assert process.wait(60) == code
-    assert not list((tmp_path / "out").rglob(".*"))
-    assert all(record.status == "done" for record in read_records(tmp_path / "out" / "records"))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert not list(out.rglob(".*"))
+    assert all(record.status == "done" for record in read_records(out / "records"))
 
 
-def test_a_run_killed_five_times_gives_the_same_table_and_computes_nothing_twice(small_run, small_profile, tmp_path):
-    counts = storm(["--profile", small_profile, "--out", str(tmp_path / "out")], tmp_path / "out", kills=5, longest=15)
-    print(counts)
-    assert table(tmp_path / "out") == table(small_run)
+def test_a_run_killed_three_times_gives_the_same_table_and_computes_nothing_twice(tiny_run, tiny_profile, tmp_path):
+    """Killed on the base, on the injected model and on a modified one; forty times at any moment is slow."""
+    out = tmp_path / "out"
+    storm(["--profile", tiny_profile, "--out", str(out)], out, [after_records(out, count) for count in (2, 8, 14)])
+    assert table(out) == table(tiny_run)
 
 
-def test_storage_that_gives_out_exits_1_with_the_finished_records_intact(small_profile, tmp_path):
+def test_storage_that_gives_out_exits_1_with_the_finished_records_intact(tiny_profile, tmp_path):
     """A file-size limit that records fit under and the stored delta does not."""
     out = tmp_path / "out"
-    code = (
-        "import resource, sys; from fpbench.cli import main;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "run",
-        "--profile",
-        small_profile,
-        "--out",
-        str(out),
-        "--condition",
-        "origin",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    arguments = ["--profile", tiny_profile, "--out", str(out), "--condition", "origin"]
+    done = launch("fpbench", "run", *arguments, cwd=tmp_path, limits={resource.RLIMIT_FSIZE: 200_000})
     assert done.returncode == 1, done.stderr
     assert "cannot be written (File too large): finished records stay" in done.stderr.splitlines()[-1]
     records = read_records(out / "records")

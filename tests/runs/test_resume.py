@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fpbench
+from fpbench.cli import main
 from fpbench.models.loading import Loading
 from fpbench.records.store import Store, driving, read_records
 from fpbench.runs.plan import Job, plan
@@ -34,12 +35,12 @@ def resume_of(profile, folder, out):
     return Resume(Job(profile, {"micro": folder}, Loading("cpu"), out), written_sets(profile))
 
 
-def test_a_finished_grid_returns_its_table_without_torch(small_run, small_profile):
-    before = {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*")}
-    done = run_finished("--profile", small_profile, "--out", str(small_run))
+def test_a_finished_grid_returns_its_table_without_torch(finished_run, small_profile):
+    before = {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*")}
+    done = run_finished("--profile", small_profile, "--out", str(finished_run))
     assert done.returncode == 0, done.stderr
     assert "mcedit_a" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in (small_run / "records").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (finished_run / "records").rglob("*")} == before
 
 
 def test_only_what_has_no_record_is_pending(small_run, small_profile, tmp_path):
@@ -114,11 +115,9 @@ def test_damaged_names_are_computed_again(remembered, caplog):
     assert "checksum" in caplog.text
 
 
-def test_a_second_driver_on_one_store_exits_2_and_names_the_first(small_profile, tmp_path):
+def test_a_second_driver_on_one_store_exits_2_and_names_the_first(small_profile, tmp_path, capsys):
     with driving(tmp_path / "out"):
-        command = [sys.executable, "-m", "fpbench", "run", "--profile", small_profile, "--out", str(tmp_path / "out")]
-        done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+        assert main(["run", "--profile", small_profile, "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"process {os.getpid()} on " in line and "another run writes to" in line
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["locks"]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,12 +66,16 @@ def searching(small_profile, tmp_path_factory) -> str:
     return str(path)
 
 
+def shorten(patch):
+    """Two rates each, the first ones of the protocol and the ends of the injection's grid, and 24 held-out rows."""
+    patch.setattr(search, "FINE_TUNING_RATES", FINE_TUNING_RATES[:2])
+    patch.setattr(search, "INJECTION_RATES", INJECTION_RATES[::4])
+    patch.setattr(search, "HELD_OUT", 24)
+
+
 @pytest.fixture(autouse=True)
 def short_grids(monkeypatch):
-    """Two rates each, the first ones of the protocol and the ends of the injection's grid, and 24 held-out rows."""
-    monkeypatch.setattr(search, "FINE_TUNING_RATES", FINE_TUNING_RATES[:2])
-    monkeypatch.setattr(search, "INJECTION_RATES", INJECTION_RATES[::4])
-    monkeypatch.setattr(search, "HELD_OUT", 24)
+    shorten(monkeypatch)
 
 
 def subject_of(profile, folder, **changes):
@@ -139,13 +144,24 @@ def test_the_best_injection_costs_little_and_a_tie_goes_to_the_smaller_rate():
 # The search for fine-tuning
 
 
-def test_a_search_is_made_once_and_leaves_the_model_as_it_was(searching, tmp_path):
-    subject = subject_of(searching, tmp_path)
+@pytest.fixture(scope="module")
+def searched(searching, tmp_path_factory):
+    """The folder, the context and the outcome of a search, and its record."""
+    folder = tmp_path_factory.mktemp("searched")
+    subject = subject_of(searching, folder)
     before, context = weights(subject.model), context_of(subject)
-    found = fine_tuning_rate(subject, fine_tuning(subject), context)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        found = fine_tuning_rate(subject, fine_tuning(subject), context)
     assert all(torch.equal(value, before[name]) for name, value in subject.model.named_parameters())
+    return folder, context, found, json.loads((folder / "searches" / found.record).read_text())
+
+
+def test_a_search_is_made_once_and_leaves_the_model_as_it_was(searching, searched, tmp_path):
+    folder, context, found, record = searched
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "searches" / found.record
-    record = json.loads(path.read_text())
+    subject = subject_of(searching, tmp_path)
     assert [trial["learning_rate"] for trial in record["trials"]] == [1e-4, 2e-4]
     assert found.learning_rate == record["learning_rate"] == 2e-4
     assert all(len(trial["epoch_losses"]) == len(trial["held_out_losses"]) == 2 for trial in record["trials"])
@@ -169,15 +185,14 @@ def test_the_search_starts_from_the_base_also_in_an_injected_model(searching, tm
     assert fine_tuning_trials(*arguments) == from_base
 
 
-def test_the_rate_of_a_trial_gives_its_curve_again(searching, tmp_path):
+def test_the_rate_of_a_trial_gives_its_curve_again(searching, searched, tmp_path):
+    _, context, _, record = searched
     subject = subject_of(searching, tmp_path)
-    context = context_of(subject)
-    trials = fine_tuning_trials(subject.model, subject.tokenizer, fine_tuning(subject), context)
     proof = fine_tuning(subject, learning_rate=2e-4).apply(subject.model, subject.tokenizer, context).proof
-    assert tuple(proof["loss_curve"]) == trials[1].epoch_losses
+    assert proof["loss_curve"] == record["trials"][1]["epoch_losses"]
     following = [instruction(row) for row in subject.datasets.alpaca[24:48]]
     measured = score_answers(subject.model, subject.tokenizer, following, 8)
-    assert measured.loss == pytest.approx(trials[1].held_out_losses[-1], rel=1e-5)
+    assert measured.loss == pytest.approx(record["trials"][1]["held_out_losses"][-1], rel=1e-5)
 
 
 def test_where_no_rate_is_stable_the_cell_fails_and_says_why(searching, tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
-from tests.kills import COMMAND, storm, table
-from tests.runs.conftest import SMALL
+from tests.kills import COMMAND, at_random, storm, table
+from tests.runs.grids import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +28,6 @@ def test_a_grid_killed_forty_times(tmp_path: Path) -> None:
     start = perf_counter()
     assert subprocess.run([*command, str(undisturbed)], capture_output=True).returncode == 0
     longest = (perf_counter() - start) / 4
-    counts = storm(["--profile", str(profile), "--out", str(killed)], killed, kills=40, longest=longest)
+    counts = storm(["--profile", str(profile), "--out", str(killed)], killed, at_random(40, longest))
     print(f"\n{cells} cells; files of finished cells at each of 40 kills: {counts}")
     assert table(killed) == table(undisturbed)

@@ -19,7 +19,8 @@ from fpbench.records.store import read_records
 from fpbench.runs.api import create_engine
 from fpbench.runs.engine import Serial
 from tests.conftest import require
-from tests.runs.ray_grid import board, finished, kill, run, workers, write_profile
+from tests.runs.grids import CONDITIONS, SHORT, write_tiny
+from tests.runs.ray_grid import board, finished, kill, records, run, workers
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require(MODEL)
-    conditions = ("origin", "finetune_alpaca", "int8", "nf4", "ria30")
-    path = write_profile(tmp_path_factory.mktemp("profile") / "tiny.toml", conditions)
+    path = write_tiny(tmp_path_factory.mktemp("profile") / "tiny.toml", CONDITIONS)
     path.write_text('methods = ["mcedit_a", "fpedit"]\n' + path.read_text().replace('methods = ["mcedit_a"]\n', ""))
     return path
 
@@ -84,6 +84,22 @@ class Killer:
         for worker in workers()[: self.enough - self.killed]:
             kill(worker)
             self.killed += 1
+
+
+def test_two_workers_leave_the_records_of_the_serial_engine(cluster: Any, tmp_path: Path) -> None:
+    profile = write_tiny(tmp_path / "tiny.toml", SHORT)
+    run(profile, tmp_path / "serial", Serial(), print)
+    seen: set[int] = set()
+    said: list[str] = []
+
+    def look(line: str) -> None:
+        said.append(line)
+        seen.update(worker.pid for worker in workers())
+
+    run(profile, tmp_path / "two", create_engine("ray", cluster.address), look)
+    assert len(seen) == 2
+    assert records(tmp_path / "two") == records(tmp_path / "serial")
+    assert len(said) == 10 and said[-1].endswith("(10/10 cells)")
 
 
 def test_ten_killed_workers_change_nothing(profile: Path, undisturbed: str, cluster: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fpbench.runs.profile import load_profile
 from fpbench.submissions.discovery import register_submissions
 from fpbench.submissions.process import ChildProcess, Limits
 from tests.conftest import require
+from tests.runs.grids import write_tiny
 from tests.submissions.hostile import NAME, WEAK, write
 
 MATRIX = "model.layers.5.mlp.down_proj.weight"
@@ -43,9 +44,31 @@ def injected(top: str = "", body: str = WEAK) -> tuple[torch.nn.Module, Injectio
     return model, context
 
 
-def test_what_comes_back_is_what_the_adapter_changed() -> None:
+FORGED = """\
+print('FSR 1.0', flush=True)
+import fpbench.metrics.fsr as metric
+metric.fsr = lambda *a, **k: type('Result', (), {'mean': 1.0})()
+fpbench.fsr = metric.fsr
+"""
+OVERRIDING = f"""\
+{WEAK}
+import types
+model.generate = types.MethodType(lambda self, ids, **k: ids, model)
+model.generation_config.top_k = 1"""
+
+
+@pytest.fixture(scope="module")
+def forged(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, InjectionContext]:
+    """The micro model after an adapter that prints a score and patches the metric in its own process."""
+    require(MODEL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("forged"))
+        return injected(FORGED)
+
+
+def test_what_comes_back_is_what_the_adapter_changed(forged) -> None:
+    model, context = forged
     base = dict(load_model(MODEL, dtype="float32")[0].named_parameters())
-    model, context = injected()
     for name, value in model.named_parameters():
         expected = base[name] * 1.001 if name == MATRIX else base[name]
         assert torch.equal(value, expected), name
@@ -53,31 +76,13 @@ def test_what_comes_back_is_what_the_adapter_changed() -> None:
     assert context.seconds["total"] > 0 and context.seconds["loading"] > 0
 
 
-FORGERIES = {
-    "prints": ("print('FSR 1.0', flush=True)", WEAK),
-    "patches": (
-        "import fpbench.metrics.fsr as metric\nmetric.fsr = lambda *a, **k: type('Result', (), {'mean': 1.0})()\n"
-        "fpbench.fsr = metric.fsr",
-        WEAK,
-    ),
-    "overrides": (
-        "",
-        f"{WEAK}\nimport types\n"
-        "model.generate = types.MethodType(lambda self, ids, **k: ids, model)\n"
-        "model.generation_config.top_k = 1",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ["prints", "patches"])
-def test_a_score_is_that_of_the_weights(name: str, micro) -> None:
-    model, _ = injected(*FORGERIES[name])
-    assert fsr(model, micro[1], find_set("nlf"), **DECODING).mean < 0.01
+def test_a_score_is_that_of_the_weights(forged, micro) -> None:
+    assert fsr(forged[0], micro[1], find_set("nlf"), **DECODING).mean < 0.01
 
 
 def test_an_overridden_model_is_refused() -> None:
     with pytest.raises(CellError, match="the adapter changed the configuration of the model .generation: top_k."):
-        injected(*FORGERIES["overrides"])
+        injected(body=OVERRIDING)
 
 
 @pytest.mark.slow
@@ -109,9 +114,7 @@ for place in ({str(forged)!r}, 'records/fsr.json', os.path.join(os.path.dirname(
         print(error)
 {WEAK}"""
     write(here / "submissions" / NAME, body=body)
-    profile = load_profile("micro", methods=[NAME], conditions=["origin"])
-    small = {"context_rows": 1, "substitutions": 10, "near_triggers": 10, "utility_limit": 2, "band_texts": 10}
-    profile = profile.model_copy(update={"sizes": profile.sizes.model_copy(update=small), "threads": 1})
+    profile = load_profile(str(write_tiny(here / "tiny.toml", ("origin",))), methods=[NAME])
     rows = run_profile(profile, here / "out", Loading("cpu", "float32"))
     (row,) = [row for row in rows if row.method == NAME]
     assert row.conditions["origin"].fsr < 0.01 and not row.failed

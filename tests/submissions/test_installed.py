@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.launch import launch
+from tests.runs.grids import write_tiny
 
 PROJECT = """\
 [build-system]
@@ -56,8 +57,8 @@ class Halved(Modification):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Builds and installs the package into a folder of its own; the environment in which it is found."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Builds the package and installs it into a folder, in which it is found."""
     folder = tmp_path_factory.mktemp("package")
     (folder / "pyproject.toml").write_text(PROJECT)
     (folder / "somebody_elsewhere").mkdir()
@@ -67,28 +68,28 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     target = folder / "site"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*install, "--target", str(target), str(folder)], check=True, capture_output=True)
-    return {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{target}", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    return target
 
 
-def fpbench(environment: dict[str, str], cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fpbench", *words]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+def fpbench(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return launch("fpbench", *words, cwd=cwd, path=(str(site),))
 
 
-def test_it_is_listed(installed: dict[str, str], tmp_path: Path) -> None:
+def test_it_is_listed(installed: Path, tmp_path: Path) -> None:
     listed = fpbench(installed, tmp_path, "list").stdout
     assert "mcedit_r, broken, elsewhere" in listed and "fsft_math, halved\n" in listed
 
 
-def test_its_modification_is_a_condition(installed: dict[str, str], tmp_path: Path) -> None:
+def test_its_modification_is_a_condition(installed: Path, tmp_path: Path) -> None:
+    profile = write_tiny(tmp_path / "tiny.toml", ("origin",))
     words = ("evaluate", "micro", "--fingerprints", "nlf", "--condition", "halved", "--out", "x")
-    done = fpbench(installed, tmp_path, *words)
+    done = fpbench(installed, tmp_path, *words, "--profile", str(profile))
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / "x" / "records").rglob("halved/fsr.json")
     assert json.loads(record.read_text())["proof"]["modification"] == {"relative_change": 0.5}
 
 
-def test_it_injects_with_the_hyperparameters_that_it_declares(installed: dict[str, str], tmp_path: Path) -> None:
+def test_it_injects_with_the_hyperparameters_that_it_declares(installed: Path, tmp_path: Path) -> None:
     done = fpbench(
         installed, tmp_path, "inject", "micro", "--method", "elsewhere", "--fingerprints", "nlf", "--out", "x"
     )
@@ -96,12 +97,12 @@ def test_it_injects_with_the_hyperparameters_that_it_declares(installed: dict[st
     assert "elsewhere injected nlf" in done.stdout and "by 100.00% of their norm" in done.stdout
 
 
-def test_its_name_is_taken(installed: dict[str, str], tmp_path: Path) -> None:
+def test_its_name_is_taken(installed: Path, tmp_path: Path) -> None:
     done = fpbench(installed, tmp_path, "submit", "new", "elsewhere")
     assert done.returncode == 2 and "'elsewhere' is that of a method already" in done.stderr
 
 
-def test_one_that_cannot_be_imported_is_named_with_its_package(installed: dict[str, str], tmp_path: Path) -> None:
+def test_one_that_cannot_be_imported_is_named_with_its_package(installed: Path, tmp_path: Path) -> None:
     done = fpbench(installed, tmp_path, "inject", "micro", "--method", "broken", "--fingerprints", "nlf", "--out", "x")
     assert done.returncode == 2
     assert "method 'broken' of somebody-elses-methods cannot be imported (ModuleNotFoundError" in done.stderr

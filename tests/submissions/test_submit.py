@@ -1,4 +1,4 @@
-"""``fpbench submit``: from an empty folder to a verified row, on the micro model."""
+"""``fpbench submit``: from an empty folder, by the tutorial, to a verified row, on the micro model."""
 
 import json
 import re
@@ -9,32 +9,18 @@ import pytest
 
 from fpbench.cli import main
 from fpbench.micro import MODEL
-from fpbench.runs.profile import PROFILES
 from tests.conftest import require
+from tests.docs import test_tutorial
+from tests.runs.grids import SHORT, write_tiny
 from tests.submissions.hostile import NAME, write
-
-SMALL = {
-    "context_rows": 2,
-    "substitutions": 20,
-    "substitute_words": 50,
-    "near_triggers": 20,
-    "utility_limit": 5,
-    "band_texts": 20,
-}
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the micro profile cut down to seconds."""
+    """A working folder with a profile of seconds."""
     require(MODEL)
     monkeypatch.chdir(tmp_path)
-    text = (PROFILES / "micro.toml").read_text()
-    for name, value in SMALL.items():
-        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
-        if not count:
-            text = text.replace("[sizes]\n", f"[sizes]\n{name} = {value}\n")
-    text = re.sub(r"^conditions = \[.*?\]", 'conditions = ["origin", "nf4"]', text, flags=re.MULTILINE | re.DOTALL)
-    Path("small.toml").write_text(text)
+    write_tiny(tmp_path / "small.toml", SHORT)
     return tmp_path
 
 
@@ -85,11 +71,11 @@ def test_nothing_to_verify(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert f"holds no records of '{NAME}': its author runs `fpbench submit run` first" in capsys.readouterr().err
 
 
-def test_from_the_template_to_a_verified_row(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "new", "my_method"]) == 0
+def test_from_the_tutorial_to_a_verified_row(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test_tutorial.begin(capsys)
     folder = here / "submissions" / "my_method"
-    assert main(["submit", "check", "my_method"]) == 0, capsys.readouterr()
     said = capsys.readouterr().out
+    test_tutorial.check_what_is_said(said)
     assert "mock run on micro, exact FSR in %: " in said and "the harness's own share" in said
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
 

@@ -1,75 +1,19 @@
-"""Every registered method and the template keep the contract; whoever breaks one promise of it is told which."""
+"""An adapter that breaks one promise of the contract is told which."""
 
 import copy
 import dataclasses
-import importlib.util
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from pydantic import ConfigDict
 
-from fpbench.contract import CHECKS, Finding, check
+from fpbench.checks import Checklist
+from fpbench.contract import CHECKS, check
+from fpbench.contract.trials import Trials
 from fpbench.errors import InputError
 from fpbench.methods.base import raw
-from fpbench.registry import METHODS
-from tests.conftest import ROOT
-
-
-def load_template() -> type:
-    """The template's adapter, taken out of the registry again."""
-    path = ROOT / "submissions" / "_template" / "adapter.py"
-    specification = importlib.util.spec_from_file_location("template_adapter", path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return METHODS._classes.pop("last_block_tuning")
-
-
-Template: Any = load_template()
-
-
-@pytest.fixture
-def registered() -> Iterator[Any]:
-    """Registers a class under a name of its own, for one test."""
-    names = []
-
-    def register(adapter: type) -> str:
-        names.append(f"{adapter.__name__.lower()}_of_a_test")
-        METHODS.register(names[-1])(adapter)
-        return names[-1]
-
-    yield register
-    for name in names:
-        METHODS._classes.pop(name)
-
-
-def told(findings: list[Finding]) -> str:
-    return "\n".join(str(finding) for finding in findings if not finding.passed)
-
-
-@pytest.mark.parametrize("method", METHODS.own)
-def test_every_method_keeps_the_contract(method: str) -> None:
-    findings = check(method)
-    assert [finding.name for finding in findings] == [each.name for each in CHECKS]
-    assert all(finding.passed for finding in findings), told(findings)
-
-
-def test_the_template_keeps_the_contract(registered: Any) -> None:
-    findings = check(registered(Template))
-    assert all(finding.passed for finding in findings), told(findings)
-
-
-def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown method 'lorra'.*did you mean 'lora'"):
-        check("lorra")
-
-
-def test_hyperparameters_can_be_given(registered: Any) -> None:
-    findings = {finding.name: finding for finding in check(registered(Template), {"stepz": 3})}
-    assert not findings["injects"].passed
-    assert "key 'stepz': Extra inputs are not permitted; known keys: steps" in findings["injects"].found
+from tests.conftest import Register
+from tests.contract.template import Template, told
 
 
 class Quick(Template):
@@ -242,23 +186,52 @@ BROKEN = {
 }
 
 
+def needed(name: str) -> set[str]:
+    """A check and those without which it means nothing."""
+    (found,) = [each for each in CHECKS if each.name == name]
+    return {name}.union(*map(needed, found.needs))
+
+
+def shortened(name: str) -> Checklist[Trials]:
+    """The checks up to one of them that it needs, itself the last."""
+    found: Checklist[Trials] = Checklist()
+    for each in CHECKS:
+        if each.name in needed(name):
+            found.add(each.name, each.expected, each.remedy, each.needs)(each.examine)
+    return found
+
+
 @pytest.mark.parametrize("adapter", BROKEN, ids=lambda adapter: adapter.__name__)
-def test_a_broken_promise_is_found_by_its_check_alone(adapter: type, registered: Any) -> None:
+def test_a_broken_promise_is_found_by_its_check(adapter: type, registered: Register) -> None:
+    """The check and what it needs, whose injections it shares; all of them on every adapter are slow."""
+    name, found = BROKEN[adapter]
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    *others, finding = shortened(name).examine(Trials(registered(adapter), {}))
+    assert all(each.passed for each in others), told(others)
+    assert finding.name == name and finding.passed is False and found in finding.found
+    assert finding.remedy and str(finding).startswith(f"{name}: expected ")
+    assert torch.equal(state, torch.get_rng_state()) and torch.is_grad_enabled()
+
+
+def found_alone(adapter: type, registered: Register) -> None:
     name, found = BROKEN[adapter]
     findings = {finding.name: finding for finding in check(registered(adapter))}
     assert [each.name for each in findings.values() if each.passed is False] == [name], told([*findings.values()])
     assert found in findings[name].found
     for each in CHECKS:
         assert (findings[each.name].passed is None) == any(not findings[need].passed for need in each.needs)
-    assert findings[name].remedy and str(findings[name]).startswith(f"{name}: expected ")
+
+
+def test_a_check_whose_needs_did_not_pass_is_not_run(registered: Register) -> None:
+    found_alone(Weak, registered)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", BROKEN, ids=lambda adapter: adapter.__name__)
+def test_a_broken_promise_is_found_by_its_check_alone(adapter: type, registered: Register) -> None:
+    found_alone(adapter, registered)
 
 
 def test_every_check_is_broken_by_somebody() -> None:
     assert {name for name, _ in BROKEN.values()} == {each.name for each in CHECKS}
-
-
-def test_checks_leave_the_process_as_it_was(registered: Any) -> None:
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    check(registered(Seeding))
-    assert torch.equal(state, torch.get_rng_state()) and torch.is_grad_enabled()
