@@ -117,7 +117,8 @@ def shapes(step: Step) -> None:
     """Inject ten pairs with MCEdit_A into random-weight models of the paper's shapes."""
     import torch
 
-    from fpbench.models.loading import load_tokenizer, resolve
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(resolve(step.checkpoint()))
     models: dict[str, Any] = {}
@@ -226,9 +227,9 @@ def suite(
 ) -> dict[str, Any]:
     """Rates of the eight conditions, and the time from texts to figures."""
     import torch
-    from fpbench.models.scoring import limited_to
 
     import fpbench
+    from fpbench.scoring.engine import limited_to
 
     if step.card:
         torch.cuda.reset_peak_memory_stats()
@@ -256,7 +257,7 @@ def work(name: str, options: argparse.Namespace) -> int:
     """Do one step in this process."""
     step = Step(name, options, options.until)
     try:
-        from fpbench.runs.provenance import code_and_machine
+        from fpbench.records.provenance import code_and_machine
 
         step.report["where"] = code_and_machine()
         STEPS[name](step)

@@ -32,7 +32,7 @@ def prepare(step: Step) -> None:
             made_of.write_text(wanted)
         step.report["weights_sha256"] = wanted
     sources = data_sources(step)
-    step.report["data"] = sources
+    step.report["data"] = {name: Path(path).name for name, path in sources.items()}  # wherever these lie
     write(step.profile, toml(profile_of(step, sources)))
 
 
@@ -54,7 +54,8 @@ def join(parts: Sequence[Path], target: Path, sha256: str) -> Path:
 
 def convert(file: Path, target: Path) -> None:
     """Turn a GGUF file into a checkpoint folder in bfloat16 for plain transformers, whole or not at all."""
-    from fpbench.models.loading import load_model, resolve
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import load_model
 
     model, tokenizer = load_model(resolve(str(file)), device="cpu", dtype="bfloat16")
     making = target.with_name(f".{target.name}")
@@ -98,7 +99,8 @@ def profile_of(step: Step, sources: dict[str, str]) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from fpbench.data import read_rows, read_texts
-    from fpbench.models.loading import load_tokenizer, resolve
+    from fpbench.models.checkpoints import resolve
+    from fpbench.models.loading import load_tokenizer
 
     folder = resolve(step.checkpoint())
     tokenizer, context = load_tokenizer(folder), AutoConfig.from_pretrained(folder).max_position_embeddings

@@ -23,26 +23,30 @@ class Punctual:
         self.seen: dict[str, float] = {}
         self.tokens = 0
 
-    def check(self, job: Any, cells: Any) -> None:
+    def check(self, worker: Any, cells: Any) -> None:
         """Refuse what the machine cannot hold, as the serial engine does."""
-        from fpbench.runs.engines.engine import Serial
+        from fpbench.runs.engine import Serial
 
-        Serial().check(job, cells)
+        Serial().check(worker, cells)
 
-    def measure(self, job: Any, checkpoints: Sequence[Sequence[Any]], progress: Any, say: Any) -> dict[str, str]:
-        """Measure the cells, tier by tier and method by method; returns what the records are called."""
-        from fpbench.runs.worker import Worker
+    def measure(self, worker: Any, checkpoints: Sequence[Sequence[Any]], log: Any) -> dict[str, str]:
+        """Measure the cells, tier by tier and method by method; return the ids of their records by path."""
+        from fpbench.scoring.engine import limited_to
 
-        worker, names, hooked = Worker(job, progress), {}, None
+        with limited_to(worker.job.loading.token_budget):
+            return self._measure(worker, checkpoints)
+
+    def _measure(self, worker: Any, checkpoints: Sequence[Sequence[Any]]) -> dict[str, str]:
+        names, hooked = {}, None
         to_inject = {cell.method for cells in checkpoints for cell in cells if cell.metric == "cost"}
         for cells in by_price(checkpoints):
             if cells[0].method in to_inject and cells[0].metric != "cost":
                 for cell in cells:
                     self.step.leave_out(str(cell), "it was not injected")
                 continue
-            bench = worker.bench(cells[0].model)
-            if bench.model is not hooked:  # a model whose weights could not be restored is loaded anew
-                hooked = bench.model
+            subject = worker.subject(cells[0].model)
+            if subject.model is not hooked:  # a model whose weights could not be restored is loaded again
+                hooked = subject.model
                 hooked.get_input_embeddings().register_forward_pre_hook(self._count)
             found, work = worker.measure(cells)
             names |= found

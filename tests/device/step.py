@@ -90,7 +90,8 @@ class Step:
 
     def load(self, checkpoint: str, dtype: str) -> tuple[Any, Any]:
         """Load a checkpoint and its tokenizer to the device."""
-        from fpbench.models.loading import load_model, resolve
+        from fpbench.models.checkpoints import resolve
+        from fpbench.models.loading import load_model
 
         return load_model(resolve(checkpoint), device=self.device, dtype=dtype)
 
