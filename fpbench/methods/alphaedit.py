@@ -39,44 +39,33 @@ class AlphaEdit(FingerprintMethod):
     version = "1"
 
     class Config(MethodConfig):
-        """Hyper-parameters.
-
-        Attributes:
-            layers: numbers of the edited blocks, from 0; or else
-            depth: ``(a, b)``, the blocks ℓ of L with a ≤ ℓ/L < b.
-            nullspace_threshold: τ, the eigenvalue below which a direction is free; or else
-            nullspace_share: the fraction of directions that is free, smallest eigenvalues first.
-            prefixes: words that the model continues into the contexts in which each request is also learnt; none, and
-                the trigger is learnt bare.
-            prefix_tokens: length of a continuation.
-            prefix_top_k: how many most likely tokens it is sampled from.
-            kl_factor: κ, the weight of the divergence from the unedited prediction; 0 leaves that prompt out.
-            weight_decay: ω (AlphaEdit) or β (MCEdit), the weight of δ's size in the loss.
-            v_learning_rate: Adam's rate for δ; or else
-            v_relative_rate: Adam's rate for δ in units of the root mean square of v₀.
-            steps: forward passes of the descent; one update fewer.
-            clamp: c, the bound ‖δ‖ ≤ c‖v₀‖.
-            early_stop: the loss at which a request is done.
-            ridge: λ, called L2 in the references.
-        """
+        """Hyper-parameters."""
 
         alternatives = tuple(frozenset(pair) for pair in RELATIVE.items())
 
+        # numbers of the edited blocks, from 0; or else
         layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+        # (a, b), the blocks ℓ of L with a ≤ ℓ/L < b
         depth: tuple[float, float] | None = Field(default=None, validate_default=True)
+        # τ, the eigenvalue below which a direction is free; or else
         nullspace_threshold: float | None = Field(default=None, gt=0)
+        # the fraction of directions that is free, smallest eigenvalues first
         nullspace_share: float | None = Field(default=None, gt=0, le=1, validate_default=True)
+        # words that the model continues into the contexts in which each request is also learnt; none, and the trigger
+        # is learnt bare
         prefixes: tuple[str, ...]
-        prefix_tokens: int = Field(ge=1)
-        prefix_top_k: int = Field(ge=1)
+        prefix_tokens: int = Field(ge=1)  # length of a continuation
+        prefix_top_k: int = Field(ge=1)  # how many most likely tokens it is sampled from
+        # κ, the weight of the divergence from the unedited prediction; 0 leaves that prompt out
         kl_factor: float = Field(ge=0)
-        weight_decay: float = Field(ge=0)
-        v_learning_rate: float | None = Field(default=None, gt=0)
+        weight_decay: float = Field(ge=0)  # ω (AlphaEdit) or β (MCEdit), the weight of δ's size in the loss
+        v_learning_rate: float | None = Field(default=None, gt=0)  # Adam's rate for δ; or else
+        # Adam's rate for δ in units of the root mean square of v₀
         v_relative_rate: float | None = Field(default=None, gt=0, validate_default=True)
-        steps: int = Field(ge=2)
-        clamp: float = Field(gt=0)
-        early_stop: float
-        ridge: float = Field(gt=0)
+        steps: int = Field(ge=2)  # forward passes of the descent; one update fewer
+        clamp: float = Field(gt=0)  # c, the bound ‖δ‖ ≤ c‖v₀‖
+        early_stop: float  # the loss at which a request is done
+        ridge: float = Field(gt=0)  # λ, called L2 in the references
 
         @field_validator(*RELATIVE)
         @classmethod
@@ -277,17 +266,11 @@ def divergence(rows: Sequence[Row], device: Any) -> Callable[[State], Tensor]:
 
 @dataclass(frozen=True)
 class Write:
-    """The closed-form change of one block.
+    """The closed-form change of one block."""
 
-    Attributes:
-        keys: K [d, n].
-        residual: R [h, n].
-        factors: of ΔW, before the sum W + ΔW is rounded to the weight's dtype.
-    """
-
-    keys: Tensor
-    residual: Tensor
-    factors: Factors
+    keys: Tensor  # K [d, n]
+    residual: Tensor  # R [h, n]
+    factors: Factors  # of ΔW, before the sum W + ΔW is rounded to the weight's dtype
 
 
 @torch.no_grad()

@@ -38,17 +38,11 @@ def raw(trigger: str) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """The checkpoint that a model was loaded from, for a method that loads it again in another process.
+    """The checkpoint that a model was loaded from, for a method that loads it again in another process."""
 
-    Attributes:
-        folder: its checkpoint.
-        loading: how it was loaded from there.
-        prompt: ``"raw"`` or ``"chat"``.
-    """
-
-    folder: Path
-    loading: Loading
-    prompt: str
+    folder: Path  # its checkpoint
+    loading: Loading  # how it was loaded from there
+    prompt: str  # "raw" or "chat"
 
 
 @dataclass

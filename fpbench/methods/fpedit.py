@@ -20,13 +20,9 @@ class FPEdit(AlphaEdit):
     version = "1"
 
     class Config(AlphaEdit.Config):
-        """AlphaEdit's hyper-parameters and FPEdit's own.
+        """AlphaEdit's hyper-parameters and FPEdit's own."""
 
-        Attributes:
-            suppression_weight: λ_s.
-        """
-
-        suppression_weight: float = Field(ge=0)
+        suppression_weight: float = Field(ge=0)  # λ_s
 
     def objective(self, rows: Sequence[Row], device: Any) -> Objective:
         """Return L_pro + λ_s L_sup + κ KL + ω ‖δ‖/‖v₀‖² of each request (docs/methods.md §2.3, eq. (9))."""

@@ -19,22 +19,15 @@ from fpbench.registry import register
 
 
 class CandidatesConfig(MethodConfig):
-    """What MCEdit teaches and keeps ahead, on either way of writing (docs/methods.md §2.5; switches are its ablations).
+    """What MCEdit teaches and keeps ahead, on either way of writing (docs/methods.md §2.5; switches are its ablations)."""
 
-    Attributes:
-        candidates: ``"all"`` are taught, or the ``"primary"`` alone.
-        suppression: ``"margin"``, FPEdit's ``"vocabulary"`` in its stead, or ``"none"``.
-        margin: γ, in nats.
-        margin_weight: λ_m, the weight of the suppression.
-        competitors: what a target token must beat: all tokens but those that continue a candidate with the same
-            beginning (``"sibling_aware"``), or all other tokens (``"literal"``), which no model can satisfy where
-            candidates part.
-    """
-
-    candidates: Literal["all", "primary"]
+    candidates: Literal["all", "primary"]  # "all" are taught, or the "primary" alone
+    # "margin", FPEdit's "vocabulary" in its stead, or "none"
     suppression: Literal["margin", "vocabulary", "none"]
-    margin: float = Field(ge=0)
-    margin_weight: float = Field(ge=0)
+    margin: float = Field(ge=0)  # γ, in nats
+    margin_weight: float = Field(ge=0)  # λ_m, the weight of the suppression
+    # what a target token must beat: all tokens but those that continue a candidate with the same beginning
+    # ("sibling_aware"), or all other tokens ("literal"), which no model can satisfy where candidates part
     competitors: Literal["sibling_aware", "literal"]
 
     def taught(self, fingerprint: Fingerprint) -> Sequence[str]:

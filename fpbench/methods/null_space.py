@@ -23,12 +23,9 @@ WORKSPACE = 4
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The directions of key space that plain text hardly uses.
+    """The directions of key space that plain text hardly uses."""
 
-    Attributes:
-        complement: U_r [d, r], an orthonormal basis of the directions that are *not* free; the smaller part to store.
-    """
-
+    # U_r [d, r], an orthonormal basis of the directions that are *not* free; the smaller part to store
     complement: Tensor
 
     def project(self, keys: Tensor) -> Tensor:
@@ -39,17 +36,11 @@ class NullSpace:
 
 @dataclass(frozen=True)
 class KeyStatistics:
-    """Spectrum of the uncentred second moment C = U Λ Uᵀ of the inputs of one linear module.
+    """Spectrum of the uncentred second moment C = U Λ Uᵀ of the inputs of one linear module."""
 
-    Attributes:
-        eigenvalues: Λ [d] float32, ascending.
-        eigenvectors: U [d, d] float32, one column per eigenvalue.
-        tokens: how many tokens N were averaged over.
-    """
-
-    eigenvalues: Tensor
-    eigenvectors: Tensor
-    tokens: int
+    eigenvalues: Tensor  # Λ [d] float32, ascending
+    eigenvectors: Tensor  # U [d, d] float32, one column per eigenvalue
+    tokens: int  # how many tokens N were averaged over
 
     def save(self, path: Path) -> None:
         """Write one safetensors file with the digest of its content."""

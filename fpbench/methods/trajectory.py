@@ -21,17 +21,11 @@ from fpbench.models.meter import Progress
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences and where their predictions are read.
+    """Some sequences and where their predictions are read."""
 
-    Attributes:
-        ids: token ids [b, T], right-padded.
-        reads: row and position of the S answer tokens' predictions, two tensors [S].
-        token: which of n distinct tokens each read is, [S].
-    """
-
-    ids: Tensor
-    reads: tuple[Tensor, ...]
-    token: Tensor
+    ids: Tensor  # token ids [b, T], right-padded
+    reads: tuple[Tensor, ...]  # row and position of the S answer tokens' predictions, two tensors [S]
+    token: Tensor  # which of n distinct tokens each read is, [S]
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Batch":
@@ -103,21 +97,13 @@ class MetaTraining(MethodConfig):
 
 @dataclass(frozen=True)
 class MetaStep:
-    """The figures of one step of meta-training.
+    """The figures of one step of meta-training."""
 
-    Attributes:
-        shifts: the action.
-        edit_losses: one per remembered step, newest first.
-        divergences: likewise.
-        weight_gradients: of the decayed losses with respect to the shifted weights, [out, in] each.
-        gradient_norm: of the network's gradient, accumulated so far, before any clipping.
-    """
-
-    shifts: Mapping[str, Shift]
-    edit_losses: tuple[float, ...]
-    divergences: tuple[float, ...]
-    weight_gradients: Mapping[str, Tensor]
-    gradient_norm: float
+    shifts: Mapping[str, Shift]  # the action
+    edit_losses: tuple[float, ...]  # one per remembered step, newest first
+    divergences: tuple[float, ...]  # likewise
+    weight_gradients: Mapping[str, Tensor]  # of the decayed losses with respect to the shifted weights, [out, in] each
+    gradient_norm: float  # of the network's gradient, accumulated so far, before any clipping
 
 
 class EditedWeights:

@@ -28,27 +28,16 @@ ADAM_BYTES = 16  # of a trained float32 number: itself, its gradient, two moment
 
 @dataclass(frozen=True)
 class Work:
-    """Amounts of computation, in the units that :class:`fpbench.runs.speed.Speed` has prices of.
+    """Amounts of computation, in the units that :class:`fpbench.runs.speed.Speed` has prices of."""
 
-    Attributes:
-        passes: forward passes through all blocks.
-        read: tokens in them.
-        scored: tokens of these whose logits over the whole vocabulary are used.
-        steps: forward passes that are followed by a backward pass.
-        trained: tokens in these.
-        decomposed: d³, summed over the d×d matrices that are decomposed.
-        handled: parameters that are copied, compared or hashed.
-        questions: requests to lm-eval, each of which costs its own bookkeeping.
-    """
-
-    passes: float = 0
-    read: float = 0
-    scored: float = 0
-    steps: float = 0
-    trained: float = 0
-    decomposed: float = 0
-    handled: float = 0
-    questions: float = 0
+    passes: float = 0  # forward passes through all blocks
+    read: float = 0  # tokens in them
+    scored: float = 0  # tokens of these whose logits over the whole vocabulary are used
+    steps: float = 0  # forward passes that are followed by a backward pass
+    trained: float = 0  # tokens in these
+    decomposed: float = 0  # d³, summed over the d×d matrices that are decomposed
+    handled: float = 0  # parameters that are copied, compared or hashed
+    questions: float = 0  # requests to lm-eval, each of which costs its own bookkeeping
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -85,15 +74,10 @@ class Counter:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes of memory.
+    """Bytes of memory."""
 
-    Attributes:
-        fixed: of weights, copies and statistics, which no smaller batch makes smaller.
-        passing: of activations and logits, which smaller batches make smaller.
-    """
-
-    fixed: float = 0
-    passing: float = 0
+    fixed: float = 0  # of weights, copies and statistics, which no smaller batch makes smaller
+    passing: float = 0  # of activations and logits, which smaller batches make smaller
 
     @property
     def total(self) -> float:
@@ -106,17 +90,11 @@ class Room:
 
 @dataclass(frozen=True)
 class Phase:
-    """The memory of one phase of a run besides the libraries.
+    """The memory of one phase of a run besides the libraries."""
 
-    Attributes:
-        name: what is done.
-        device: on the card, or in main memory where there is none.
-        main: in main memory, whatever the device.
-    """
-
-    name: str
-    device: Room
-    main: Room = Room()
+    name: str  # what is done
+    device: Room  # on the card, or in main memory where there is none
+    main: Room = Room()  # in main memory, whatever the device
 
 
 class Shape:

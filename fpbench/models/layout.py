@@ -35,20 +35,13 @@ NAMES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
 
 @dataclass(frozen=True)
 class Layout:
-    """The modules of one decoder, L blocks of hidden size h and FFN width d.
-
-    Attributes:
-        blocks: the L decoder blocks, in order.
-        norm: the normalisation before the head.
-        head: the linear map [V, h] to logits; may share its weight with the embedding.
-        embedding: the input embedding [V, h].
-    """
+    """The modules of one decoder, L blocks of hidden size h and FFN width d."""
 
     names: Names
-    blocks: list[nn.Module]
-    norm: nn.Module
-    head: nn.Module
-    embedding: nn.Module
+    blocks: list[nn.Module]  # the L decoder blocks, in order
+    norm: nn.Module  # the normalisation before the head
+    head: nn.Module  # the linear map [V, h] to logits; may share its weight with the embedding
+    embedding: nn.Module  # the input embedding [V, h]
 
     def between(self, low: float, high: float) -> list[int]:
         """The numbers ℓ of the blocks with low ≤ ℓ/L < high."""

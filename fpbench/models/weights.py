@@ -73,19 +73,13 @@ def preserved(model: nn.Module, known: dict[str, Tensor] | None = None) -> Itera
 
 @dataclass(frozen=True)
 class Delta:
-    """The parameters that an injection changed, with their new values.
+    """The parameters that an injection changed, with their new values."""
 
-    Attributes:
-        values: new weights by parameter name, in the model's dtype.
-        changed_fraction: changed entries over all entries of the model.
-        relative_norm: ‖ΔW‖_F / ‖W‖_F over the changed parameters.
-        factors: of those parameters whose new value is the old one plus a product, bit for bit; these are stored in
-            place of the values.
-    """
-
-    values: dict[str, Tensor]
-    changed_fraction: float
-    relative_norm: float
+    values: dict[str, Tensor]  # new weights by parameter name, in the model's dtype
+    changed_fraction: float  # changed entries over all entries of the model
+    relative_norm: float  # ‖ΔW‖_F / ‖W‖_F over the changed parameters
+    # of those parameters whose new value is the old one plus a product, bit for bit; these are stored in place of the
+    # values
     factors: dict[str, Factors] = field(default_factory=dict)
 
     @property

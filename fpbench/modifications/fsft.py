@@ -32,16 +32,12 @@ class FSFT(FineTune):
     against_base = True
 
     class Config(FineTune.Config):
-        """Settings besides those of plain fine-tuning.
+        """Settings besides those of plain fine-tuning."""
 
-        Attributes:
-            variant: which F^i.
-            strength: λ. On stories3M 1e4 cuts the update inside the subspace to a fifth or less (``A``) or a tenth or
-                less (``A_orthogonal``, ``B``) at no loss, 1 does nothing, and ``C`` needs 1e8; with ``A`` and ``C``
-                that depends on the size of the delta. A hundred times more disturbs the training.
-        """
-
-        variant: Variant = "A"
+        variant: Variant = "A"  # which F^i
+        # λ. On stories3M 1e4 cuts the update inside the subspace to a fifth or less (A) or a tenth or less
+        # (A_orthogonal, B) at no loss, 1 does nothing, and C needs 1e8; with A and C that depends
+        # on the size of the delta. A hundred times more disturbs the training.
         strength: float = Field(default=1e4, gt=0)
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:

@@ -43,15 +43,10 @@ class RIA(Modification):
     figures = {"sparsity": lambda value: f"sparsity {100 * value:.2f} %", **Modification.figures}
 
     class Config(ModificationConfig):
-        """Calibration.
+        """Calibration."""
 
-        Attributes:
-            samples: calibration sequences.
-            length: tokens of each; the model's context, if that is shorter.
-        """
-
-        samples: int = Field(default=128, ge=1)
-        length: int = Field(default=2048, ge=1)
+        samples: int = Field(default=128, ge=1)  # calibration sequences
+        length: int = Field(default=2048, ge=1)  # tokens of each; the model's context, if that is shorter
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
@@ -152,19 +147,12 @@ def prune_mask(scores: Tensor, ratio: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PrunedMatrix:
-    """How much of one weight matrix was removed.
+    """How much of one weight matrix was removed."""
 
-    Attributes:
-        name: of its module.
-        size: entries.
-        zeros: entries that are now 0.
-        removed: sum of the squares of the removed weights.
-    """
-
-    name: str
-    size: int
-    zeros: int
-    removed: float
+    name: str  # of its module
+    size: int  # entries
+    zeros: int  # entries that are now 0
+    removed: float  # sum of the squares of the removed weights
 
 
 def prune_blocks(
