@@ -1,7 +1,7 @@
 """Partial forward passes: look inside a model, run some blocks again, predict as a function of δ alone."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fpbench.errors import InputError
-from fpbench.models.layout import StopForward, layout
+from fpbench.models.layout import StopForward, layout, watched
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,9 @@ def pad(sequences: Sequence[Sequence[int]], device: Any) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-@contextmanager
-def watched(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call ``see`` with the number of each module and what goes into it, [rows, T, ·], before it is run."""
-
-    def before(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        see(number, arguments[0])
-
-    with ExitStack() as hooks:
-        for number, module in enumerate(modules):
-            hooks.enter_context(module.register_forward_pre_hook(partial(before, number)))
-        yield
-
-
 @torch.no_grad()
 def visit(model: nn.Module, ids: Tensor, modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> None:
-    """Run ``model`` on ``ids`` [rows, T] no further than to the last of some modules; keep nothing of what passes by.
-
-    Args:
-        model: a causal language model.
-        ids: token ids.
-        modules: to look in front of.
-        see: as in :func:`watched`.
-    """
+    """Run ``model`` on ``ids`` [rows, T] no further than to the last of the :func:`watched` modules; keep nothing."""
     left = set(range(len(modules)))
 
     def look(number: int, hidden: Tensor) -> None:
@@ -207,11 +187,7 @@ class Prefix:
 def tree_keywords(keywords: dict[str, Any], layer: Any, trees: Trees, dtype: torch.dtype) -> dict[str, Any]:
     """Return what to call a block with on B trees of N nodes, after prefixes of at most P tokens.
 
-    Args:
-        keywords: what the model itself calls the block with on whole rows.
-        layer: keys and values of all tokens in this block.
-        trees: the tokens that remain.
-        dtype: of the hidden states.
+    The model itself calls it with ``keywords`` on whole rows; ``layer`` has keys and values of all tokens in it.
     """
     lookup, nodes = trees.position[:, :1], trees.position.shape[1]  # (B, 1), N
     prefix = torch.arange(int(lookup.max()), device=lookup.device).expand(len(lookup), -1)  # (B, P)

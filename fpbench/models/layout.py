@@ -1,15 +1,31 @@
-"""The parts of a decoder, by one table of module names per architecture."""
+"""The parts of a decoder, by one table of module names per architecture, and what passes into them."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fpbench.errors import InputError
 
 
 class StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Raised inside a forward pass to end it, once what was looked for has passed; whoever raises it catches it."""
+
+
+@contextmanager
+def watched(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``see`` with the number of each module and what goes into it, [rows, T, ·], before it is run."""
+
+    def before(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        see(number, arguments[0])
+
+    with ExitStack() as hooks:
+        for number, module in enumerate(modules):
+            hooks.enter_context(module.register_forward_pre_hook(partial(before, number)))
+        yield
 
 
 def context_length(model: Any) -> int | None:
@@ -76,10 +92,5 @@ def layout(model: Any) -> Layout:
     if kind not in NAMES:
         raise InputError(f"model type {kind!r} is not supported: expected one of {', '.join(NAMES)}.")
     names = NAMES[kind]
-    return Layout(
-        names,
-        list(model.get_submodule(names.blocks).children()),
-        model.get_submodule(names.norm),
-        model.get_submodule(names.head),
-        model.get_submodule(names.embedding),
-    )
+    parts = [model.get_submodule(name) for name in (names.norm, names.head, names.embedding)]
+    return Layout(names, list(model.get_submodule(names.blocks).children()), *parts)

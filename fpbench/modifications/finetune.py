@@ -79,8 +79,7 @@ class FineTune(Modification):
         """Return the settings of a training at one rate."""
         from fpbench.models.training import LoRAConfig
 
-        names = {"epochs", "batch_size", "rank", "alpha"}
-        return LoRAConfig(learning_rate, **self.config.model_dump(include=names))
+        return LoRAConfig(learning_rate, **self.config.model_dump(include={"epochs", "batch_size", "rank", "alpha"}))
 
     def train(
         self, model: nn.Module, tokenizer: Any, context: ModificationContext, penalty: Penalty | None = None
