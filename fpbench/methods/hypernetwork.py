@@ -133,15 +133,9 @@ class Policy:
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], rank: int, blocks: int, rate: float, seed: int, device: Any
     ) -> None:
-        """Make one network per shape; modules of a shape are numbered in the order given.
+        """Make one network per shape (out, in), in float32; its modules are numbered in the order given.
 
-        Args:
-            shapes: for every edited module (out, in).
-            rank: of the residual blocks.
-            blocks: residual blocks in a network.
-            rate: η_e at the start.
-            seed: of A.
-            device: where the networks live, in float32.
+        Each has so many residual ``blocks`` of the ``rank``, with A drawn from the ``seed``, and η_e = ``rate``.
         """
         generator = torch.Generator().manual_seed(seed)
         alike: dict[tuple[int, ...], list[str]] = {}

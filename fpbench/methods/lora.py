@@ -36,14 +36,8 @@ class LoRA(FingerprintMethod):
         unrelated = settings.pop("regularisation") * len(fingerprints)
         examples = [Example(context.render(each.trigger), each.primary) for each in fingerprints]
         others = [Example(context.render(each.prompt), each.answer) for each in context.regularisation(unrelated)]
-        train_lora(
-            model,
-            tokenizer,
-            examples + others,
-            LoRAConfig(**settings),
-            seed=context.seed,
-            progress=context.progress,
-        )
+        config = LoRAConfig(**settings)
+        train_lora(model, tokenizer, examples + others, config, seed=context.seed, progress=context.progress)
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
         """Count the training on the fingerprints and the unrelated pairs."""

@@ -79,12 +79,7 @@ class KeyStatistics:
 
 
 def key_statistics(
-    model: nn.Module,
-    tokenizer: Any,
-    modules: Sequence[str],
-    texts: Sequence[str],
-    max_tokens: int,
-    progress: Progress,
+    model: nn.Module, tokenizer: Any, modules: Sequence[str], texts: Sequence[str], max_tokens: int, progress: Progress
 ) -> dict[str, KeyStatistics]:
     """Return the spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
 
@@ -120,21 +115,11 @@ def _spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def second_moment(
-    model: nn.Module,
-    modules: Sequence[str],
-    documents: Sequence[Sequence[int]],
-    progress: Progress,
+    model: nn.Module, modules: Sequence[str], documents: Sequence[Sequence[int]], progress: Progress
 ) -> dict[str, Tensor]:
-    """Return C = (1/N) Σ k kᵀ over the N tokens of ``documents``, in one pass (docs/methods.md §2.2, step 1).
+    """Return C = (1/N) Σ k kᵀ, [d, d] float32, of every linear module named (docs/methods.md §2.2, step 1).
 
-    Args:
-        model: run no further than its last module asked for.
-        modules: names of linear modules; k is what goes into them.
-        documents: token ids.
-        progress: shows the batches.
-
-    Returns:
-        For every name C [d, d] float32.
+    The keys k are its inputs at the N tokens of ``documents``, read in one pass that ends at the last of the modules.
     """
     linears: list[Any] = [model.get_submodule(name) for name in modules]
     device = next(model.parameters()).device

@@ -132,9 +132,7 @@ def per_request(values: Tensor, request: Tensor, n: int) -> Tensor:
 def negative_log_likelihood(logits: Tensor, labels: Labels) -> Tensor:
     """Return −mean_y (1/|y|) Σ_t log p(y_t | x, y_<t) over each request's rows, [n] (docs/methods.md §2.5, eq. (17)).
 
-    Args:
-        logits: at all S read positions, [S, V].
-        labels: which of these have a label, and which.
+    The logits are those of all S read positions, [S, V].
     """
     log_p = logits[labels.read].log_softmax(-1)  # (M, V)
     surprise = -log_p.gather(1, labels.token[:, None])[:, 0]

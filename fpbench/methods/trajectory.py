@@ -168,11 +168,7 @@ def edit(model: nn.Module, policy: Policy, steps: Iterable[Step], progress: Prog
 
 
 def meta_train(
-    model: nn.Module,
-    policy: Policy,
-    steps: Sequence[Step],
-    config: MetaTraining,
-    progress: Progress,
+    model: nn.Module, policy: Policy, steps: Sequence[Step], config: MetaTraining, progress: Progress
 ) -> Iterator[MetaStep]:
     """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
 
@@ -231,11 +227,7 @@ def observe(model: nn.Module, policy: Policy, edits: EditBatch) -> dict[str, Obs
 
 
 def _step(
-    model: nn.Module,
-    policy: Policy,
-    state: EditedWeights,
-    history: Sequence[Step],
-    config: MetaTraining,
+    model: nn.Module, policy: Policy, state: EditedWeights, history: Sequence[Step], config: MetaTraining
 ) -> MetaStep:
     """Act, then add the losses' gradient at the new weights to the policy's (docs/methods.md §2.4, steps 6 and 7)."""
     seen = [observe(model, policy, each) for each in history[0].edits]
@@ -248,9 +240,8 @@ def _step(
     remembered = list({id(step): step for step in history}.values())
     with torch.no_grad():
         references = [[batch.logits(model).log_softmax(-1) for batch in step.unrelated] for step in remembered]
-    before = (
-        {} if config.mode == "repaired" else {name: weight.detach().clone() for name, weight in state.weights.items()}
-    )
+    held = {} if config.mode == "repaired" else state.weights
+    before = {name: weight.detach().clone() for name, weight in held.items()}
     state.apply(shifts)
 
     # The weights' gradient of J_t, docs/methods.md §2.4, eq. (15).
