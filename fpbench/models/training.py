@@ -172,15 +172,9 @@ def train_lora(
     float32. Module tree, names, dtypes, gradient flags and training mode are afterwards as before; after an exception
     the weights are, too. The global random state is left untouched.
 
-    Args:
-        model: trained in place.
-        tokenizer: its end-of-text token closes every answer.
-        examples: prompts and answers to learn.
-        config: rates, sizes and modules.
-        seed: of the update's start, the order of the examples and dropout.
-        progress: wraps the batches of an epoch.
-        penalty: minimised besides the loss, and not part of the losses that are reported.
-        after_epoch: called with each epoch's mean loss before the next begins; what it raises ends the training.
+    The ``seed`` is of the update's start, the order of the examples and dropout. A ``penalty`` is minimised besides the
+    loss and not part of the losses that are reported. ``after_epoch`` is called with each epoch's mean loss before the
+    next begins; what it raises ends the training.
 
     Raises:
         InputError: if there is nothing to learn from, the tokenizer has no end-of-text token, or ``modules`` names
