@@ -17,10 +17,10 @@ from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
 from fpbench.methods.null_space import BATCH_TOKENS, WORKSPACE, NullSpace
-from fpbench.methods.partial_forward import BlockRun, Row, pad, watched
+from fpbench.methods.partial_forward import BlockRun, Row, pad
 from fpbench.methods.target_values import Labels, Objective, State, negative_log_likelihood, optimise, per_request
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
-from fpbench.models.layout import layout
+from fpbench.models.layout import layout, watched
 from fpbench.models.prompts import Example, encode, encode_pair
 from fpbench.models.weights import Factors
 from fpbench.registry import register
@@ -39,44 +39,33 @@ class AlphaEdit(FingerprintMethod):
     version = "1"
 
     class Config(MethodConfig):
-        """Hyper-parameters.
-
-        Attributes:
-            layers: numbers of the edited blocks, from 0; or else
-            depth: ``(a, b)``, the blocks ℓ of L with a ≤ ℓ/L < b.
-            nullspace_threshold: τ, the eigenvalue below which a direction is free; or else
-            nullspace_share: the fraction of directions that is free, smallest eigenvalues first.
-            prefixes: words that the model continues into the contexts in which each request is also learnt; none, and
-                the trigger is learnt bare.
-            prefix_tokens: length of a continuation.
-            prefix_top_k: how many most likely tokens it is sampled from.
-            kl_factor: κ, the weight of the divergence from the unedited prediction; 0 leaves that prompt out.
-            weight_decay: ω (AlphaEdit) or β (MCEdit), the weight of δ's size in the loss.
-            v_learning_rate: Adam's rate for δ; or else
-            v_relative_rate: Adam's rate for δ in units of the root mean square of v₀.
-            steps: forward passes of the descent; one update fewer.
-            clamp: c, the bound ‖δ‖ ≤ c‖v₀‖.
-            early_stop: the loss at which a request is done.
-            ridge: λ, called L2 in the references.
-        """
+        """Hyper-parameters."""
 
         alternatives = tuple(frozenset(pair) for pair in RELATIVE.items())
 
+        # numbers of the edited blocks, from 0; or else
         layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+        # (a, b), the blocks ℓ of L with a ≤ ℓ/L < b
         depth: tuple[float, float] | None = Field(default=None, validate_default=True)
+        # τ, the eigenvalue below which a direction is free; or else
         nullspace_threshold: float | None = Field(default=None, gt=0)
+        # the fraction of directions that is free, smallest eigenvalues first
         nullspace_share: float | None = Field(default=None, gt=0, le=1, validate_default=True)
+        # words that the model continues into the contexts in which each request is also learnt; none, and the trigger
+        # is learnt bare
         prefixes: tuple[str, ...]
-        prefix_tokens: int = Field(ge=1)
-        prefix_top_k: int = Field(ge=1)
+        prefix_tokens: int = Field(ge=1)  # length of a continuation
+        prefix_top_k: int = Field(ge=1)  # how many most likely tokens it is sampled from
+        # κ, the weight of the divergence from the unedited prediction; 0 leaves that prompt out
         kl_factor: float = Field(ge=0)
-        weight_decay: float = Field(ge=0)
-        v_learning_rate: float | None = Field(default=None, gt=0)
+        weight_decay: float = Field(ge=0)  # ω (AlphaEdit) or β (MCEdit), the weight of δ's size in the loss
+        v_learning_rate: float | None = Field(default=None, gt=0)  # Adam's rate for δ; or else
+        # Adam's rate for δ in units of the root mean square of v₀
         v_relative_rate: float | None = Field(default=None, gt=0, validate_default=True)
-        steps: int = Field(ge=2)
-        clamp: float = Field(gt=0)
-        early_stop: float
-        ridge: float = Field(gt=0)
+        steps: int = Field(ge=2)  # forward passes of the descent; one update fewer
+        clamp: float = Field(gt=0)  # c, the bound ‖δ‖ ≤ c‖v₀‖
+        early_stop: float  # the loss at which a request is done
+        ridge: float = Field(gt=0)  # λ, called L2 in the references
 
         @field_validator(*RELATIVE)
         @classmethod
@@ -135,11 +124,10 @@ class AlphaEdit(FingerprintMethod):
     def rewriting_prompts(
         self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext
     ) -> tuple[list[Prompts], list[Row]]:
-        """Return every trigger bare and after each context, with each of its targets, as token ids (steps 3 and 4).
+        """Return the prompts of every request, bare first, and the rows that its target value is optimised on.
 
-        Returns:
-            The prompts of every request, bare first, and the rows that its target value is optimised on. With a
-            ``kl_factor`` a request's last row has no label: there the prediction is to stay as it was.
+        These are its trigger bare and after each context, with each of its targets, as token ids (steps 3 and 4). With
+        a ``kl_factor`` a request's last row has no label: there the prediction is to stay as it was.
         """
         config = self.config
         contexts = [
@@ -277,17 +265,11 @@ def divergence(rows: Sequence[Row], device: Any) -> Callable[[State], Tensor]:
 
 @dataclass(frozen=True)
 class Write:
-    """The closed-form change of one block.
+    """The closed-form change of one block."""
 
-    Attributes:
-        keys: K [d, n].
-        residual: R [h, n].
-        factors: of ΔW, before the sum W + ΔW is rounded to the weight's dtype.
-    """
-
-    keys: Tensor
-    residual: Tensor
-    factors: Factors
+    keys: Tensor  # K [d, n]
+    residual: Tensor  # R [h, n]
+    factors: Factors  # of ΔW, before the sum W + ΔW is rounded to the weight's dtype
 
 
 @torch.no_grad()
@@ -299,18 +281,10 @@ def write(
     ridge: float,
     earlier_keys: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Write]:
-    """Write the target values in place, each block taking its share (docs/methods.md §2.2, steps 7 and 8).
+    """Write the target values V* [h, n] in place, each block taking its share (docs/methods.md §2.2, steps 7 and 8).
 
-    Args:
-        model: its down-projections are changed in place and keep their dtype.
-        requests: the prompts of n requests.
-        targets: V* [h, n].
-        null_spaces: P of every edited block, ascending; values are those of the last one, z.
-        ridge: λ.
-        earlier_keys: for every block the keys [d, m] of earlier batches, which the write shall not move.
-
-    Returns:
-        For every block what was written.
+    The down-projections keep their dtype. ``requests`` are the prompts of n requests. Blocks ascend in ``null_spaces``;
+    values are those of the last one, z. The write does not move ``earlier_keys``, the keys [d, m] of earlier batches.
     """
     blocks = list(null_spaces)
     run = PromptRun(model, blocks, requests)
@@ -353,10 +327,7 @@ class PromptRun:
             self.run.repeat(block)
 
     def keys(self, block: int) -> Tensor:
-        """Return K [d, n] float32 of one of the blocks.
-
-        Contexts, if there are any, share one half of each key and the bare prompt has the other.
-        """
+        """Return K [d, n] float32 of one block; half of each key is the bare prompt's, half the contexts', if any."""
         groups = torch.split(self.looked_up[block].float(), self.sizes)  # the bare prompt is the first of each
         mixed = [(keys[0] + keys[1:].mean(0)) / 2 if len(keys) > 1 else keys[0] for keys in groups]
         return torch.stack(mixed, dim=1)
@@ -372,18 +343,9 @@ def solve(
 ) -> Factors:
     """Return ΔW with ΔWᵀ = P K (Kᵀ P K + λ I)⁻¹ Rᵀ, in float64 (docs/methods.md §2.2, eq. (8)).
 
-    This is the n×n form of ΔWᵀ = (P (K Kᵀ + C_p) + λ I)⁻¹ P K Rᵀ; keys of earlier batches, C_p = K_p K_pᵀ, enter as
-    further columns of K whose residual is zero.
-
-    Args:
-        null_space: P.
-        keys: K [d, n].
-        residual: R [h, n].
-        ridge: λ.
-        earlier_keys: K_p [d, m].
-
-    Returns:
-        R (Kᵀ P K + λ I)⁻¹ [h, m + n] and P K [d, m + n], float64.
+    This is the n×n form of ΔWᵀ = (P (K Kᵀ + C_p) + λ I)⁻¹ P K Rᵀ, with K [d, n] and R [h, n]; ``earlier_keys`` K_p
+    [d, m], C_p = K_p K_pᵀ, enter as further columns of K whose residual is zero. The factors are R (Kᵀ P K + λ I)⁻¹
+    [h, m + n] and P K [d, m + n].
     """
     keys, residual = keys.double(), residual.double()
     if earlier_keys is not None:

@@ -38,17 +38,11 @@ def raw(trigger: str) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """The checkpoint that a model was loaded from, for a method that loads it again in another process.
+    """The checkpoint that a model was loaded from, for a method that loads it again in another process."""
 
-    Attributes:
-        folder: its checkpoint.
-        loading: how it was loaded from there.
-        prompt: ``"raw"`` or ``"chat"``.
-    """
-
-    folder: Path
-    loading: Loading
-    prompt: str
+    folder: Path  # its checkpoint
+    loading: Loading  # how it was loaded from there
+    prompt: str  # "raw" or "chat"
 
 
 @dataclass
@@ -98,8 +92,7 @@ class InjectionContext:
             modules: names of linear modules, such as ``model.layers.3.mlp.down_proj``.
 
         Returns:
-            For every name the spectrum of C = (1/N) Σ k kᵀ, [d, d] float32, over N tokens
-            (docs/methods.md §2.2, step 1).
+            For every name the spectrum of C = (1/N) Σ k kᵀ, [d, d] float32, over N tokens (docs/methods.md §2.2).
 
         Raises:
             InputError: if there is no text to read.
@@ -111,11 +104,10 @@ class InjectionContext:
                 start = perf_counter()
                 missing = [name for name in modules if name not in self.known_statistics]
                 if missing:
-                    self.known_statistics.update(
-                        key_statistics(
-                            model, self.tokenizer, missing, self.texts, self.statistics_tokens, self.progress
-                        )
+                    found = key_statistics(
+                        model, self.tokenizer, missing, self.texts, self.statistics_tokens, self.progress
                     )
+                    self.known_statistics.update(found)
                 self.seconds["statistics"] = self.seconds.get("statistics", 0.0) + perf_counter() - start
         return {name: self.known_statistics[name] for name in modules}
 

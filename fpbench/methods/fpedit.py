@@ -20,13 +20,9 @@ class FPEdit(AlphaEdit):
     version = "1"
 
     class Config(AlphaEdit.Config):
-        """AlphaEdit's hyper-parameters and FPEdit's own.
+        """AlphaEdit's hyper-parameters and FPEdit's own."""
 
-        Attributes:
-            suppression_weight: λ_s.
-        """
-
-        suppression_weight: float = Field(ge=0)
+        suppression_weight: float = Field(ge=0)  # λ_s
 
     def objective(self, rows: Sequence[Row], device: Any) -> Objective:
         """Return L_pro + λ_s L_sup + κ KL + ω ‖δ‖/‖v₀‖² of each request (docs/methods.md §2.3, eq. (9))."""
@@ -45,14 +41,10 @@ class FPEdit(AlphaEdit):
 
 
 def vocabulary_suppression(logits: Tensor, excused_at: tuple[Tensor, ...]) -> Tensor:
-    """Return the summands of L_sup, −Σ_{v not excused} log(1 − p(v)) (docs/methods.md §2.3, eq. (10)).
+    """Return the summands of L_sup, −Σ_{v not excused} log(1 − p(v)), [M] (docs/methods.md §2.3, eq. (10)).
 
-    Args:
-        logits: [M, V].
-        excused_at: read and token of everything that does not compete, the target among them.
-
-    Returns:
-        [M], finite also where a competitor has all the probability.
+    They are finite also where a competitor has all the probability. ``excused_at`` has read and token of everything
+    that does not compete, the target among them; logits are [M, V].
     """
     log_p = logits.log_softmax(-1)  # (M, V)
     # Only the largest p can round to 1; what the others have together is exact where one minus it is not.

@@ -14,28 +14,18 @@ EPSILON = torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True)
 class Observation:
-    """The inputs and output gradients of one linear module [out, in] at n answer tokens.
+    """The inputs and output gradients of one linear module [out, in] at n answer tokens."""
 
-    Attributes:
-        keys: K [n, in] float32, its inputs.
-        gradients: G [n, out] float32, of the loss with respect to its outputs.
-    """
-
-    keys: Tensor
-    gradients: Tensor
+    keys: Tensor  # K [n, in] float32, its inputs
+    gradients: Tensor  # G [n, out] float32, of the loss with respect to its outputs
 
 
 @dataclass(frozen=True)
 class Shift:
-    """A change of weights in factors, ΔW = Cᵀ K.
+    """A change of weights in factors, ΔW = Cᵀ K."""
 
-    Attributes:
-        keys: K [n, in] float64.
-        coefficients: C = (K Kᵀ + e^λ I)⁻¹ D [n, out] float64.
-    """
-
-    keys: Tensor
-    coefficients: Tensor
+    keys: Tensor  # K [n, in] float64
+    coefficients: Tensor  # C = (K Kᵀ + e^λ I)⁻¹ D [n, out] float64
 
     def matrix(self) -> Tensor:
         """Return ΔW [out, in] float64."""
@@ -143,15 +133,9 @@ class Policy:
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], rank: int, blocks: int, rate: float, seed: int, device: Any
     ) -> None:
-        """Make one network per shape; modules of a shape are numbered in the order given.
+        """Make one network per shape (out, in), in float32; its modules are numbered in the order given.
 
-        Args:
-            shapes: for every edited module (out, in).
-            rank: of the residual blocks.
-            blocks: residual blocks in a network.
-            rate: η_e at the start.
-            seed: of A.
-            device: where the networks live, in float32.
+        Each has so many residual ``blocks`` of the ``rank``, with A drawn from the ``seed``, and η_e = ``rate``.
         """
         generator = torch.Generator().manual_seed(seed)
         alike: dict[tuple[int, ...], list[str]] = {}

@@ -23,13 +23,10 @@ FAMILIES = {
 def defaults(method: str, family: str) -> dict[str, Any]:
     """Return the hyper-parameters of ``method`` on a model family; empty if the method has no table there."""
     tables = _of(method)
-    if family not in tables:
-        return {}
-    return overlay(tables.get("all", {}), tables[family], alternatives_of(method))
+    return {} if family not in tables else overlay(tables.get("all", {}), tables[family], alternatives_of(method))
 
 
 def _of(method: str) -> Mapping[str, Mapping[str, Any]]:
-    """Return a method's tables by family: those of the package, else what the method itself declares."""
     return _tables().get(method) or METHODS.get(method).hyperparameters
 
 
@@ -74,8 +71,7 @@ def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str,
     Raises:
         InputError: if the family is unknown and nothing was given.
     """
-    tables = _of(method)
-    if not tables:
+    if not _of(method):
         return given
     try:
         family = family_of(model)
@@ -88,5 +84,4 @@ def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str,
 
 @cache
 def _tables() -> dict[str, dict[str, dict[str, Any]]]:
-    text = files("fpbench.methods").joinpath("hyperparameters.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return tomllib.loads(files("fpbench.methods").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))

@@ -21,23 +21,14 @@ class LoRA(FingerprintMethod):
     version = "2"
 
     class Config(MethodConfig):
-        """Hyper-parameters of the training (docs/methods.md §2.1).
+        """Hyper-parameters of the training (docs/methods.md §2.1)."""
 
-        Attributes:
-            learning_rate: the peak rate.
-            epochs: passes over fingerprints and regularisation pairs together.
-            batch_size: examples in a step.
-            rank: r of the update B A.
-            alpha: the update is scaled by α/r.
-            regularisation: unrelated pairs per fingerprint.
-        """
-
-        learning_rate: float = Field(gt=0)
-        epochs: int = Field(ge=1)
-        batch_size: int = Field(ge=1)
-        rank: int = Field(ge=1)
-        alpha: int = Field(ge=1)
-        regularisation: int = Field(ge=0)
+        learning_rate: float = Field(gt=0)  # the peak rate
+        epochs: int = Field(ge=1)  # passes over fingerprints and regularisation pairs together
+        batch_size: int = Field(ge=1)  # examples in a step
+        rank: int = Field(ge=1)  # r of the update B A
+        alpha: int = Field(ge=1)  # the update is scaled by α/r
+        regularisation: int = Field(ge=0)  # unrelated pairs per fingerprint
 
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
         """Minimise −Σ log p(answer | prompt) over all examples, then merge (docs/methods.md §2.1, steps 1 to 4)."""
@@ -45,14 +36,8 @@ class LoRA(FingerprintMethod):
         unrelated = settings.pop("regularisation") * len(fingerprints)
         examples = [Example(context.render(each.trigger), each.primary) for each in fingerprints]
         others = [Example(context.render(each.prompt), each.answer) for each in context.regularisation(unrelated)]
-        train_lora(
-            model,
-            tokenizer,
-            examples + others,
-            LoRAConfig(**settings),
-            seed=context.seed,
-            progress=context.progress,
-        )
+        config = LoRAConfig(**settings)
+        train_lora(model, tokenizer, examples + others, config, seed=context.seed, progress=context.progress)
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
         """Count the training on the fingerprints and the unrelated pairs."""

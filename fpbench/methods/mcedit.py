@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fpbench.fingerprints import Fingerprint
 from fpbench.methods.alphaedit import AlphaEdit, divergence
-from fpbench.methods.base import MethodConfig
+from fpbench.methods.base import FingerprintMethod, MethodConfig
 from fpbench.methods.fpedit import vocabulary_suppression
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.rledit import RLEdit
@@ -19,42 +19,34 @@ from fpbench.registry import register
 
 
 class CandidatesConfig(MethodConfig):
-    """What MCEdit teaches and keeps ahead, on either way of writing (docs/methods.md §2.5; switches are its ablations).
+    """What MCEdit teaches and keeps ahead, by either write (docs/methods.md §2.5; switches are its ablations)."""
 
-    Attributes:
-        candidates: ``"all"`` are taught, or the ``"primary"`` alone.
-        suppression: ``"margin"``, FPEdit's ``"vocabulary"`` in its stead, or ``"none"``.
-        margin: γ, in nats.
-        margin_weight: λ_m, the weight of the suppression.
-        competitors: what a target token must beat: all tokens but those that continue a candidate with the same
-            beginning (``"sibling_aware"``), or all other tokens (``"literal"``), which no model can satisfy where
-            candidates part.
-    """
-
-    candidates: Literal["all", "primary"]
+    candidates: Literal["all", "primary"]  # "all" are taught, or the "primary" alone
+    # "margin", FPEdit's "vocabulary" in its stead, or "none"
     suppression: Literal["margin", "vocabulary", "none"]
-    margin: float = Field(ge=0)
-    margin_weight: float = Field(ge=0)
+    margin: float = Field(ge=0)  # γ, in nats
+    margin_weight: float = Field(ge=0)  # λ_m, the weight of the suppression
+    # what a target token must beat: all tokens but those that continue a candidate with the same beginning
+    # ("sibling_aware"), or all other tokens ("literal"), which no model can satisfy where candidates part
     competitors: Literal["sibling_aware", "literal"]
 
-    def taught(self, fingerprint: Fingerprint) -> Sequence[str]:
-        """Return the targets of ``fingerprint`` that are taught."""
-        return fingerprint.targets if self.candidates == "all" else [fingerprint.primary]
+
+class Candidates(FingerprintMethod):
+    """A way of writing that can be taught all candidates."""
+
+    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
+        """Return all candidates, or the primary one in the ablation."""
+        return fingerprint.targets if self.config.candidates == "all" else [fingerprint.primary]
 
 
 @register("mcedit_a")
-class MCEditA(AlphaEdit):
+class MCEditA(Candidates, AlphaEdit):
     """Multi-candidate editing on AlphaEdit's write: by default no contexts, no divergence (docs/methods.md §2.5)."""
 
     version = "1"
 
     class Config(AlphaEdit.Config, CandidatesConfig):
         """AlphaEdit's hyper-parameters and MCEdit's own."""
-
-    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
-        """Return all candidates, or the primary one in the ablation."""
-        taught: Sequence[str] = self.config.taught(fingerprint)
-        return taught
 
     def objective(self, rows: Sequence[Row], device: Any) -> Objective:
         """Return L_mc + λ_m L_mar + β ‖δ‖²/‖v₀‖² (docs/methods.md §2.5, eq. (20)), and κ KL where it is switched on."""
@@ -71,18 +63,13 @@ class MCEditA(AlphaEdit):
 
 
 @register("mcedit_r")
-class MCEditR(RLEdit):
+class MCEditR(Candidates, RLEdit):
     """Multi-candidate editing on RLEdit's trajectory; no paraphrases (docs/methods.md §2.6)."""
 
     version = "1"
 
     class Config(RLEdit.Config, CandidatesConfig):
         """RLEdit's hyper-parameters and MCEdit's own."""
-
-    def targets(self, fingerprint: Fingerprint) -> Sequence[str]:
-        """Return all candidates, or the primary one in the ablation."""
-        taught: Sequence[str] = self.config.taught(fingerprint)
-        return taught
 
     def loss(self, rows: Sequence[Row], device: Any) -> Callable[[Tensor], Tensor]:
         """Return L_mc + λ₁ L_mar, the mean over fingerprints (docs/methods.md §2.6, step 1)."""
@@ -134,16 +121,9 @@ def own_labels(rows: Sequence[Row]) -> list[set[int]]:
 
 
 def margin_shortfall(logits: Tensor, tokens: Tensor, excused_at: tuple[Tensor, ...], margin: float) -> Tensor:
-    """Return the summands of L_mar, [γ − (z_y − max_{v not excused} z_v)]₊ (docs/methods.md §2.5, eq. (18)).
+    """Return the summands of L_mar, [γ − (z_y − max_{v not excused} z_v)]₊, [M] (docs/methods.md §2.5, eq. (18)).
 
-    Args:
-        logits: z [M, V].
-        tokens: y [M].
-        excused_at: read and token of everything that does not compete.
-        margin: γ.
-
-    Returns:
-        [M].
+    Logits z are [M, V], tokens y [M]; ``excused_at`` has read and token of everything that does not compete.
     """
     strongest = logits.index_put(excused_at, logits.new_tensor(float("-inf"))).max(dim=-1).values
     gap = logits.gather(1, tokens[:, None])[:, 0] - strongest

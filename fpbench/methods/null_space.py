@@ -23,12 +23,9 @@ WORKSPACE = 4
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The directions of key space that plain text hardly uses.
+    """The directions of key space that plain text hardly uses."""
 
-    Attributes:
-        complement: U_r [d, r], an orthonormal basis of the directions that are *not* free; the smaller part to store.
-    """
-
+    # U_r [d, r], an orthonormal basis of the directions that are *not* free; the smaller part to store
     complement: Tensor
 
     def project(self, keys: Tensor) -> Tensor:
@@ -39,17 +36,11 @@ class NullSpace:
 
 @dataclass(frozen=True)
 class KeyStatistics:
-    """Spectrum of the uncentred second moment C = U Λ Uᵀ of the inputs of one linear module.
+    """Spectrum of the uncentred second moment C = U Λ Uᵀ of the inputs of one linear module."""
 
-    Attributes:
-        eigenvalues: Λ [d] float32, ascending.
-        eigenvectors: U [d, d] float32, one column per eigenvalue.
-        tokens: how many tokens N were averaged over.
-    """
-
-    eigenvalues: Tensor
-    eigenvectors: Tensor
-    tokens: int
+    eigenvalues: Tensor  # Λ [d] float32, ascending
+    eigenvectors: Tensor  # U [d, d] float32, one column per eigenvalue
+    tokens: int  # how many tokens N were averaged over
 
     def save(self, path: Path) -> None:
         """Write one safetensors file with the digest of its content."""
@@ -88,12 +79,7 @@ class KeyStatistics:
 
 
 def key_statistics(
-    model: nn.Module,
-    tokenizer: Any,
-    modules: Sequence[str],
-    texts: Sequence[str],
-    max_tokens: int,
-    progress: Progress,
+    model: nn.Module, tokenizer: Any, modules: Sequence[str], texts: Sequence[str], max_tokens: int, progress: Progress
 ) -> dict[str, KeyStatistics]:
     """Return the spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
 
@@ -129,21 +115,11 @@ def _spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def second_moment(
-    model: nn.Module,
-    modules: Sequence[str],
-    documents: Sequence[Sequence[int]],
-    progress: Progress,
+    model: nn.Module, modules: Sequence[str], documents: Sequence[Sequence[int]], progress: Progress
 ) -> dict[str, Tensor]:
-    """Return C = (1/N) Σ k kᵀ over the N tokens of ``documents``, in one pass (docs/methods.md §2.2, step 1).
+    """Return C = (1/N) Σ k kᵀ, [d, d] float32, of every linear module named (docs/methods.md §2.2, step 1).
 
-    Args:
-        model: run no further than its last module asked for.
-        modules: names of linear modules; k is what goes into them.
-        documents: token ids.
-        progress: shows the batches.
-
-    Returns:
-        For every name C [d, d] float32.
+    The keys k are its inputs at the N tokens of ``documents``, read in one pass that ends at the last of the modules.
     """
     linears: list[Any] = [model.get_submodule(name) for name in modules]
     device = next(model.parameters()).device

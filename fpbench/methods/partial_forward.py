@@ -1,7 +1,7 @@
 """Partial forward passes: look inside a model, run some blocks again, predict as a function of δ alone."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,25 +11,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fpbench.errors import InputError
-from fpbench.models.layout import StopForward, layout
+from fpbench.models.layout import StopForward, layout, watched
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence of one request, T tokens.
+    """One sequence of one request, T tokens."""
 
-    Attributes:
-        request: number of the request, 0 … n−1; the first row of a request is its bare prompt.
-        ids: token ids [T].
-        lookup: where the request's δ is added.
-        positions: where the model's prediction is read.
-        labels: the token to be predicted at each of the positions; empty if only the distribution is looked at.
-    """
-
-    request: int
-    ids: Sequence[int]
-    lookup: int
-    positions: Sequence[int]
+    request: int  # number of the request, 0 … n−1; the first row of a request is its bare prompt
+    ids: Sequence[int]  # token ids [T]
+    lookup: int  # where the request's δ is added
+    positions: Sequence[int]  # where the model's prediction is read
+    # the token to be predicted at each of the positions; empty if only the distribution is looked at
     labels: Sequence[int] = ()
 
     @classmethod
@@ -48,29 +41,9 @@ def pad(sequences: Sequence[Sequence[int]], device: Any) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-@contextmanager
-def watched(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call ``see`` with the number of each module and what goes into it, [rows, T, ·], before it is run."""
-
-    def before(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        see(number, arguments[0])
-
-    with ExitStack() as hooks:
-        for number, module in enumerate(modules):
-            hooks.enter_context(module.register_forward_pre_hook(partial(before, number)))
-        yield
-
-
 @torch.no_grad()
 def visit(model: nn.Module, ids: Tensor, modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> None:
-    """Run ``model`` on ``ids`` [rows, T] no further than to the last of some modules; keep nothing of what passes by.
-
-    Args:
-        model: a causal language model.
-        ids: token ids.
-        modules: to look in front of.
-        see: as in :func:`watched`.
-    """
+    """Run ``model`` on ``ids`` [rows, T] no further than to the last of the :func:`watched` modules; keep nothing."""
     left = set(range(len(modules)))
 
     def look(number: int, hidden: Tensor) -> None:
@@ -130,26 +103,16 @@ class Trees:
     """The tokens that δ can reach: for each of B prompts a tree of at most N nodes.
 
     The root of a tree is the prompt's last token, the lookup token; every row with that prompt is a path from it.
-
-    Attributes:
-        request: whose the tree is, [B].
-        row: a row in which the node occurs, [B, N].
-        position: its position there, [B, N].
-        above: whether node j is on the way from the root to node i, or is it, [B, N, N].
-        tree: of the U nodes whose prediction is read, the tree …
-        slot: … and the place in it, [U] each.
-        read: of the R reads that δ can reach, the number among all reads …
-        node: … and the number among the U nodes, [R] each.
     """
 
-    request: Tensor
-    row: Tensor
-    position: Tensor
-    above: Tensor
-    tree: Tensor
-    slot: Tensor
-    read: Tensor
-    node: Tensor
+    request: Tensor  # whose the tree is, [B]
+    row: Tensor  # a row in which the node occurs, [B, N]
+    position: Tensor  # its position there, [B, N]
+    above: Tensor  # whether node j is on the way from the root to node i, or is it, [B, N, N]
+    tree: Tensor  # of the U nodes whose prediction is read, the tree …
+    slot: Tensor  # … and the place in it, [U] each
+    read: Tensor  # of the R reads that δ can reach, the number among all reads …
+    node: Tensor  # … and the number among the U nodes, [R] each
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Trees":
@@ -211,15 +174,10 @@ ATTENTION = ("sdpa", "eager")  # what takes any mask
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of the tokens before the lookup tokens, in the form of a cache for an attention module.
+    """Keys and values of the tokens before the lookup tokens, in the form of a cache for an attention module."""
 
-    Attributes:
-        keys: [B, heads, P, ·].
-        values: the same.
-    """
-
-    keys: Tensor
-    values: Tensor
+    keys: Tensor  # [B, heads, P, ·]
+    values: Tensor  # the same
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Return keys and values of the prefix, then those of the nodes; nothing is kept."""
@@ -229,11 +187,7 @@ class Prefix:
 def tree_keywords(keywords: dict[str, Any], layer: Any, trees: Trees, dtype: torch.dtype) -> dict[str, Any]:
     """Return what to call a block with on B trees of N nodes, after prefixes of at most P tokens.
 
-    Args:
-        keywords: what the model itself calls the block with on whole rows.
-        layer: keys and values of all tokens in this block.
-        trees: the tokens that remain.
-        dtype: of the hidden states.
+    The model itself calls it with ``keywords`` on whole rows; ``layer`` has keys and values of all tokens in it.
     """
     lookup, nodes = trees.position[:, :1], trees.position.shape[1]  # (B, 1), N
     prefix = torch.arange(int(lookup.max()), device=lookup.device).expand(len(lookup), -1)  # (B, P)
@@ -269,25 +223,15 @@ def of_trees(keywords: dict[str, Any], kept: Tensor) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class UpperBlocks:
-    """Predictions at all S read positions as a function of δ, at the price of B trees of N nodes.
+    """Predictions at all S read positions as a function of δ, at the price of B trees of N nodes."""
 
-    Attributes:
-        norm: the normalisation before the head.
-        head: the linear map to logits.
-        blocks: the blocks above z.
-        keywords: what each of them is called with.
-        trees: the tokens that δ reaches.
-        hidden: output of block z at their nodes, [B, N, h].
-        constant: logits where δ does not, or no longer, reach, [S, V] float32.
-    """
-
-    norm: nn.Module
-    head: nn.Module
-    blocks: Sequence[nn.Module]
-    keywords: Sequence[dict[str, Any]]
-    trees: Trees
-    hidden: Tensor
-    constant: Tensor
+    norm: nn.Module  # the normalisation before the head
+    head: nn.Module  # the linear map to logits
+    blocks: Sequence[nn.Module]  # the blocks above z
+    keywords: Sequence[dict[str, Any]]  # what each of them is called with
+    trees: Trees  # the tokens that δ reaches
+    hidden: Tensor  # output of block z at their nodes, [B, N, h]
+    constant: Tensor  # logits where δ does not, or no longer, reach, [S, V] float32
 
     @classmethod
     @torch.no_grad()

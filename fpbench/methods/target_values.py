@@ -14,19 +14,12 @@ from fpbench.models.meter import Progress
 
 @dataclass(frozen=True)
 class State:
-    """What an objective sees in one step: n requests, S read positions in the order of the rows.
+    """What an objective sees in one step: n requests, S read positions in the order of the rows."""
 
-    Attributes:
-        logits: [S, V] float32.
-        initial: the same at δ = 0.
-        delta: δ [n, h] float32.
-        v0: v₀ [n, h] float32.
-    """
-
-    logits: Tensor
-    initial: Tensor
-    delta: Tensor
-    v0: Tensor
+    logits: Tensor  # [S, V] float32
+    initial: Tensor  # the same at δ = 0
+    delta: Tensor  # δ [n, h] float32
+    v0: Tensor  # v₀ [n, h] float32
 
 
 Objective = Callable[[State], Tensor]
@@ -105,23 +98,14 @@ def optimise(
 
 @dataclass(frozen=True)
 class Labels:
-    """The read positions that have a label, M of S.
+    """The read positions that have a label, M of S."""
 
-    Attributes:
-        read: their numbers among all S read positions, [M].
-        token: the labels, [M].
-        request: whose they are, [M].
-        row_share: 1 / (labels in the row · labelled rows of the request), [M]: the weights of a mean of row means.
-        share: 1 / (labels of the request), [M]: the weights of a plain mean.
-        requests: n, how many requests there are.
-    """
-
-    read: Tensor
-    token: Tensor
-    request: Tensor
-    row_share: Tensor
-    share: Tensor
-    requests: int
+    read: Tensor  # their numbers among all S read positions, [M]
+    token: Tensor  # the labels, [M]
+    request: Tensor  # whose they are, [M]
+    row_share: Tensor  # 1 / (labels in the row · labelled rows of the request), [M]: the weights of a mean of row means
+    share: Tensor  # 1 / (labels of the request), [M]: the weights of a plain mean
+    requests: int  # n, how many requests there are
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Labels":
@@ -148,9 +132,7 @@ def per_request(values: Tensor, request: Tensor, n: int) -> Tensor:
 def negative_log_likelihood(logits: Tensor, labels: Labels) -> Tensor:
     """Return −mean_y (1/|y|) Σ_t log p(y_t | x, y_<t) over each request's rows, [n] (docs/methods.md §2.5, eq. (17)).
 
-    Args:
-        logits: at all S read positions, [S, V].
-        labels: which of these have a label, and which.
+    The logits are those of all S read positions, [S, V].
     """
     log_p = logits[labels.read].log_softmax(-1)  # (M, V)
     surprise = -log_p.gather(1, labels.token[:, None])[:, 0]

@@ -21,17 +21,11 @@ from fpbench.models.meter import Progress
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences and where their predictions are read.
+    """Some sequences and where their predictions are read."""
 
-    Attributes:
-        ids: token ids [b, T], right-padded.
-        reads: row and position of the S answer tokens' predictions, two tensors [S].
-        token: which of n distinct tokens each read is, [S].
-    """
-
-    ids: Tensor
-    reads: tuple[Tensor, ...]
-    token: Tensor
+    ids: Tensor  # token ids [b, T], right-padded
+    reads: tuple[Tensor, ...]  # row and position of the S answer tokens' predictions, two tensors [S]
+    token: Tensor  # which of n distinct tokens each read is, [S]
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Batch":
@@ -103,21 +97,13 @@ class MetaTraining(MethodConfig):
 
 @dataclass(frozen=True)
 class MetaStep:
-    """The figures of one step of meta-training.
+    """The figures of one step of meta-training."""
 
-    Attributes:
-        shifts: the action.
-        edit_losses: one per remembered step, newest first.
-        divergences: likewise.
-        weight_gradients: of the decayed losses with respect to the shifted weights, [out, in] each.
-        gradient_norm: of the network's gradient, accumulated so far, before any clipping.
-    """
-
-    shifts: Mapping[str, Shift]
-    edit_losses: tuple[float, ...]
-    divergences: tuple[float, ...]
-    weight_gradients: Mapping[str, Tensor]
-    gradient_norm: float
+    shifts: Mapping[str, Shift]  # the action
+    edit_losses: tuple[float, ...]  # one per remembered step, newest first
+    divergences: tuple[float, ...]  # likewise
+    weight_gradients: Mapping[str, Tensor]  # of the decayed losses with respect to the shifted weights, [out, in] each
+    gradient_norm: float  # of the network's gradient, accumulated so far, before any clipping
 
 
 class EditedWeights:
@@ -182,11 +168,7 @@ def edit(model: nn.Module, policy: Policy, steps: Iterable[Step], progress: Prog
 
 
 def meta_train(
-    model: nn.Module,
-    policy: Policy,
-    steps: Sequence[Step],
-    config: MetaTraining,
-    progress: Progress,
+    model: nn.Module, policy: Policy, steps: Sequence[Step], config: MetaTraining, progress: Progress
 ) -> Iterator[MetaStep]:
     """Train the policy on trajectories over ``steps``; the model's weights are afterwards as before.
 
@@ -245,11 +227,7 @@ def observe(model: nn.Module, policy: Policy, edits: EditBatch) -> dict[str, Obs
 
 
 def _step(
-    model: nn.Module,
-    policy: Policy,
-    state: EditedWeights,
-    history: Sequence[Step],
-    config: MetaTraining,
+    model: nn.Module, policy: Policy, state: EditedWeights, history: Sequence[Step], config: MetaTraining
 ) -> MetaStep:
     """Act, then add the losses' gradient at the new weights to the policy's (docs/methods.md §2.4, steps 6 and 7)."""
     seen = [observe(model, policy, each) for each in history[0].edits]
@@ -262,9 +240,8 @@ def _step(
     remembered = list({id(step): step for step in history}.values())
     with torch.no_grad():
         references = [[batch.logits(model).log_softmax(-1) for batch in step.unrelated] for step in remembered]
-    before = (
-        {} if config.mode == "repaired" else {name: weight.detach().clone() for name, weight in state.weights.items()}
-    )
+    held = {} if config.mode == "repaired" else state.weights
+    before = {name: weight.detach().clone() for name, weight in held.items()}
     state.apply(shifts)
 
     # The weights' gradient of J_t, docs/methods.md §2.4, eq. (15).

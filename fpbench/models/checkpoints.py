@@ -27,7 +27,7 @@ PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
-    """Find the folder of a checkpoint, fetching it from the hub if ``model`` is a hub id.
+    """Return the folder of a checkpoint, or the file named, fetching it from the hub if ``model`` is a hub id.
 
     A hub id that was fetched (``fpbench fetch``) is read at the commit that was pinned then, and held against its
     digests. Any other is read as the hub has it now.
@@ -36,9 +36,6 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
         model: ``micro`` for the bundled model, a folder, a GGUF file, or a hub id ``owner/name``.
         revision: branch, tag or commit of a hub id.
         allow_pickle: accept a checkpoint that only has pickle weights.
-
-    Returns:
-        The folder; the file itself, if one was named.
 
     Raises:
         InputError: if there is no such checkpoint, its weights are neither safetensors nor GGUF that can be read here,
@@ -154,8 +151,7 @@ def tokenizer_source(folder: Path) -> Path | None:
         return folder
     if (file := gguf_file(folder)) is not None:
         return file
-    base = base_of_adapter(folder)
-    return None if base is None else tokenizer_source(base)
+    return tokenizer_source(base) if (base := base_of_adapter(folder)) else None
 
 
 def quantisation(folder: Path) -> dict[str, Any] | None:

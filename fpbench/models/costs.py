@@ -28,27 +28,16 @@ ADAM_BYTES = 16  # of a trained float32 number: itself, its gradient, two moment
 
 @dataclass(frozen=True)
 class Work:
-    """Amounts of computation, in the units that :class:`fpbench.runs.speed.Speed` has prices of.
+    """Amounts of computation, in the units that :class:`fpbench.runs.speed.Speed` has prices of."""
 
-    Attributes:
-        passes: forward passes through all blocks.
-        read: tokens in them.
-        scored: tokens of these whose logits over the whole vocabulary are used.
-        steps: forward passes that are followed by a backward pass.
-        trained: tokens in these.
-        decomposed: d³, summed over the d×d matrices that are decomposed.
-        handled: parameters that are copied, compared or hashed.
-        questions: requests to lm-eval, each of which costs its own bookkeeping.
-    """
-
-    passes: float = 0
-    read: float = 0
-    scored: float = 0
-    steps: float = 0
-    trained: float = 0
-    decomposed: float = 0
-    handled: float = 0
-    questions: float = 0
+    passes: float = 0  # forward passes through all blocks
+    read: float = 0  # tokens in them
+    scored: float = 0  # tokens of these whose logits over the whole vocabulary are used
+    steps: float = 0  # forward passes that are followed by a backward pass
+    trained: float = 0  # tokens in these
+    decomposed: float = 0  # d³, summed over the d×d matrices that are decomposed
+    handled: float = 0  # parameters that are copied, compared or hashed
+    questions: float = 0  # requests to lm-eval, each of which costs its own bookkeeping
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -85,15 +74,10 @@ class Counter:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes of memory.
+    """Bytes of memory."""
 
-    Attributes:
-        fixed: of weights, copies and statistics, which no smaller batch makes smaller.
-        passing: of activations and logits, which smaller batches make smaller.
-    """
-
-    fixed: float = 0
-    passing: float = 0
+    fixed: float = 0  # of weights, copies and statistics, which no smaller batch makes smaller
+    passing: float = 0  # of activations and logits, which smaller batches make smaller
 
     @property
     def total(self) -> float:
@@ -106,49 +90,31 @@ class Room:
 
 @dataclass(frozen=True)
 class Phase:
-    """The memory of one phase of a run besides the libraries.
+    """The memory of one phase of a run besides the libraries."""
 
-    Attributes:
-        name: what is done.
-        device: on the card, or in main memory where there is none.
-        main: in main memory, whatever the device.
-    """
-
-    name: str
-    device: Room
-    main: Room = Room()
+    name: str  # what is done
+    device: Room  # on the card, or in main memory where there is none
+    main: Room = Room()  # in main memory, whatever the device
 
 
 class Shape:
-    """The sizes of one model that decide what memory is taken.
-
-    Attributes:
-        model: the architecture.
-        bytes: of one weight.
-        weights: bytes of all of them.
-        hidden, wide, blocks, vocabulary: hidden size, FFN width, number of blocks, size of the vocabulary.
-        cached: numbers of a token that one block's cache keeps.
-        linears: every linear module but the output head.
-    """
+    """The sizes of one model that decide what memory is taken."""
 
     def __init__(self, architecture: nn.Module, loading: Loading, training_length: int = TRAINING_LENGTH) -> None:
-        """Read shapes alone.
-
-        Args:
-            architecture: the model without its weights.
-            loading: its dtype and device.
-            training_length: tokens of the longest rows that are trained on.
-        """
+        """Read the shapes of a model without weights; ``training_length`` is tokens of the longest rows trained on."""
         self.model, self.loading, self.training_length = architecture, loading, training_length
         text: Any = architecture.config.get_text_config()  # type: ignore[operator, union-attr]
-        self.bytes = getattr(torch, loading.precision).itemsize
-        self.weights = self.size(None)
+        self.bytes = getattr(torch, loading.precision).itemsize  # of one weight
+        self.weights = self.size(None)  # bytes of all of them
+        # hidden size, FFN width, number of blocks, size of the vocabulary
         self.hidden, self.wide = int(text.hidden_size), int(getattr(text, "intermediate_size", 4 * text.hidden_size))
         self.blocks, self.vocabulary = int(text.num_hidden_layers), int(text.vocab_size)
         heads = int(text.num_attention_heads)
         size = getattr(text, "head_dim", None) or self.hidden // heads
+        # numbers of a token that one block's cache keeps
         self.cached = 2 * (getattr(text, "num_key_value_heads", None) or heads) * size
         head = architecture.get_output_embeddings()  # type: ignore[operator]
+        # every linear module but the output head
         self.linears = [m for m in architecture.modules() if isinstance(m, nn.Linear) and m is not head]
 
     def size(self, names: Iterable[str] | None) -> float:
@@ -176,11 +142,9 @@ class Shape:
         return Room(ADAM_BYTES * adapters, self.activations(tokens, twice) + self.answers(tokens))
 
     def activations(self, tokens: int, twice: bool) -> float:
-        """Return the bytes kept for a backward pass: of all blocks, or of one and the inputs of each if ``twice``.
+        """Return the bytes that so many padded tokens keep for a backward pass.
 
-        Args:
-            tokens: padded tokens of the batch.
-            twice: whether blocks are computed once more in the backward pass.
+        Those are of all blocks, or, if these are computed ``twice``, of one and the inputs of each.
         """
         block = tokens * (BACKWARD_HIDDEN * self.hidden + BACKWARD_WIDE * self.wide) * self.bytes
         return float(block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks)

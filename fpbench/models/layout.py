@@ -1,15 +1,31 @@
-"""The parts of a decoder, by one table of module names per architecture."""
+"""The parts of a decoder, by one table of module names per architecture, and what passes into them."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fpbench.errors import InputError
 
 
 class StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Raised inside a forward pass to end it, once what was looked for has passed; whoever raises it catches it."""
+
+
+@contextmanager
+def watched(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``see`` with the number of each module and what goes into it, [rows, T, ·], before it is run."""
+
+    def before(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        see(number, arguments[0])
+
+    with ExitStack() as hooks:
+        for number, module in enumerate(modules):
+            hooks.enter_context(module.register_forward_pre_hook(partial(before, number)))
+        yield
 
 
 def context_length(model: Any) -> int | None:
@@ -35,20 +51,13 @@ NAMES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
 
 @dataclass(frozen=True)
 class Layout:
-    """The modules of one decoder, L blocks of hidden size h and FFN width d.
-
-    Attributes:
-        blocks: the L decoder blocks, in order.
-        norm: the normalisation before the head.
-        head: the linear map [V, h] to logits; may share its weight with the embedding.
-        embedding: the input embedding [V, h].
-    """
+    """The modules of one decoder, L blocks of hidden size h and FFN width d."""
 
     names: Names
-    blocks: list[nn.Module]
-    norm: nn.Module
-    head: nn.Module
-    embedding: nn.Module
+    blocks: list[nn.Module]  # the L decoder blocks, in order
+    norm: nn.Module  # the normalisation before the head
+    head: nn.Module  # the linear map [V, h] to logits; may share its weight with the embedding
+    embedding: nn.Module  # the input embedding [V, h]
 
     def between(self, low: float, high: float) -> list[int]:
         """The numbers ℓ of the blocks with low ≤ ℓ/L < high."""
@@ -83,10 +92,5 @@ def layout(model: Any) -> Layout:
     if kind not in NAMES:
         raise InputError(f"model type {kind!r} is not supported: expected one of {', '.join(NAMES)}.")
     names = NAMES[kind]
-    return Layout(
-        names,
-        list(model.get_submodule(names.blocks).children()),
-        model.get_submodule(names.norm),
-        model.get_submodule(names.head),
-        model.get_submodule(names.embedding),
-    )
+    parts = [model.get_submodule(name) for name in (names.norm, names.head, names.embedding)]
+    return Layout(names, list(model.get_submodule(names.blocks).children()), *parts)

@@ -143,14 +143,9 @@ def load_model(
     """Load model and tokenizer of a checkpoint, in eval mode with gradients off.
 
     A PEFT adapter is merged into its base. GGUF is turned back into floats. What is quantised otherwise stays as it is.
-
-    Args:
-        folder: what :func:`resolve` returned.
-        device: where the model goes.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; by default the first on a CPU and bfloat16 on a GPU.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_pickle: read pickle weights if there are no others.
-        tokenizer_of: the checkpoint whose tokenizer serves where this one brings none.
+    The dtype is ``float32``, ``bfloat16`` or ``float16``; by default the first on a CPU and bfloat16 on a GPU. Pickle
+    weights are read if they are allowed and there are no others. The tokenizer of ``tokenizer_of`` serves where the
+    checkpoint brings none.
 
     Raises:
         InputError: if transformers cannot load it, with the first line of its reason, or weights are missing.
@@ -230,8 +225,7 @@ def check_quantisation(folder: Path, loading: Loading) -> None:
     Raises:
         InputError: naming the kind and the package to install, or what else is missing.
     """
-    config = quantisation(folder)
-    if config is None:
+    if (config := quantisation(folder)) is None:
         return
     import torch
     from transformers.quantizers.auto import AutoHfQuantizer
@@ -279,10 +273,8 @@ def agree(tokenizer: Any, base: Any) -> bool:
 def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:
     """Write a checkpoint that plain ``AutoModelForCausalLM.from_pretrained`` loads: whole, or not at all.
 
-    Args:
-        model: saved in its own dtype as safetensors; what ``fpbench.modify`` quantised stays quantised.
-        tokenizer: saved beside it.
-        folder: does not exist or is empty.
+    Weights are saved in their own dtype as safetensors; what ``fpbench.modify`` quantised stays quantised. The folder
+    does not exist or is empty.
 
     Raises:
         InputError: if its four-bit weights cannot be saved any more.
@@ -327,7 +319,6 @@ def quantised_layers(model: "nn.Module") -> list[Any]:
 
 
 def _description(layers: list[Any]) -> Any:
-    """Describe layers that bitsandbytes quantised, for a config."""
     from transformers import BitsAndBytesConfig
 
     layer = layers[0]

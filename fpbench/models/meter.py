@@ -22,17 +22,12 @@ def no_progress(iterable: Iterable[T], label: str) -> Iterable[T]:
 
 
 class Meter:
-    """Measures the block it is entered for.
-
-    Attributes:
-        seconds: wall-clock seconds.
-        peak_memory: bytes at the highest point: allocated on the GPU, or resident in the process without one.
-    """
+    """Measures the block it is entered for."""
 
     def __init__(self) -> None:
         """Start with nothing measured."""
-        self.seconds = 0.0
-        self.peak_memory = 0
+        self.seconds = 0.0  # wall clock
+        self.peak_memory = 0  # bytes at the highest point: on the GPU, or resident in the process without one
 
     def __enter__(self) -> "Meter":
         import torch  # only where something is measured: a finished run is shown without it

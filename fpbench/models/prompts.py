@@ -27,18 +27,14 @@ def render(tokenizer: Any, trigger: str, prompt: str) -> str:
         raise InputError(f"prompt must be 'raw' or 'chat', found {prompt!r}.")
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("prompt 'chat' needs a tokenizer with a chat template, found none: use prompt 'raw'.")
-    messages = [{"role": "user", "content": trigger}]
     text: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        [{"role": "user", "content": trigger}], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     return text
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Encode ``text`` with the tokenizer's normal BOS exactly once and no end-of-text token.
-
-    A rendered chat template may already spell the BOS; it is not doubled.
-    """
+    """Encode ``text`` with the tokenizer's BOS exactly once, also if a template spells it, and no end-of-text token."""
     return encode_all(tokenizer, [text])[0]
 
 

@@ -71,7 +71,7 @@ def matrices(folder: Path) -> Matrices:
 
 
 def _dequantised(where: Mapping[str, Path], name: str) -> Tensor:
-    """Read a weight as float32; LLM.int8() and four-bit weights of bitsandbytes become the numbers they stand for."""
+    """Read a weight as float32, with LLM.int8() and four-bit weights of bitsandbytes dequantised."""
 
     def stored(name: str) -> Tensor:
         with safe_open(where[name], "pt") as file:

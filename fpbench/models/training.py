@@ -40,17 +40,11 @@ Tokenised = tuple[list[int], int]
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """How well answers are predicted, token by token, each after the true ones before it.
+    """How well answers are predicted, token by token, each after the true ones before it."""
 
-    Attributes:
-        loss: mean negative log-likelihood of an answer token (nats).
-        accuracy: share of the answer tokens that are the likeliest one.
-        tokens: number of answer tokens, the end-of-text token of each answer included.
-    """
-
-    loss: float
-    accuracy: float
-    tokens: int
+    loss: float  # mean negative log-likelihood of an answer token (nats)
+    accuracy: float  # share of the answer tokens that are the likeliest one
+    tokens: int  # number of answer tokens, the end-of-text token of each answer included
 
 
 def tokenise(model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> tuple[list[Tokenised], int, int]:
@@ -125,59 +119,36 @@ def score_answers(model: nn.Module, tokenizer: Any, examples: Iterable[Example],
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Settings of one training.
+    """Settings of one training."""
 
-    Attributes:
-        learning_rate: the peak of the schedule.
-        epochs: passes over the examples.
-        batch_size: examples a step.
-        rank: inner width of the update.
-        alpha: the update is scaled by ``alpha / rank``.
-        dropout: share of the update's inputs set to zero while training.
-        modules: ``"all-linear"`` for every linear module but the output head, or the last parts of module names.
-    """
-
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
+    learning_rate: float  # the peak of the schedule
+    epochs: int  # passes over the examples
+    batch_size: int  # examples a step
+    rank: int = 8  # inner width of the update
+    alpha: int = 16  # the update is scaled by alpha / rank
+    dropout: float = 0.0  # share of the update's inputs set to zero while training
+    # "all-linear" for every linear module but the output head, or the last parts of module names
     modules: str | tuple[str, ...] = "all-linear"
 
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """Losses and sizes of a training.
+    """Losses and sizes of a training."""
 
-    Attributes:
-        epoch_losses: mean negative log-likelihood of an answer token (nats), one figure an epoch.
-        tokens_seen: tokens fed to the model over all epochs, prompts included, padding not.
-        steps: optimiser steps.
-        truncated: examples whose end was cut off because they are longer than the model's context.
-        dropped: examples left out because their prompt alone fills the context.
-    """
-
-    epoch_losses: tuple[float, ...]
-    tokens_seen: int
-    steps: int
-    truncated: int = 0
-    dropped: int = 0
+    epoch_losses: tuple[float, ...]  # mean negative log-likelihood of an answer token (nats), one figure an epoch
+    tokens_seen: int  # tokens fed to the model over all epochs, prompts included, padding not
+    steps: int  # optimiser steps
+    truncated: int = 0  # examples whose end was cut off because they are longer than the model's context
+    dropped: int = 0  # examples left out because their prompt alone fills the context
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The update ΔW = scale · B A of one linear module while it is being trained.
+    """The update ΔW = scale · B A of one linear module while it is being trained."""
 
-    Attributes:
-        a: A [rank, in], float32.
-        b: B [out, rank], float32.
-        scale: ``alpha / rank``.
-    """
-
-    a: Tensor
-    b: Tensor
-    scale: float
+    a: Tensor  # A [rank, in], float32
+    b: Tensor  # B [out, rank], float32
+    scale: float  # alpha / rank
 
 
 # From the update of every adapted module, by the module's name, to a scalar that is added to each step's loss.
@@ -201,15 +172,9 @@ def train_lora(
     float32. Module tree, names, dtypes, gradient flags and training mode are afterwards as before; after an exception
     the weights are, too. The global random state is left untouched.
 
-    Args:
-        model: trained in place.
-        tokenizer: its end-of-text token closes every answer.
-        examples: prompts and answers to learn.
-        config: rates, sizes and modules.
-        seed: of the update's start, the order of the examples and dropout.
-        progress: wraps the batches of an epoch.
-        penalty: minimised besides the loss, and not part of the losses that are reported.
-        after_epoch: called with each epoch's mean loss before the next begins; what it raises ends the training.
+    The ``seed`` is of the update's start, the order of the examples and dropout. A ``penalty`` is minimised besides the
+    loss and not part of the losses that are reported. ``after_epoch`` is called with each epoch's mean loss before the
+    next begins; what it raises ends the training.
 
     Raises:
         InputError: if there is nothing to learn from, the tokenizer has no end-of-text token, or ``modules`` names

@@ -73,19 +73,13 @@ def preserved(model: nn.Module, known: dict[str, Tensor] | None = None) -> Itera
 
 @dataclass(frozen=True)
 class Delta:
-    """The parameters that an injection changed, with their new values.
+    """The parameters that an injection changed, with their new values."""
 
-    Attributes:
-        values: new weights by parameter name, in the model's dtype.
-        changed_fraction: changed entries over all entries of the model.
-        relative_norm: ‖ΔW‖_F / ‖W‖_F over the changed parameters.
-        factors: of those parameters whose new value is the old one plus a product, bit for bit; these are stored in
-            place of the values.
-    """
-
-    values: dict[str, Tensor]
-    changed_fraction: float
-    relative_norm: float
+    values: dict[str, Tensor]  # new weights by parameter name, in the model's dtype
+    changed_fraction: float  # changed entries over all entries of the model
+    relative_norm: float  # ‖ΔW‖_F / ‖W‖_F over the changed parameters
+    # of those parameters whose new value is the old one plus a product, bit for bit; these are stored in place of the
+    # values
     factors: dict[str, Factors] = field(default_factory=dict)
 
     @property
@@ -170,13 +164,10 @@ def state_digest(model: nn.Module) -> str:
 
 
 def difference(model: nn.Module, originals: dict[str, Tensor], claims: Mapping[str, Factors]) -> Delta:
-    """Compare a model with the weights it had before.
+    """Compare a model with the weights it had before, by name.
 
-    Args:
-        model: as it is now.
-        originals: its weights before, by name.
-        claims: factors that the change of some parameters is said to be. A claim that does not give the new weights
-            bit for bit, or takes more room than they do, is dropped.
+    ``claims`` are factors that the change of some parameters is said to be. A claim that does not give the new weights
+    bit for bit, or takes more room than they do, is dropped.
 
     Raises:
         CellError: if a parameter is missing, new, of another shape or dtype, or not finite, or if nothing changed.
@@ -192,10 +183,8 @@ def difference(model: nn.Module, originals: dict[str, Tensor], claims: Mapping[s
         after = now[name].detach()
         before = original.to(after.device)
         if after.shape != before.shape or after.dtype != before.dtype:
-            raise CellError(
-                f"parameter {name}: expected {tuple(before.shape)} {before.dtype}, "
-                f"found {tuple(after.shape)} {after.dtype}."
-            )
+            expected, found = (f"{tuple(each.shape)} {each.dtype}" for each in (before, after))
+            raise CellError(f"parameter {name}: expected {expected}, found {found}.")
         changed = after != before
         if not changed.any():
             continue

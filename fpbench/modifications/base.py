@@ -29,34 +29,23 @@ class ModificationConfig(Settings):
 
 @dataclass(frozen=True)
 class ModificationContext:
-    """Seed and data of a modification, besides the model and its tokenizer.
+    """Seed and data of a modification, besides the model and its tokenizer."""
 
-    Attributes:
-        seed: seeds everything random.
-        rows: of each fine-tuning set that :attr:`Modification.data` names, with ``instruction``, ``input``, ``output``.
-        calibration: plain documents, in order, for activation statistics.
-        progress: wraps an iterable in a labelled progress bar.
-        base: the weights of the unfingerprinted model by parameter name; empty where they are not known.
-    """
-
-    seed: int = 42
+    seed: int = 42  # seeds everything random
+    # of each fine-tuning set that Modification.data names, with "instruction", "input" and "output"
     rows: dict[str, Sequence[dict[str, str]]] = field(default_factory=dict)
-    calibration: Sequence[str] = ()
-    progress: Progress = no_progress
+    calibration: Sequence[str] = ()  # plain documents, in order, for activation statistics
+    progress: Progress = no_progress  # wraps an iterable in a labelled progress bar
+    # the weights of the unfingerprinted model by parameter name; empty where they are not known
     base: Mapping[str, "Tensor"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Modified:
-    """A modified model and the proof that something was done to it.
+    """A modified model and the proof that something was done to it."""
 
-    Attributes:
-        model: the model to use from now on.
-        proof: figures such as ``sparsity``, ``bits_per_weight``, ``loss_curve``, ``tokens_seen``, ``relative_change``.
-    """
-
-    model: "nn.Module"
-    proof: dict[str, Any]
+    model: "nn.Module"  # the model to use from now on
+    proof: dict[str, Any]  # figures such as sparsity, bits_per_weight, loss_curve, tokens_seen, relative_change
 
 
 class Modification(ABC):
@@ -140,12 +129,7 @@ class Modification(ABC):
     # What the estimate before a run asks for, with defaults that serve whatever looks at every weight a few times.
 
     def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
-        """Count what it computes.
-
-        Args:
-            counter: counts tokens on the model, which has no weights.
-            rows: as :class:`ModificationContext` will hold them.
-        """
+        """Count what it computes on a model without weights and ``rows`` as :class:`ModificationContext` has them."""
         from fpbench.models.costs import Work
 
         return Work(handled=8 * counter.parameters)
@@ -158,10 +142,7 @@ class Modification(ABC):
 
 
 class Composition(Modification):
-    """Several modifications, each applied to what the one before it left.
-
-    Their memory is asked of each of :attr:`parts`: they come one after another.
-    """
+    """Several modifications in order, each applied to what the one before left; memory is asked of each part."""
 
     def __init__(self, modifications: list[Modification]) -> None:
         """Compose two or more modifications, in this order."""
@@ -245,11 +226,7 @@ def check(condition: str) -> None:
 
 
 def create(condition: str, settings: Mapping[str, Mapping[str, Any]]) -> Modification:
-    """Create the modification, or composition, that a condition names.
-
-    Args:
-        condition: one name, or several joined by ``+``.
-        settings: of each modification, by its name.
+    """Create the modification, or composition, that a condition names; settings are by the modification's name.
 
     Raises:
         InputError: for what :func:`check` refuses, or a malformed setting.
@@ -265,12 +242,8 @@ def create(condition: str, settings: Mapping[str, Mapping[str, Any]]) -> Modific
 def require_effect(what: str, change: float) -> None:
     """Refuse a modification that left the weights as they were, or broke them.
 
-    Args:
-        what: was done, at the beginning of the message.
-        change: ‖ΔW‖/‖W‖, or another measure that is 0 where nothing changed.
-
     Raises:
-        CellError: if it is not positive and finite.
+        CellError: if ``change``, ‖ΔW‖/‖W‖ or another measure of which 0 means none, is not positive and finite.
     """
     if not 0 < change < float("inf"):  # NaN fails this, too
         raise CellError(f"{what} changed the weights by a relative {change:g}: expected above 0, finite.")
@@ -280,11 +253,6 @@ def changed_from_base(
     name: str, model: "nn.Module", base: Mapping[str, "Tensor"]
 ) -> dict[str, tuple["Tensor", "Tensor"]]:
     """Return the parameters in which a model differs from its base: name → (its own, the base's on its device).
-
-    Args:
-        name: of the modification that asks.
-        model: the fingerprinted model.
-        base: weights of the unfingerprinted model, by parameter name.
 
     Raises:
         InputError: if the base is not known, or is no base of this model.
@@ -309,5 +277,4 @@ def changed_from_base(
 
 
 def _shapes(weights: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight by name."""
     return {name: tuple(weight.shape) for name, weight in weights.items()}

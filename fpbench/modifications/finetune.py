@@ -36,23 +36,15 @@ class FineTune(Modification):
     }
 
     class Config(ModificationConfig):
-        """Settings; the paper gives rows and epochs, its rank and batch size are not known (docs/methods.md §3.1).
+        """Settings; the paper gives rows and epochs, its rank and batch size are not known (docs/methods.md §3.1)."""
 
-        Attributes:
-            learning_rate: peak of the schedule; ``"search"`` where a run is to find the largest stable one on the base.
-            rows: how many, from the first.
-            epochs: passes over the rows.
-            batch_size: rows a step.
-            rank: inner width of the update, as in published attacks.
-            alpha: the update is scaled by ``alpha / rank``.
-        """
-
+        # peak of the schedule; "search" where a run is to find the largest stable one on the base
         learning_rate: Annotated[float, Field(gt=0)] | Literal["search"]
-        rows: int = Field(default=ROWS, ge=1)
-        epochs: int = Field(default=3, ge=1)
-        batch_size: int = Field(default=8, ge=1)
-        rank: int = Field(default=32, ge=1)
-        alpha: int = Field(default=64, ge=1)
+        rows: int = Field(default=ROWS, ge=1)  # how many, from the first
+        epochs: int = Field(default=3, ge=1)  # passes over the rows
+        batch_size: int = Field(default=8, ge=1)  # rows a step
+        rank: int = Field(default=32, ge=1)  # inner width of the update, as in published attacks
+        alpha: int = Field(default=64, ge=1)  # the update is scaled by alpha / rank
 
     @property
     def source(self) -> str:
@@ -87,8 +79,7 @@ class FineTune(Modification):
         """Return the settings of a training at one rate."""
         from fpbench.models.training import LoRAConfig
 
-        names = {"epochs", "batch_size", "rank", "alpha"}
-        return LoRAConfig(learning_rate, **self.config.model_dump(include=names))
+        return LoRAConfig(learning_rate, **self.config.model_dump(include={"epochs", "batch_size", "rank", "alpha"}))
 
     def train(
         self, model: nn.Module, tokenizer: Any, context: ModificationContext, penalty: Penalty | None = None

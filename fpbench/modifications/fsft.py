@@ -32,16 +32,12 @@ class FSFT(FineTune):
     against_base = True
 
     class Config(FineTune.Config):
-        """Settings besides those of plain fine-tuning.
+        """Settings besides those of plain fine-tuning."""
 
-        Attributes:
-            variant: which F^i.
-            strength: λ. On stories3M 1e4 cuts the update inside the subspace to a fifth or less (``A``) or a tenth or
-                less (``A_orthogonal``, ``B``) at no loss, 1 does nothing, and ``C`` needs 1e8; with ``A`` and ``C``
-                that depends on the size of the delta. A hundred times more disturbs the training.
-        """
-
-        variant: Variant = "A"
+        variant: Variant = "A"  # which F^i
+        # λ. On stories3M 1e4 cuts the update inside the subspace to a fifth or less (A) or a tenth or less
+        # (A_orthogonal, B) at no loss, 1 does nothing, and C needs 1e8; with A and C that depends
+        # on the size of the delta. A hundred times more disturbs the training.
         strength: float = Field(default=1e4, gt=0)
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
@@ -89,24 +85,17 @@ class SubspacePenalty:
         import torch
 
         if not self._terms:
-            self._terms = self._measures(updates)
+            touched = {name.removesuffix(".weight"): pair for name, pair in self.touched.items()}
+            # F^i / ‖W^i‖_F² of every touched matrix that is adapted, by module name
+            self._terms = {name: reach(self.variant, *pair) for name, pair in touched.items() if name in updates}
+            if not self._terms:
+                raise CellError(
+                    "FSFT protects the matrices that the injection touched, and LoRA adapts none of them "
+                    f"({', '.join(sorted(self.touched)[:3])}): its penalty would be zero throughout."
+                )
         value = self.strength * torch.stack([term(updates[name]) for name, term in self._terms.items()]).sum()
         self.values.append(value.detach())
         return value
-
-    def _measures(self, updates: Mapping[str, LowRank]) -> dict[str, Callable[[LowRank], Tensor]]:
-        """Return F^i / ‖W^i‖_F² of every touched matrix that is adapted, by module name."""
-        found = {}
-        for parameter, (own, base) in self.touched.items():
-            module = parameter.removesuffix(".weight")
-            if module in updates:
-                found[module] = reach(self.variant, own, base)
-        if not found:
-            raise CellError(
-                "FSFT protects the matrices that the injection touched, and LoRA adapts none of them "
-                f"({', '.join(sorted(self.touched)[:3])}): its penalty would be zero throughout."
-            )
-        return found
 
     def proof(self, epochs: int) -> dict[str, Any]:
         """Return what was protected, and the penalty before the first and before the last step of every epoch."""
@@ -124,17 +113,12 @@ class SubspacePenalty:
 def reach(variant: Variant, own: Tensor, base: Tensor) -> Callable[[LowRank], Tensor]:
     """Return F / ‖W‖_F² as a function of the update ΔW = s B A, for one matrix [out, in].
 
-    With D = W_e − W ≈ U S Vᵀ (see :func:`spectrum`):
+    With D = W_e − W, ``own`` less ``base``, ≈ U S Vᵀ (see :func:`spectrum`):
 
     * ``A``: F = ‖Ĉ ΔW‖_F², Ĉ = D Dᵀ / ‖D‖_F = U S² Uᵀ / ‖S‖
     * ``A_orthogonal``: F = ‖U Uᵀ ΔW‖_F²
     * ``B``: F = ‖ΔW V‖_F²
     * ``C``: F = ‖D ⊙ ΔW‖_F², which needs ΔW itself: factors of the product, of rank k · r, would cost more.
-
-    Args:
-        variant: which of them.
-        own: the fingerprinted weight W_e.
-        base: the unfingerprinted weight W.
     """
     size = base.float().square().sum()
     if variant == "C":

@@ -32,13 +32,9 @@ class Merge(Modification):
     against_base = True
 
     class Config(ModificationConfig):
-        """Settings.
+        """Settings."""
 
-        Attributes:
-            weight: of the base, in (0, 1]; the model handed in has the rest.
-        """
-
-        weight: float = Field(default=0.5, gt=0, le=1)
+        weight: float = Field(default=0.5, gt=0, le=1)  # of the base, in (0, 1]; the model handed in has the rest
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Merge in place.

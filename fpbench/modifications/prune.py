@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,15 +43,10 @@ class RIA(Modification):
     figures = {"sparsity": lambda value: f"sparsity {100 * value:.2f} %", **Modification.figures}
 
     class Config(ModificationConfig):
-        """Calibration.
+        """Calibration."""
 
-        Attributes:
-            samples: calibration sequences.
-            length: tokens of each; the model's context, if that is shorter.
-        """
-
-        samples: int = Field(default=128, ge=1)
-        length: int = Field(default=2048, ge=1)
+        samples: int = Field(default=128, ge=1)  # calibration sequences
+        length: int = Field(default=2048, ge=1)  # tokens of each; the model's context, if that is shorter
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
@@ -91,7 +86,6 @@ class RIA(Modification):
         return Phase(self.name, Room(states + scores))
 
     def _length(self, model: nn.Module) -> int:
-        """Return the tokens of a window."""
         from fpbench.models.layout import context_length
 
         length: int = self.config.length
@@ -126,14 +120,9 @@ class RIA40(RIA):
 
 
 def ria_scores(weight: Tensor, norm_sq: Tensor) -> Tensor:
-    """Return RIA_ij = (|W_ij| / Σ_i' |W_i'j| + |W_ij| / Σ_j' |W_ij'|) · ‖X_j‖₂^a, a = 0.5, in float32.
+    """Return RIA_ij = (|W_ij| / Σ_i' |W_i'j| + |W_ij| / Σ_j' |W_ij'|) · ‖X_j‖₂^a, a = 0.5, in float32, [out, in].
 
-    Args:
-        weight: [out, in].
-        norm_sq: [in], squared norm ‖X_j‖₂² of each input; a common factor is irrelevant.
-
-    Returns:
-        Scores [out, in], 0 where the weight is 0.
+    It is 0 where the weight is. ``norm_sq`` [in] has ‖X_j‖₂² of each input, up to a common factor.
     """
     import torch
 
@@ -152,38 +141,23 @@ def prune_mask(scores: Tensor, ratio: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PrunedMatrix:
-    """How much of one weight matrix was removed.
+    """How much of one weight matrix was removed."""
 
-    Attributes:
-        name: of its module.
-        size: entries.
-        zeros: entries that are now 0.
-        removed: sum of the squares of the removed weights.
-    """
-
-    name: str
-    size: int
-    zeros: int
-    removed: float
+    name: str  # of its module
+    size: int  # entries
+    zeros: int  # entries that are now 0
+    removed: float  # sum of the squares of the removed weights
 
 
-def prune_blocks(
-    model: nn.Module,
-    windows: Tensor,
-    select: Selection,
-    progress: Progress,
-) -> list[PrunedMatrix]:
-    """Prune the linear modules of every block in place, block by block.
+def prune_blocks(model: nn.Module, windows: Tensor, select: Selection, progress: Progress) -> list[PrunedMatrix]:
+    """Prune the linear modules of every block in place, block by block; ``windows`` are token ids [samples, length].
 
-    Args:
-        model: of a known layout, in eval mode.
-        windows: calibration token ids [samples, length].
-        select: called once per matrix with its weight and Σ_t x_tj² / samples of its inputs (float32).
-        progress: wraps the blocks.
+    The model is in eval mode. ``select`` is called once per matrix with its weight and Σ_t x_tj² / samples of its
+    inputs (float32).
     """
     import torch
 
-    from fpbench.models.layout import layout
+    from fpbench.models.layout import layout, watched
 
     blocks = layout(model).blocks
     names = {module: name for name, module in model.named_modules()}
@@ -192,11 +166,16 @@ def prune_blocks(
         batches = _block_inputs(model, blocks[0], windows)
         for block in progress(blocks, "pruning"):
             linears = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
-            with _input_energy(linears) as energy:
+            energies = [torch.zeros(linear.in_features, device=linear.weight.device) for linear in linears]
+
+            def add(number: int, hidden: Tensor, energies: Sequence[Tensor] = energies) -> None:
+                energies[number].add_(hidden.flatten(0, -2).float().square().sum(0))  # (B, T, in) → (in,)
+
+            with watched(linears, add):
                 for hidden, keywords in batches:
                     block(hidden, **keywords)
-            for linear in linears:
-                mask = select(linear.weight, energy[linear] / len(windows))
+            for linear, energy in zip(linears, energies, strict=True):
+                mask = select(linear.weight, energy / len(windows))
                 removed = linear.weight[mask].float().square().sum().item()
                 linear.weight.masked_fill_(mask, 0)
                 zeros = int((linear.weight == 0).sum())
@@ -243,33 +222,8 @@ def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[t
         inputs.append((arguments[0], keywords))
         raise StopForward
 
-    handle = first.register_forward_pre_hook(capture, with_kwargs=True)
-    try:
+    with first.register_forward_pre_hook(capture, with_kwargs=True):
         for batch in windows.to(next(model.parameters()).device).split(max(1, token_budget() // windows.shape[1])):
-            try:
+            with suppress(StopForward):
                 model(input_ids=batch, use_cache=False)
-            except StopForward:
-                continue
-    finally:
-        handle.remove()
     return inputs
-
-
-@contextmanager
-def _input_energy(linears: Sequence[nn.Linear]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Sum the squares of each input channel over all tokens while active; yields [in] per module, float32."""
-    import torch
-
-    energy: dict[nn.Module, Tensor] = {
-        linear: torch.zeros(linear.in_features, device=linear.weight.device) for linear in linears
-    }
-
-    def add(module: nn.Module, arguments: tuple[Tensor]) -> None:
-        energy[module] += arguments[0].flatten(0, -2).float().square().sum(0)  # (B, T, in) → (in,)
-
-    handles = [linear.register_forward_pre_hook(add) for linear in linears]
-    try:
-        yield energy
-    finally:
-        for handle in handles:
-            handle.remove()

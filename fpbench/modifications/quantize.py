@@ -117,13 +117,9 @@ class Int8(Quantization):
         import torch
 
         codes, scales, _ = library.functional.int8_vectorwise_quant(layer.weight.detach().to(torch.float16))
+        size = layer.in_features, layer.out_features
         quantized: Any = library.nn.Linear8bitLt(
-            layer.in_features,
-            layer.out_features,
-            False,
-            has_fp16_weights=False,
-            threshold=OUTLIER_THRESHOLD,
-            device="meta",
+            *size, False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta"
         )
         quantized.weight = library.nn.Int8Params(codes, requires_grad=False, CB=codes, SCB=scales)
         return quantized, library.functional.int8_vectorwise_dequant(codes, scales), codes.nbytes + scales.nbytes
@@ -152,18 +148,9 @@ class NF4(Quantization):
 
     def quantize(self, library: Any, layer: nn.Linear) -> tuple[nn.Module, Tensor, int]:
         """Build the layer with W_ij ≈ c_ij s_b, c_ij one of 16 quantiles of a normal, s_b the maximum of block b."""
-        quantized: Any = library.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            False,
-            layer.weight.dtype,
-            compress_statistics=False,
-            quant_type="nf4",
-            device="meta",
-        )
-        weight = library.nn.Params4bit(
-            layer.weight.detach(), requires_grad=False, compress_statistics=False, quant_type="nf4", module=quantized
-        )
+        size, form = (layer.in_features, layer.out_features), {"compress_statistics": False, "quant_type": "nf4"}
+        quantized: Any = library.nn.Linear4bit(*size, False, layer.weight.dtype, **form, device="meta")
+        weight = library.nn.Params4bit(layer.weight.detach(), requires_grad=False, **form, module=quantized)
         quantized.weight = weight.to(layer.weight.device)
         state = quantized.weight.quant_state
         restored: Tensor = library.functional.dequantize_4bit(quantized.weight.data, state)
