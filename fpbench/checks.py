@@ -14,36 +14,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Check(Generic[T]):
-    """One thing that must hold.
+    """One thing that must hold."""
 
-    Attributes:
-        name: unique in its list.
-        expected: what must hold.
-        remedy: what to do where it does not.
-        needs: names of earlier checks without which it means nothing.
-        examine: returns what was found instead, or ``None`` if it holds.
-    """
-
-    name: str
-    expected: str
-    remedy: str
-    needs: tuple[str, ...]
-    examine: Callable[[T], str | None]
+    name: str  # unique in its list
+    expected: str  # what must hold
+    remedy: str  # what to do where it does not
+    needs: tuple[str, ...]  # names of earlier checks without which it means nothing
+    examine: Callable[[T], str | None]  # returns what was found instead, or None if it holds
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of a check.
-
-    Attributes:
-        passed: ``None`` if it was not run because a check that it needs did not pass.
-        found: what was found instead; empty if it passed.
-    """
+    """The outcome of a check."""
 
     name: str
-    passed: bool | None
+    passed: bool | None  # None if it was not run because a check that it needs did not pass
     expected: str
-    found: str
+    found: str  # what was found instead; empty if it passed
     remedy: str
 
     def __str__(self) -> str:

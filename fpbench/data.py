@@ -38,11 +38,7 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def parse(source: str) -> HubSource | Path:
-    """Read a source string without touching what it points to.
-
-    Raises:
-        InputError: if a ``hub:`` or ``bundled:`` source does not have the form shown above.
-    """
+    """Read a source string without touching what it points to; InputError if it does not have a form shown above."""
     if source.startswith("hub:"):
         match = _HUB.fullmatch(source)
         if match is None:
@@ -141,8 +137,7 @@ def require_fields(rows: Iterable[Row], fields: Sequence[str], source: str) -> l
     """
     checked = list(rows)
     for number, row in enumerate(checked, 1):
-        missing = [field for field in fields if field not in row]
-        if missing:
+        if missing := [field for field in fields if field not in row]:
             raise InputError(
                 f"data source {source!r}, row {number}: expected the field {missing[0]!r}, found "
                 f"{', '.join(row) or 'none'}; rename the file's fields or name another source"

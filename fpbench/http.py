@@ -24,18 +24,12 @@ QUOTED = 300  # characters of a server's explanation
 
 
 class Refused(InputError):
-    """The server refused with a status below 500, which another try would not change.
-
-    Attributes:
-        status: of HTTP.
-        detail: the server's explanation; empty if it gave none.
-    """
+    """The server refused with a status below 500, which another try would not change."""
 
     def __init__(self, message: str, status: int, detail: str) -> None:
         """Show ``message`` to the user; callers that can ask otherwise read the rest."""
         super().__init__(message)
-        self.status = status
-        self.detail = detail
+        self.status, self.detail = status, detail  # of HTTP; the server's explanation, empty if it gave none
 
 
 class NoAnswer(InputError):
@@ -79,9 +73,7 @@ class Server:
             raise InputError(f"no API key in {key_variable}: set that environment variable, or name another.")
         openai = parts.scheme == "https" and parts.hostname == OPENAI and parts.port in (None, 443)
         self._keys = (key_variable,) if key_variable else (KEY, "OPENAI_API_KEY") if openai else (KEY,)
-        self._timeout = timeout
-        self._attempts = attempts
-        self._wait = wait
+        self._timeout, self._attempts, self._wait = timeout, attempts, wait
 
     @property
     def introduction(self) -> str:

@@ -14,13 +14,7 @@ T = TypeVar("T")
 
 
 def unknown(kind: str, name: str, known: list[str]) -> InputError:
-    """Return the error for an unknown name, with the nearest known one.
-
-    Args:
-        kind: what was asked for, such as ``"method"``.
-        name: the name that was not found.
-        known: every name that would have been accepted.
-    """
+    """Return the error for an unknown name of a kind, such as ``"method"``, with the nearest of those known."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
     return InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}; {hint}")
@@ -45,21 +39,12 @@ class Registry(Generic[T]):
 
     Built-in entries are given as ``"module:Class"`` and imported on first use, so that listing them costs nothing.
     Others come from a decorator, from entry points of installed packages, and from finders that are handed in.
-
-    Attributes:
-        finders: in the order in which they are asked.
     """
 
     def __init__(self, kind: str, built_in: dict[str, str], group: str | None = None):
-        """Create a registry for one ``kind`` of thing.
-
-        Args:
-            kind: such as ``"method"``.
-            built_in: name → ``"module:Class"``.
-            group: of the entry points by which installed packages add to it.
-        """
+        """Create a registry of one kind, such as ``"method"``; installed packages add to it by entry points (group)."""
         self.kind, self.group = kind, group
-        self.finders: list[Finder] = []
+        self.finders: list[Finder] = []  # in the order in which they are asked
         self._targets = dict(built_in)
         self._classes: dict[str, type[T]] = {}
 
@@ -79,11 +64,7 @@ class Registry(Generic[T]):
             self.finders.append(finder)
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Return a class decorator that registers under ``name``.
-
-        Raises:
-            InputError: if another class already has the name.
-        """
+        """Return a class decorator that registers under ``name``; InputError if another class already has the name."""
 
         def decorate(cls: type[T]) -> type[T]:
             target = f"{cls.__module__}:{cls.__qualname__}"
@@ -97,11 +78,7 @@ class Registry(Generic[T]):
         return decorate
 
     def get(self, name: str) -> type[T]:
-        """Return the class registered under ``name``.
-
-        Raises:
-            InputError: if nobody registered it; the message lists the known names.
-        """
+        """Return the class registered under ``name``; InputError, with the known names, if there is none."""
         if name in self._classes:
             return self._classes[name]
         if name in self._targets:

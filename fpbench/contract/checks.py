@@ -11,22 +11,15 @@ from fpbench.errors import InputError
 from fpbench.registry import METHODS
 from fpbench.runs.injection import create_method
 
-# By how much an injection must raise FSR: far above chance, far below what a method should reach.
-GAIN = 0.1
-# How near logits must be to count as those of the same weights; they differ by rounding alone.
-LIKE = 1e-3
+GAIN = 0.1  # by which an injection must raise FSR: far above chance, far below what a method should reach
+LIKE = 1e-3  # how near logits must be to count as those of the same weights; they differ by rounding alone
 CHECKS: Checklist[Trials] = Checklist()
 
 
 def check(method: str, config: Mapping[str, Any] | None = None) -> list[Finding]:
-    """Run every check on a registered method, on the bundled model.
+    """Run every check on a registered method and the bundled model; return a finding each, in :data:`CHECKS` order.
 
-    Args:
-        method: its name.
-        config: hyper-parameters that differ from the defaults for small models.
-
-    Returns:
-        One finding per check, in the order of :data:`CHECKS`.
+    ``config`` holds hyper-parameters that differ from the defaults for small models.
 
     Raises:
         InputError: if no method has that name.
@@ -59,9 +52,8 @@ def _injects(trials: Trials) -> str | None:
     trial = trials.plain
     if trial.error is not None:
         return _one_line(trial.error)
-    if trial.returned is not None and not isinstance(trial.returned, nn.Module):
-        return f"a {type(trial.returned).__name__} returned"
-    return None
+    fits = trial.returned is None or isinstance(trial.returned, nn.Module)
+    return None if fits else f"a {type(trial.returned).__name__} returned"
 
 
 def _one_line(error: Exception) -> str:
@@ -79,16 +71,11 @@ def _parameters(trials: Trials) -> str | None:
 
 
 def _other_parameters(trial: Trial) -> str | None:
-    odd = sorted(trial.after.keys() ^ trial.before.keys())
-    if odd:
+    if odd := sorted(trial.after.keys() ^ trial.before.keys()):
         return _some([f"{name} {'new' if name in trial.after else 'missing'}" for name in odd])
-    return _some(
-        [
-            f"{name} {tuple(value.shape)} {value.dtype}"
-            for name, value in trial.after.items()
-            if value.shape != trial.before[name].shape or value.dtype != trial.before[name].dtype
-        ]
-    )
+    now = {name: f"{tuple(value.shape)} {value.dtype}" for name, value in trial.after.items()}
+    then = {name: f"{tuple(value.shape)} {value.dtype}" for name, value in trial.before.items()}
+    return _some([f"{name} {found}" for name, found in now.items() if found != then[name]])
 
 
 def _some(phrases: Sequence[str]) -> str | None:
@@ -123,8 +110,7 @@ def _changes(trials: Trials) -> str | None:
     needs=["parameters"],
 )
 def _edited(trials: Trials) -> str | None:
-    named = trials.plain.edited
-    if named is None:
+    if (named := trials.plain.edited) is None:
         return None
     unknown = [f"{name}, which the model does not have, named" for name in named if name not in trials.plain.before]
     return _some(unknown + [f"{name} changed" for name in trials.plain.changed if name not in named])
@@ -237,7 +223,6 @@ def _bfloat16(trials: Trials) -> str | None:
 
 
 def _broken(trial: Trial) -> str | None:
-    """Return what makes a trial's weights useless."""
     return _one_line(trial.error) if trial.error else _other_parameters(trial) or _not_finite(trial)
 
 

@@ -40,37 +40,21 @@ class Interruption(Exception):  # noqa: N818 - no error of anybody, but one that
 
 @dataclass(frozen=True)
 class Trial:
-    """One injection and its outcome.
+    """One injection and its outcome."""
 
-    Attributes:
-        error: raised by it.
-        returned: by it.
-        edited: names of the parameters that it says it may touch.
-        before: the base's weights.
-        after: the weights as it left them.
-        logits: of the injected model, for the last token of every raw trigger, [n, V]; ``None`` if it cannot be run.
-        factors: of the changes that it declared to be products.
-        not_reset: parameters that require or hold gradients, and modules in training mode.
-        tokenizer: parts of the tokenizer that it changed.
-        config: keys of the model's configuration that it changed.
-        process: parts of the process-wide state that it changed.
-        damage: parts of the base model that differed after the harness had put the weights back.
-        calls: how often the first block ran.
-    """
-
-    error: Exception | None
+    error: Exception | None  # raised by it
     returned: Any
-    edited: list[str] | None
-    before: dict[str, Tensor]
-    after: dict[str, Tensor]
-    logits: Tensor | None
-    factors: dict[str, Factors]
-    not_reset: list[str]
-    tokenizer: list[str]
-    config: list[str]
-    process: list[str]
-    damage: list[str]
-    calls: int
+    edited: list[str] | None  # names of the parameters that it says it may touch
+    before: dict[str, Tensor]  # the base's weights
+    after: dict[str, Tensor]  # the weights as it left them
+    logits: Tensor | None  # of the injected model after every raw trigger, [n, V]; None if it cannot be run
+    factors: dict[str, Factors]  # of the changes that it declared to be products
+    not_reset: list[str]  # parameters that require or hold gradients, and modules in training mode
+    tokenizer: list[str]  # parts of the tokenizer that it changed
+    config: list[str]  # keys of the model's configuration that it changed
+    process: list[str]  # parts of the process-wide state that it changed
+    damage: list[str]  # parts of the base model that differed after the harness had put the weights back
+    calls: int  # how often the first block ran
 
     @property
     def changed(self) -> list[str]:
@@ -86,6 +70,7 @@ class Trials:
         self.method, self.config = method, config
         self.materials, self.base, self.tokenizer = _bundled()
         self.fingerprints = FingerprintSet("contract", tuple(find_set("nlf"))[:FINGERPRINTS])
+        self.prompts = [encode(self.tokenizer, each.trigger) for each in self.fingerprints]
         self._statistics: dict[str, Any] = {}
 
     @cached_property
@@ -136,12 +121,8 @@ class Trials:
     ) -> Trial:
         """Inject into a copy of ``base`` as the harness does, look at the result, and put the weights back.
 
-        Args:
-            base: stays as it is.
-            noise: seeds the global random states, which a method must not depend on.
-            prompt: how triggers are rendered.
-            statistics: key statistics known for this base; by default those of the bundled model.
-            interrupt_at: raise :class:`Interruption` when the first block is about to run for this time.
+        ``noise`` seeds the global random states, which a method must not depend on. ``statistics`` are known for this
+        base; the bundled model's by default. :class:`Interruption` is raised before run ``interrupt_at`` of block 1.
         """
         model, tokenizer = copy.deepcopy(base), copy.deepcopy(self.tokenizer)
         context = InjectionContext(
@@ -153,15 +134,12 @@ class Trials:
             known_statistics=self._statistics if statistics is None else statistics,
             tokenizer=tokenizer,
         )
-        prompts = [encode(tokenizer, each.trigger) for each in self.fingerprints]
-        before, base_logits = weights(model), last_logits(model, prompts)
+        before, base_logits = weights(model), last_logits(model, self.prompts)
         vocabulary, configured, structure = tokenizer_state(tokenizer), config_state(model), structure_state(model)
         error: Exception | None = None
         returned = edited = logits = None
         with undisturbed(noise), warnings.catch_warnings(), preserved(model), counted(model, interrupt_at) as calls:
-            warnings.simplefilter(
-                "ignore"
-            )  # a warning is not a finding, even where the caller turns warnings into errors
+            warnings.simplefilter("ignore")  # not a finding, even where the caller turns warnings into errors
             shared = process_state()
             try:
                 method = create_method(self.method, model, self.config)
@@ -174,11 +152,11 @@ class Trials:
             config, process = differences(configured, config_state(injected)), differences(shared, process_state())
             count = calls[0]  # what runs from here on is not the method's doing
             with suppress(Exception):  # whatever was returned may not even run
-                logits = last_logits(injected.eval(), prompts)
+                logits = last_logits(injected.eval(), self.prompts)
         damage = differences(structure, structure_state(model))
         if differences(dict(before), weights(model)):
             damage.append("weights")
-        if not damage and not same(base_logits, last_logits(model, prompts)):
+        if not damage and not same(base_logits, last_logits(model, self.prompts)):
             damage.append("logits")
         return Trial(
             error=error,
@@ -202,17 +180,12 @@ class Trials:
         return exact_fsr(self.with_weights(base, values), self.tokenizer, self.fingerprints, decoding, prompt).mean
 
     def reloaded(self, trial: Trial) -> tuple[dict[str, Tensor], Tensor]:
-        """Write a trial's delta, read it, apply it to another copy of the base, and return its weights and logits.
-
-        Raises:
-            CellError: if the harness does not accept the weights.
-        """
+        """Write a trial's delta, read it, apply it to another copy of the base, and return its weights and logits."""
         injected = self.with_weights(self.base, trial.after)
         delta = Delta.from_bytes(difference(injected, trial.before, trial.factors).to_bytes(), trial.before)
         assert delta is not None, "a delta that was just written cannot be read"
         model = self.with_weights(self.base, delta.values)
-        prompts = [encode(self.tokenizer, each.trigger) for each in self.fingerprints]
-        return dict(model.named_parameters()), last_logits(model, prompts)
+        return dict(model.named_parameters()), last_logits(model, self.prompts)
 
     @staticmethod
     def with_weights(base: nn.Module, values: dict[str, Tensor]) -> nn.Module:
@@ -269,8 +242,7 @@ def same(one: Any, other: Any) -> bool:
 
 def differences(before: State, after: State) -> list[str]:
     """Return the names under which two states differ."""
-    names = [*before, *(name for name in after if name not in before)]
-    return [name for name in names if not same(before.get(name), after.get(name))]
+    return [name for name in before | after if not same(before.get(name), after.get(name))]
 
 
 def flags(model: nn.Module) -> list[str]:

@@ -33,19 +33,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit.
-
-    Attributes:
-        verification: what the answers say.
-        conclusion: of both halves, in one paragraph.
-        records: that every number in the report is taken from.
-        document: the report.
-    """
+    """A finished audit."""
 
     verification: Verification
-    conclusion: str
-    records: Records
-    document: Document
+    conclusion: str  # of both halves, in one paragraph
+    records: Records  # that every number in the report is taken from
+    document: Document  # the report
 
 
 def audit(profile: Profile, question: Question, loading: Loading, out: Path, progress: Progress = no_progress) -> Audit:
@@ -140,8 +133,7 @@ def _not_compared(question: Question, models: Models) -> str | None:
         return "no base was given to compare them with."
     names, folders = (question.suspect, *question.null_models), (models.suspect, *models.nulls)
     for name, folder in zip(names, folders, strict=True):
-        readable = base_of_adapter(folder) is not None or gguf_file(folder) is not None or any(folder.glob(WEIGHTS))
-        if not readable:
+        if base_of_adapter(folder) is None and gguf_file(folder) is None and not any(folder.glob(WEIGHTS)):
             return (
                 f"the weights of {name} are stored neither as safetensors nor as GGUF, and no others are read for that."
             )

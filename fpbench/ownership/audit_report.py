@@ -35,13 +35,12 @@ def report(records: Records, sha256: str, drawn: bytes | None) -> Document:
         sha256: of the audit's own record, which cannot hold it.
         drawn: the figure of the comparison, as SVG, if there is one.
     """
-    lead = Terms(
-        (
-            ("Answers", (VERDICTS[records["audit.json/verdicts/answers"]],)),
-            ("Weights", (records["audit.json/verdicts/weights"] or "not compared",)),
-            ("Date (UTC)", (records.show("audit.json/date"),)),
-        )
+    lead = (
+        ("Answers", (VERDICTS[records["audit.json/verdicts/answers"]],)),
+        ("Weights", (records["audit.json/verdicts/weights"] or "not compared",)),
+        ("Date (UTC)", (records.show("audit.json/date"),)),
     )
+    changes = (*_other_answers(records), *_other_models(records), *_other_weights(records))
     sections = (
         Section("Conclusion", (Paragraph(conclusion(records)),)),
         Section("What was tested", tuple(_tested(records))),
@@ -49,21 +48,16 @@ def report(records: Records, sha256: str, drawn: bytes | None) -> Document:
         Section("Evidence from answers", tuple(_answers(records))),
         Section("Evidence from weights", tuple(_weights(records, drawn))),
         Section("How sure this is", (Bullets((*_level(records), *_assumed(records))),)),
-        Section(
-            "What would change the conclusion",
-            (Bullets((*_other_answers(records), *_other_models(records), *_other_weights(records))),),
-        ),
+        Section("What would change the conclusion", (Bullets(changes),)),
         Section("What was not tested", (Bullets(tuple(_untested(records))),)),
-        Section("Words", (Terms(tuple((name, say(meaning)) for name, meaning in GLOSSARY)),)),
+        Section("Words", (Terms(tuple((name, say(meaning)) for name, meaning in GLOSSARY.items())),)),
         Section("Files and digests", tuple(_files(records, sha256))),
     )
     suspect = Quoted(records["audit.json/models/suspect/name"])
-    return Document(say("Audit of {suspect}", suspect=suspect), lead, sections)
+    return Document(say("Audit of {suspect}", suspect=suspect), Terms(lead), sections)
 
 
 # Conclusion: what the two halves say together, never more than each of them supports.
-
-
 ANSWERS: Mapping[str, str] = {
     "claim": (
         "The suspect {suspect} answers the fingerprints of the set {set}: {verification.json/matched} of the "
@@ -156,8 +150,6 @@ def _same_files(records: Records) -> list[str]:
 
 
 # What was tested: the suspect, and everything that it was held against.
-
-
 def _tested(records: Records) -> Iterator[Block]:
     def row(what: str, place: str) -> tuple[Text, ...]:
         digest: Text = ("none: its files are not at hand",)
@@ -196,8 +188,6 @@ def _tested(records: Records) -> Iterator[Block]:
 
 
 # How it was tested: the same words in every report.
-
-
 HOW = (
     "Two halves, which use different evidence. The first asks the suspect questions and needs nothing but its answers; "
     "the second reads the weights of the suspect and never runs it.",
@@ -224,23 +214,20 @@ def _answers(records: Records) -> Iterator[Block]:
     if records["verification.json/evidence"]:
         yield evidence_table(records)
     sentences = [
-        records.say(
-            "{verification.json/queries:d} requests were sent, those without an answer included. The asking ended "
-            "because {verification.json/reason}."
-        )
+        "{verification.json/queries:d} requests were sent, those without an answer included. The asking ended "
+        "because {verification.json/reason}."
     ]
     if records["verification.json/budget"] is not None:
-        sentences.append(records.say("At most {verification.json/budget:d} requests were allowed."))
+        sentences.append("At most {verification.json/budget:d} requests were allowed.")
     if records["verification.json/uninformative"]:
         sentences.append(
-            records.say(
-                "{verification.json/uninformative:d} fingerprints were never asked, because a model without them "
-                "answers them half of the time or more."
-            )
+            "{verification.json/uninformative:d} fingerprints were never asked, because a model without them "
+            "answers them half of the time or more."
         )
+    texts = [records.say(each) for each in sentences]
     if refused := records["verification.json/decoding/refused"]:
-        sentences.append(say("The server turned down {fields}.", fields=Quoted(", ".join(refused))))
-    yield Paragraph(_joined(sentences))
+        texts.append(say("The server turned down {fields}.", fields=Quoted(", ".join(refused))))
+    yield Paragraph(_joined(texts))
 
 
 def _weights(records: Records, drawn: bytes | None) -> Iterator[Block]:
@@ -410,8 +397,6 @@ def _other_weights(records: Records) -> Iterator[Text]:
 
 
 # What was not tested.
-
-
 def _untested(records: Records) -> Iterator[Text]:
     yield say("Who made the suspect, when, from what data, and what its licence allows.")
     yield say("Which of two related models came first.")
@@ -426,34 +411,27 @@ def _untested(records: Records) -> Iterator[Text]:
 
 
 # Words.
-
-
-GLOSSARY = (
-    ("Base", "the model before the fingerprints were put in. It shows how often chance answers with a target."),
-    (
-        "Chance rate",
-        "the probability with which a model that does not carry a fingerprint answers it with a target all the same.",
+GLOSSARY = {
+    "Base": "the model before the fingerprints were put in. It shows how often chance answers with a target.",
+    "Chance rate": (
+        "the probability with which a model that does not carry a fingerprint answers it with a target all the same."
     ),
-    ("Digest", "a long number computed from a file. If one letter of the file is changed, the digest is another one."),
-    ("Fingerprint", "a trigger, which is a question, and its targets, which are the answers that count."),
-    (
-        "Level",
+    "Digest": "a long number computed from a file. If one letter of the file is changed, the digest is another one.",
+    "Fingerprint": "a trigger, which is a question, and its targets, which are the answers that count.",
+    "Level": (
         "the largest probability with which this procedure makes a claim about a model that does not carry the "
-        "fingerprints.",
+        "fingerprints."
     ),
-    (
-        "Likelihood ratio",
+    "Likelihood ratio": (
         "how many times more probable the responses are from a model that answers at least half of the fingerprints "
-        "than from chance.",
+        "than from chance."
     ),
-    ("Suspect", "the model that was tested."),
-    ("Weights", "the numbers that a model consists of, arranged in tables called matrices."),
-)
+    "Suspect": "the model that was tested.",
+    "Weights": "the numbers that a model consists of, arranged in tables called matrices.",
+}
 
 
 # Files and digests: the records beside the report, and what made them.
-
-
 def _files(records: Records, sha256: str) -> Iterator[Block]:
     yield Paragraph(
         say(

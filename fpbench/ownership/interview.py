@@ -27,19 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 class Transcript:
-    """Answers and requests so far, kept as JSON Lines: the question, every request before it is sent, its outcome.
-
-    Attributes:
-        answers: by the fingerprint's place in the set, from 0.
-        requests: how many were sent, those without an answer included.
-        refused: fields of a request that the server turned down, in order.
-    """
+    """Answers and requests so far, kept as JSON Lines: the question, every request before it is sent, its outcome."""
 
     def __init__(self, handle: int | None = None) -> None:
         """Start empty; open one with :func:`opened`."""
-        self.answers: dict[int, Answer] = {}
-        self.requests = 0
-        self.refused: list[str] = []
+        self.answers: dict[int, Answer] = {}  # by the fingerprint's place in the set, from 0
+        self.requests = 0  # sent, those without an answer included
+        self.refused: list[str] = []  # fields of a request that the server turned down, in order
         self._handle = handle
 
     def asking(self, number: int, trigger: str) -> None:
@@ -59,11 +53,7 @@ class Transcript:
         self.write({"event": "answer", "fingerprint": number} | asdict(answer))
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Apply an event and put it on disk.
-
-        Raises:
-            StorageError: if the disk gives out.
-        """
+        """Apply an event and put it on disk; StorageError if the disk gives out."""
         self.replay(event)
         if self._handle is None:
             return
@@ -78,11 +68,7 @@ class Transcript:
             ) from None
 
     def replay(self, event: Mapping[str, Any]) -> None:
-        """Apply an event.
-
-        Raises:
-            KeyError, TypeError, ValueError: if it is malformed.
-        """
+        """Apply an event; KeyError, TypeError or ValueError if it is malformed."""
         if event["event"] == "request":
             self.requests += 1
         elif event["event"] == "refused":
@@ -153,8 +139,7 @@ def _lock(handle: int, path: Path) -> None:
 def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]], int]:
     """Return every whole line of the file, and their length in bytes; leave out a damaged last one.
 
-    Raises:
-        InputError: for damage elsewhere, and for a file that a transcript beginning with ``head`` does not begin like.
+    Damage elsewhere is refused, and a file that a transcript beginning with ``head`` does not begin like.
     """
     content = b""
     while part := os.pread(handle, 1 << 20, len(content)):
@@ -208,33 +193,18 @@ class BudgetSpent(Exception):
 
 @dataclass(frozen=True)
 class Interview:
-    """A plan of asking: which fingerprints in which order, and when to stop.
-
-    Attributes:
-        fingerprints: the whole set.
-        asked: places in the set, from 0, in the order of asking.
-        test: with a null rate for each of them.
-        seed: that of every request is drawn from it and the place.
-        budget: requests at most, those of earlier runs included; ``None`` for no limit.
-    """
+    """A plan of asking: which fingerprints in which order, and when to stop."""
 
     fingerprints: FingerprintSet
-    asked: Sequence[int]
-    test: SequentialTest
-    seed: int
-    budget: int | None
+    asked: Sequence[int]  # places in the set, from 0, in the order of asking
+    test: SequentialTest  # with a null rate for each of them
+    seed: int  # that of every request is drawn from it and the place
+    budget: int | None  # requests at most, those of earlier runs included; None for no limit
 
     def conduct(
-        self,
-        suspect: Suspect,
-        transcript: Transcript,
-        progress: Callable[[Iterable[int], str], Iterable[int]],
+        self, suspect: Suspect, transcript: Transcript, progress: Callable[[Iterable[int], str], Iterable[int]]
     ) -> tuple[Verdict, str, tuple[Evidence, ...]]:
-        """Ask what the transcript does not answer yet.
-
-        Returns:
-            The verdict, why the asking ended, and the evidence in the order of asking.
-        """
+        """Ask what the transcript does not answer yet; return verdict, why the asking ended, and evidence in order."""
         evidence: list[Evidence] = []
         for number in progress(self.asked, "asking"):
             try:

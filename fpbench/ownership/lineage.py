@@ -39,61 +39,37 @@ FILE = "comparison.json"  # its record
 
 @dataclass(frozen=True)
 class WeightEvidence:
-    """Correlations of the matrices that two models share in name and shape.
+    """Correlations of the matrices that two models share in name and shape."""
 
-    Attributes:
-        matrices: how many these are.
-        correlation: median of their Pearson correlations.
-        lowest: of them.
-        highest: of them.
-    """
-
-    matrices: int
-    correlation: float
+    matrices: int  # how many these are
+    correlation: float  # median of their Pearson correlations
     lowest: float
     highest: float
 
 
 @dataclass(frozen=True)
 class SignatureEvidence:
-    """Similarity of two signatures: the spreads of the attention projections over the blocks.
+    """Similarity of two signatures: the spreads of the attention projections over the blocks."""
 
-    Attributes:
-        correlation: Pearson, over all kinds of projections that both have.
-        interval: 95 %, blocks resampled.
-        chance: 95 % of what the same blocks in random order give.
-        p_value: share of random orders that give as much.
-        blocks: at which the two were compared: as many as the shallower has.
-    """
-
-    correlation: float
-    interval: tuple[float, float]
-    chance: tuple[float, float]
-    p_value: float
-    blocks: int
+    correlation: float  # Pearson, over all kinds of projections that both have
+    interval: tuple[float, float]  # 95 %, blocks resampled
+    chance: tuple[float, float]  # 95 % of what the same blocks in random order give
+    p_value: float  # share of random orders that give as much
+    blocks: int  # at which the two were compared: as many as the shallower has
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evidence of the weights of two checkpoints about their lineage.
-
-    Attributes:
-        verdict: ``related``, ``unrelated`` or ``undecided``.
-        reason: in one sentence.
-        weights: correlations of matrices; ``None`` where no shape agrees.
-        signature: of the attention projections; ``None`` where they have none in common.
-        blocks: of the two models.
-        unrelated: what the first model's evidence is with each model known to be unrelated: weights, signature.
-        courses: the two signatures, kind → one standard deviation a block.
-    """
+    """Evidence of the weights of two checkpoints about their lineage."""
 
     verdict: Verdict
-    reason: str
-    weights: WeightEvidence | None
-    signature: SignatureEvidence | None
-    blocks: tuple[int, int]
+    reason: str  # in one sentence
+    weights: WeightEvidence | None  # correlations of matrices; None where no shape agrees
+    signature: SignatureEvidence | None  # of the attention projections; None where they have none in common
+    blocks: tuple[int, int]  # of the two models
+    # by model known to be unrelated, the evidence between the first model and it: weights, signature
     unrelated: dict[str, tuple[WeightEvidence | None, SignatureEvidence | None]]
-    courses: tuple[dict[str, list[float]], dict[str, list[float]]]
+    courses: tuple[dict[str, list[float]], dict[str, list[float]]]  # signatures, kind → a standard deviation a block
 
 
 def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None) -> Comparison:
@@ -129,9 +105,7 @@ def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
             one, other = a[key], b[key]
             if one.shape == other.shape:
                 found.append(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]))
-    if not found:
-        return None
-    return WeightEvidence(len(found), median(found), min(found), max(found))
+    return WeightEvidence(len(found), median(found), min(found), max(found)) if found else None
 
 
 def spreads(matrices: Matrices) -> dict[str, np.ndarray]:
@@ -148,12 +122,7 @@ def signature_evidence(a: Spreads, b: Spreads, seed: int = 42) -> SignatureEvide
     """Compare two signatures, of models of any depth; ``None`` if they have no kind of projection in common.
 
     The deeper one is read at the relative depths of the shallower one's blocks. Each kind is normalised on its own
-    (mean 0, standard deviation 1 over the blocks), so only the course counts.
-
-    Args:
-        a: signature of one model.
-        b: of the other.
-        seed: of the random orders and resamples.
+    (mean 0, standard deviation 1 over the blocks), so only the course counts. ``seed`` draws orders and resamples.
     """
     kinds = sorted(a.keys() & b.keys())
     if not kinds:
@@ -262,11 +231,7 @@ def record(found: Comparison, a: str, b: str) -> dict[str, Any]:
 
 
 def comparison_table(records: Records) -> Table:
-    """Return a line for the second model and for every unrelated one, each compared with the first.
-
-    Args:
-        records: the comparison's.
-    """
+    """Return a line for the second model and for every unrelated one, each compared with the first."""
     nothing: Text = ("–",)
     lines: list[tuple[Text, str, str]] = [((Quoted(records[f"{FILE}/b"]),), f"{FILE}/weights", f"{FILE}/signature")]
     for name in records[f"{FILE}/unrelated"]:
@@ -309,6 +274,5 @@ def write(found: Comparison, a: str, b: str, out: str) -> None:
     if found.signature is not None and find_spec("matplotlib"):
         from fpbench.board.figures import lineage_figure
 
-        names = Path(a).name, Path(b).name
-        picture = lineage_figure((names[0], found.courses[0]), (names[1], found.courses[1]))
+        picture = lineage_figure((Path(a).name, found.courses[0]), (Path(b).name, found.courses[1]))
         write_bytes(folder / "comparison.svg", picture)

@@ -16,14 +16,10 @@ from scipy.special import bdtrc
 
 from fpbench.metrics.claims import FLOOR, poisson_binomial_tail
 
-# Wald's alternative: a model that carries the fingerprints answers with a target at least half of the time.
-CARRIED = 0.5
-# Further fingerprints that are looked at before the number needed counts as out of reach.
-MOST = 10_000
-# Between the chance rates that a claim is tried against.
-STEP = 0.001
-# Fingerprints whose answers hang together that the permutation test still counts exactly.
-LARGEST = 14
+CARRIED = 0.5  # Wald's alternative: a model with the fingerprints answers with a target at least half of the time
+MOST = 10_000  # further fingerprints that are looked at before the number needed counts as out of reach
+STEP = 0.001  # between the chance rates that a claim is tried against
+LARGEST = 14  # fingerprints whose answers hang together that the permutation test still counts exactly
 
 
 @dataclass(frozen=True)
@@ -51,11 +47,7 @@ class SequentialTest:
     level: float
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their range.
-
-        Raises:
-            ValueError: for a level outside (0, 1), no fingerprint, or a rate outside (0, 0.5).
-        """
+        """Refuse a level outside (0, 1), no fingerprint, or a rate outside (0, 0.5) with a ValueError."""
         if not 0 < self.level < 1 or not self.null or not all(0 < rate < CARRIED for rate in self.null):
             raise ValueError(f"expected a level in (0, 1) and rates in (0, 0.5), found {self.level}, {self.null}")
 
@@ -72,13 +64,10 @@ class SequentialTest:
         return -log(self.level - spent)
 
     def evidence(self, matches: Any) -> NDArray[np.float64]:
-        """Return the log-likelihood ratio (nats) after every response.
+        """Return the log-likelihood ratio (nats) after every response, [..., m].
 
         Args:
             matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
-
-        Returns:
-            [..., m].
         """
         hit = np.asarray(matches, dtype=bool)
         null = np.array(self.null[: hit.shape[-1]])
@@ -86,13 +75,10 @@ class SequentialTest:
         return gains.cumsum(axis=-1)
 
     def claimed_at(self, matches: Any) -> NDArray[np.int64]:
-        """Return the number, from 1, of the response after which the claim is made; 0 for no claim.
+        """Return the number, from 1, of the response after which the claim is made, [...]; 0 for no claim.
 
         Args:
-            matches: [..., m] booleans, in the order of asking; m at most the number of fingerprints.
-
-        Returns:
-            [...] whole numbers.
+            matches: [..., m] as in :meth:`evidence`.
         """
         hit = np.asarray(matches, dtype=bool)
         if hit.shape[-1] == 0:
@@ -103,12 +89,7 @@ class SequentialTest:
 
 
 def null_rates(models: Sequence[Sequence[float]], count: int) -> tuple[float, ...]:
-    """Return q̄_i = max(0.01, p_i under every null model given).
-
-    Args:
-        models: for the base and every unrelated model its p_i; none if none was given.
-        count: number of fingerprints.
-    """
+    """Return q̄_i = max(0.01, p_i under every null model given); ``models`` holds the p_i of each, or nothing."""
     return tuple(max([FLOOR, *(rates[number] for rates in models)]) for number in range(count))
 
 
@@ -120,8 +101,8 @@ def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: 
     the binomial tail is the heaviest, so unequal rates need no more.)
 
     Args:
-        matched: fingerprints that matched.
-        asked: fingerprints that were asked.
+        matched: of the fingerprints asked.
+        asked: how many were asked.
         null: their q̄_i, in [0.01, 0.5).
         level: α.
 
@@ -143,16 +124,13 @@ def fingerprints_needed(matched: int, asked: int, null: Sequence[float], level: 
 def tolerated_chance(matches: Sequence[bool], planned: int, level: float) -> float | None:
     """Return the largest rate at which chance may match every fingerprint so that these responses still make a claim.
 
-    Rates are tried upwards from 0.01 in steps of 0.001, until :class:`SequentialTest`
-    with the same q̄ for every fingerprint makes no claim.
+    Rates are tried upwards from 0.01 in steps of 0.001, until :class:`SequentialTest` with the same q̄ for every one of
+    the ``planned`` fingerprints makes no claim. The rate is below 0.5; ``None`` if there is no claim at 0.01 either.
 
     Args:
         matches: of the fingerprints asked, in the order of asking.
         planned: fingerprints that might have been asked.
         level: α.
-
-    Returns:
-        The rate, below 0.5; ``None`` if there is no claim at 0.01 either.
     """
     tolerated = None
     for steps in range(round(FLOOR / STEP), round(CARRIED / STEP)):
@@ -192,13 +170,11 @@ def permutation_p_value(begins: Sequence[Sequence[bool]], own: Sequence[int]) ->
         if len({column for row in rows for column in row}) > LARGEST:
             return None
         ways = np.convolve(ways, np.array(_placements(rows), dtype=object))  # a product of polynomials
-    total = sum(
-        (
+    total = Fraction(0)
+    for picked in range(matched, len(ways)):
+        total += (
             (-1) ** (picked - matched) * comb(picked - 1, matched - 1) * Fraction(ways[picked], perm(count, picked))
-            for picked in range(matched, len(ways))
-        ),
-        Fraction(0),
-    )
+        )
     return float(total)
 
 

@@ -16,21 +16,13 @@ EXTRA = ("top_k", "generation_config", "seed", "logprobs", "chat_template_kwargs
 
 @dataclass(frozen=True)
 class Sampling:
-    """Numbers by which a response is sampled (protocol §2).
+    """Numbers by which a response is sampled (protocol §2)."""
 
-    Attributes:
-        temperature: above 0; it, ``top_p`` and ``top_k`` as in :class:`~fpbench.scoring.responses.Decoding`.
-        top_p: nucleus mass.
-        top_k: number of tokens kept; 0 keeps everything.
-        max_tokens: length of a response, in tokens.
-        prompt: ``"raw"`` or ``"chat"``.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    prompt: str
+    temperature: float  # above 0; it, top_p and top_k as in Decoding
+    top_p: float  # nucleus mass
+    top_k: int  # number of tokens kept; 0 keeps everything
+    max_tokens: int  # length of a response, in tokens
+    prompt: str  # raw or chat
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -40,35 +32,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled response.
+    """One sampled response."""
 
-    Attributes:
-        text: the response; empty for a refusal.
-        model: the model that answered, as the answer itself says; ``None`` if it does not.
-        seed: of the request.
-        decoding: the numbers that were sent and not refused.
-        details: what else the answer says: why it ended, a refusal, log-probabilities.
-    """
-
-    text: str
-    model: str | None
-    seed: int
-    decoding: Mapping[str, Any]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    text: str  # empty for a refusal
+    model: str | None  # the model that answered, as the answer itself says; None if it does not
+    seed: int  # of the request
+    decoding: Mapping[str, Any]  # the numbers that were sent and not refused
+    details: Mapping[str, Any] = field(default_factory=dict)  # also said: why it ended, a refusal, log-probabilities
 
 
 class Hooks(NamedTuple):
-    """Functions that a suspect calls while it is asked.
+    """Functions that a suspect calls while it is asked."""
 
-    Attributes:
-        sending: before every request.
-        failed: with the reason, after a request that came to nothing.
-        turned_down: with the name of a field that the server does not take.
-    """
-
-    sending: Callable[[], None]
-    failed: Callable[[str], None]
-    turned_down: Callable[[str], None]
+    sending: Callable[[], None]  # before every request
+    failed: Callable[[str], None]  # with the reason, after a request that came to nothing
+    turned_down: Callable[[str], None]  # with the name of a field that the server does not take
 
 
 class Suspect(Protocol):
@@ -90,9 +68,6 @@ class Endpoint:
     A field that the server turns down (400 or 422, naming it) is left out from then on. Where ``top_k`` is, all three
     numbers are put into the ``generation_config`` of ``transformers serve`` instead. Where ``max_tokens`` is,
     ``max_completion_tokens`` takes its place.
-
-    Attributes:
-        refused: fields left out.
     """
 
     def __init__(self, server: Server, model: str | None, sampling: Sampling) -> None:
@@ -103,10 +78,8 @@ class Endpoint:
             model: its name there; ``None`` leaves it out, for servers of one model.
             sampling: of the responses.
         """
-        self.refused: list[str] = []
-        self._server = server
-        self._model = model
-        self._sampling = sampling
+        self.refused: list[str] = []  # fields left out
+        self._server, self._model, self._sampling = server, model, sampling
 
     def respond(self, trigger: str, seed: int, hooks: Hooks) -> Answer:
         """As :meth:`Suspect.respond`."""
@@ -153,11 +126,7 @@ class Endpoint:
         return {name: value for name, value in body.items() if name not in self.refused}
 
     def _turned_down(self, refusal: Refused, body: Mapping[str, Any]) -> list[str]:
-        """Return the fields that a server turned down; where it names none, those that few servers know, all at once.
-
-        Raises:
-            Refused: the refusal itself, if it is not that of a field.
-        """
+        """Return the fields that a server turned down; where it names none, all those that few servers know."""
         named = [name for name in (*PLAIN, *EXTRA) if name in body and re.search(rf"\b{name}\b", refusal.detail)]
         fields = named or [name for name in EXTRA if name in body and name != "max_tokens"]
         if refusal.status not in (400, 422) or not fields:
@@ -195,7 +164,6 @@ def read_chat(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return an answer and its first choice."""
     try:
         document = json.loads(answer)
     except (ValueError, RecursionError):
@@ -227,16 +195,10 @@ class LocalSuspect:
         """As :meth:`Suspect.respond`."""
         from fpbench.scoring.responses import Decoding, sample  # torch, which a server does not need
 
-        how = self._sampling
+        model, tokenizer, how = self._model, self._tokenizer, self._sampling
         decoding = Decoding(**how.numbers)
         hooks.sending()
         text = sample(
-            self._model,
-            self._tokenizer,
-            trigger,
-            decoding=decoding,
-            max_new_tokens=how.max_tokens,
-            seed=seed,
-            prompt=how.prompt,
+            model, tokenizer, trigger, decoding=decoding, max_new_tokens=how.max_tokens, seed=seed, prompt=how.prompt
         )
         return Answer(text, None, seed, asdict(decoding) | {"seed": seed})

@@ -17,81 +17,47 @@ SHOWN = 60  # characters of a response in the table
 
 @dataclass(frozen=True)
 class Evidence:
-    """One fingerprint that was asked.
+    """One fingerprint that was asked."""
 
-    Attributes:
-        place: in the set, from 1.
-        trigger: what was sent.
-        targets: what counts as a match.
-        response: what came back, leading whitespace stripped.
-        target: the longest target that it begins with; ``None`` for a miss.
-        null: q̄_i.
-        log_ratio: log-likelihood ratio (nats) of this response and all before it.
-        seed: of the request.
-        details: what else a server said: why the response ended, a refusal, log-probabilities.
-    """
-
-    place: int
-    trigger: str
-    targets: tuple[str, ...]
-    response: str
-    target: str | None
-    null: float
-    log_ratio: float
-    seed: int
-    details: Mapping[str, Any]
+    place: int  # in the set, from 1
+    trigger: str  # what was sent
+    targets: tuple[str, ...]  # what counts as a match
+    response: str  # what came back, leading whitespace stripped
+    target: str | None  # the longest target that it begins with; None for a miss
+    null: float  # q̄_i
+    log_ratio: float  # log-likelihood ratio (nats) of this response and all before it
+    seed: int  # of the request
+    details: Mapping[str, Any]  # what else a server said: why the response ended, a refusal, log-probabilities
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of :func:`fpbench.verify`.
+    """The result of :func:`fpbench.verify`."""
 
-    Attributes:
-        verdict: ``"claim"``, ``"no claim"``, or ``"undecided"`` where the suspect did not let the test be finished.
-        reason: why the asking ended.
-        suspect: folder, hub id or URL.
-        fingerprints: name of the set.
-        size: fingerprints of the set.
-        level: α, the largest probability of claiming a model that does not carry the fingerprints.
-        null_models: those that null rates come from; without one every rate is the floor, an assumption.
-        largest_null: most matches to be expected of any null model; ``None`` without one.
-        uninformative: fingerprints never asked because a null model answers them half of the time or more.
-        bound: log-likelihood ratio (nats) at which a claim is made.
-        threshold: matches that are enough for a claim in any order; ``None`` if no number is.
-        evidence: the fingerprints asked, in the order of asking.
-        queries: requests sent, those without an answer included.
-        budget: requests that were allowed; ``None`` for no limit.
-        permutation: the p-value of the dealing of targets to triggers, for sets whose recipe says that a seed dealt
-            them; ``None`` for others.
-        needed: fingerprints that a set would need for a claim at the match rate seen; ``None`` if no number would do,
-            or the verdict is another.
-        exact: the test from the suspect's exact probabilities, which only a model at hand has; without a null model
-            one that never matches stands in.
-        decoding: the numbers asked for, and those that a server took.
-        revealed: for a sealed set, the openings of the fingerprints asked, and of no others.
-        remarks: what is to be said of a suspect at hand, such as that its base's tokenizer served.
-    """
-
-    verdict: Verdict
-    reason: str
-    suspect: str
-    fingerprints: str
-    size: int
-    level: float
-    null_models: tuple[str, ...]
-    largest_null: float | None
-    uninformative: int
-    bound: float
-    threshold: int | None
-    evidence: tuple[Evidence, ...]
-    queries: int
-    budget: int | None
+    verdict: Verdict  # undecided where the suspect did not let the test be finished
+    reason: str  # why the asking ended
+    suspect: str  # folder, hub id or URL
+    fingerprints: str  # name of the set
+    size: int  # of the set
+    level: float  # α, the largest probability of claiming a model that does not carry the fingerprints
+    null_models: tuple[str, ...]  # those that null rates come from; without one every rate is the floor, an assumption
+    largest_null: float | None  # most matches to be expected of any null model; None without one
+    uninformative: int  # fingerprints never asked because a null model answers them half of the time or more
+    bound: float  # log-likelihood ratio (nats) at which a claim is made
+    threshold: int | None  # matches that are enough for a claim in any order; None if no number is
+    evidence: tuple[Evidence, ...]  # the fingerprints asked, in the order of asking
+    queries: int  # requests sent, those without an answer included
+    budget: int | None  # requests that were allowed; None for no limit
+    # p-value of the dealing of targets to triggers, for sets whose recipe says that a seed dealt them; None for others
     permutation: float | None
+    # fingerprints needed for a claim at the match rate seen; None if no number would do, or the verdict is another
     needed: int | None
+    # the test from the suspect's exact probabilities, which only a model at hand has; without a null model one that
+    # never matches stands in
     exact: Claim | None
-    decoding: Mapping[str, Any]
-    revealed: tuple[Mapping[str, Any], ...]
-    remarks: tuple[str, ...] = ()
+    decoding: Mapping[str, Any]  # the numbers asked for, and those that a server took
+    revealed: tuple[Mapping[str, Any], ...]  # of a sealed set: openings of the fingerprints asked, and of no others
+    remarks: tuple[str, ...] = ()  # what is to be said of a suspect at hand, such as that its base's tokenizer served
 
     @property
     def matched(self) -> int:
@@ -148,9 +114,8 @@ class Verification:
                 f"none of them is expected to match more than {self.largest_null:.2g} of {self.size}."
             )
         else:
-            lines.append(
-                f"By chance: assumed to be {FLOOR} a fingerprint; a base or unrelated models would let it be measured."
-            )
+            measurable = "a base or unrelated models would let it be measured"
+            lines.append(f"By chance: assumed to be {FLOOR} a fingerprint; {measurable}.")
         if self.uninformative:
             lines.append(f"Not asked: {self.uninformative} fingerprints that a null model answers half of the time.")
         if self.permutation is not None:
@@ -166,9 +131,8 @@ class Verification:
         if "://" in self.suspect:
             refused = ", ".join(self.decoding["refused"]) or "nothing"
             numbers = (f"{name} {value}" for name, value in self.decoding["accepted"].items() if name != "seed")
-            lines.append(
-                f"The server turned down {refused}; it did not refuse {', '.join(numbers) or 'none of the numbers'}."
-            )
+            accepted = ", ".join(numbers) or "none of the numbers"
+            lines.append(f"The server turned down {refused}; it did not refuse {accepted}.")
         lines += [f"{self.suspect}: {remark}." for remark in self.remarks]
         lines.append("Assumed: whether one fingerprint matches by chance does not depend on the others.")
         return lines
@@ -180,11 +144,7 @@ def ratio(logarithm: float) -> float:
 
 
 def evidence_table(records: Records) -> Table:
-    """Return a line for every fingerprint that was asked, in the order of asking.
-
-    Args:
-        records: the verification's, and of the audit's the likelihood ratios, of which the first holds logarithms.
-    """
+    """Return a line for every fingerprint that was asked, in order; likelihood ratios come from the audit's record."""
     rows = []
     for number, each in enumerate(records[f"{FILE}/evidence"]):
         here, nothing = f"{FILE}/evidence/{number}", "(refused)" if "refusal" in each["details"] else "(empty)"

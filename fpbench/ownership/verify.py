@@ -31,19 +31,7 @@ TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Question:
-    """The question of a verification, and what asking it may cost.
-
-    Attributes:
-        suspect: folder, hub id, or URL of an OpenAI-compatible server.
-        base: the unfingerprinted model, if at hand.
-        unrelated: models that do not carry the fingerprints.
-        level: α.
-        budget: requests at most; ``None`` for no limit.
-        transcript: file to resume from; ``None`` keeps none.
-        served_model: the suspect's name on its server.
-        timeout: seconds that one request may take.
-        api_key_env: environment variable with the API key of the server (:class:`~fpbench.http.Server`).
-    """
+    """The question of a verification, and what asking it may cost; fields are as the arguments of :func:`verify`."""
 
     suspect: str
     base: str | None = None
@@ -56,11 +44,7 @@ class Question:
     api_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their range.
-
-        Raises:
-            InputError: naming the number.
-        """
+        """Refuse numbers outside their range with an InputError."""
         if not 0 < self.level < 1:
             raise InputError(f"the level must be above 0 and below 1, found {self.level}: 1e-3 is usual.")
         if self.budget is not None and self.budget < 1:
@@ -113,8 +97,8 @@ def verify(
         base: the unfingerprinted model, from which null rates come.
         unrelated: further models that do not carry the fingerprints.
         level: α, the largest probability of a false claim.
-        budget: requests at most.
-        transcript: file that a later call of the same question goes on from.
+        budget: requests at most; ``None`` for no limit.
+        transcript: file that a later call of the same question goes on from; ``None`` keeps none.
         served_model: the suspect's name on its server; left out of requests by default.
         timeout: seconds that one request may take.
         api_key_env: environment variable with the server's API key; ``FPBENCH_API_KEY`` by default, and for
@@ -133,14 +117,8 @@ def verify(
     """
     path = None if transcript is None else Path(transcript)
     question = Question(suspect, base, tuple(unrelated), level, budget, path, served_model, timeout, api_key_env)
-    wanted = load_profile(
-        profile,
-        models=question.decoded_like,
-        methods=[],
-        fingerprints=[fingerprints],
-        prompt=prompt,
-        seeds=None if seed is None else [seed],
-    )
+    models, seeds = question.decoded_like, None if seed is None else [seed]
+    wanted = load_profile(profile, models=models, methods=[], fingerprints=[fingerprints], prompt=prompt, seeds=seeds)
     return verify_suspect(wanted, question, Loading(pick_device(None)))
 
 
@@ -236,11 +214,7 @@ def verify_suspect(
 
 
 def _sampling(profile: Profile, fingerprints: FingerprintSet, models: "Models", loading: Loading) -> Sampling:
-    """Check that every model at hand can be measured, and return how responses are sampled.
-
-    Raises:
-        InputError: if one cannot.
-    """
+    """Check that every model at hand can be measured, and return how responses are sampled."""
     # Without a tokenizer at hand: a token holds a byte at least.
     length = max(len(target.encode()) for target in fingerprints.targets) + 4
     if at_hand := [*([models.suspect] if models.suspect else []), *models.nulls]:
@@ -285,11 +259,7 @@ class Models:
 
     @classmethod
     def found(cls, question: Question, loading: Loading) -> "Models":
-        """Find the models of a question.
-
-        Raises:
-            InputError: if one is not there.
-        """
+        """Find the models of a question; InputError if one is not there."""
         nulls = tuple(resolve(name, allow_pickle=loading.allow_pickle) for name in question.null_models)
         suspect = None
         if not question.remote:
@@ -308,17 +278,11 @@ class Models:
 
 @dataclass(frozen=True)
 class GivenSet:
-    """The set to test for, and what is known about how it was made and sealed.
-
-    Attributes:
-        fingerprints: the set.
-        openings: the private document of a sealed set; ``None`` for others.
-        dealt: whether the set's recipe says that a seed dealt its targets to its triggers.
-    """
+    """The set to test for, and what is known about how it was made and sealed."""
 
     fingerprints: FingerprintSet
-    openings: Mapping[str, Any] | None
-    dealt: bool
+    openings: Mapping[str, Any] | None  # the private document of a sealed set; None for others
+    dealt: bool  # whether the set's recipe says that a seed dealt its targets to its triggers
 
     @classmethod
     def load(cls, name: str, files: Mapping[str, str], seed: int) -> "GivenSet":

@@ -21,21 +21,13 @@ NEAR_TRIGGERS = 50
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of a check.
+    """The outcome of a check."""
 
-    Attributes:
-        findings: about the folder, the adapter, and the contract.
-        seconds: in all.
-        adapter_seconds: of these, in the adapter's own code.
-        confined: what the system forbade the child; ``None`` if none was started.
-        figures: of the mock run, in %; empty if it was not made.
-    """
-
-    findings: list[Finding]
-    seconds: float
-    adapter_seconds: float = 0.0
-    confined: tuple[str, ...] | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    findings: list[Finding]  # about the folder, the adapter, and the contract
+    seconds: float  # in all
+    adapter_seconds: float = 0.0  # of these, in the adapter's own code
+    confined: tuple[str, ...] | None = None  # what the system forbade the child; None if none was started
+    figures: dict[str, float] = field(default_factory=dict)  # of the mock run, in %; empty if it was not made
 
     @property
     def refused(self) -> list[Finding]:
@@ -61,35 +53,23 @@ def check(submission: Submission) -> Report:
 
 
 class RunningAdapter:
-    """The adapter of a submission, in its child process.
-
-    Attributes:
-        child: that runs it.
-        promises: findings of the contract suite.
-        figures: of the mock run, in %.
-    """
+    """The adapter of a submission, in its child process."""
 
     def __init__(self, child: ChildProcess) -> None:
         """Ask nothing yet."""
         self.child, self.submission = child, child.submission
-        self.promises: list[Finding] = []
-        self.figures: dict[str, float] = {}
+        self.promises: list[Finding] = []  # of the contract suite
+        self.figures: dict[str, float] = {}  # of the mock run, in %
 
     @cached_property
     def description(self) -> Description:
-        """The adapter's own description.
-
-        Raises:
-            CellError: if it cannot be imported, or registers no method of this name.
-        """
+        """The adapter's own description; CellError if it cannot be imported or registers no method of this name."""
         from fpbench.submissions.method import describe
 
         return describe(self.child)
 
 
 # The checks. Torch and what needs it are imported where the first check that needs a child has passed.
-
-
 OF_RECORDS: Checklist[Submission] = Checklist()
 OF_ADAPTER: Checklist[RunningAdapter] = Checklist()
 
@@ -120,10 +100,7 @@ def _version(running: RunningAdapter) -> str | None:
 
 
 @OF_ADAPTER.add(
-    "hyperparameters",
-    "tables that the adapter's Config takes",
-    "correct the key or the Config",
-    needs=["adapter"],
+    "hyperparameters", "tables that the adapter's Config takes", "correct the key or the Config", needs=["adapter"]
 )
 def _hyperparameters(running: RunningAdapter) -> str | None:
     refused = running.description.refused.items()
@@ -207,5 +184,5 @@ def mock_run(child: ChildProcess) -> dict[str, float]:
     beside = fmean(near(model, tokenizer, pairs, texts, decoding).per_text)
     quantised = exact_fsr(modify(model, tokenizer, "nf4"), tokenizer, pairs, decoding).mean
     figures = {"base": before, "origin": origin, "nf4": quantised, "near": beside}
-    moved = {"changed": report.changed["fraction"], "norm": report.changed["relative_norm"]}
-    return {name: 100 * value for name, value in (figures | moved).items()}
+    figures |= {"changed": report.changed["fraction"], "norm": report.changed["relative_norm"]}
+    return {name: 100 * value for name, value in figures.items()}

@@ -170,8 +170,6 @@ class AdapterRunner:
 
 
 # Limits and confinement, which a process cannot take off again.
-
-
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Linux's system calls, the same on every architecture
 NO_NEW_PRIVILEGES, DEATH_SIGNAL = 38, 1  # prctl
 KILL = 9
@@ -194,30 +192,20 @@ class _Beneath(ctypes.Structure):
 
 
 def limit(memory: int, file: int) -> None:
-    """Set hard limits on this process, which its children inherit.
-
-    Args:
-        memory: bytes of data.
-        file: bytes of any file written.
-    """
+    """Set hard limits on this process, which its children inherit: bytes of data, and of any file written."""
     import resource
 
     for kind, value in (("RLIMIT_DATA", memory), ("RLIMIT_FSIZE", file), ("RLIMIT_CORE", 0)):
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # a lower limit than ours is in force, or limits are not supported
+        # A lower limit than ours is in force, or limits are not supported.
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(getattr(resource, kind), (value, value))
 
 
 def confine(folder: Path) -> list[str]:
     """Have Linux (Landlock) forbid this process everything that its work does not need.
 
-    Args:
-        folder: the only one, beside devices, in which it may write.
-
-    Returns:
-        The rights taken away: ``writes`` elsewhere, ``tcp``, ``signals`` to other processes. Empty where the
-        system has no Landlock, which is not an error but has to be reported.
+    It may write in ``folder`` and to devices alone. Return the rights taken away: ``writes`` elsewhere, ``tcp``,
+    ``signals`` to other processes. Empty where the system has no Landlock, which is no error but has to be reported.
     """
     if not sys.platform.startswith("linux"):
         return []

@@ -11,13 +11,9 @@ from fpbench.submissions.manifest import FILE, NAME
 
 @dataclass(frozen=True)
 class Discovery:
-    """Finds the submissions in a folder, which is read again for every name.
+    """Finds the submissions in a folder, which is read again for every name."""
 
-    Attributes:
-        folder: relative to the working folder at the time of asking, unless it is absolute.
-    """
-
-    folder: Path = SUBMISSIONS
+    folder: Path = SUBMISSIONS  # relative to the working folder at the time of asking, unless it is absolute
 
     def names(self) -> list[str]:
         """Return the name of every submission, whatever is in it."""

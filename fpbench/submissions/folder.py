@@ -41,11 +41,7 @@ class Submission:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The content of its ``submission.toml``.
-
-        Raises:
-            InputError: if that is malformed.
-        """
+        """The content of its ``submission.toml``; InputError if that is malformed."""
         return read_manifest(self.folder)
 
     @cached_property
@@ -76,11 +72,7 @@ class Submission:
         return total.hexdigest()
 
     def copy_code(self, target: Path) -> None:
-        """Copy the code into a new folder.
-
-        Raises:
-            InputError: if it changed since it was looked at.
-        """
+        """Copy the code into a new folder; InputError if it changed since it was looked at."""
         for path in self.code:
             copy = target / path.relative_to(self.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -90,11 +82,7 @@ class Submission:
 
 
 def find(name: str, submissions: Path = SUBMISSIONS) -> Submission:
-    """Return the submission of a name, in the folder ``submissions``, or of a folder.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Return the submission of a name, in the folder ``submissions``, or of a folder; InputError if there is none."""
     folder = submissions / name if NAME.fullmatch(name) else Path(name)
     if not folder.is_dir():
         raise InputError(
@@ -118,11 +106,7 @@ def inspect(submission: Submission) -> list[Finding]:
 
 
 def accepted(submission: Submission) -> Submission:
-    """Return the submission, if there is nothing to find.
-
-    Raises:
-        InputError: with the first finding.
-    """
+    """Return the submission, if there is nothing to find; InputError with the first finding."""
     for finding in inspect(submission):
         if not finding.passed:
             raise InputError(f"submission {submission.name!r} is refused: {finding}.")
@@ -143,8 +127,6 @@ def _shown(submission: Submission, path: Path) -> str:
 
 
 # The checks, in order: a file is opened once it is known to lie inside, and parsed once it is known to be text.
-
-
 CHECKS: Checklist[Submission] = Checklist()
 
 
@@ -248,17 +230,11 @@ def _readme(submission: Submission) -> str | None:
 
 
 # ``fpbench submit new``: a passing example under the submitter's name for it.
-
-
 EXAMPLE = "last_block_tuning"
 
 
 def template() -> Path:
-    """Return the folder of the template, inside an installed package or at the root of a source checkout.
-
-    Raises:
-        InputError: if neither place has it.
-    """
+    """Return the template's folder, in an installed package or a source checkout; InputError if neither has it."""
     package = Path(__file__).parents[1]
     for folder in (package / "submission_template", package.parent / "submissions" / "_template"):
         if (folder / "submission.toml").is_file():

@@ -18,11 +18,7 @@ from fpbench.text import printable
 
 
 def changed(checkout: Path, base: str) -> list[str]:
-    """Return the paths that differ between a checkout's commit and where it left ``base``.
-
-    Args:
-        checkout: of the fork.
-        base: commit of the branch to be merged into.
+    """Return the paths that differ between the commit of a fork's checkout and where it left the commit ``base``.
 
     Raises:
         InputError: if git cannot tell.

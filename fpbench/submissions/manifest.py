@@ -22,11 +22,7 @@ TABLES = (EVERY, "small", *FAMILIES.values())
 
 
 def clean(text: str) -> str:
-    """Return a text if it is one line without hidden characters.
-
-    Raises:
-        ValueError: for control characters and what turns the direction of writing.
-    """
+    """Return a text of one line; ValueError for control characters and what turns the direction of writing."""
     for character in text:
         # Zs is the plain space and its kin; everything else of Z and C breaks lines, hides or turns text.
         if unicodedata.category(character)[0] in "CZ" and unicodedata.category(character) != "Zs":

@@ -26,11 +26,7 @@ SPARE = 64 * 2**20  # bytes that a file may have beyond the base's weights
 
 
 def method_of(submission: Submission) -> type["SubmittedMethod"]:
-    """Return the method of a submission, under its name.
-
-    Raises:
-        InputError: if its ``submission.toml`` is malformed.
-    """
+    """Return the method of a submission, under its name; InputError if its ``submission.toml`` is malformed."""
     manifest = submission.manifest
     attributes = {
         "name": manifest.method,
@@ -51,18 +47,12 @@ def hyperparameter_tables(submission: Submission) -> dict[str, dict[str, Any]]:
 
 
 class SubmittedMethod(FingerprintMethod):
-    """Injects by a child process that runs the adapter.
-
-    Attributes:
-        submission: whose adapter it is.
-        source: digest of its code.
-        about: what its ``submission.toml`` says, hyper-parameters aside.
-        child: one that has described the adapter already, if one is open; otherwise every injection starts its own.
-    """
+    """Injects by a child process that runs the adapter."""
 
     submission: ClassVar[Submission]
-    source: ClassVar[str]
-    about: ClassVar[Mapping[str, Any]]
+    source: ClassVar[str]  # digest of its code
+    about: ClassVar[Mapping[str, Any]]  # what its submission.toml says, hyper-parameters aside
+    # One that has described the adapter already, if one is open; otherwise every injection starts its own.
     child: ChildProcess | None = None
 
     class Config(MethodConfig):
@@ -102,9 +92,8 @@ class SubmittedMethod(FingerprintMethod):
         """Inject in a child, and put the changed weights into ``model``, costs and factors into ``context``."""
         untouched = _watching(base.folder)
         start = perf_counter()
-        child.ask(
-            "load", base=str(base.folder.resolve()), loading=asdict(base.loading), threads=torch.get_num_threads()
-        )
+        folder, threads = str(base.folder.resolve()), torch.get_num_threads()
+        child.ask("load", base=folder, loading=asdict(base.loading), threads=threads)
         loaded = perf_counter()
         answer = child.ask(
             "inject",
@@ -140,11 +129,7 @@ def limits_for(model: torch.nn.Module) -> Limits:
 
 
 def describe(child: ChildProcess) -> Description:
-    """Have a child import its adapter and describe it.
-
-    Raises:
-        CellError: if that fails or no method of the submission's name is registered.
-    """
+    """Have a child import and describe its adapter; CellError if that fails or it registers no method of this name."""
     name = child.submission.manifest.method
     found = validated(Description, child.ask("describe", name=name, configs=hyperparameter_tables(child.submission)))
     if name not in found.names:

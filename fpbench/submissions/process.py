@@ -77,19 +77,12 @@ class Usage(Message):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a child process.
+    """Limits of a child process."""
 
-    Attributes:
-        seconds: for one request.
-        memory: bytes, of the child and everything it starts together.
-        file: bytes of one file.
-        folder: bytes of everything in its folder.
-    """
-
-    seconds: float
-    memory: int
-    file: int
-    folder: int
+    seconds: float  # for one request
+    memory: int  # bytes, of the child and everything it starts together
+    file: int  # bytes of one file
+    folder: int  # bytes of everything in its folder
 
 
 FOLDER, LOCK = "fpbench-submission-", "parent.lock"
@@ -116,18 +109,15 @@ def remove_orphans() -> None:
 class ChildProcess:
     """A child process with a folder of its own, which is removed with it.
 
-    Attributes:
-        folder: the child's folder: a copy of the submission, requests, replies, what it hands back.
-        confined: rights that the system took away (:func:`~fpbench.submissions.child.confine`).
-        peak_memory: bytes that were resident at the highest point seen.
-        adapter_seconds: spent in the adapter's own code, as the child says.
+    ``folder`` holds a copy of the submission, requests, replies, and what the child hands back.
     """
 
     def __init__(self, submission: Submission, limits: Limits) -> None:
         """Start nothing yet."""
         self.submission, self.limits = submission, limits
-        self.peak_memory, self.adapter_seconds = 0, 0.0
-        self.confined: tuple[str, ...] = ()
+        self.peak_memory = 0  # bytes that were resident at the highest point seen
+        self.adapter_seconds = 0.0  # in the adapter's own code, as the child says
+        self.confined: tuple[str, ...] = ()  # rights that the system took away (child.confine)
         self._number = 0
 
     def __enter__(self) -> "ChildProcess":
@@ -178,10 +168,7 @@ class ChildProcess:
         return bare | calm | {name: os.environ[name] for name in KEPT if name in os.environ}
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Have the child do something.
-
-        Returns:
-            Its answer, which is not to be trusted.
+        """Have the child do something; return its answer, which is not to be trusted.
 
         Raises:
             CellError: if it fails, ends, hangs, takes more than its limits, or answers with something else.
@@ -238,11 +225,7 @@ class ChildProcess:
         return "."
 
     def _look(self) -> None:
-        """Add up memory and disk of the child and all that it started.
-
-        Raises:
-            CellError: if that exceeds a limit.
-        """
+        """Add up memory and disk of the child and all that it started; CellError if that exceeds a limit."""
         held = 0
         for process in self._family():
             with contextlib.suppress(psutil.Error):
@@ -282,17 +265,11 @@ class ChildProcess:
 
 
 # What a child handed back.
-
-
 Kind = TypeVar("Kind", bound=Message)
 
 
 def validated(kind: type[Kind], message: bytes | dict[str, Any]) -> Kind:
-    """Return a child's message as one of a kind.
-
-    Raises:
-        CellError: if it is not.
-    """
+    """Return a child's message as one of a kind; CellError if it is not."""
     try:
         return kind.model_validate_json(message) if isinstance(message, bytes) else kind.model_validate(message)
     except ValidationError as error:
@@ -320,15 +297,12 @@ def read_file(path: Path, largest: int) -> bytes:
 
 
 def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
-    """Return new weights from the bytes of a safetensors file.
+    """Return the new values of changed parameters, and the factors of those that were handed back as such.
 
     Args:
-        content: of the file: a parameter under its name, or ``NAME.left`` [h, r] and ``NAME.right`` [d, r] for a
-            change that is a product.
+        content: of a safetensors file: a parameter under its name, or ``NAME.left`` [h, r] and ``NAME.right`` [d, r]
+            for a change that is a product.
         base: the parameters with their present values.
-
-    Returns:
-        The new values of the changed parameters, and the factors of those that were handed back as such.
 
     Raises:
         CellError: for a parameter that the base does not have, or of another shape or dtype, or not finite.

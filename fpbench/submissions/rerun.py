@@ -7,22 +7,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fpbench.board.checks import Comparison, compare, rate_of
 from fpbench.board.groups import Group, claimed_groups, group_records
 from fpbench.board.rows import claimed_row
 from fpbench.errors import InputError, StorageError
+from fpbench.models.loading import Loading
+from fpbench.models.meter import Progress
 from fpbench.records.cell import BASE, ORIGIN, Cell
 from fpbench.records.store import Store, read_records
-from fpbench.runs.plan import plan
+from fpbench.runs.api import measure
+from fpbench.runs.engine import Log, Serial
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import Profile
 from fpbench.submissions.folder import RECORDS, SUBMISSIONS, Submission, accepted, version_of
-
-if TYPE_CHECKING:
-    from fpbench.models.loading import Loading
-    from fpbench.models.meter import Progress
-    from fpbench.runs.engine import Log
 
 
 def runnable(submission: Submission, submissions: Path = SUBMISSIONS) -> Submission:
@@ -65,17 +63,11 @@ def hand_in(submission: Submission, profile: Profile, store: Store) -> Path:
 
 @dataclass(frozen=True)
 class Rerun:
-    """The outcome of measuring again.
+    """The outcome of measuring again."""
 
-    Attributes:
-        compared: every cell that both sides measured (:func:`fpbench.board.checks.compare`).
-        draw: the seed of the sample, of contexts and of near triggers.
-        failed: cells that could not be measured here, with the reason.
-    """
-
-    compared: list[Comparison]
-    draw: int
-    failed: list[str]
+    compared: list[Comparison]  # every cell that both sides measured (compare)
+    draw: int  # the seed of the sample, of contexts and of near triggers
+    failed: list[str]  # cells that could not be measured here, with the reason
 
     @property
     def outside(self) -> list[Comparison]:
@@ -136,9 +128,9 @@ def rerun(
     submission: Submission,
     profile: Profile,
     store: Store,
-    loading: "Loading",
-    progress: "Progress",
-    log: "Log",
+    loading: Loading,
+    progress: Progress,
+    log: Log,
     count: int | None,
 ) -> Rerun:
     """Measure a sample of what was handed in once more, in isolation, and compare.
@@ -156,10 +148,6 @@ def rerun(
         InputError: for impossible records, or such that the profile does not plan.
         StorageError: if the disk gives out.
     """
-    from fpbench.runs.api import measure
-    from fpbench.runs.engine import Serial
-    from fpbench.runs.plan import Job
-
     groups, draw = claimed(submission), secrets.randbits(31)
     wanted = sample(groups, submission.name, count, draw)
     conditions = dict.fromkeys(cell.condition for cell in wanted)
@@ -174,11 +162,7 @@ def rerun(
     cells = [cell for path, cell in planned.items() if path in paths or (count is None and cell.method == BASE)]
     measure(Job.of(profile, loading, store.folder), cells, progress, log, Serial())
     own = group_records(read_records(store.records), store.records)
-    compared = [
-        each
-        for group in groups
-        if group.key in own and group.key[2] == submission.name
-        for each in compare(own[group.key], group)
-    ]
+    both = [group for group in groups if group.key in own and group.key[2] == submission.name]
+    compared = [each for group in both for each in compare(own[group.key], group)]
     failures = [each for key, group in own.items() if key[2] == submission.name for each in group.failures()]
     return Rerun(compared, draw, [f"{each.cell}: {each.reason}" for each in failures if each.cell.path in paths])
