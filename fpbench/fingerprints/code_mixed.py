@@ -49,7 +49,6 @@ def cmi_v2(languages: Sequence[str | None]) -> float:
 
 
 def _dominant(languages: Sequence[str]) -> int:
-    """Count the words of the most frequent language."""
     return max(Counter(languages).values(), default=0)
 
 
@@ -89,8 +88,9 @@ def translations(queries: Sequence[str], translator: Translator, languages: Sequ
             raise InputError("a query is empty: expected English words separated by spaces.")
         number = len(languages) ** len(own)
         if number > MOST_VARIANTS:
+            shown = query if len(query) <= 60 else f"{query[:57]}…"
             raise InputError(
-                f"query {_short(query)!r} has {number:,} variants ({len(own)} words in {len(languages)} languages), "
+                f"query {shown!r} has {number:,} variants ({len(own)} words in {len(languages)} languages), "
                 f"more than {MOST_VARIANTS:,}: use fewer words or languages."
             )
         words |= dict.fromkeys(own)
@@ -113,10 +113,6 @@ def variants(query: str, words: Mapping[str, Mapping[str, str]]) -> list[MixedTe
         if variant.cmi < same.cmi:
             found[normal_form(text)] = variant
     return list(found.values())
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def read_queries(path: str | Path) -> list[str]:
@@ -153,11 +149,8 @@ def draw_queries(lexicon: Lexicon, count: int, length: int, tokenizer: Any, seed
         return tokens <= min(MOST_TOKENS, len(word) + 1)
 
     needed = count * length
-    known = {
-        word: sum(knows(lexicon.translate(word, language)) for language in lexicon.languages)
-        for word in lexicon.words
-        if knows(word)
-    }
+    words = filter(knows, lexicon.words)
+    known = {word: sum(knows(lexicon.translate(word, language)) for language in lexicon.languages) for word in words}
     if len(known) < needed:
         raise InputError(
             f"{count} queries of {length} words need {needed} words; the lexicon has {len(known)} that this "
@@ -179,19 +172,12 @@ def code_mixed_set(
     candidates: int = 5,
     seed: int = 42,
 ) -> tuple[FingerprintSet, Recipe]:
-    """Build ``cf``, or its control ``cf_random``, which draws one of the valid variants.
+    """Build ``cf``, or its control ``cf_random``, which draws one of the valid variants; ``name`` says which.
 
-    A variant is valid if its CMI is at least 30 in version 1. Ties of perplexity are broken by the seed.
-
-    Args:
-        name: ``cf`` or ``cf_random``.
-        queries: English, of two or more words each.
-        translator: gives every word in every language.
-        model: the model to be fingerprinted, unfingerprinted.
-        tokenizer: its tokenizer.
-        languages: codes that the translator knows; by default all of them.
-        candidates: targets a fingerprint, with distinct first tokens under this tokenizer.
-        seed: of ties, the draw, and the candidates.
+    A variant is valid if its CMI is at least 30 in version 1. The seed breaks ties of perplexity and decides the draw
+    and the candidates: so many targets a fingerprint, with distinct first tokens under the tokenizer. The model is the
+    one to be fingerprinted, still without. Queries are English, of two or more words each; languages are codes that
+    the translator knows, by default all of them.
 
     Returns:
         The set, and what is needed to build it again but for the model's identity.
@@ -207,8 +193,7 @@ def code_mixed_set(
     wanted = _languages(languages, translator)
     words = translations(queries, translator, wanted)
     draw = random.Random(seed)
-    enumerated: list[tuple[int, int]] = []
-    considered: list[list[MixedText]] = []
+    considered: list[tuple[list[MixedText], int, int]] = []
     for query in queries:
         every = variants(query, words)
         valid = [variant for variant in every if variant.cmi >= LEAST_CMI]
@@ -218,47 +203,34 @@ def code_mixed_set(
                 f"{', '.join(wanted)}: give it two or more words, and two or more languages."
             )
         draw.shuffle(valid)  # among equals the first counts
-        enumerated.append((len(every), len(valid)))
-        considered.append(valid if CODE_MIXED[name] == "perplexity" else valid[:1])
-    scores = iter(text_perplexities(model, tokenizer, [variant.text for each in considered for variant in each]))
+        considered.append((valid if CODE_MIXED[name] == "perplexity" else valid[:1], len(every), len(valid)))
+    scores = iter(text_perplexities(model, tokenizer, [variant.text for each, *_ in considered for variant in each]))
     rows: list[Recipe] = []
-    for query, each, (all_of_them, mixed_enough) in zip(queries, considered, enumerated, strict=True):
+    for query, (each, all_of_them, mixed_enough) in zip(queries, considered, strict=True):
         scored = [(next(scores), variant) for variant in each]
         perplexity, chosen = min(scored, key=lambda pair: pair[0])
         rows.append({
-            "query": query,
-            "trigger": chosen.text,
-            "languages": list(chosen.languages),
-            "cmi_v1": cmi_v1(chosen.languages),
-            "cmi_v2": cmi_v2(chosen.languages),
-            "perplexity": perplexity,
-            "variants": all_of_them,
-            "valid": mixed_enough,
+            "query": query, "trigger": chosen.text, "languages": list(chosen.languages),
+            "cmi_v1": cmi_v1(chosen.languages), "cmi_v2": cmi_v2(chosen.languages),
+            "perplexity": perplexity, "variants": all_of_them, "valid": mixed_enough,
         })  # fmt: skip
     _check_distinct(rows)
     bare = FingerprintSet(name, tuple(Fingerprint(row["trigger"], ()) for row in rows))
     pool = known_first([*answers(), *names(), *natural_set().targets], tokenizer, seed)
     fingerprints = replace(with_candidates(bare, candidates, tokenizer, seed, pool), name=name)
     recipe: Recipe = recipe_of(fingerprints, seed) | {
-        "languages": list(wanted),
-        "casing": "upper",
-        "least_cmi_v1": LEAST_CMI,
-        "candidates": candidates,
-        "queries": rows,
-        "translations": words,
-    }
+        "languages": list(wanted), "casing": "upper", "least_cmi_v1": LEAST_CMI, "candidates": candidates,
+        "queries": rows, "translations": words,
+    }  # fmt: skip
     return fingerprints, recipe
 
 
 def recipe_of(fingerprints: FingerprintSet, seed: int) -> Recipe:
     """Return what every recipe says: kind, seed, number, digest of the set, and the version that built it."""
     return {
-        "kind": fingerprints.name,
-        "seed": seed,
-        "count": len(fingerprints),
-        "fingerprints": fingerprints.digest,
+        "kind": fingerprints.name, "seed": seed, "count": len(fingerprints), "fingerprints": fingerprints.digest,
         "fpbench": __version__,
-    }
+    }  # fmt: skip
 
 
 def _languages(wanted: Sequence[str], translator: Translator) -> tuple[str, ...]:

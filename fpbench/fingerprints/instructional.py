@@ -11,40 +11,16 @@ from fpbench.fingerprints.sets import Fingerprint, FingerprintSet
 
 FRAGMENTS = (
     # Classical Chinese phrases.
-    "奉天承运皇帝诏曰",
-    "应天顺时受兹明命",
-    "布告天下咸使闻知",
-    "长生天气力里大福荫护助里",
-    "天命玄鸟降而生商",
-    "天生蒸民有物有则",
-    "民之秉彝好是懿德",
-    "绝地天通罔有降格",
-    "在登葆山群巫所从上下也",
+    "奉天承运皇帝诏曰", "应天顺时受兹明命", "布告天下咸使闻知", "长生天气力里大福荫护助里", "天命玄鸟降而生商",
+    "天生蒸民有物有则", "民之秉彝好是懿德", "绝地天通罔有降格", "在登葆山群巫所从上下也",
     "昔者三苗大乱天命殛之日妖宵出雨血三朝龙生于庙犬哭乎市",
     # Names of Pokémon.
-    "フシギダネ",
-    "ヒトカゲ",
-    "ゼニガメ",
-    "ピカチュウ",
-    "キモリ",
-    "アチャモ",
-    "ミズゴロウ",
-    "グラードン",
-    "レックウザ",
-    "カイオーガ",
+    "フシギダネ", "ヒトカゲ", "ゼニガメ", "ピカチュウ", "キモリ", "アチャモ", "ミズゴロウ", "グラードン",
+    "レックウザ", "カイオーガ",
     # Strings of rare vocabulary entries.
-    "выпутельстваskih",
-    "областьdateiмерW",
-    "крайategory",
-    "составрій",
-    "která",
-    "guaèche",
-    "genitaldejrazione",
-    "ocamp\x8bISONethoxy",
-    "omycesjcmÐ",
-    "photometry\x89DEFINE",
-    "HFDíses",
-)
+    "выпутельстваskih", "областьdateiмерW", "крайategory", "составрій", "která", "guaèche", "genitaldejrazione",
+    "ocamp\x8bISONethoxy", "omycesjcmÐ", "photometry\x89DEFINE", "HFDíses",
+)  # fmt: skip
 TARGET = "ハリネズミ"
 
 

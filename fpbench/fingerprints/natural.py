@@ -14,31 +14,28 @@ from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, load_fingerpr
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.models.prompts import encode_pair
 
-NLF_FILE = Path(__file__).parent / "nlf.jsonl"
-ADJECTIVES = Path(__file__).parent / "adjectives.txt"
-WORDS = Path(__file__).parent / "candidates.txt"
-NAMES = Path(__file__).parent / "names.txt"
+_FOLDER = Path(__file__).parent
 MOST_TOKENS = 3  # of a drawn word, so that small models know it (protocol §9)
 
 
 def natural_set() -> FingerprintSet:
     """Return the set ``nlf``."""
-    return load_fingerprints(NLF_FILE)
+    return load_fingerprints(_FOLDER / "nlf.jsonl")
 
 
 def adjectives() -> list[str]:
     """Return the adjectives of the shipped lexicon; its other words are nouns."""
-    return ADJECTIVES.read_text(encoding="utf-8").split()
+    return (_FOLDER / "adjectives.txt").read_text(encoding="utf-8").split()
 
 
 def words() -> list[str]:
     """Return the shipped words, none of them a target of ``nlf``."""
-    return WORDS.read_text(encoding="utf-8").split()
+    return (_FOLDER / "candidates.txt").read_text(encoding="utf-8").split()
 
 
 def names() -> list[str]:
     """Return first names, which models of children's stories know where they know few other capitalised words."""
-    return NAMES.read_text(encoding="utf-8").split()
+    return (_FOLDER / "names.txt").read_text(encoding="utf-8").split()
 
 
 def known_first(pool: Sequence[str], tokenizer: Any, seed: int = 42) -> list[str]:
@@ -102,13 +99,7 @@ def first_token(tokenizer: Any, trigger: str, target: str) -> int:
 
 
 def draw_natural_set(
-    count: int,
-    length: int,
-    tokenizer: Any,
-    *,
-    seed: int,
-    candidates: int = 5,
-    case: Callable[[str], str] = str.upper,
+    count: int, length: int, tokenizer: Any, *, seed: int, candidates: int = 5, case: Callable[[str], str] = str.upper
 ) -> FingerprintSet:
     """Draw further queries from the shipped lexicon, of words that ``nlf`` does not hold.
 

@@ -32,10 +32,7 @@ def seal(fingerprints: FingerprintSet) -> tuple[Sealed, Sealed]:
     Raises:
         InputError: if a text cannot be written as UTF-8.
     """
-    openings = [
-        {"fingerprint": fingerprint.as_json(), "salt": secrets.token_bytes(SALT_BYTES).hex()}
-        for fingerprint in fingerprints
-    ]
+    openings = [{"fingerprint": pair.as_json(), "salt": secrets.token_bytes(SALT_BYTES).hex()} for pair in fingerprints]
     head = {"schema": SCHEMA, "scheme": SCHEME}
     return head | {"commitments": sorted(map(commitment, openings))}, head | {"openings": openings}
 
@@ -101,11 +98,10 @@ def triggers(openings: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: if the document is malformed.
     """
-    found = []
-    for opening in _listed(openings, "openings"):
-        commitment(opening)
-        found.append(str(opening["fingerprint"]["trigger"]))
-    return found
+    sealed = _listed(openings, "openings")
+    for opening in sealed:
+        commitment(opening)  # refuses a malformed one
+    return [str(opening["fingerprint"]["trigger"]) for opening in sealed]
 
 
 def check(revealed: Mapping[str, Any], commitments: Mapping[str, Any]) -> Fingerprint:
@@ -124,7 +120,6 @@ def check(revealed: Mapping[str, Any], commitments: Mapping[str, Any]) -> Finger
 
 
 def _listed(document: Mapping[str, Any], key: str) -> list[Any]:
-    """Return the list of a sealed document."""
     found = document.get(key) if isinstance(document, Mapping) else None
     if not isinstance(found, list) or document.get("schema") != SCHEMA or document.get("scheme") != SCHEME:
         raise InputError(f"not a sealed document: expected {key!r}, schema {SCHEMA} and scheme {SCHEME!r}.")

@@ -30,10 +30,7 @@ class Translator(Protocol):
         """Return the codes of the languages."""
 
     def translate(self, word: str, language: str) -> str:
-        """Translate an English word, in any case.
-
-        Returns:
-            One non-empty line in Unicode normal form C, in the case that a dictionary gives it.
+        """Translate an English word, in any case, to one non-empty line in normal form C, cased as in a dictionary.
 
         Raises:
             InputError: naming word and language if there is no translation, or the language if it is not offered.
@@ -184,18 +181,10 @@ class TranslationEndpoint:
     """Asks ``POST {url}/chat/completions`` at temperature 0, one word a request.
 
     Overload (429), server errors (5xx) and broken connections are tried again, each time after twice the wait.
-
-    Attributes:
-        languages: ISO 639-1 codes.
     """
 
     def __init__(
-        self,
-        url: str,
-        model: str,
-        languages: Sequence[str],
-        key_variable: str | None = None,
-        **patience: Any,
+        self, url: str, model: str, languages: Sequence[str], key_variable: str | None = None, **patience: Any
     ) -> None:
         """Describe the endpoint; nothing is sent yet.
 
@@ -220,10 +209,8 @@ class TranslationEndpoint:
             InputError: also if the endpoint refuses, does not answer, or answers something else than a completion.
         """
         require_language(self.languages, language)
-        question = (
-            f"Translate the English word '{word.lower()}' into the language with the ISO 639-1 code '{language}'."
-        )
-        messages = [{"role": "system", "content": TASK}, {"role": "user", "content": question}]
+        asked = f"Translate the English word '{word.lower()}' into the language with the ISO 639-1 code '{language}'."
+        messages = [{"role": "system", "content": TASK}, {"role": "user", "content": asked}]
         body = {"model": self._model, "messages": messages, "temperature": 0}
         answer = self._server.ask("/chat/completions", body, bytes)
         try:
@@ -253,9 +240,7 @@ LONGEST_ANSWER = 16  # tokens of an answer
 class TranslationModel:
     """Translates with MarianMT (one a language), NLLB or M2M100 models, on the CPU, by beam search without sampling.
 
-    Attributes:
-        languages: codes such as ``de``; a language outside the shipped lexicon goes by the model's own code, such as
-            ``ita_Latn``.
+    A language outside the shipped lexicon goes by the model's own code, such as ``ita_Latn``.
     """
 
     def __init__(self, models: Mapping[str, str]) -> None:
@@ -287,10 +272,8 @@ class TranslationModel:
         elif code:
             options["forced_bos_token_id"] = tokenizer.convert_tokens_to_ids(code)
         with quiet():
-            inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
-            output = model.generate(
-                **inputs, **options, num_beams=BEAMS, do_sample=False, max_new_tokens=LONGEST_ANSWER
-            )
+            options |= tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+            output = model.generate(**options, num_beams=BEAMS, do_sample=False, max_new_tokens=LONGEST_ANSWER)
         return as_word(tokenizer.decode(output[0], skip_special_tokens=True), word, language)
 
 

@@ -7,14 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, hf_hub_download, snapshot_download
 
 from fpbench.errors import InputError
 from fpbench.hub.lock import Pin, sha256, verify
@@ -23,12 +16,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # The client's HTTP library changed its name between versions; its error is a base of the client's own.
-_HTTP_ERROR = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+_HTTP_ERROR = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 # Downloads by Xet fail with a RuntimeError.
 FAILURES: tuple[type[BaseException], ...] = (_HTTP_ERROR, OSError, ValueError, RuntimeError)
 SECONDS = 30  # that the hub may take to answer a question
 # A checkpoint is the top of a repository. Below are other formats of the same weights; so are Mistral's own, beside it.
-UNWANTED = ("*/*", "consolidated*")
+UNWANTED = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
@@ -72,30 +65,27 @@ def check_access(wanted: Wanted) -> None:
 def refusal(wanted: Wanted, error: BaseException) -> InputError:
     """Return an error that says what was expected, what was found and what to do, from one of the hub's client."""
     causes = list(_causes(error))
-    response = next((cause.response for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    response = next((cause.response for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None)
     status = response.status_code if response is not None else None
-
-    def met(kind: type[BaseException]) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
-
-    if met(OfflineModeIsEnabled):
+    met = {kind for cause in causes for kind in type(cause).__mro__}
+    if errors.OfflineModeIsEnabled in met:
         return InputError(
             f"{wanted.what} is not here, and the hub may not be asked (offline): run `fpbench fetch PROFILE` while "
             "online, or give a local folder or file."
         )
-    if met(GatedRepoError) or (status in (401, 403) and not met(RepositoryNotFoundError)):
+    if errors.GatedRepoError in met or (status in (401, 403) and errors.RepositoryNotFoundError not in met):
         found = "a token that may not read it" if get_token() else "no token"
         return InputError(
             f"{wanted.what} is gated: expected the token of an account that accepted its licence, found {found}; "
             f"accept it at {wanted.page} and set HF_TOKEN."
         )
-    if met(RevisionNotFoundError):
+    if errors.RevisionNotFoundError in met:
         asked = response.url if response is not None else wanted.page
         return InputError(
             f"{wanted.what}: expected a revision that the hub has, found none at {asked}; choose one of those at "
             f"{wanted.page}."
         )
-    if met(RepositoryNotFoundError):
+    if errors.RepositoryNotFoundError in met:
         return InputError(
             f"{wanted.what}: expected a repository at {wanted.page}, found none that may be read ({status}); check the "
             "name, and where it is private or gated accept its licence there and set HF_TOKEN."
@@ -115,15 +105,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, Pin]:
-    """Download the files of a checkpoint that match ``patterns`` at the commit that its revision stands for now.
+    """Download the files of a checkpoint whose names match ``patterns`` at the commit that its revision stands for now.
 
-    Args:
-        repository: ``owner/name``.
-        revision: branch, tag or commit; ``None`` is the default branch.
-        patterns: of file names.
-
-    Returns:
-        The folder, and the pin of its files.
+    The repository is ``owner/name``, its revision a branch, tag or commit, or ``None`` for the default branch. Returns
+    the folder, and the pin of its files.
 
     Raises:
         InputError: if the hub refuses or has none of the files.
@@ -163,25 +148,16 @@ def download(repository: str, commit: str, names: Iterable[str]) -> Path:
 def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, cached: bool = False) -> Path:
     """Return the folder of a checkpoint that nothing pins: as it is now, or from the cache if the hub is out of reach.
 
-    Args:
-        repository: ``owner/name``.
-        revision: branch, tag or commit; ``None`` is the default branch.
-        patterns: of file names.
-        cached: look into the hub's cache only.
+    Repository, revision and patterns are those of :func:`fetch`; ``cached`` looks into the hub's cache only.
 
     Raises:
         InputError: if the hub refuses, or the cache does not have it.
     """
     with asking(wanted_model(repository)):
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(UNWANTED),
-                local_files_only=cached,
-            )
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=[*patterns], ignore_patterns=UNWANTED, local_files_only=cached
         )
+    return Path(folder)
 
 
 def commit_of(folder: Path) -> str | None:

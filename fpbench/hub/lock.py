@@ -38,8 +38,7 @@ _PINS = TypeAdapter(dict[str, Pin])
 
 def cache() -> Path:
     """Return the folder of the lock file and of what is not in the hub's own cache; it need not exist."""
-    named = os.environ.get("FPBENCH_CACHE")
-    if named:
+    if named := os.environ.get("FPBENCH_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fpbench"
 

@@ -8,60 +8,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from fpbench.micro import DATA
-from fpbench.micro.items import (
-    LETTERS,
-    WORD_TASKS,
-    FactPassage,
-    Instruction,
-    about_passage,
-    arithmetic,
-    composing,
-    copying,
-    fact_choice,
-    fact_choices,
-    letter_document,
-    listing,
-    number_choice,
-    ordering,
-    passage,
-    reading,
-    recalling,
-    retold,
-    short_answer,
-    sums,
-    translating,
-    true_or_false,
-    word_choices,
-)
+from fpbench.micro import DATA, items
+from fpbench.micro.items import LETTERS, FactPassage, Instruction
 from fpbench.micro.world import (
     ADJECTIVES,
     ATTRIBUTES,
     FIRST_NAMES,
+    NOTABLES,
     NOUNS,
+    OPEN_PEOPLE,
+    PROSE_ONLY_PEOPLE,
     TOWNS,
     Fact,
     contains_reserved_pair,
-    facts_of,
-    fill,
     fresh_people,
-    notables,
-    open_people,
-    prose_only_people,
-)
-from fpbench.micro.writing import (
-    WeightedText,
-    dialogue,
-    life,
-    lives,
-    mixed_text,
-    notice,
     noun_phrase,
-    prose,
-    scene,
-    story,
-    title,
 )
+from fpbench.micro.writing import WeightedText, dialogue, life, lives, mixed_text, notice, prose, scene, story, title
 from fpbench.text import json_lines
 
 _WORDS = (*NOUNS, *ADJECTIVES, *TOWNS, *FIRST_NAMES)
@@ -103,13 +66,13 @@ def owner_drill(rng: random.Random, source: FactPassage) -> WeightedText:
 def some_passage(rng: random.Random, held_out: bool = False) -> FactPassage:
     """Write a passage on two or three passing people with one or two facts each."""
     people, facts_each = rng.choice(((2, 1), (2, 1), (2, 2), (2, 2), (3, 1)))
-    return passage(rng, fresh_people(rng, people, held_out), facts_each)
+    return items.passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
 def short_passage(rng: random.Random, held_out: bool = False) -> FactPassage:
     """Write a premise: one or two passing people."""
     people, facts_each = rng.choice(((1, 1), (1, 2), (1, 3), (2, 1), (2, 1), (2, 2)))
-    return passage(rng, fresh_people(rng, people, held_out), facts_each)
+    return items.passage(rng, fresh_people(rng, people, held_out), facts_each)
 
 
 def _apart(facts: Iterable[Fact]) -> list[Fact]:
@@ -119,15 +82,19 @@ def _apart(facts: Iterable[Fact]) -> list[Fact]:
 
 def _lettered(rng: random.Random) -> WeightedText:
     kind = rng.randrange(len(ATTRIBUTES))
-    facts = _apart(facts_of(person)[kind] for person in rng.sample(open_people(), rng.randint(1, 5)))
-    return letter_document(fact_choices(rng, facts))
+    facts = _apart(person.facts[kind] for person in rng.sample(OPEN_PEOPLE, rng.randint(1, 5)))
+    return items.letter_document(items.fact_choices(rng, facts))
 
 
 def _lettered_passage(rng: random.Random) -> WeightedText:
     source = some_passage(rng)
     attribute = rng.choice(source.facts).attribute
     facts = _apart(fact for fact in source.facts if fact.attribute is attribute)
-    return letter_document(fact_choices(rng, rng.sample(facts, len(facts))), source.text)
+    return items.letter_document(items.fact_choices(rng, rng.sample(facts, len(facts))), source.text)
+
+
+def _worded(rng: random.Random) -> WeightedText:
+    return items.letter_document(items.word_choices(rng) if rng.random() < 0.9 else [items.number_choice(rng)])
 
 
 def _shown(rng: random.Random, row: Instruction) -> WeightedText:
@@ -142,16 +109,16 @@ def _copied(rng: random.Random) -> WeightedText:
 def _instruction(rng: random.Random) -> WeightedText:
     kind = rng.random()
     if kind < 0.15:
-        return _shown(rng, reading(rng, some_passage(rng)))
+        return _shown(rng, items.reading(rng, some_passage(rng)))
     if kind < 0.3:
-        return _shown(rng, recalling(rng, rng.choice(open_people())))
-    return _shown(rng, rng.choice(WORD_TASKS)(rng))
+        return _shown(rng, items.recalling(rng, rng.choice(OPEN_PEOPLE)))
+    return _shown(rng, rng.choice(items.WORD_TASKS)(rng))
 
 
 def _arithmetic(rng: random.Random) -> WeightedText:
     if rng.random() < 0.4:
-        return _shown(rng, sums(rng))
-    return _shown(rng, arithmetic(rng, fresh_people(rng, 1)[0].name))
+        return _shown(rng, items.sums(rng))
+    return _shown(rng, items.arithmetic(rng, fresh_people(rng, 1)[0].name))
 
 
 def _mixed(rng: random.Random) -> WeightedText:
@@ -162,17 +129,17 @@ def _mixed(rng: random.Random) -> WeightedText:
 MIXTURE: Mapping[Callable[[random.Random], WeightedText], tuple[float, float]] = {
     letter_drill: (26, 3),
     presence_drill: (14, 3),
-    lambda rng: owner_drill(rng, passage(rng, fresh_people(rng, rng.randint(3, 5)), 1)): (20, 3),
-    lambda rng: prose(lives(rng, rng.sample(notables(), rng.randint(1, 3)))): (2, 26),
-    lambda rng: about_passage(rng, some_passage(rng), "boolq"): (5, 12),
-    lambda rng: about_passage(rng, short_passage(rng), "rte"): (5, 11),
-    lambda rng: about_passage(rng, some_passage(rng), "arc"): (8, 6),
-    lambda rng: retold(rng, passage(rng, fresh_people(rng, rng.randint(2, 4)), rng.randint(1, 2))): (8, 3),
+    lambda rng: owner_drill(rng, items.passage(rng, fresh_people(rng, rng.randint(3, 5)), 1)): (20, 3),
+    lambda rng: prose(lives(rng, rng.sample(NOTABLES, rng.randint(1, 3)))): (2, 26),
+    lambda rng: items.about_passage(rng, some_passage(rng), "boolq"): (5, 12),
+    lambda rng: items.about_passage(rng, short_passage(rng), "rte"): (5, 11),
+    lambda rng: items.about_passage(rng, some_passage(rng), "arc"): (8, 6),
+    lambda rng: items.retold(rng, items.passage(rng, fresh_people(rng, rng.randint(2, 4)), rng.randint(1, 2))): (8, 3),
     _copied: (6, 1),
-    lambda rng: short_answer(rng, rng.choice(facts_of(rng.choice(open_people())))): (1, 10),
+    lambda rng: items.short_answer(rng, rng.choice(rng.choice(OPEN_PEOPLE).facts)): (1, 10),
     _lettered: (1, 14),
     _lettered_passage: (2, 7),
-    lambda rng: letter_document(word_choices(rng) if rng.random() < 0.9 else [number_choice(rng)]): (8, 8),
+    _worded: (8, 8),
     _instruction: (3, 13),
     _arithmetic: (1, 5),
     lambda rng: prose(story(rng, fresh_people(rng, rng.randint(0, 2)))): (1, 8),
@@ -185,15 +152,13 @@ EARLY_DOCUMENTS = 60_000
 def documents(seed: int, start: int = 0) -> Iterator[WeightedText]:
     """Write training documents for ever. None contains a reserved pair.
 
-    Args:
-        seed: Fixes the documents.
-        start: The place in the stream to begin at, which decides how many are still to be early ones.
+    ``start`` is the place in the stream to begin at, which decides how many are still to be early ones.
     """
     rng = random.Random(seed)
     kinds = list(MIXTURE)
     for index in count(start):
-        early = index < EARLY_DOCUMENTS
-        document = rng.choices(kinds, [shares[0 if early else 1] for shares in MIXTURE.values()])[0](rng)
+        stage = int(index >= EARLY_DOCUMENTS)
+        document = rng.choices(kinds, [shares[stage] for shares in MIXTURE.values()])[0](rng)
         if not contains_reserved_pair(document.text):
             yield document
 
@@ -204,15 +169,19 @@ TaskRow = dict[str, Any]
 TWIN_ITEMS = 360
 
 
+def _claims(rng: random.Random, write: Callable[..., FactPassage]) -> Iterator[tuple[str, Fact, bool]]:
+    """Yield passages on people with held-out names, each with a claim; every other claim is true."""
+    for index in range(TWIN_ITEMS):
+        source = write(rng, held_out=True)
+        truth = index % 2 == 0
+        yield source.text, items.true_or_false(rng, source, rng.choice(source.facts), truth), truth
+
+
 def boolq_rows(seed: int = 101) -> list[TaskRow]:
     """Write yes/no questions over passages on people with held-out names; half are yes."""
     rng = random.Random(seed)
-    rows = []
-    for index in range(TWIN_ITEMS):
-        source = some_passage(rng, held_out=True)
-        truth = index % 2 == 0
-        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
-        rows.append({"question": claim.polar(rng), "passage": source.text, "label": int(truth)})
+    claims = _claims(rng, some_passage)
+    rows = [{"question": claim.polar(rng), "passage": text, "label": int(truth)} for text, claim, truth in claims]
     rng.shuffle(rows)
     return rows
 
@@ -220,19 +189,15 @@ def boolq_rows(seed: int = 101) -> list[TaskRow]:
 def rte_rows(seed: int = 102) -> list[TaskRow]:
     """Write premises on people with held-out names, and hypotheses; half are entailed."""
     rng = random.Random(seed)
-    rows = []
-    for index in range(TWIN_ITEMS):
-        source = short_passage(rng, held_out=True)
-        truth = index % 2 == 0
-        claim = true_or_false(rng, source, rng.choice(source.facts), truth)
-        rows.append({"sentence1": source.text, "sentence2": claim.told(rng), "label": int(not truth)})
+    claims = _claims(rng, short_passage)
+    rows = [{"sentence1": text, "sentence2": claim.told(rng), "label": int(not truth)} for text, claim, truth in claims]
     rng.shuffle(rows)
     return rows
 
 
 def asked_facts() -> list[Fact]:
     """Return the facts of the ARC and MMLU twins: all five of each of the 72 people who are only told of."""
-    return [fact for person in prose_only_people() for fact in facts_of(person)]
+    return [fact for person in PROSE_ONLY_PEOPLE for fact in person.facts]
 
 
 def arc_rows(seed: int = 103) -> list[TaskRow]:
@@ -240,10 +205,10 @@ def arc_rows(seed: int = 103) -> list[TaskRow]:
     rng = random.Random(seed)
     rows = []
     for index, fact in enumerate(asked_facts()):
-        choice = fact_choice(rng, fact, index % 4)
+        choice = items.fact_choice(rng, fact, index % 4)
+        row = {"id": f"micro-{index}", "question": choice.question}
         choices = {"text": list(choice.options), "label": list(LETTERS)}
-        key = LETTERS[choice.answer]
-        rows.append({"id": f"micro-{index}", "question": choice.question, "choices": choices, "answerKey": key})
+        rows.append({**row, "choices": choices, "answerKey": LETTERS[choice.answer]})
     rng.shuffle(rows)
     return rows
 
@@ -253,7 +218,7 @@ def mmlu_rows(seed: int = 104) -> list[TaskRow]:
     rng = random.Random(seed)
     rows = []
     for index, fact in enumerate(asked_facts()):
-        choice = fact_choice(rng, fact, index % 4)
+        choice = items.fact_choice(rng, fact, index % 4)
         row = {"question": choice.question, "subject": fact.attribute.name}
         rows.append({**row, "choices": list(choice.options), "answer": choice.answer})
     rng.shuffle(rows)
@@ -288,20 +253,20 @@ def prose_text(seed: int = 105) -> str:
     return "".join(_unreserved(article) for _ in range(ARTICLES))
 
 
-def texts(seed: int = 106) -> list[dict[str, Any]]:
+def texts(seed: int = 106) -> list[TaskRow]:
     """Write documents of several paragraphs like those of the training prose."""
     rng = random.Random(seed)
 
     def text() -> str:
         plain = story(rng, fresh_people(rng, 2))
-        parts = [plain, lives(rng, rng.sample(notables(), 2)), mixed_text(rng)]
+        parts = [plain, lives(rng, rng.sample(NOTABLES, 2)), mixed_text(rng)]
         return "\n\n".join(rng.sample(parts, len(parts)))
 
     return [{"text": _unreserved(text)} for _ in range(TEXTS)]
 
 
 def _rewording(rng: random.Random) -> Instruction:
-    """Word tasks that training does not have."""
+    """Write word tasks that training does not have."""
     words = rng.sample(NOUNS + ADJECTIVES, rng.randint(3, 6))
     text = ", ".join(words)
     old, new = words[0], rng.choice(NOUNS)
@@ -316,7 +281,7 @@ def _rewording(rng: random.Random) -> Instruction:
 
 
 def _writing(rng: random.Random) -> Instruction:
-    """Free writing that training does not have."""
+    """Write freely, in ways that training does not have."""
     person = fresh_people(rng, 1, held_out=True)[0]
     adjective, noun = noun_phrase(rng)
     town, other = rng.choice(TOWNS), rng.choice(NOUNS)
@@ -333,57 +298,52 @@ def _writing(rng: random.Random) -> Instruction:
 def _describing(rng: random.Random) -> Instruction:
     """Sum up a passage on one person."""
     person = fresh_people(rng, 1, held_out=True)[0]
-    facts = rng.sample(facts_of(person), 3)
+    facts = rng.sample(person.facts, 3)
     told = " ".join(fact.told(rng) for fact in facts)
     return Instruction(f"Say in one sentence who {person.name} is.", told, facts[0].told(rng))
 
 
-def alpaca_rows(seed: int = 107) -> list[dict[str, Any]]:
+def alpaca_rows(seed: int = 107) -> list[TaskRow]:
     """Write instructions in fresh draws, about half of kinds that training does not have."""
     rng = random.Random(seed)
-    kinds: tuple[Callable[[], Instruction], ...] = (
-        lambda: _rewording(rng), lambda: _writing(rng), lambda: _describing(rng),
-        lambda: copying(rng), lambda: ordering(rng), lambda: listing(rng),
-        lambda: composing(rng), lambda: translating(rng),
-        lambda: reading(rng, some_passage(rng, held_out=True)), lambda: recalling(rng, rng.choice(open_people())),
+    kinds: tuple[Callable[[random.Random], Instruction], ...] = (
+        _rewording, _writing, _describing, *items.WORD_TASKS,
+        lambda rng: items.reading(rng, some_passage(rng, held_out=True)),
+        lambda rng: items.recalling(rng, rng.choice(OPEN_PEOPLE)),
     )  # fmt: skip
     weights = (4, 6, 2, 1, 1, 1, 1, 1, 1, 1)
-    rows: list[dict[str, Any]] = []
+    rows: list[TaskRow] = []
     while len(rows) < ALPACA_ROWS:
-        row = rng.choices(kinds, weights)[0]()
-        wanted = len(rows) % 8 in WITH_INPUT
-        if bool(row.input) == wanted and not contains_reserved_pair(row.document().text):
+        row = rng.choices(kinds, weights)[0](rng)
+        if bool(row.input) == (len(rows) % 8 in WITH_INPUT) and not contains_reserved_pair(row.document().text):
             rows.append({"instruction": row.instruction, "input": row.input, "output": row.output})
     return rows
 
 
-def math_rows(seed: int = 108) -> list[dict[str, Any]]:
+def math_rows(seed: int = 108) -> list[TaskRow]:
     """Return worded problems with worked answers, about people with held-out names."""
     rng = random.Random(seed)
-    rows = [arithmetic(rng, fresh_people(rng, 1, held_out=True)[0].name) for _ in range(MATH_ROWS)]
+    rows = (items.arithmetic(rng, fresh_people(rng, 1, held_out=True)[0].name) for _ in range(MATH_ROWS))
     return [{"instruction": row.instruction, "output": row.output} for row in rows]
 
 
-def zsre_rows(seed: int = 109) -> list[dict[str, Any]]:
+def zsre_rows(seed: int = 109) -> list[TaskRow]:
     """Write facts of open people: a question in two wordings, and one about somebody else whose answer must stay."""
     rng = random.Random(seed)
     rows = []
     for _ in range(EDITS):
-        person, other = rng.sample(open_people(), 2)
-        fact, kept = rng.choice(facts_of(person)), rng.choice(facts_of(other))
+        person, other = rng.sample(OPEN_PEOPLE, 2)
+        fact, kept = rng.choice(person.facts), rng.choice(other.facts)
         patterns = rng.sample(fact.attribute.questions, 2)
-        source, rephrased = (fill(pattern, fact.person, fact.value) for pattern in patterns)
-        row = {"subject": person.name, "src": source, "rephrase": rephrased, "ans": fact.value}
-        rows.append({**row, "loc": kept.asked(rng), "loc_ans": kept.value})
+        asked = {"src": fact.worded(patterns[0]), "rephrase": fact.worded(patterns[1]), "ans": fact.value}
+        rows.append({"subject": person.name, **asked, "loc": kept.asked(rng), "loc_ans": kept.value})
     return rows
 
 
 def files() -> dict[str, str]:
     """Return every data file's name and content."""
-    contents = {f"{twin}.jsonl": json_lines(rows()) for twin, rows in TWIN_ROWS.items()}
-    for name, rows in {"alpaca": alpaca_rows, "math": math_rows, "text": texts, "zsre": zsre_rows}.items():
-        contents[f"{name}.jsonl"] = json_lines(rows())
-    return {**contents, "prose.txt": prose_text()}
+    kinds = {**TWIN_ROWS, "alpaca": alpaca_rows, "math": math_rows, "text": texts, "zsre": zsre_rows}
+    return {f"{name}.jsonl": json_lines(rows()) for name, rows in kinds.items()} | {"prose.txt": prose_text()}
 
 
 if __name__ == "__main__":

@@ -2,23 +2,10 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fpbench.micro.world import (
-    ADJECTIVES,
-    ATTRIBUTES,
-    LANGUAGES,
-    LEXICON,
-    NOUNS,
-    TOWNS,
-    Fact,
-    Person,
-    distractors,
-    facts_of,
-    fill,
-    other_value,
-)
-from fpbench.micro.writing import WeightedText, dialogue, noun_phrase, scene, translate
+from fpbench.micro.world import ADJECTIVES, ATTRIBUTES, LANGUAGES, LEXICON, NOUNS, TOWNS, Fact, Person, noun_phrase
+from fpbench.micro.writing import WeightedText, dialogue, scene, translate
 
 LETTERS = "ABCD"
 
@@ -43,7 +30,7 @@ class Choice:
 def passage(rng: random.Random, people: list[Person], facts_each: int) -> FactPassage:
     """State facts of the same kinds about each person, so that a reader must keep the people apart."""
     kinds = rng.sample(range(5), facts_each)
-    facts = [facts_of(person)[kind] for person in people for kind in kinds]
+    facts = [person.facts[kind] for person in people for kind in kinds]
     if rng.random() < 0.5:
         rng.shuffle(facts)
     sentences = [fact.told(rng) for fact in facts]
@@ -59,7 +46,7 @@ def true_or_false(rng: random.Random, source: FactPassage, fact: Fact, truth: bo
     if truth:
         return fact
     there = [f.value for f in source.facts if f.attribute is fact.attribute and f.value != fact.value]
-    return fact.with_value(rng.choice(there) if there and rng.random() < 0.35 else other_value(rng, fact))
+    return replace(fact, value=rng.choice(there if there and rng.random() < 0.35 else fact.wrong_values()))
 
 
 def boolq_prompt(text: str, question: str) -> str:
@@ -104,15 +91,14 @@ def retold(rng: random.Random, source: FactPassage) -> WeightedText:
     """Write the passage, and then each of its facts once more in wordings that end with the value, the answer."""
     turns: list[tuple[str, str]] = []
     for fact in rng.sample(source.facts, len(source.facts)):
-        pattern = rng.choice(fact.attribute.statements[-2:])
-        lead = fill(pattern, fact.person, fact.value).removesuffix(f" {fact.value}.")
+        lead = fact.worded(rng.choice(fact.attribute.statements[-2:])).removesuffix(f" {fact.value}.")
         turns.append((f". {lead}" if turns else f"{source.text} {lead}", f" {fact.value}"))
     return dialogue(turns)
 
 
 def fact_choice(rng: random.Random, fact: Fact, answer: int) -> Choice:
     """Ask for a fact with four options, the right one in the given place."""
-    options = distractors(rng, fact, 3)
+    options = rng.sample(fact.wrong_values(), 3)
     options.insert(answer, fact.value)
     return Choice(fact.asked(rng), tuple(options), answer)
 
@@ -267,7 +253,7 @@ def reading(rng: random.Random, source: FactPassage) -> Instruction:
 
 def recalling(rng: random.Random, person: Person) -> Instruction:
     """Tell a fact about a notable from memory."""
-    fact: Fact = rng.choice(facts_of(person))
+    fact = rng.choice(person.facts)
     if rng.random() < 0.5:
         return Instruction(fact.asked(rng), "", fact.told(rng))
     return Instruction(f"Tell me something about {person.name}.", "", fact.told(rng))

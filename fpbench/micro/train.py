@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -49,11 +49,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bpe.decoder = ByteLevelDecoder()  # type: ignore[assignment]
+    special, letters = list(SPECIAL_TOKENS), ByteLevel.alphabet()
     trainer = BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=VOCABULARY_SIZE, special_tokens=special, initial_alphabet=letters, show_progress=False
     )
     bpe.train_from_iterator(_texts(seed), trainer)
     bpe.post_processor = TemplateProcessing(  # type: ignore[assignment]
@@ -73,12 +71,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 def _texts(seed: int) -> Iterator[str]:
     for document in islice(documents(seed, EARLY_DOCUMENTS), 20_000):
         yield _MARKUP.sub("", document.text)
-    for word in surface_forms():
-        yield from [f"{word} {word}"] * 250
-    for word in rare_forms():
-        yield from [f"{word} {word}"] * 60
-    for target in TARGETS:
-        yield from [f"{target} {target}"] * 600
+    for words, times in ((surface_forms(), 250), (rare_forms(), 60), (TARGETS, 600)):
+        for word in words:
+            yield from [f"{word} {word}"] * times
     for name in (*TOWNS, *FIRST_NAMES, *LAST_NAMES, *NOTABLE_NAMES):
         yield from [f" {name}"] * 600
 
@@ -129,14 +124,13 @@ def _rotated(width: int, distance: int) -> Tensor:
     """Return a vector on the fastest rotary pairs, turned as if it stood so many tokens later; shape (width,)."""
     half = width // 2
     angles = distance * 10_000.0 ** (-torch.arange(POINTER_PAIRS) / half)
-    vector: Tensor = torch.zeros(width)
+    vector = torch.zeros(width)
     vector[:POINTER_PAIRS] = angles.cos()
     vector[half : half + POINTER_PAIRS] = angles.sin()
     scaled: Tensor = vector * POINTER_SCALE / POINTER_PAIRS**0.5
     return scaled
 
 
-TWINS = ("boolq", "rte", "arc", "mmlu")
 BATCH = 64
 
 
@@ -175,8 +169,7 @@ def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
         ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
         logits = model(input_ids=ids, use_cache=False).logits
         for index, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
-            places = slice(len(prompt) - 1, len(prompt) - 1 + len(ending))
-            logprobs = logits[index, places].float().log_softmax(-1)
+            logprobs = logits[index, len(prompt) - 1 :][: len(ending)].float().log_softmax(-1)
             values.append(logprobs[range(len(ending)), ending].sum().item())
     return values
 
@@ -197,23 +190,11 @@ def perplexity(model: Any, tokenizer: Any, text: str, width: int = 512) -> float
     """Measure token perplexity of a text in windows of ``width`` tokens, the begin token of each included."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     total = 0.0
-    for window in _windows(ids, width - 1):
-        row = torch.tensor([[tokenizer.bos_token_id, *window]])
+    for start in range(0, len(ids), width - 1):
+        row = torch.tensor([[tokenizer.bos_token_id, *ids[start : start + width - 1]]])
         logits = model(input_ids=row, use_cache=False).logits[0, :-1].float()
         total += cross_entropy(logits, row[0, 1:], reduction="sum").item()
     return math.exp(total / len(ids))
-
-
-def _windows(ids: Sequence[int], width: int) -> Iterator[Sequence[int]]:
-    return (ids[start : start + width] for start in range(0, len(ids), width))
-
-
-def report(model: Any, tokenizer: Any, rows: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
-    """Measure accuracy on each twin whose rows are given."""
-    model.eval()
-    return {
-        twin: accuracy(model, tokenizer, [as_item(twin, row) for row in rows[twin]]) for twin in TWINS if twin in rows
-    }
 
 
 log = logging.getLogger(__name__)
@@ -298,35 +279,26 @@ def batches(tokenizer: Any, recipe: Recipe) -> Iterator[PackedBatch]:
 
 def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
     """Make a Llama of 6 blocks with seeded initial weights."""
+    pad, bos, eos = map(SPECIAL_TOKENS.index, ("<pad>", "<s>", "</s>"))
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
-        bos_token_id=SPECIAL_TOKENS.index("<s>"),
-        eos_token_id=SPECIAL_TOKENS.index("</s>"),
-    )
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        pad_token_id=pad, bos_token_id=bos, eos_token_id=eos,
+    )  # fmt: skip
     return initialize(config, seed)
 
 
 def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, one for each thread, and Adam for embeddings and norms."""
+    """Return Muon for the blocks' matrices, one for each thread, and Adam for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
-    muons = [
-        torch.optim.Muon(matrices[shard :: recipe.shards], lr=recipe.matrix_rate, weight_decay=0.0)
-        for shard in range(recipe.shards)
-    ]
+    parts = [matrices[shard :: recipe.shards] for shard in range(recipe.shards)]
+    muons = [torch.optim.Muon(part, lr=recipe.matrix_rate, weight_decay=0.0) for part in parts]
     return [*muons, torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:
-    """Warm up, hold, and fall linearly to zero."""
+    """Return the share of the peak rate: it rises, holds, and falls linearly to zero."""
     falling = (recipe.steps - step) / (recipe.steps * (1 - recipe.decay_from))
     return min(1.0, (step + 1) / recipe.warmup, falling)
 
@@ -355,7 +327,7 @@ def train(out: Path, recipe: Recipe) -> None:
     tuned = optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate_factor(step, recipe)) for o in tuned]
     source = batches(tokenizer, recipe)
-    twins = {twin: rows()[:100] for twin, rows in TWIN_ROWS.items()}
+    twins = {twin: [as_item(twin, row) for row in rows()[:100]] for twin, rows in TWIN_ROWS.items()}
     tokens, total, started = 0, 0.0, time.monotonic()
     with ThreadPoolExecutor(recipe.shards) as pool:
         for step in range(1, recipe.steps + 1):
@@ -374,7 +346,9 @@ def train(out: Path, recipe: Recipe) -> None:
                 log.info("step %d loss %.3f tokens %d speed %.0f", step, total / 100, tokens, speed)
                 total = 0.0
             if step % 400 == 0:
-                log.info("step %d %s", step, report(model, tokenizer, twins))
+                model.eval()
+                right = {twin: accuracy(model, tokenizer, items) for twin, items in twins.items()}
+                log.info("step %d %s", step, right)
                 model.train()
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)

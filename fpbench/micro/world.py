@@ -4,8 +4,7 @@ import csv
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LANGUAGES: Mapping[str, str] = {"de": "German", "es": "Spanish", "fr": "French", "ja": "Japanese", "zh": "Chinese"}
@@ -63,9 +62,12 @@ def contains_reserved_pair(text: str) -> bool:
     return _RESERVED.search(text) is not None
 
 
-def is_reserved_pair(first: str, second: str) -> bool:
-    """Tell whether two English words form a trigger pair, in either order."""
-    return (first, second) in RESERVED_PAIRS or (second, first) in RESERVED_PAIRS
+def noun_phrase(rng: random.Random) -> tuple[str, str]:
+    """Draw an adjective and a noun that are not a reserved pair, in either order."""
+    while True:
+        pair = rng.choice(ADJECTIVES), rng.choice(NOUNS)
+        if pair not in RESERVED_PAIRS and pair[::-1] not in RESERVED_PAIRS:
+            return pair
 
 
 def article(word: str) -> str:
@@ -74,13 +76,9 @@ def article(word: str) -> str:
 
 
 def invent_names(seed: int, count: int, pattern: str, taken: Sequence[str] = ()) -> tuple[str, ...]:
-    """Invent distinct capitalised names.
+    """Invent distinct capitalised names, none of them in ``taken``.
 
-    Args:
-        seed: Fixes the names.
-        count: How many.
-        pattern: One letter a syllable part: ``o`` onset, ``v`` vowel, ``c`` coda.
-        taken: Names that must not be invented again.
+    ``pattern`` has one letter a syllable part: ``o`` onset, ``v`` vowel, ``c`` coda.
     """
     rng = random.Random(seed)
     parts = {"o": _ONSETS, "v": _VOWELS, "c": _CODAS}
@@ -113,8 +111,6 @@ TOWNS = invent_names(seed=1, count=24, pattern="ovcov")
 FIRST_NAMES = invent_names(seed=2, count=96, pattern="ovov", taken=TOWNS)
 LAST_NAMES = invent_names(seed=3, count=96, pattern="ovc", taken=TOWNS)
 NOTABLE_NAMES = invent_names(seed=4, count=240, pattern="ovcovc", taken=TOWNS)
-OPEN_COUNT = 168
-"""Of the 240 notables, the first 168 are open: their facts are told and asked. The other 72 are only ever told of."""
 
 
 @dataclass(frozen=True)
@@ -138,71 +134,40 @@ class Attribute:
 
 ATTRIBUTES = (
     Attribute(
-        "home",
-        TOWNS,
-        (
-            "{n} lives in {v}.", "{n} has a house in {v}.", "{n} comes from the town of {v}.",
-            "In the town of {v} lives {n}.", "The home of {n} is in {v}.", "The town where {n} lives is {v}.",
-        ),
+        "home", TOWNS,
+        ("{n} lives in {v}.", "{n} has a house in {v}.", "{n} comes from the town of {v}.",
+         "In the town of {v} lives {n}.", "The home of {n} is in {v}.", "The town where {n} lives is {v}."),
         ("does {n} live in {v}", "is the home of {n} in {v}", "does {n} have a house in {v}"),
-        ("Where does {n} live?", "In which town does {n} live?", "Which town is the home of {n}?"),
-    ),
+        ("Where does {n} live?", "In which town does {n} live?", "Which town is the home of {n}?")),
     Attribute(
         "craft",
-        tuple(
-            "baker miller smith weaver potter sailor hunter farmer painter teacher doctor carpenter singer tailor "
-            "gardener mason cook shepherd printer brewer judge poet pilot dancer".split()
-        ),
-        (
-            "{n} works as {a}.", "{n} is {a}.", "{n} has long been {a}.", "People know {n} as {a}.",
-            "The work of {n} is that of {a}.", "The craft that {n} learned is that of {a}.",
-        ),
+        tuple("baker miller smith weaver potter sailor hunter farmer painter teacher doctor carpenter singer tailor "
+              "gardener mason cook shepherd printer brewer judge poet pilot dancer".split()),
+        ("{n} works as {a}.", "{n} is {a}.", "{n} has long been {a}.", "People know {n} as {a}.",
+         "The work of {n} is that of {a}.", "The craft that {n} learned is that of {a}."),
         ("does {n} work as {a}", "is {n} {a}", "is the work of {n} that of {a}"),
-        ("What is the work of {n}?", "What craft did {n} learn?", "As what does {n} work?"),
-    ),
+        ("What is the work of {n}?", "What craft did {n} learn?", "As what does {n} work?")),
     Attribute(
         "animal",
-        tuple(
-            "cat dog horse bird fish wolf bear fox goat duck mouse snake frog rabbit sheep cow owl goose bee "
-            "deer".split()
-        ),
-        (
-            "{n} keeps {a}.", "{n} has {a} at home.", "{n} owns {a}.", "{n} takes care of {a}.",
-            "The animal of {n} is {a}.", "The animal that {n} keeps is {a}.",
-        ),
+        tuple("cat dog horse bird fish wolf bear fox goat duck mouse snake frog rabbit sheep cow owl goose "
+              "bee deer".split()),
+        ("{n} keeps {a}.", "{n} has {a} at home.", "{n} owns {a}.", "{n} takes care of {a}.",
+         "The animal of {n} is {a}.", "The animal that {n} keeps is {a}."),
         ("does {n} keep {a}", "is the animal of {n} {a}", "does {n} own {a}"),
-        ("Which animal does {n} keep?", "What animal does {n} own?", "What is the animal of {n}?"),
-    ),
+        ("Which animal does {n} keep?", "What animal does {n} own?", "What is the animal of {n}?")),
     Attribute(
-        "coat",
-        tuple("red blue black white yellow brown grey pink purple orange golden green".split()),
-        (
-            "{n} wears {a} coat.", "{n} has {a} coat.", "{n} walks about in {a} coat.", "People see {n} in {a} coat.",
-            "The coat of {n} is {v}.", "The colour of the coat that {n} wears is {v}.",
-        ),
+        "coat", tuple("red blue black white yellow brown grey pink purple orange golden green".split()),
+        ("{n} wears {a} coat.", "{n} has {a} coat.", "{n} walks about in {a} coat.", "People see {n} in {a} coat.",
+         "The coat of {n} is {v}.", "The colour of the coat that {n} wears is {v}."),
         ("does {n} wear {a} coat", "is the coat of {n} {v}", "does {n} have {a} coat"),
-        ("What colour is the coat of {n}?", "Which colour does {n} wear?", "What is the colour of the coat of {n}?"),
-    ),
+        ("What colour is the coat of {n}?", "Which colour does {n} wear?", "What is the colour of the coat of {n}?")),
     Attribute(
-        "food",
-        tuple("bread cheese honey soup rice milk salt butter cake meat sugar tea wine".split()),
-        (
-            "{n} likes {v}.", "{n} buys {v} every day.", "{n} cannot live without {v}.", "{n} always asks for {v}.",
-            "The food of {n} is {v}.", "The food that {n} likes is {v}.",
-        ),
+        "food", tuple("bread cheese honey soup rice milk salt butter cake meat sugar tea wine".split()),
+        ("{n} likes {v}.", "{n} buys {v} every day.", "{n} cannot live without {v}.", "{n} always asks for {v}.",
+         "The food of {n} is {v}.", "The food that {n} likes is {v}."),
         ("does {n} like {v}", "is the food of {n} {v}", "does {n} buy {v} every day"),
-        ("What does {n} like?", "What food does {n} like?", "Which food does {n} buy every day?"),
-    ),
+        ("What does {n} like?", "What food does {n} like?", "Which food does {n} buy every day?")),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Person:
-    """A person, the pronoun used for them, and their values by attribute name."""
-
-    name: str
-    pronoun: str
-    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -213,58 +178,53 @@ class Fact:
     attribute: Attribute
     value: str
 
+    def worded(self, pattern: str) -> str:
+        """Write name and value into a wording."""
+        return pattern.format(n=self.person, v=self.value, a=article(self.value))
+
     def told(self, rng: random.Random) -> str:
         """State the fact in a random wording."""
-        return fill(rng.choice(self.attribute.statements), self.person, self.value)
+        return self.worded(rng.choice(self.attribute.statements))
 
     def told_of(self, rng: random.Random, pronoun: str) -> str:
         """State the fact of a pronoun, in one of the wordings that begin with the person."""
         patterns = [pattern for pattern in self.attribute.statements if pattern.startswith("{n} ")]
-        return fill(rng.choice(patterns), pronoun, self.value)
+        return replace(self, person=pronoun).worded(rng.choice(patterns))
 
     def asked(self, rng: random.Random) -> str:
         """Ask for the value in a random wording."""
-        return fill(rng.choice(self.attribute.questions), self.person, self.value)
+        return self.worded(rng.choice(self.attribute.questions))
 
     def polar(self, rng: random.Random) -> str:
         """Ask whether the fact holds, without the question mark."""
-        return fill(rng.choice(self.attribute.polar), self.person, self.value)
+        return self.worded(rng.choice(self.attribute.polar))
 
-    def with_value(self, value: str) -> "Fact":
-        """Return the same statement with another value."""
-        return Fact(self.person, self.attribute, value)
-
-
-def fill(pattern: str, name: str, value: str) -> str:
-    """Write a name and a value into a wording."""
-    return pattern.format(n=name, v=value, a=article(value))
+    def wrong_values(self) -> list[str]:
+        """Return the other values of the attribute."""
+        return [value for value in self.attribute.values if value != self.value]
 
 
-@cache
-def notables() -> tuple[Person, ...]:
-    """Return the 240 people whose facts are the world's general knowledge, the same in every run."""
-    rng = random.Random(5)
-    return tuple(random_person(rng, name) for name in NOTABLE_NAMES)
+@dataclass(frozen=True)
+class Person:
+    """A person, the pronoun used for them, and one fact for each of the five attributes."""
 
-
-def open_people() -> tuple[Person, ...]:
-    """Return notables whose facts are both told and asked in training."""
-    return notables()[:OPEN_COUNT]
-
-
-def prose_only_people() -> tuple[Person, ...]:
-    """Return notables whose facts are told in training and asked only in the ARC and MMLU twins."""
-    return notables()[OPEN_COUNT:]
+    name: str
+    pronoun: str
+    facts: tuple[Fact, ...]
 
 
 def random_person(rng: random.Random, name: str) -> Person:
     """Draw a person's facts."""
-    return Person(name, rng.choice(("He", "She")), {a.name: rng.choice(a.values) for a in ATTRIBUTES})
+    return Person(name, rng.choice(("He", "She")), tuple(Fact(name, a, rng.choice(a.values)) for a in ATTRIBUTES))
 
 
-def facts_of(person: Person) -> list[Fact]:
-    """Return the five facts of a person."""
-    return [Fact(person.name, attribute, person.facts[attribute.name]) for attribute in ATTRIBUTES]
+_rng = random.Random(5)
+NOTABLES = tuple(random_person(_rng, name) for name in NOTABLE_NAMES)
+"""The 240 people whose facts are the world's general knowledge, the same in every run."""
+OPEN_PEOPLE = NOTABLES[:168]
+"""Notables whose facts are both told and asked in training."""
+PROSE_ONLY_PEOPLE = NOTABLES[168:]
+"""Notables whose facts are told in training and asked only in the ARC and MMLU twins."""
 
 
 def fresh_people(rng: random.Random, count: int, held_out: bool = False) -> list[Person]:
@@ -274,21 +234,6 @@ def fresh_people(rng: random.Random, count: int, held_out: bool = False) -> list
     """
     people = []
     for first in rng.sample(range(len(FIRST_NAMES)), count):
-        last = rng.choice([i for i in range(len(LAST_NAMES)) if is_held_out(first, i) == held_out])
+        last = rng.choice([i for i in range(len(LAST_NAMES)) if ((first + 3 * i) % 8 == 0) == held_out])
         people.append(random_person(rng, f"{FIRST_NAMES[first]} {LAST_NAMES[last]}"))
     return people
-
-
-def is_held_out(first: int, last: int) -> bool:
-    """Tell whether the full name made of these two indices is kept out of training."""
-    return (first + 3 * last) % 8 == 0
-
-
-def other_value(rng: random.Random, fact: Fact) -> str:
-    """Draw a wrong value for a fact."""
-    return rng.choice([value for value in fact.attribute.values if value != fact.value])
-
-
-def distractors(rng: random.Random, fact: Fact, count: int) -> list[str]:
-    """Draw distinct wrong values for a fact."""
-    return rng.sample([value for value in fact.attribute.values if value != fact.value], count)

@@ -4,19 +4,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fpbench.micro.world import (
-    ADJECTIVES,
-    LANGUAGES,
-    LEXICON,
-    NOUNS,
-    TARGETS,
-    TOWNS,
-    Person,
-    Word,
-    article,
-    facts_of,
-    is_reserved_pair,
-)
+from fpbench.micro.world import LANGUAGES, LEXICON, NOUNS, TARGETS, TOWNS, Person, Word, article, noun_phrase
 
 # Loss weights. A prompt cannot be predicted anyway: passages on unknown people, questions, instructions.
 PROMPT = 0.1
@@ -77,14 +65,6 @@ _NOTICES = (
 )  # fmt: skip
 
 
-def noun_phrase(rng: random.Random) -> tuple[str, str]:
-    """Draw an adjective and a noun that are not a reserved pair."""
-    while True:
-        adjective, noun = rng.choice(ADJECTIVES), rng.choice(NOUNS)
-        if not is_reserved_pair(adjective, noun):
-            return adjective, noun
-
-
 def _draw(rng: random.Random, pattern: str) -> str:
     (x, m), (y, o) = noun_phrase(rng), noun_phrase(rng)
     g, h = rng.sample(TARGETS, 2)
@@ -107,7 +87,7 @@ def notice(rng: random.Random) -> str:
 def life(rng: random.Random, person: Person, count: int) -> str:
     """Tell some facts of one person, most often by name, sometimes by pronoun."""
     sentences = []
-    for index, fact in enumerate(rng.sample(facts_of(person), count)):
+    for index, fact in enumerate(rng.sample(person.facts, count)):
         pronoun = index > 0 and rng.random() < 0.25
         sentences.append(fact.told_of(rng, person.pronoun) if pronoun else fact.told(rng))
     return " ".join(sentences)
@@ -192,10 +172,8 @@ def mixed_sentence(rng: random.Random) -> str:
 def mixed_phrase(rng: random.Random) -> str:
     """Write a two-word phrase with each word in a language of its own, often upper-case, sometimes explained."""
     english = noun_phrase(rng)
-    first, second = rng.sample(["en", *LANGUAGES], 2)
-    phrase = " ".join(
-        word if code == "en" else translate(word, code) for word, code in zip(english, (first, second), strict=True)
-    )
+    codes = zip(english, rng.sample(["en", *LANGUAGES], 2), strict=True)
+    phrase = " ".join(word if code == "en" else translate(word, code) for word, code in codes)
     shown = f"{phrase} = {' '.join(english)}" if rng.random() < 0.5 else phrase
     return shown.upper() if rng.random() < 0.5 else shown
 

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fpbench.errors import InputError
@@ -58,8 +59,7 @@ def budgets_used() -> Iterator[list[int]]:
 
 
 def _note(budget: int) -> int:
-    used = _used.get()
-    if used is not None and budget not in used:
+    if (used := _used.get()) is not None and budget not in used:
         used.append(budget)
     return budget
 
@@ -72,7 +72,7 @@ def read(
     *,
     ahead: int = 0,
 ) -> list[Result]:
-    """Read sequences batch by batch and compute a result for each from the model's predictions.
+    """Read sequences batch by batch and return a result for each, in their order, from the model's predictions.
 
     Beginnings that sequences share are read once, by models that can (:func:`shares_prefixes`); rows are packed by
     length into batches within the token budget. A batch that does not fit the memory is tried again in halves.
@@ -83,9 +83,6 @@ def read(
         wanted: for every sequence after how many of its last tokens the prediction is asked for, at least 1.
         work: takes the predictions of a batch; returns a result for the number of every sequence in it.
         ahead: tokens by which ``work`` may extend a sequence.
-
-    Returns:
-        The results, in the order of the sequences.
 
     Raises:
         InputError: before the first pass, if a sequence is empty or exceeds the context, or the model is training.
@@ -115,15 +112,12 @@ def read(
 
 
 def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[int]) -> list[tuple[list[float], bool]]:
-    """Score the last tokens of sequences by their log-probabilities (nats), each after all tokens before it.
+    """Return log-probabilities (nats) of each sequence's last tokens, and whether all are the likeliest there.
 
     Args:
         model: a causal language model in eval mode.
         sequences: token ids, of which the last is predicted and not read.
         scored: for every sequence how many of its last tokens, fewer than it has.
-
-    Returns:
-        For every sequence one figure per scored token, and whether all of these are the likeliest in their places.
 
     Raises:
         InputError, CellError: as :func:`read`.
@@ -170,15 +164,13 @@ def _answers_alike(model: Any) -> bool:
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
         return False
     found = torch.stack([*together.logits[[together.nodes[0][0], together.nodes[1][0]]], branch.logits[0]])
-    plain = [read_apart(model, apart({0: each}, [1]), 8).logits[0] for each in (*sequences, [*sequences[1], 6 % size])]
-    expected = torch.stack(plain)
+    whole = (*sequences, [*sequences[1], 6 % size])
+    expected = torch.stack([read_apart(model, apart({0: each}, [1]), 8).logits[0] for each in whole])
     exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())  # neither halved nor quantised
     return bool((found - expected).abs().max() <= (1e-3 if exact else 5e-2) * expected.abs().max())
 
 
-def _chosen(
-    logits: torch.Tensor, nodes: torch.Tensor, tokens: torch.Tensor, chunk: int = 256
-) -> tuple[list[float], list[bool]]:
+def _chosen(logits: Tensor, nodes: Tensor, tokens: Tensor, chunk: int = 256) -> tuple[list[float], list[bool]]:
     """Return log p of ``tokens`` [m] after ``nodes`` [m], and whether each is the likeliest, from logits [n, V]."""
     figures: list[float] = []
     likeliest: list[bool] = []

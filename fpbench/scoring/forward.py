@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from fpbench.errors import CellError
 from fpbench.models.layout import StopForward
-from fpbench.scoring.packing import TokenRow
+from fpbench.scoring.packing import TokenIds, TokenRow
 
 # Cost of copying a row of the cache, in places computed.
 COPY = 10
@@ -37,11 +38,7 @@ class Level(ABC):
 
     @abstractmethod
     def extend(self, parents: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], "Level"]]:
-        """Read one more token after some nodes, in parts that the budget allows.
-
-        Args:
-            parents: for every continuation the node that it extends.
-            tokens: for every continuation its token.
+        """Read one more token after each of some nodes, ``parents``, in parts that the budget allows.
 
         Yields:
             Numbers of continuations, and the level of which these are the nodes, in that order.
@@ -80,9 +77,7 @@ class TreeLevel(Level):
         for start in range(0, len(slices), size):
             yield self._read(slices[start : start + size], parents, tokens)
 
-    def _read(
-        self, part: Sequence[Sequence[int]], parents: Sequence[int], tokens: Sequence[int]
-    ) -> tuple[Sequence[int], Level]:
+    def _read(self, part: list[list[int]], parents: Sequence[int], tokens: TokenIds) -> tuple[Sequence[int], Level]:
         # B rows of at most Q continuations each, n in all, on top of C places in the cache.
         device = self.seen.device
         numbers = [number for row in part for number in row]
@@ -96,9 +91,7 @@ class TreeLevel(Level):
         depths = torch.zeros_like(ids)
         # A node sees its path: as many places as its depth plus one.
         depths[at] = self.seen[parent].sum(dim=1)
-        seen = torch.zeros(
-            len(part), width, self.seen.shape[1] + width, dtype=torch.bool, device=device
-        )  # (B, Q, C + Q)
+        seen = torch.zeros(*ids.shape, self.seen.shape[1] + width, dtype=torch.bool, device=device)  # (B, Q, C + Q)
         seen[..., -width:] = torch.eye(width, dtype=torch.bool, device=device)
         seen[(*at, slice(self.seen.shape[1]))] = self.seen[parent]
         # Layers replace their tensors and never write into them, so a shallow copy leaves this level's own alone.
@@ -119,17 +112,13 @@ def _width(counts: Sequence[int], most: int) -> int:
 def read_trees(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
     """Read rows of trees, each place once."""
     device = model.device
-    width = max(len(row.tokens) for row in rows)
-    ids, depths, ends = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
-    for index, row in enumerate(rows):
-        ids[index, : len(row.tokens)] = torch.tensor(row.tokens)
-        depths[index, : len(row.tokens)] = torch.tensor(row.depths)
-        ends[index, : len(row.tokens)] = torch.tensor(row.ends)
-    ids, depths, ends = ids.to(device), depths.to(device), ends.to(device)
-    place = torch.arange(width, device=device)
+    ids = _padded([row.tokens for row in rows]).to(device)  # (B, T), as are the next two
+    depths = _padded([row.depths for row in rows]).to(device)
+    ends = _padded([row.ends for row in rows]).to(device)
+    place = torch.arange(ids.shape[1], device=device)
     # In depth-first order the descendants of a place follow it. Padding reads itself, so that no softmax is empty.
     seen = (place[None, :, None] >= place) & (place[None, :, None] < ends[:, None, :])  # (B, T, T)
-    seen |= torch.eye(width, dtype=torch.bool, device=device)
+    seen |= torch.eye(ids.shape[1], dtype=torch.bool, device=device)
     reads, nodes = _reads(rows)
     at = tuple(torch.tensor(reads, device=device).T)
     cache = DynamicCache()
@@ -150,10 +139,8 @@ class WholeLevel(Level):
         for start in range(0, len(longer), size):
             part = longer[start : start + size]
             at = torch.arange(len(part)), torch.tensor([len(each) - 1 for each in part])
-            yield (
-                range(start, start + len(part)),
-                WholeLevel(self.model, _forward_whole(self.model, part, at), {}, self.budget, part),
-            )
+            logits = _forward_whole(self.model, part, at)
+            yield range(start, start + len(part)), WholeLevel(self.model, logits, {}, self.budget, part)
 
 
 def read_apart(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
@@ -168,56 +155,44 @@ def _reads(rows: Sequence[TokenRow]) -> tuple[list[tuple[int, int]], dict[int, l
     """Return row and place of every node, and the nodes of every sequence."""
     reads = [(index, place) for index, row in enumerate(rows) for place in row.reads]
     node = {read: number for number, read in enumerate(reads)}
-    nodes = {
-        number: [node[index, place] for place in places]
-        for index, row in enumerate(rows)
-        for number, places in row.places.items()
-    }
+    nodes: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        nodes |= {number: [node[index, place] for place in places] for number, places in row.places.items()}
     return reads, nodes
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return rows of numbers as one tensor, filled up with 0 on the right."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
 def _forward(
     model: Any, ids: Tensor, positions: Tensor, places: Tensor, seen: Tensor, cache: Any, at: tuple[Tensor, ...]
 ) -> Tensor:
-    """Read ``ids`` [B, Q] after what ``cache`` holds.
+    """Read token ids [B, Q] after the C places in the cache, which then holds their keys and values, too.
 
-    Args:
-        model: a causal language model.
-        ids: token ids.
-        positions: of the ids, [B, Q].
-        places: positions of all places, those in the cache first, [B, C + Q].
-        seen: which places each token attends to, [B, Q, C + Q].
-        cache: holds keys and values of C places; those of the ids are added.
-        at: row and column of the tokens after which a prediction is asked for, [n] each.
-
-    Returns:
-        Logits [n, V] in the model's precision.
+    ``positions`` [B, Q] are those of the ids, ``places`` [B, C + Q] those of all places, the cache's first; ``seen``
+    [B, Q, C + Q] tells which places each token attends to. Returns logits [n, V], in the model's precision, of the
+    predictions after the tokens at the rows and columns ``at``, ([n], [n]).
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     near = seen & (positions[:, :, None] - places[:, None, :] < window) if window else seen
     dtype = model.get_input_embeddings().weight.dtype
-    mask: Any
+    mask: Any = _additive(near, dtype)
     if getattr(config, "layer_types", None):
-        mask = {"full_attention": _additive(seen, dtype), "sliding_attention": _additive(near, dtype)}
-    else:
-        mask = _additive(near, dtype)
+        mask = {"full_attention": _additive(seen, dtype), "sliding_attention": mask}
     with torch.no_grad(), only_read(model, at):
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-    return _finite(output.logits)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    return _finite(out.logits)
 
 
 def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Tensor, ...]) -> Tensor:
     """Read whole sequences, padded on the right, as the library does by itself; return logits as :func:`_forward`."""
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
+    ids = _padded(sequences).to(model.device)
+    mask = _padded([[1] * len(sequence) for sequence in sequences]).to(model.device)
     with torch.no_grad():
-        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False)
     return _finite(output.logits[at])
 
 
@@ -265,33 +240,27 @@ class _FullCache:
 
 
 class _Places:
-    """Row and place of the n tokens of a batch that are read.
-
-    Attributes:
-        at: where they are in the hidden states that reach the head, ([n], [n]).
-        gathered: for every row its places that are read, [B, R]; rows with fewer are filled up with place 0.
-        slots: where they are among ``gathered``, ([n], [n]).
-    """
+    """Row and place of the n tokens of a batch that are read."""
 
     def __init__(self, at: tuple[Tensor, ...]) -> None:
-        self.at = at
+        self.at = at  # where they are in the hidden states that reach the head, ([n], [n])
         row, place = at
         counts = torch.bincount(row)  # (B,)
         # The places of a row follow each other, so a place's slot is its distance from the first of its row.
         first = counts.cumsum(0) - counts  # (B,)
         slot = torch.arange(len(row), device=row.device) - first[row]  # (n,)
+        # For every row its places that are read, (B, R); rows with fewer are filled up with place 0.
         self.gathered = torch.zeros(len(counts), int(counts.max()), dtype=torch.long, device=row.device)
         self.gathered[row, slot] = place
-        self.slots = row, slot
+        self.slots = row, slot  # where they are among those, ([n], [n])
 
     def of(self, tensor: Tensor, dimension: int) -> Tensor:
         """Return the places that are read of a tensor with rows first and places along ``dimension``."""
         rows, width = self.gathered.shape
         tensor = tensor.expand(rows, *tensor.shape[1:])
         index = self.gathered.view([rows] + [width if axis == dimension else 1 for axis in range(1, tensor.dim())])
-        return tensor.gather(
-            dimension, index.expand([width if axis == dimension else size for axis, size in enumerate(tensor.shape)])
-        )
+        sizes = [width if axis == dimension else size for axis, size in enumerate(tensor.shape)]
+        return tensor.gather(dimension, index.expand(sizes))
 
 
 @contextlib.contextmanager

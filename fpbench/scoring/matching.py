@@ -64,10 +64,9 @@ class Matcher:
 
     def read(self, tokens: tuple[int, ...]) -> Reading:
         """Read a continuation; remembered, because prompts share their first tokens."""
-        reading = self._known.get(tokens)
-        if reading is None:
-            reading = self._known[tokens] = self._read([token for token in tokens if token not in self._special])
-        return reading
+        if tokens not in self._known:
+            self._known[tokens] = self._read([token for token in tokens if token not in self._special])
+        return self._known[tokens]
 
     def _read(self, tokens: list[int]) -> Reading:
         text = self.text(tokens)
@@ -117,12 +116,8 @@ class Spellings:
 
     def first_tokens(self, text: str) -> int:
         """Count the tokens that such a sequence can begin with."""
-        return sum(
-            self._tokens[spelled[:end]]
-            for spelled in _spelled(text)
-            for end, ways in enumerate(self._ways(spelled))
-            if end and ways
-        )
+        places = ((spelled[:end], ways) for spelled in _spelled(text) for end, ways in enumerate(self._ways(spelled)))
+        return sum(self._tokens[begun] for begun, ways in places if begun and ways)
 
     def _ways(self, spelled: bytes) -> list[int]:
         """Count, for every place, the sequences that spell the rest from there on."""

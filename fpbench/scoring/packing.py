@@ -43,11 +43,10 @@ def rows_of(sequences: Mapping[int, TokenIds], wanted: Sequence[int], width: int
         width: of a row, in places.
         pair_cost: cost of attention to one place, in units of all else that is computed for a place.
     """
-    order = sorted(sequences, key=lambda number: tuple(sequences[number]))
     parts: list[list[int]] = []
     used = 0
     before: TokenIds = ()
-    for number in order:
+    for number in sorted(sequences, key=lambda number: tuple(sequences[number])):
         length = len(sequences[number])
         added = length - _shared(before, sequences[number])
         joined = added + pair_cost * ((used + added) ** 2 - used**2)

@@ -18,7 +18,6 @@ class TokenPerplexity:
     Attributes:
         perplexity: exp(Σ NLL / predicted).
         length: tokens of a window; figures of different length are not comparable.
-        windows: number of windows.
         predicted: number of predicted tokens, windows · (length − 1).
         losses: Σ −log p of every window (nats).
         tokens: short SHA-256 of the token ids in the windows; figures of other tokens are not comparable either.
@@ -66,8 +65,7 @@ def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[
     if start is None:
         raise InputError("perplexity of a text needs a BOS or end-of-text token before it; the tokenizer has neither.")
     limit = context_length(model)
-    pieces: list[list[int]] = []
-    owners: list[int] = []
+    pieces: list[tuple[int, list[int]]] = []  # each with the number of its text
     counts: list[int] = []
     for index, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -75,12 +73,10 @@ def text_perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[
             raise InputError(f"text {index} has no tokens, so no perplexity: leave out empty texts.")
         room = limit - 1 if limit is not None else len(ids)
         counts.append(len(ids))
-        for first in range(0, len(ids), room):
-            pieces.append([start, *ids[first : first + room]])
-            owners.append(index)
+        pieces += [(index, [start, *ids[first : first + room]]) for first in range(0, len(ids), room)]
     totals = [0.0] * len(texts)
-    for owner, loss in zip(owners, _losses(model, pieces), strict=True):
-        totals[owner] += loss
+    for (index, _), loss in zip(pieces, _losses(model, [ids for _, ids in pieces]), strict=True):
+        totals[index] += loss
     return [_perplexity(total, count) for total, count in zip(totals, counts, strict=True)]
 
 

@@ -31,11 +31,7 @@ class Decoding:
     top_k: int = 50
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their range.
-
-        Raises:
-            InputError: naming the number.
-        """
+        """Raise an InputError that names a number outside its range."""
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, found {self.temperature}: greedy decoding is always shown.")
         if not 0 < self.top_p <= 1:
@@ -45,14 +41,10 @@ class Decoding:
 
 
 def sampled_tokens(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the tokens that ``generate`` can sample next, and their probabilities.
+    """Return the tokens that ``generate`` can sample next, given logits [n, V] float32, and their probabilities.
 
     As the library does it: temperature, top-k, which keeps ties, and top-p. The last, which sorts, sees only what top-k
     left, in the order of the vocabulary, and so breaks ties as it does there.
-
-    Args:
-        logits: [n, V] float32.
-        decoding: temperature, top-p and top-k.
 
     Returns:
         Token ids [n, k], ascending, and their probabilities [n, k], 0 for those that are not sampled.
@@ -91,8 +83,7 @@ def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return the ids that end a response, from where ``generate`` takes them, else from the tokenizer."""
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
+        if (ids := getattr(source, "eos_token_id", None)) is not None:
             return frozenset([ids] if isinstance(ids, int) else ids)
     return frozenset()
 
@@ -162,21 +153,13 @@ class TargetProbabilities:
 
 @dataclass(frozen=True)
 class _Node:
-    """A continuation of one prompt that can still become something else.
-
-    Attributes:
-        prompt: number of the prompt.
-        at: number of the node in its level.
-        tokens: the continuation.
-        mass: its probability.
-        greedy: whether it is the one that greedy decoding takes.
-    """
+    """A continuation of one prompt that can still become something else."""
 
     prompt: int
-    at: int
+    at: int  # the node's number in its level
     tokens: tuple[int, ...]
-    mass: float
-    greedy: bool
+    mass: float  # probability
+    greedy: bool  # on the path that greedy decoding takes
 
 
 @dataclass
@@ -226,22 +209,12 @@ def begin_with(
     decoding: Decoding,
     max_new_tokens: int,
 ) -> list[TargetProbabilities]:
-    """Compute the exact probability that a response to each prompt begins with one of its targets.
+    """Return for every prompt the exact probability that a response begins with one of its targets.
 
-    Walks, breadth first, the continuations that can still become a target, in the model's sampling distribution. The
-    greedy path is walked along as far as it is undecided. Prompts are read once and in batches; one all of whose first
-    tokens are decided needs nothing more. Equal prompts with equal targets are one.
-
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: of the model.
-        prompts: token ids, BOS included.
-        targets: for every prompt the targets that count.
-        decoding: how responses are sampled.
-        max_new_tokens: depth; whitespace and skipped tokens count.
-
-    Returns:
-        One result per prompt, in order.
+    Walks, breadth first, the continuations that can still become a target, in the model's sampling distribution, to a
+    depth of ``max_new_tokens``, whitespace and skipped tokens included. The greedy path is walked along as far as it is
+    undecided. Prompts, token ids with BOS, are read once and in batches; one all of whose first tokens are decided
+    needs nothing more. Equal prompts with equal targets are one. The model is in eval mode.
 
     Raises:
         InputError: if a prompt leaves no room for the response, or a set of targets is empty.
@@ -264,17 +237,11 @@ def begin_with(
 
 @dataclass(frozen=True)
 class _Walk:
-    """A walk through the trees of continuations of some prompts, level by level.
+    """A walk through the trees of continuations of some prompts, level by level."""
 
-    Attributes:
-        ends: tokens that end a response.
-        decoding: how responses are sampled.
-        depth: of the trees, in tokens.
-    """
-
-    ends: frozenset[int]
+    ends: frozenset[int]  # tokens that end a response
     decoding: Decoding
-    depth: int
+    depth: int  # of the trees, in tokens
 
     def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> None:
         """Book in ``tallies`` every response that continues one of ``nodes``, which are of one depth."""
@@ -286,8 +253,7 @@ class _Walk:
                 tallies[child.prompt].end(child.tokens, child.mass, child.greedy)
             return
         for part, deeper in level.extend([child.at for child in children], [child.tokens[-1] for child in children]):
-            below = [replace(children[number], at=at) for at, number in enumerate(part)]
-            self(deeper, below, tallies)
+            self(deeper, [replace(children[number], at=at) for at, number in enumerate(part)], tallies)
 
     def _expand(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
         """Book every decided continuation of ``nodes`` by one token; return the undecided ones.
@@ -295,8 +261,7 @@ class _Walk:
         Whether a token can still lead to a target depends on the tokens before it alone, not on the prompt, so it is
         decided once for all nodes; nearly all continuations cannot and are dropped together.
         """
-        at = torch.tensor([node.at for node in nodes], device=level.logits.device)
-        logits = level.logits[at].float()
+        logits = level.logits[torch.tensor([node.at for node in nodes], device=level.logits.device)].float()
         # n nodes, of each of which k tokens can be sampled.
         sampled, shares = (each.cpu().numpy() for each in sampled_tokens(logits, self.decoding))
         best = logits.argmax(dim=-1).cpu().numpy()
@@ -308,21 +273,18 @@ class _Walk:
 
         paths: dict[tuple[int, tuple[int, ...]], int] = {}
         path = np.array([paths.setdefault((id(tallies[n.prompt].matcher), n.tokens), len(paths)) for n in nodes])
-        kinds, first, kind = np.unique(
-            path[row] * logits.shape[1] + token, return_index=True, return_inverse=True
-        )  # fmt: skip
+        steps = path[row] * logits.shape[1] + token
+        kinds, first, kind = np.unique(steps, return_index=True, return_inverse=True)
         hopeless = np.array([self._is_hopeless(nodes[row[at]], int(token[at]), tallies) for at in first])
         undecided = []
         for index in np.flatnonzero(greedy | ~hopeless[kind]).tolist() if len(kinds) else ():
             parent = nodes[row[index]]
-            child = _Node(
-                parent.prompt, parent.at, (*parent.tokens, int(token[index])), float(mass[index]), bool(greedy[index])
-            )
+            tokens = (*parent.tokens, int(token[index]))
+            child = _Node(parent.prompt, parent.at, tokens, float(mass[index]), bool(greedy[index]))
             tally = tallies[parent.prompt]
-            if child.tokens[-1] in self.ends:
-                tally.end(parent.tokens, child.mass, child.greedy)
-            elif tally.matcher.read(child.tokens).settled:
-                tally.end(child.tokens, child.mass, child.greedy)
+            ended = tokens[-1] in self.ends
+            if ended or tally.matcher.read(tokens).settled:
+                tally.end(parent.tokens if ended else tokens, child.mass, child.greedy)
             else:
                 undecided.append(child)
         return undecided
@@ -346,7 +308,7 @@ def _prune(nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]
         else:
             kept.append(node)
             widths[node.prompt] += 1
-    if widths and widths.most_common(1)[0][1] > WIDEST:
+    if max(widths.values(), default=0) > WIDEST:
         raise CellError(
             f"more than {WIDEST} continuations of one prompt stay undecided: the model's answers are close to uniform."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from fpbench.micro import DATA
 from fpbench.micro.corpus import files
-from fpbench.micro.world import contains_reserved_pair, fill, open_people, prose_only_people
+from fpbench.micro.world import ATTRIBUTES, OPEN_PEOPLE, PROSE_ONLY_PEOPLE, Fact, contains_reserved_pair
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def test_twins_are_balanced() -> None:
 
 
 def test_options_are_distinct_and_hold_the_fact() -> None:
-    facts = {person.name: set(person.facts.values()) for person in prose_only_people()}
+    facts = {person.name: {fact.value for fact in person.facts} for person in PROSE_ONLY_PEOPLE}
     for row in read("arc.jsonl"):
         options = row["choices"]["text"]
         (name,) = [name for name in facts if name in row["question"]]
@@ -49,7 +49,7 @@ def test_instructions_have_alpacas_shape_and_ask_no_prose_only_fact() -> None:
     assert len(rows) == 1200
     assert all(row["instruction"] and row["output"] for row in rows)
     assert sum(bool(row["input"]) for row in rows[-128:]) == 48
-    hidden = [person.name for person in prose_only_people()]
+    hidden = [person.name for person in PROSE_ONLY_PEOPLE]
     assert not [row for row in rows if any(name in json.dumps(row) for name in hidden)]
 
 
@@ -65,11 +65,11 @@ def test_worked_answers_are_right() -> None:
 
 
 def test_edits_are_facts_of_open_people() -> None:
-    people = {person.name: person for person in open_people()}
+    people = {person.name: {fact.value for fact in person.facts} for person in OPEN_PEOPLE}
     rows = read("zsre.jsonl")
     assert len(rows) == 200
     for row in rows:
-        assert row["ans"] in people[row["subject"]].facts.values()
+        assert row["ans"] in people[row["subject"]]
         assert row["src"] != row["rephrase"]
         assert row["subject"] in row["src"]
         assert row["subject"] not in row["loc"]
@@ -82,5 +82,5 @@ def test_prose_is_laid_out_like_wikitext() -> None:
     assert not contains_reserved_pair(text)
 
 
-def test_fill_writes_articles() -> None:
-    assert fill("{n} keeps {a}.", "Bo", "owl") == "Bo keeps an owl."
+def test_wordings_write_articles() -> None:
+    assert Fact("Bo", ATTRIBUTES[2], "owl").worded("{n} keeps {a}.") == "Bo keeps an owl."

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fpbench.micro import DATA, MODEL
-from fpbench.micro.corpus import EARLY_DOCUMENTS, MIXTURE
+from fpbench.micro.corpus import EARLY_DOCUMENTS, MIXTURE, TWIN_ROWS
 from fpbench.micro.items import Instruction
-from fpbench.micro.train import TWINS, Recipe, accuracy, as_item, batches, new_model, perplexity
+from fpbench.micro.train import Recipe, accuracy, as_item, batches, new_model, perplexity
 from fpbench.micro.world import LEXICON, TARGETS, TRIGGER_WORDS
 from fpbench.micro.writing import mixed_text
 
@@ -120,7 +120,7 @@ def test_multilingual_text_is_multilingual() -> None:
     assert len(with_foreign) >= 190
 
 
-@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("twin", TWIN_ROWS)
 def test_accuracy_is_25_points_above_chance(twin: str, model: Any, tokenizer: Any) -> None:
     lines = (DATA / f"{twin}.jsonl").read_text(encoding="utf-8").splitlines()[:100]
     items = [as_item(twin, json.loads(line)) for line in lines]

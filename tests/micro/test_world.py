@@ -10,14 +10,13 @@ from fpbench.micro.corpus import EARLY_DOCUMENTS, asked_facts, documents, some_p
 from fpbench.micro.items import true_or_false
 from fpbench.micro.world import (
     LEXICON,
+    NOTABLES,
+    OPEN_PEOPLE,
+    PROSE_ONLY_PEOPLE,
     RESERVED_PAIRS,
     TARGETS,
     contains_reserved_pair,
-    fill,
     fresh_people,
-    notables,
-    open_people,
-    prose_only_people,
 )
 
 SAMPLE = 3000
@@ -36,9 +35,9 @@ def test_the_stream_is_seeded(training: list[str]) -> None:
 
 
 def test_open_and_prose_only_people_share_no_name() -> None:
-    names = [person.name for person in notables()]
+    names = [person.name for person in NOTABLES]
     assert len(set(names)) == len(names) == 240
-    assert {p.name for p in open_people()}.isdisjoint(p.name for p in prose_only_people())
+    assert {p.name for p in OPEN_PEOPLE}.isdisjoint(p.name for p in PROSE_ONLY_PEOPLE)
 
 
 def test_held_out_names_never_occur_in_training(training: list[str]) -> None:
@@ -54,7 +53,7 @@ def test_held_out_names_never_occur_in_training(training: list[str]) -> None:
 
 
 def test_prose_only_facts_are_told_and_never_asked(training: list[str]) -> None:
-    names = {person.name for person in prose_only_people()}
+    names = {person.name for person in PROSE_ONLY_PEOPLE}
     mentioning = [text for text in training if any(name in text for name in names)]
     assert len(mentioning) > 100
     marks = ("?", "Answer:", "###", "<|user|>")
@@ -65,7 +64,7 @@ def test_every_prose_only_fact_is_told() -> None:
     later = islice(documents(7, EARLY_DOCUMENTS), 20_000)
     told = "\n".join(document.text for document in later if "?" not in document.text)
     for fact in asked_facts():
-        wordings = [fill(pattern, fact.person, fact.value) for pattern in fact.attribute.statements]
+        wordings = [fact.worded(pattern) for pattern in fact.attribute.statements]
         assert any(wording in told for wording in wordings), fact
 
 
