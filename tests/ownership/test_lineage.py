@@ -1,6 +1,7 @@
 """Lineage by weights and signatures: synthetic depths, and real descendants of the bundled model."""
 
 import copy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,13 +43,20 @@ def disturbed(signature, seed, by=0.01):
     return {kind: course * (1 + by * draw.normal(size=len(course))) for kind, course in signature.items()}
 
 
+@cache
+def of_strangers(depth):
+    """Correlations of a model with eight strangers of 32 blocks."""
+    model = family(depth, seed=1)
+    return [signature_evidence(model, family(32, seed=seed)).correlation for seed in range(10, 18)]
+
+
 @pytest.mark.parametrize("depth", [24, 32, 48])
 @pytest.mark.parametrize("other_depth", [24, 36, 48])
 def test_signatures_tell_descendants_from_strangers_at_usual_depths(depth, other_depth):
     """A descendant of another depth has the same course over its relative depth, read at other places."""
     model = family(depth, seed=1)
     descendant = disturbed(family(other_depth, seed=1), seed=2)
-    strangers = [signature_evidence(model, family(32, seed=seed)).correlation for seed in range(10, 18)]
+    strangers = of_strangers(depth)
     found = signature_evidence(model, descendant)
     assert found.correlation > 0.9 and found.p_value < 1e-3 and found.blocks == min(depth, other_depth)
     assert decide(None, found, strangers)[0] == "related"
