@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -41,7 +41,14 @@ class Audit:
     document: Document  # the report
 
 
-def audit(profile: Profile, question: Question, loading: Loading, out: Path, progress: Progress = no_progress) -> Audit:
+def audit(
+    profile: Profile,
+    question: Question,
+    loading: Loading,
+    out: Path,
+    progress: Progress = no_progress,
+    log: Callable[[str], None] = lambda line: None,
+) -> Audit:
     """Compare a suspect's weights with the base's, test its answers, and write ``out``.
 
     Files appear in ``out`` only once everything is finished; they are readable by their owner alone. Until then the
@@ -54,6 +61,7 @@ def audit(profile: Profile, question: Question, loading: Loading, out: Path, pro
         loading: how models are loaded.
         out: a folder that does not exist or is empty.
         progress: told how far the verification is.
+        log: told which host is asked, and with which key.
 
     Raises:
         InputError: if ``out`` is not empty or cannot be written, or anything asked for is unknown or malformed.
@@ -69,7 +77,7 @@ def audit(profile: Profile, question: Question, loading: Loading, out: Path, pro
     comparison = None
     if reason is None and question.base is not None:
         comparison = lineage.compare(question.base, str(models.suspect), unrelated=question.unrelated)
-    verified = verify_suspect(profile, replace(question, transcript=transcript), loading, progress)
+    verified = verify_suspect(profile, replace(question, transcript=transcript), loading, progress, log)
     with _beside(out) as folder:
         content: dict[str, Any] = {verification.FILE: json.loads(verified.as_json())}
         (folder / verification.FILE).write_text(verified.as_json(), encoding="utf-8")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,16 @@ def verify(
 
 
 def verify_suspect(
-    profile: Profile, question: Question, loading: Loading, progress: Progress = no_progress
+    profile: Profile,
+    question: Question,
+    loading: Loading,
+    progress: Progress = no_progress,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Verification:
-    """Test a suspect with the one set, the decoding, the prompt and the first seed of a profile; as :func:`verify`."""
+    """Test a suspect with the one set, the decoding, the prompt and the first seed of a profile; as :func:`verify`.
+
+    ``log`` is told which host is asked, and with which key, before anything is sent.
+    """
     seed = profile.seeds[0]
     given = GivenSet.load(profile.fingerprints[0], profile.sets, seed)
     fingerprints, models = given.fingerprints, Models.found(question, loading)
@@ -168,6 +175,7 @@ def verify_suspect(
         if server is not None:
             suspect = Endpoint(server, question.served_model, sampling)
             suspect.refused.extend(transcript.refused)
+            log(server.introduction)
             verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
         else:
             assert models.suspect is not None, "a suspect that is not behind a URL is at hand"

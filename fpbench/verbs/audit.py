@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fpbench.verbs.common import add_loading, add_question, asked, progress_bar
+from fpbench.verbs.common import add_loading, add_question, asked, progress_bar, tell
 
 HELP = "verify and compare in one report, as Markdown and as a page, with every number traced to its record"
 NOTE = (
@@ -40,7 +40,7 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.ownership.audit import audit
     from fpbench.text import visible
 
-    found = audit(profile, question, loading, Path(options.out), progress_bar)
+    found = audit(profile, question, loading, Path(options.out), progress_bar, tell)
     print(visible(found.conclusion))
     print(f"\nreport and records: {options.out}", file=sys.stderr)
     return 1 if found.verification.verdict == "undecided" else 0

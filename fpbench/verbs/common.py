@@ -94,10 +94,6 @@ def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         timeout=options.timeout,
         api_key_env=options.api_key_env,
     )
-    if question.remote:
-        from fpbench.http import Server
-
-        tell(Server(question.suspect, question.api_key_env).introduction)
     profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     return profile, question, loading
 

@@ -32,7 +32,10 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Run what has no record yet and print the leaderboard."""
-    from fpbench.runs.api import create_engine
+    options.offline = options.offline or options.dry_run
+    loading = prepare(options)  # before anything reads whether the hub may be asked
+    from fpbench.board.tables import summary
+    from fpbench.runs.api import create_engine, run_profile
 
     profile = chosen_profile(
         options,
@@ -43,11 +46,7 @@ def do(options: argparse.Namespace) -> int:
     )
     engine = create_engine(options.engine, options.ray_address)
     if options.dry_run:
-        return dry_run(profile, options)
-    loading = prepare(options)
-    from fpbench.board.tables import summary
-    from fpbench.runs.api import run_profile
-
+        return dry_run(profile, options, loading)
     rows = run_profile(profile, options.out, loading, progress_bar, tell, engine)
     if options.check_code:
         from fpbench.records.store import Store, read_records
@@ -60,7 +59,7 @@ def do(options: argparse.Namespace) -> int:
     return 1 if any(row.failed for row in rows) else 0
 
 
-def dry_run(profile: Any, options: argparse.Namespace) -> int:
+def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
     """Print the cells and what they will take; start nothing, fetch nothing, write nothing."""
     from fpbench.runs.plan import plan
 
@@ -68,8 +67,6 @@ def dry_run(profile: Any, options: argparse.Namespace) -> int:
     for cell in cells:
         print(cell)
     sys.stdout.flush()
-    options.offline = True
-    loading = prepare(options)
     from fpbench.errors import InputError
     from fpbench.models.checkpoints import resolve
     from fpbench.runs.forecast import estimate, forecast

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from fpbench.errors import InputError
-from fpbench.verbs.common import add_loading, add_question, asked, progress_bar
+from fpbench.verbs.common import add_loading, add_question, asked, progress_bar, tell
 
 HELP = "test whether a model, or whatever answers at a URL, carries a set of fingerprints"
 
@@ -29,7 +29,7 @@ def do(options: argparse.Namespace) -> int:
 
     if out is not None:
         check_writable(out.parent)
-    found = verify_suspect(profile, question, loading, progress_bar)
+    found = verify_suspect(profile, question, loading, progress_bar, tell)
     print(found.summary())
     if out is not None:
         write_text(out, found.as_json(), mode=0o600)
