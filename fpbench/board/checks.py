@@ -1,7 +1,7 @@
 """What is checked before a figure is shown: impossible ones are refused, claimed ones compared, contested flagged."""
 
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
@@ -13,7 +13,6 @@ from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS
 from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import Cell
-from fpbench.records.record import Record
 
 # Figures that cannot be: a record that holds one is refused by name, whoever made it.
 
@@ -29,9 +28,8 @@ def check(group: Group) -> None:
     for measured in (each for each in group.measurements() if not each.reason):
         if measured.cell.metric == "fsr":
             _check_fsr(measured)
-            _check_proof(measured)
         elif measured.cell.metric in ("triggers", "near"):
-            for name, figures in _rates(measured.result):
+            for name, figures in measured.result.get("conditions", {"rate": measured.result}).items():
                 _within(measured, name, figures.get("rate"), 1.0)
                 _within(measured, f"{name}: greedy count", figures.get("greedy"), figures.get("n", 0))
             _within(measured, "error bound", measured.result.get("error_bound"), ERROR_BOUND)
@@ -57,32 +55,17 @@ def _check_fsr(measured: Measurement) -> None:
     mean = fmean(query["probability"] for query in queries)
     if not isclose(result["mean"], mean, abs_tol=1e-9):
         raise _impossible(measured, f"fsr {result['mean']} is not the mean of its queries, {mean}")
-
-
-def _check_proof(measured: Measurement) -> None:
-    """Ask each modification of the condition for what cannot be in its proof."""
+    # Each modification of the condition says what cannot be in its proof.
     proof = measured.record.proof.get("modification") or {}
     for name, own in proofs(measured.cell.condition, proof).items():
         if reason := classes(name)[0].implausible(own):
             raise _impossible(measured, reason)
 
 
-def _rates(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the figures of each kind of text, with its name."""
-    if "conditions" in result:
-        yield from result["conditions"].items()
-    else:
-        yield "rate", result
-
-
 def _within(measured: Measurement, name: str, value: Any, most: float) -> None:
     # Written so that a NaN is refused too.
-    if not _is_number(value) or not 0 <= value <= most:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
         raise _impossible(measured, f"{name} {value} is outside [0, {most:g}]")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _impossible(measured: Measurement, what: str) -> InputError:
@@ -126,7 +109,6 @@ class Checked:
     """A claimed row beside our re-run of a part of it.
 
     Attributes:
-        compared: every cell that both sides measured.
         of: number of cells handed in whose figure can be compared.
         outside: number of comparisons that are not within what is allowed.
     """
@@ -148,38 +130,30 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
     no difference is allowed or forbidden. A copy of a record is no second measurement.
     """
     measured = {each.cell: each for each in own.measurements()}
-    handed_in = [each for each in claimed.measurements() if rate_of(each.cell.metric)]
-    return [
-        _compared(each, measured[each.cell])
-        for each in sorted(handed_in, key=lambda each: str(each.cell))
-        if each.cell in measured and each.reason is None and not _copied(each.record, measured[each.cell].record)
-    ]
+    found = []
+    for theirs in sorted(claimed.measurements(), key=lambda each: str(each.cell)):
+        cell, ours, figure = theirs.cell, measured.get(theirs.cell), rate_of(theirs.cell.metric)
+        if not figure or ours is None or theirs.reason is not None:
+            continue
+        if ours.record.checksum is not None and ours.record.checksum == theirs.record.checksum:
+            continue
+        rate, rerun = float(theirs.result[figure]), None if ours.reason else float(ours.result[figure])
+        trained = any(each.trains for each in classes(cell.condition))
+        allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if trained else ALLOWED
+        within = rerun is not None and (allowed is None or abs(rerun - rate) <= allowed)
+        found.append(Comparison(cell, rate, rerun, allowed, within))
+    return found
 
 
 def checked(own: Group, claimed: Group) -> Checked:
     """Compare what was handed in with what was measured here of the same row."""
-    found = compare(own, claimed)
-    of = sum(rate_of(each.cell.metric) != "" for each in claimed.measurements())
+    found, of = compare(own, claimed), sum(rate_of(each.cell.metric) != "" for each in claimed.measurements())
     return Checked(found, of, sum(not each.within for each in found))
 
 
 def covers(own: Group, claimed: Group) -> bool:
     """Return whether everything that was handed in was measured here, too."""
-    measured = {each.cell for each in own.measurements()}
-    return all(each.cell in measured for each in claimed.measurements())
-
-
-def _copied(claimed: Record, own: Record) -> bool:
-    return own.checksum is not None and own.checksum == claimed.checksum
-
-
-def _compared(theirs: Measurement, ours: Measurement) -> Comparison:
-    cell, figure = theirs.cell, rate_of(theirs.cell.metric)
-    claimed, rerun = float(theirs.result[figure]), None if ours.reason else float(ours.result[figure])
-    trained = any(each.trains for each in classes(cell.condition))
-    allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if trained else ALLOWED
-    within = rerun is not None and (allowed is None or abs(rerun - claimed) <= allowed)
-    return Comparison(cell, claimed, rerun, allowed, within)
+    return {each.cell for each in claimed.measurements()} <= {each.cell for each in own.measurements()}
 
 
 # Methods whose figures somebody has contested: ``contested.toml`` beside the records.
@@ -188,11 +162,7 @@ CONTESTED = "contested.toml"
 
 
 def contested(folder: Path, methods: Collection[str]) -> dict[str, str]:
-    """Return why each contested method is unreliable; empty where there is no such file.
-
-    Args:
-        folder: of the records.
-        methods: that have records there.
+    """Return why each contested method is unreliable; empty where the folder of the records has no such file.
 
     Raises:
         InputError: if the file is no TOML of ``method = "reason"``, or names a method that has no record.

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from fpbench.board.checks import Comparison
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
@@ -22,13 +23,10 @@ class Column:
     """One column.
 
     Attributes:
-        name: its heading.
-        help: what it shows, in a sentence.
         text: a row's figure as it is written; an interval or a count stands in brackets after it.
         value: what it is sorted by; ``None`` sorts last.
         note: more about a figure, on hover.
         brief: the text on the page, where the rest is in the note; by default the whole text.
-        condition: which condition it belongs to, if to one.
         submitted: whether it holds what a submitter wrote.
         latex: its heading in LaTeX; without one it is not shown there.
         better: +1 where more is better, -1 where less is.
@@ -74,7 +72,6 @@ def _spelled_out(bounds: Sequence[float] | None, digits: int = 1, sign: str = ""
 
 
 def _figure(metric: str, name: str) -> Callable[[Row], Value]:
-    """Return what reads a figure of a metric, ``None`` where the row has none of it."""
     return lambda row: getattr(getattr(row, metric), name, None)
 
 
@@ -99,7 +96,6 @@ RANK = Column(
 
 
 def _trust(row: Row) -> str:
-    """Write who measured, how much was re-run, and whether the method is contested."""
     parts = [row.trust]
     if row.checked and row.checked.compared:
         outside = f"{row.checked.outside} of them outside" if row.checked.outside else "all within"
@@ -148,8 +144,7 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
         return percent(found.fsr) + interval(found.interval) + (f" (re-run: {reruns})" if reruns else "")
 
     def value(row: Row) -> Value:
-        found = row.conditions.get(condition)
-        return None if found is None else found.fsr
+        return getattr(row.conditions.get(condition), "fsr", None)
 
     def note(row: Row) -> str:
         found = row.conditions.get(condition)
@@ -179,7 +174,7 @@ DETECTABILITY = [RANK, *NAMES, TRUST, GREEDY, FSR, *SIX, AVERAGE]
 
 
 def further_columns(rows: Sequence[Row]) -> list[Column]:
-    """Return a column for each condition outside the protocol's six."""
+    """Return a column for each condition outside the protocol's seven."""
     return [fsr_column(condition) for condition in further_conditions(rows)]
 
 
@@ -191,25 +186,20 @@ def _difference_column(
 ) -> Column:
     """Return the column of a difference from the base with its interval; without a base, of (the figure itself)."""
 
-    def value(row: Row) -> float | None:
-        found: float | None = getattr(row.utility and row.utility.difference, figure, None)
-        return found
-
-    def spread(row: Row) -> list[float] | None:
-        found: list[float] | None = getattr(row.utility and row.utility.difference, bounds, None)
-        return found
+    def found(row: Row, name: str) -> Any:
+        return getattr(row.utility and row.utility.difference, name, None)
 
     def text(row: Row) -> str:
         if row.utility is None or getattr(row.utility, figure) in (None, {}):
             return missing(row, "utility")
-        if (difference := value(row)) is None:
+        if (difference := found(row, figure)) is None:
             return f"({itself(row.utility)})"
-        return f"{percent(difference, 1, '+')}{' %' if unit == '%' else ''}{interval(spread(row))}"
+        return f"{percent(difference, 1, '+')}{' %' if unit == '%' else ''}{interval(found(row, bounds))}"
 
     def note(row: Row) -> str:
-        return f"95 % interval: {_spelled_out(found, 1, '+')} {unit}" if (found := spread(row)) else ""
+        return f"95 % interval: {_spelled_out(spread, 1, '+')} {unit}" if (spread := found(row, bounds)) else ""
 
-    return Column(name, help, text, value, note, latex=latex, better=better)
+    return Column(name, help, text, lambda row: found(row, figure), note, latex=latex, better=better)
 
 
 ACCURACY = _difference_column(
@@ -238,14 +228,12 @@ def _rate_column(name: str, help: str, rate: str, count: str, what: str, latex: 
     """Return the column of a mean rate in %, with the count of greedy answers and the interval of that count."""
 
     def text(row: Row) -> str:
-        found = getattr(row, name)
-        if found is None:
+        if (found := getattr(row, name)) is None:
             return missing(row, name)
         return f"{percent(getattr(found, rate), 2)} ({getattr(found, count)}/{found.n}{interval(found.interval)})"
 
     def note(row: Row) -> str:
-        found = getattr(row, name)
-        if found is None:
+        if (found := getattr(row, name)) is None:
             return ""
         return f"{getattr(found, count)} of {found.n} {what}; 95 % interval: {_spelled_out(found.interval)} %"
 
@@ -283,10 +271,8 @@ TRIGGER_PERPLEXITY = Column(
 
 
 def _claim(row: Row) -> str:
-    if row.claim is None:
-        return NONE
-    if row.claim.threshold is None:
-        return "impossible"
+    if row.claim is None or row.claim.threshold is None:
+        return "impossible" if row.claim else NONE
     return f"{row.claim.threshold} of {row.claim.n}, {percent(row.claim.power, 0)} %"
 
 
@@ -308,14 +294,11 @@ HARM = [ACCURACY, PERPLEXITY, TRIGGERS, NEAR, BAND_COUNTS, CLAIM, COST]
 
 
 def _other_column(name: str, metric: Metric) -> Column:
-    """Return the column of a metric that has no place of its own in a row."""
-
     def value(row: Row) -> Value:
         return row.others.get(name, {}).get(metric.figure)
 
     def text(row: Row) -> str:
-        found = value(row)
-        return missing(row, name) if found is None else metric.text(found)
+        return missing(row, name) if (found := value(row)) is None else metric.text(found)
 
     return Column(metric.heading, metric.help, text, value)
 

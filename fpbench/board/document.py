@@ -22,7 +22,6 @@ class Traced:
         shown: as the report shows it.
         file: name of the record.
         pointer: where it stands there, a JSON Pointer (RFC 6901).
-        value: what stands there.
     """
 
     kind: ClassVar[str] = "traced"
@@ -80,14 +79,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing, which stands in a file beside the report.
-
-    Attributes:
-        file: its name.
-        svg: its content.
-        alternative: what it shows, in words.
-        caption: what is to be seen in it.
-    """
+    """A drawing, which stands in a file beside the report; ``alternative`` is what it shows, in words."""
 
     kind: ClassVar[str] = "picture"
     file: str
@@ -109,50 +101,36 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A title, what matters most in a few words, and sections.
-
-    Attributes:
-        title: of the whole.
-        lead: names and values that stand above everything.
-        sections: in order.
-    """
+    """A title, names and values that stand above everything, and sections."""
 
     title: Text
     lead: Terms
     sections: tuple[Section, ...]
 
     def texts(self) -> Iterator[Text]:
-        """Every text, in the order of reading."""
+        """Yield every text, in the order of reading."""
         yield self.title
-        yield from (text for _, text in self.lead.pairs)
-        for section in self.sections:
-            for block in section.blocks:
-                yield from _texts(block)
+        for block in (self.lead, *(block for section in self.sections for block in section.blocks)):
+            match block:
+                case Paragraph(text):
+                    yield text
+                case Bullets(items):
+                    yield from items
+                case Terms(pairs):
+                    yield from (text for _, text in pairs)
+                case Table(rows=rows):
+                    yield from (cell for row in rows for cell in row)
 
     def references(self) -> dict[tuple[str, str], Traced]:
-        """What is traced, by file and pointer, in the order of reading; each once."""
+        """Return what is traced, by file and pointer, in the order of reading; each once."""
         found: dict[tuple[str, str], Traced] = {}
-        for text in self.texts():
-            for part in text:
-                if isinstance(part, Traced):
-                    found.setdefault((part.file, part.pointer), part)
+        for part in (part for text in self.texts() for part in text if isinstance(part, Traced)):
+            found.setdefault((part.file, part.pointer), part)
         return found
 
 
-def _texts(block: Block) -> Iterator[Text]:
-    match block:
-        case Paragraph(text):
-            yield text
-        case Bullets(items):
-            yield from items
-        case Terms(pairs):
-            yield from (text for _, text in pairs)
-        case Table(rows=rows):
-            yield from (cell for row in rows for cell in row)
-
-
 def say(sentence: str, **parts: Part | Text) -> Text:
-    """A text from a sentence with ``{names}`` in it, and what stands for each of them."""
+    """Return a text from a sentence with ``{names}`` in it, and what stands for each of them."""
     found: list[Part] = []
     for literal, name, _, _ in Formatter().parse(sentence):
         if literal:
@@ -164,7 +142,7 @@ def say(sentence: str, **parts: Part | Text) -> Text:
 
 
 def plain(text: Text) -> str:
-    """A text without the marks of its references."""
+    """Return a text without the marks of its references."""
     return "".join(map(_words, text))
 
 
@@ -201,10 +179,9 @@ class Records:
         """Return what stands at a place, in words or, for a number, in the format ``form``."""
         value = self[place]
         file, _, pointer = place.partition("/")
-        words = (
-            {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
-        )
-        return Traced(format(value, form) if form else words, file, f"/{pointer}", value)
+        named = not form and (value is None or isinstance(value, bool))
+        words = {None: "none", True: "yes", False: "no"}[value] if named else format(value, form)
+        return Traced(words, file, f"/{pointer}", value)
 
     def say(self, sentence: str, **parts: Part | Text) -> Text:
         """Do what :func:`say` does; a name with a slash in it is a place, such as ``{audit.json/derived/asked:d}``."""
@@ -218,7 +195,6 @@ def step(name: str) -> str:
 
 
 # The ways to write: a table for the terminal, a document as Markdown, or as one self-contained page.
-
 
 REFERENCES = "Where every number stands"
 EXPLAINED = (
@@ -235,8 +211,9 @@ def as_terminal(table: Table) -> str:
 
 
 def as_markdown(document: Document) -> str:
-    """The document as Markdown; nothing quoted in it acts as markup."""
-    numbers = {key: number for number, key in enumerate(document.references(), 1)}
+    """Return the document as Markdown; nothing quoted in it acts as markup."""
+    references = document.references()
+    numbers = {key: number for number, key in enumerate(references, 1)}
 
     def text(parts: Text) -> str:
         return "".join(part(each) for each in parts)
@@ -273,7 +250,7 @@ def as_markdown(document: Document) -> str:
         parts += [f"## {section.title}", *map(block, section.blocks)]
     listed = [
         row([str(number), markdown(each.file), markdown(each.pointer), markdown(recorded(each))])
-        for number, each in enumerate(document.references().values(), 1)
+        for number, each in enumerate(references.values(), 1)
     ]
     heads = [row(["number", "record", "place", "value"]), row(["---"] * 4)]
     parts += [f"## {REFERENCES}", EXPLAINED.replace("[", r"\[").replace("]", r"\]"), "\n".join(heads + listed)]
@@ -281,26 +258,23 @@ def as_markdown(document: Document) -> str:
 
 
 def as_page(document: Document) -> str:
-    """The document as one page that needs no network and no JavaScript; nothing quoted in it acts as markup."""
+    """Return the document as one page that needs no network and no JavaScript; nothing quoted in it acts as markup."""
     references = document.references()
-    return (
-        environment()
-        .get_template("document.html.jinja")
-        .render(
-            document=document,
-            title=plain(document.title),
-            numbers={key: number for number, key in enumerate(references, 1)},
-            references=[(each, recorded(each)) for each in references.values()],
-            heading=REFERENCES,
-            explained=EXPLAINED,
-            anchor=lambda title: slug(title.lower().replace(" ", "-")),
-            drawn=lambda each: Markup(inlined(each.svg, slug(each.file), visible(each.alternative))),
-            style=source("page.css") + source("document.css"),
-        )
+    template = environment().get_template("document.html.jinja")
+    return template.render(
+        document=document,
+        title=plain(document.title),
+        numbers={key: number for number, key in enumerate(references, 1)},
+        references=[(each, recorded(each)) for each in references.values()],
+        heading=REFERENCES,
+        explained=EXPLAINED,
+        anchor=lambda title: slug(title.lower().replace(" ", "-")),
+        drawn=lambda each: Markup(inlined(each.svg, slug(each.file), visible(each.alternative))),
+        style=source("page.css") + source("document.css"),
     )
 
 
 def recorded(traced: Traced) -> str:
-    """The value of a reference as its record has it; a long text is cut."""
+    """Return the value of a reference as its record has it; a long text is cut."""
     words = traced.value if isinstance(traced.value, str) else json.dumps(traced.value)
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} …"

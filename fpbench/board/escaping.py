@@ -34,6 +34,4 @@ def latex(text: str) -> str:
 
 def slug(text: str) -> str:
     """Return a name that is safe in file names and page anchors: the text itself, or its digest."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", text):
-        return text
-    return digest(writable(text))[:12]
+    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", text) else digest(writable(text))[:12]

@@ -52,7 +52,6 @@ class Drawing:
         name: of its file, without the ending.
         method: whose alone it shows; ``None`` if that of the base or of all.
         alternative: what it shows, in words.
-        content: of its file.
     """
 
     name: str
@@ -64,12 +63,7 @@ class Drawing:
 
 
 def figures(rows: Sequence[Row], groups: Mapping[RowKey, Group], kind: Kind = "svg") -> list[Drawing]:
-    """Draw every figure that the records allow.
-
-    Args:
-        rows: of the leaderboard; reported ones are left out, they hold no per-fingerprint figures.
-        groups: the records that they were made from.
-        kind: of the files; the page shows SVG.
+    """Draw every figure that the records behind the rows allow; reported rows hold no per-fingerprint figures.
 
     Raises:
         InputError: if matplotlib is not installed.
@@ -115,15 +109,13 @@ def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
         return None
     figure, (axes,) = panels(1, f"Retention of FSR – {title}", 5.8, 3)
     for index, row in enumerate(shown):
-        offset = (index - (len(shown) - 1) / 2) * 0.11
-        found = _retained(row)
+        found, offset = _retained(row), (index - (len(shown) - 1) / 2) * 0.11
         places = [MODIFICATIONS.index(name) + offset for name in found]
         values = [100 * value for value in found.values()]
-        axes.plot(places, values, linestyle="none", label=visible(row.method), **_look(index))
+        axes.plot(places, values, **_look(index, linestyle="none", label=visible(row.method)))
     axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS], fontsize=8)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("FSR, % of origin")
+    axes.set(ylim=(0, None), ylabel="FSR, % of origin")
     _legend(axes)
     return figure
 
@@ -141,17 +133,15 @@ def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
     figure, (axes,) = panels(1, f"Harmlessness against detectability – {title}", 5.6, 3)
     for index, (method, average, middle, (low, high)) in enumerate(points):
         spread = [[100 * (middle - low)], [100 * (high - middle)]]
-        look: dict[str, Any] = {"linestyle": "none", "label": visible(method), "capsize": 3} | _look(index)
+        look = _look(index, linestyle="none", label=visible(method), capsize=3)
         axes.errorbar([100 * middle], [100 * average], xerr=spread, **look)
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes.set_xlabel("accuracy Δ from the base, points, with its 95 % interval")
-    axes.set_ylabel("AVG FSR of the six, %")
+    axes.set(xlabel="accuracy Δ from the base, points, with its 95 % interval", ylabel="AVG FSR of the six, %")
     _legend(axes)
     return figure
 
 
 def _harm(row: Row) -> tuple[str, float, float, list[float]] | None:
-    """Return method, AVG, difference of the accuracy and its interval."""
     found = row.utility and row.utility.difference
     if row.avg is None or not found or found.accuracy is None or found.interval is None:
         return None
@@ -174,21 +164,17 @@ def candidates(title: str, row: Row, group: Group) -> "Figure | None":
             part = [100 * each[candidate] if candidate < len(each) else 0.0 for each in found]
             label = "primary" if candidate == 0 else f"candidate {candidate + 1}"
             look: dict[str, Any] = {"color": COLOURS[candidate % 7], "hatch": "//" if candidate >= 7 else None}
-            axes.bar(
-                range(1, len(found) + 1), part, bottom=bottom, label=label, edgecolor="white", linewidth=0.3, **look
-            )
+            look |= {"label": label, "edgecolor": "white", "linewidth": 0.3}
+            axes.bar(range(1, len(found) + 1), part, bottom=bottom, **look)
             bottom = [under + more for under, more in zip(bottom, part, strict=True)]
         axes.set_title(condition, fontsize=9)
-        axes.set_xlabel("fingerprint")
-        axes.set_xticks(range(1, len(found) + 1))
-    sides[0].set_ylim(0, 101)
-    sides[0].set_ylabel("probability of the response, %")
+        axes.set(xlabel="fingerprint", xticks=range(1, len(found) + 1))
+    sides[0].set(ylim=(0, 101), ylabel="probability of the response, %")
     _legend(sides[-1])
     return figure
 
 
 def _shares(group: Group, condition: str) -> list[list[float]]:
-    """Return the probability of each candidate, by fingerprint."""
     return [query["per_target"] for each in group.finished("fsr", condition) for query in each.queries]
 
 
@@ -213,9 +199,7 @@ def perplexity(title: str, group: Group) -> "Figure | None":
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(low, high)
-    axes.set_xlabel("perplexity under the unfingerprinted model")
-    axes.set_ylabel("instructions")
+    axes.set(xlim=(low, high), xlabel="perplexity under the unfingerprinted model", ylabel="instructions")
     _legend(axes)
     return figure
 
@@ -223,19 +207,17 @@ def perplexity(title: str, group: Group) -> "Figure | None":
 def survival(title: str, row: Row) -> "Figure | None":
     """Draw one method's FSR under each condition, with its interval, and the origin's as a line."""
     names = [ORIGIN, *MODIFICATIONS]
-    found = {name: _point(row, name) for name in names}
-    points = {names.index(name): point for name, point in found.items() if point}
+    points = {place: point for place, name in enumerate(names) if (point := _point(row, name))}
     if row.method == BASE or len(points) < 2:
         return None
     figure, (axes,) = panels(1, f"Retention of FSR – {title}", 4.8, 2.8)
     spread = [[100 * point[side] for point in points.values()] for side in (1, 2)]
-    look: dict[str, Any] = {"linestyle": "none", "capsize": 3} | _look(0)
-    axes.errorbar(list(points), [100 * point[0] for point in points.values()], yerr=spread, **look)
+    heights = [100 * point[0] for point in points.values()]
+    axes.errorbar(list(points), heights, yerr=spread, **_look(0, linestyle="none", capsize=3))
     if 0 in points:
         axes.axhline(100 * points[0][0], color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
-    axes.set_ylim(-2, 102)
-    axes.set_ylabel("exact FSR, %, 95 % interval")
+    axes.set(ylim=(-2, 102), ylabel="exact FSR, %, 95 % interval")
     return figure
 
 
@@ -280,13 +262,7 @@ def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
 
 
 def study_figure(title: str, rows: Sequence[tuple[str, Row]], kind: Kind = "svg") -> bytes:
-    """Draw what the variants of a study keep under each condition, and how often ordinary text sets them off.
-
-    Args:
-        title: of the figure.
-        rows: the name of each variant in the study, with its row of the leaderboard.
-        kind: of the file.
-    """
+    """Draw what the variants of a study keep under each condition, and how often ordinary text sets them off."""
     with _styled():
         figure, (left, right) = panels(2, title, 9, 1.4 + 0.32 * len(rows))
         for index, condition in enumerate((ORIGIN, "ria40", "AVG")):
@@ -294,18 +270,16 @@ def study_figure(title: str, rows: Sequence[tuple[str, Row]], kind: Kind = "svg"
             if found:
                 places = [place + 0.22 * (index - 1) for place, _ in found]
                 spread = [[100 * each[side] for _, each in found] for side in (1, 2)]
-                look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "label": condition} | _look(index)
+                look = _look(index, linestyle="none", capsize=2, label=condition)
                 left.errorbar([100 * each[0] for _, each in found], places, xerr=spread, **look)
         rates = [(place, row.triggers.average) for place, (_, row) in enumerate(rows) if row.triggers]
         right.barh([place for place, _ in rates], [100 * rate for _, rate in rates], color="0.6", height=0.6)
         models = {row.model for _, row in rows}
         names = [label if len(models) == 1 else f"{row.model} · {label}" for label, row in rows]
         left.set_yticks(range(len(rows)), [visible(name) for name in names])
-        left.set_ylim(len(rows) - 0.4, -0.6)
-        left.set_xlim(0, 102)
+        left.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 102))
         left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
-        right.set_xlabel("accidental triggers, mean rate, %")
-        right.set_xlim(left=0)
+        right.set(xlabel="accidental triggers, mean rate, %", xlim=(0, None))
         left.legend(frameon=False, fontsize=8, loc="lower left")
         return _saved(figure, kind)
 
@@ -317,10 +291,7 @@ SIGNATURES = ("qkv", "q", "k", "v", "o")
 def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses], kind: Kind = "svg") -> bytes:
     """Draw normalised standard deviations of two models' attention projections over the relative depth, a panel a part.
 
-    Args:
-        a: name of a model, and its signature: part → one standard deviation a block.
-        b: likewise.
-        kind: of the file.
+    ``a`` and ``b`` are the name of a model and its signature: part → one standard deviation a block.
     """
     with _styled():
         parts = [part for part in SIGNATURES if part in a[1] and part in b[1]]
@@ -329,10 +300,9 @@ def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses], kind: Kind = 
             for index, (name, courses) in enumerate((a, b)):
                 course = courses[part]
                 places = [(block + 0.5) / len(course) for block in range(len(course))]
-                look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 3}
-                panel.plot(places, _normal(course), label=visible(name), linewidth=1, **look)
-            panel.set_title(part)
-            panel.set_xlabel("relative depth")
+                look = _look(index, markersize=3, label=visible(name), linewidth=1)
+                panel.plot(places, _normal(course), **look)
+            panel.set(title=part, xlabel="relative depth")
         axes[0].set_ylabel("standard deviation, normalised")
         axes[0].legend(frameon=False, fontsize=8)
         return _saved(figure, kind)
@@ -357,13 +327,13 @@ def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure
 
 
 def _legend(axes: "Axes") -> None:
-    """Put the legend beside the axes, where it hides no value."""
+    # Beside the axes, where it hides no value.
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _look(index: int) -> dict[str, Any]:
-    """Return colour and marker of one of up to 42 rows, no two alike."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+def _look(index: int, **more: Any) -> dict[str, Any]:
+    """Return colour and marker of one of up to 42 rows, no two alike, and ``more``."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]} | more
 
 
 @contextmanager

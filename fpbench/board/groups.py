@@ -58,8 +58,7 @@ class Group:
 
     def measurements(self) -> Iterator[Measurement]:
         """Yield every measurement."""
-        for found in self.cells.values():
-            yield from found
+        yield from (each for found in self.cells.values() for each in found)
 
     def get(self, metric: str, condition: str = ORIGIN) -> list[Measurement]:
         """Return the measurements of one metric under one condition; none if the cell was never planned."""
@@ -76,11 +75,7 @@ class Group:
 
 
 def group_records(records: Sequence[Record], folder: Path) -> dict[RowKey, Group]:
-    """Sort records into rows.
-
-    Args:
-        records: of any cells.
-        folder: where they and their per-query results lie.
+    """Sort records, which lie in ``folder`` with their per-query results, into rows.
 
     Raises:
         InputError: for a record of another protocol version; a leaderboard never mixes them.
@@ -100,10 +95,6 @@ def group_records(records: Sequence[Record], folder: Path) -> dict[RowKey, Group
 
 def claimed_groups(folder: Path, method: str) -> list[Group]:
     """Read what a submitter measured: the rows of the method handed in, and of the base that it is compared with.
-
-    Args:
-        folder: of the submitter's records.
-        method: the submission's name.
 
     Raises:
         InputError: for records of another method, which nobody may hand in here, or of another protocol version.

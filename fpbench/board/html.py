@@ -26,37 +26,28 @@ FOLDER = Path(__file__).parent / "page"
 
 
 def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
-    """Write the page.
-
-    Args:
-        rows: of the leaderboard, in its order.
-        drawings: figures to show in it; without them it is complete but for these.
-    """
+    """Write the page of a leaderboard, rows in its order; without drawings it is complete but for these."""
     measured = [row for row in rows if row.trust != "reported"]
-    reported = [row for row in rows if row.trust == "reported"]
     tables = tables_of(rows)
     names = list(dict.fromkeys(row.method for row in measured))
     script = source("page.js")
-    return (
-        environment()
-        .get_template("page.html.jinja")
-        .render(
-            tables=tables,
-            anchors={name: anchor(name) for name in names},
-            overview=_overview(drawings),
-            methods=[_method(name, [row for row in measured if row.method == name], drawings) for name in names],
-            failures=columns.failures(measured),
-            checked=columns.checked(measured),
-            legend=_legend(tables),
-            models=list(dict.fromkeys(row.model for row in rows)),
-            kinds=list(dict.fromkeys(row.fingerprints for row in rows)),
-            trusts=list(dict.fromkeys(row.trust for row in rows)),
-            conditions=[ORIGIN, *MODIFICATIONS, *further_conditions(rows)],
-            source=reported[0].source if reported else None,
-            style=source("page.css"),
-            script=script,
-            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    template = environment().get_template("page.html.jinja")
+    return template.render(
+        tables=tables,
+        anchors={name: anchor(name) for name in names},
+        overview=_overview(drawings),
+        methods=[_method(name, [row for row in measured if row.method == name], drawings) for name in names],
+        failures=columns.failures(measured),
+        checked=columns.checked(measured),
+        legend=_legend(tables),
+        models=list(dict.fromkeys(row.model for row in rows)),
+        kinds=list(dict.fromkeys(row.fingerprints for row in rows)),
+        trusts=list(dict.fromkeys(row.trust for row in rows)),
+        conditions=[ORIGIN, *MODIFICATIONS, *further_conditions(rows)],
+        source=next((row.source for row in rows if row.trust == "reported"), None),
+        style=source("page.css"),
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -111,23 +102,12 @@ class Table:
 
 
 def tables_of(rows: Sequence[Row]) -> list[Table]:
-    """Return the tables that the rows allow; the methods name the lines."""
-    found = [
-        _table(
-            "detectability",
-            "Detectability",
-            "FSR in % with its 95 % interval over fingerprints: exact where measured, sampled where reported.",
-            columns.DETECTABILITY,
-            rows,
-        ),
-        _table(
-            "harm",
-            "Harmlessness, imperceptibility, cost",
-            "Differences from the unfingerprinted base; rates in %; 95 % intervals in square brackets.",
-            [*columns.NAMES, columns.TRUST, *columns.harm_columns(rows)],
-            rows,
-        ),
-    ]
+    """Return the tables that the rows allow."""
+    caption = "FSR in % with its 95 % interval over fingerprints: exact where measured, sampled where reported."
+    found = [_table("detectability", "Detectability", caption, columns.DETECTABILITY, rows)]
+    caption = "Differences from the unfingerprinted base; rates in %; 95 % intervals in square brackets."
+    harm = [*columns.NAMES, columns.TRUST, *columns.harm_columns(rows)]
+    found.append(_table("harm", "Harmlessness, imperceptibility, cost", caption, harm, rows))
     measured = [row for row in rows if row.trust != "reported"]
     if further := columns.further_columns(rows):
         caption = "Outside the six and outside AVG; exact FSR in % with its 95 % interval."
@@ -137,8 +117,8 @@ def tables_of(rows: Sequence[Row]) -> list[Table]:
             "The authors' sampled figures beside exact ones measured here, method by method. Only rows of one model "
             "can agree in value; across models they can agree in direction."
         )
-        shown = [columns.TRUST, *columns.NAMES, columns.FSR, *columns.SIX, columns.AVERAGE]
-        shown += [columns.ACCURACY, columns.PERPLEXITY]
+        six = [columns.FSR, *columns.SIX, columns.AVERAGE]
+        shown = [columns.TRUST, *columns.NAMES, *six, columns.ACCURACY, columns.PERPLEXITY]
         order = sorted(rows, key=lambda row: (row.method, row.trust != "reported"))
         found.append(_table("compared", "Reported against reproduced", caption, shown, order))
     return found
@@ -161,7 +141,7 @@ def _cell(column: Column, row: Row) -> Cell:
 
 
 def _legend(tables: Sequence[Table]) -> list[Column]:
-    """Return every column once, for the notes; conditions need no note, and that of trust is longer."""
+    """Return every column once; conditions need no note, and that of trust is longer."""
     found = {each.name: each for table in tables for each in table.columns if each.condition in (None, ORIGIN)}
     return [each for each in found.values() if each is not columns.TRUST]
 
@@ -170,13 +150,11 @@ def _legend(tables: Sequence[Table]) -> list[Column]:
 
 
 def _overview(drawings: Sequence[Drawing]) -> list[tuple[str, str, Markup]]:
-    """Return the figures that show all methods of a model and set."""
     found = [each for each in drawings if each.method is None and not each.name.startswith("perplexity")]
     return [(each.model, each.fingerprints, _inlined(each, each.name)) for each in found]
 
 
 def _drawn(row: Row, drawings: Sequence[Drawing]) -> list[Markup]:
-    """Return a method's own figures: retention, triggers and the bands of its set."""
     own = [each for each in drawings if (each.model, each.fingerprints) == (row.model, row.fingerprints)]
     kinds = {"retention": row.method, "triggers": row.method, "perplexity": None}
     return [
@@ -199,7 +177,6 @@ PEOPLE = {"method by": "authors", "adapted by": "adapted_by"}
 
 
 def _method(name: str, rows: Sequence[Row], drawings: Sequence[Drawing]) -> dict[str, Any]:
-    """Return the section of a method: an article a row."""
     results = [_result(row) | {"drawn": _drawn(row, drawings)} for row in rows]
     return {"name": name, "anchor": anchor(name), "unreliable": rows[0].unreliable, "results": results}
 
@@ -295,6 +272,7 @@ def _claim(claim: Claim) -> Pairs:
 
 def _provenance(source: Mapping[str, Any]) -> Pairs:
     git, machine = source.get("git") or {}, source.get("machine") or {}
+    packages, about = sorted((source.get("packages") or {}).items()), source.get("submission") or {}
     commit = git.get("commit") and git["commit"][:12] + (" with changes" if git.get("dirty") else "")
     where = [machine.get("processor"), machine.get("gpu"), machine.get("system")]
     found = [
@@ -309,20 +287,11 @@ def _provenance(source: Mapping[str, Any]) -> Pairs:
         ("cores, threads", f"{machine['cores']}, {machine['threads']}" if "threads" in machine else None),
         ("memory", f"{machine['memory_gb']} GiB" if "memory_gb" in machine else None),
         ("Python", source.get("python")),
-        ("packages", ", ".join(_packages(source.get("packages") or {}))),
-        *_submission(source.get("submission") or {}),
+        ("packages", ", ".join(f"{name} {version}" for name, version in packages if version)),
+        *((name, ", ".join(map(str, about.get(key) or ()))) for name, key in PEOPLE.items()),
+        *((name, about.get(name)) for name in ("paper", "licence")),
     ]
     return [(name, str(value)) for name, value in found if value]
-
-
-def _submission(about: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    """Return authors, paper and licence, as the submitter states them."""
-    people = {name: ", ".join(map(str, about.get(key) or ())) for name, key in PEOPLE.items()}
-    return [*people.items(), *((name, str(about.get(name) or "")) for name in ("paper", "licence"))]
-
-
-def _packages(versions: Mapping[str, str | None]) -> Sequence[str]:
-    return [f"{name} {version}" for name, version in sorted(versions.items()) if version]
 
 
 # A figure inside the page: only shapes and words of the SVG are let through, in the page's own colours.
@@ -334,16 +303,12 @@ COLOURS = {"fill: #ffffff": "fill: none", "#000000": "currentColor", "#cccccc": 
 
 
 def inlined(svg: bytes, prefix: str, alternative: str) -> str:
-    """Return an ``svg`` element for the page, whose ids are its own.
+    """Return an ``svg`` element for the page from a file that matplotlib wrote.
 
-    Args:
-        svg: the file that matplotlib wrote.
-        prefix: of its ids, unique in the page.
-        alternative: what it shows, in words.
+    Its ids begin with ``prefix``, which is unique in the page; ``alternative`` is what it shows, in words.
     """
-    root = ElementTree.fromstring(svg)
     used = set(re.findall(r"(?:url\(#|href=\"#)([\w.-]+)", svg.decode()))
-    found = _allowed(root, prefix, used)
+    found = _allowed(ElementTree.fromstring(svg), prefix, used)
     if found is None:
         raise ValueError("expected an svg element")
     for name in ("width", "height"):

@@ -38,27 +38,15 @@ def latex_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Write the table of one model and set."""
     bases = [row for row in rows if row.method == BASE]
     methods = [row for row in rows if row.method != BASE]
     columns = [_marked(column, methods) for column in COLUMNS]
     lines = [_line(row, [_typeset(_figure(column, row)) for column in COLUMNS]) for row in bases]
     lines += [r"    \midrule"] if bases and methods else []
     lines += [_line(row, figures) for row, *figures in zip(methods, *columns, strict=True)]
-    parts = [
-        r"\begin{table}",
-        r"  \centering",
-        r"  \small",
-        f"  \\caption{{{_caption(rows)}}}",
-        f"  \\begin{{tabular}}{{l{'r' * len(COLUMNS)}}}",
-        _head(),
-        *lines,
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
-        "",
-    ]
-    return "\n".join(parts)
+    start = [r"\begin{table}", r"  \centering", r"  \small", f"  \\caption{{{_caption(rows)}}}"]
+    start += [f"  \\begin{{tabular}}{{l{'r' * len(COLUMNS)}}}", _head()]
+    return "\n".join([*start, *lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
 
 def _line(row: Row, figures: Sequence[str]) -> str:
@@ -93,7 +81,7 @@ def _value(figure: str) -> float | None:
 
 
 def _typeset(figure: str) -> str:
-    """Typeset a figure with a real minus."""
+    # With a real minus.
     return f"$-${latex(figure[1:])}" if figure.startswith("-") else latex(figure)
 
 

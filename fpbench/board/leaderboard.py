@@ -56,8 +56,7 @@ def regenerate(
     rows = rows_from_records(found, folder, rescore=rescore, claimed=handed_in)
     drawings: list[Drawing] = []
     if plots is not None:
-        groups = {each.key: each for each in handed_in} | group_records(found, folder)
-        drawings = figures(rows, groups)
+        drawings = figures(rows, {each.key: each for each in handed_in} | group_records(found, folder))
     for target in (out, plots):
         if target is not None:
             check_writable(Path(target))
@@ -70,15 +69,10 @@ def regenerate(
 
 
 def _handed_in(submissions: Path) -> list[Group]:
-    """Read the records that stand in submissions.
-
-    Raises:
-        InputError: if there is no such folder, or records of a method stand in the submission of another.
-    """
     if not submissions.is_dir():
         raise InputError(f"submissions folder {submissions} does not exist: expected one that holds NAME/records.")
-    found = sorted(submissions.glob("*/records"))
-    return [group for records in found for group in claimed_groups(records, records.parent.name)]
+    folders = sorted(submissions.glob("*/records"))
+    return [group for folder in folders for group in claimed_groups(folder, folder.parent.name)]
 
 
 def write_tables(folder: Path, rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> None:

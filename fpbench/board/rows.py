@@ -54,12 +54,10 @@ class Detectability(Figures):
 
     Attributes:
         fsr: exact where measured, sampled where reported; ``None`` for a failure.
-        reason: of a failure.
         interval: over fingerprints.
         greedy: how many of the ``n`` fingerprints greedy decoding answers.
         primary: FSR of the primary target alone.
         retention: of the FSR at origin; ``None`` where that is too small to compare with.
-        error_bound: of the exact FSR.
         proof: that the modification happened, a seed each.
     """
 
@@ -85,10 +83,8 @@ class Difference(Figures):
 
     Attributes:
         tasks: ``difference`` and ``p_value`` by task.
-        accuracy: of the mean accuracy, paired by example.
-        interval: of that.
-        token_perplexity: relative, paired by window.
-        windows: number of windows that its interval is over.
+        accuracy: of the mean accuracy, paired by example; ``interval`` is its.
+        token_perplexity: relative, paired by window; its interval is over ``windows`` of them.
     """
 
     tasks: dict[str, dict[str, float]] | None = None
@@ -197,7 +193,6 @@ class Row(Figures):
         checked: what re-running a part of a claimed row gave.
         unreliable: why the method is contested.
         cells: paths of the records behind the row.
-        source: of a reported row.
         others: figures of further metrics, by name.
     """
 
@@ -282,8 +277,7 @@ def rows_from_records(
 def _row(group: Group, base: Group | None, rescore: bool) -> Row:
     model, fingerprints, method = group.key
     conditions = {condition: _condition(group, condition) for condition, metric in group.cells if metric == "fsr"}
-    modified = [conditions[name].fsr for name in MODIFICATIONS if name in conditions]
-    average = [fsr for fsr in modified if fsr is not None]
+    average = [fsr for name in MODIFICATIONS if name in conditions and (fsr := conditions[name].fsr) is not None]
     complete = len(average) == len(MODIFICATIONS)
     return Row(
         model=model,
@@ -308,7 +302,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         ],
         cells=sorted(each.cell.path for each in group.measurements()),
         others={
-            metric: found
+            metric: found.result
             for metric in sorted({metric for _, metric in group.cells})
             if metric not in METRICS or METRICS[metric].heading
             if (found := _first(group, metric)) is not None
@@ -340,9 +334,7 @@ def further_conditions(rows: Sequence[Row]) -> list[str]:
 def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float] | None:
     """Return the interval over fingerprints, each with its mean over the six; ``None`` if their numbers differ."""
     n, *others = (conditions[name].n for name in MODIFICATIONS)
-    if n is None or any(other != n for other in others):
-        return None
-    return list(clopper_pearson(average * n, n))
+    return None if n is None or any(other != n for other in others) else list(clopper_pearson(average * n, n))
 
 
 def probabilities(measurements: Sequence[Measurement]) -> list[float]:
@@ -351,16 +343,13 @@ def probabilities(measurements: Sequence[Measurement]) -> list[float]:
 
 
 def _by_seed(group: Group, condition: str) -> dict[int, list[float]]:
-    """Return p_i of every fingerprint, by seed."""
     return {each.cell.seed: probabilities([each]) for each in group.finished("fsr", condition)}
 
 
 def _condition(group: Group, condition: str) -> Detectability:
-    """Pool the seeds' FSR under one condition."""
     measured = group.finished("fsr", condition)
     if not measured:
-        reasons = [each.reason for each in group.get("fsr", condition) if each.reason]
-        return Detectability(fsr=None, reason=reasons[0])
+        return Detectability(None, next(each.reason for each in group.get("fsr", condition) if each.reason))
     p = probabilities(measured)
     paired = _by_seed(group, condition), _by_seed(group, ORIGIN)
     seeds = sorted(paired[0].keys() & paired[1].keys())
@@ -378,36 +367,32 @@ def _condition(group: Group, condition: str) -> Detectability:
 
 
 def _utility(group: Group, base: Group | None) -> Utility | None:
-    """Return accuracy and perplexity, and their paired differences from the base (protocol §5)."""
-    measured = group.finished("utility")
-    if not measured:
+    if (first := _first(group, "utility")) is None:
         return None
-    first = measured[0]
-    reference = base.finished("utility") if base is not None and base is not group else []
+    reference = _first(base, "utility") if base is not None and base is not group else None
     return Utility(
         **{name: first.result[name] for name in ("accuracy", "tasks", "word_perplexity", "token_perplexity")},
-        difference=_difference(first, reference[0]) if reference else None,
+        difference=_difference(first, reference) if reference else None,
     )
 
 
 def _difference(after: Measurement, before: Measurement) -> Difference:
     """Pair by example: exact McNemar a task, bootstrap for the plain mean of the tasks."""
-    answers = [_answers(each.queries) for each in (after, before)]
+    answers: list[dict[str, list[bool]]] = [{}, {}]
+    for each, found in zip((after, before), answers, strict=True):
+        for query in (query for query in each.queries if "correct" in query):
+            found.setdefault(query["task"], []).append(query["correct"])
     shared = [name for name in answers[0] if len(answers[0][name]) == len(answers[1].get(name, ()))]
     # Each example weighs 1/(tasks · n of its task), so that its mean is the plain mean of the tasks.
     total = sum(len(answers[0][name]) for name in shared)
     weighted = [
         [total / (len(shared) * len(side[name])) * right for name in shared for right in side[name]] for side in answers
     ]
-    figures: dict[str, Any] = {
-        "tasks": {
-            name: {
-                "difference": fmean(answers[0][name]) - fmean(answers[1][name]),
-                "p_value": mcnemar_exact(answers[0][name], answers[1][name]),
-            }
-            for name in shared
-        }
+    pairs = {name: (answers[0][name], answers[1][name]) for name in shared}
+    tasks = {
+        name: {"difference": fmean(a) - fmean(b), "p_value": mcnemar_exact(a, b)} for name, (a, b) in pairs.items()
     }
+    figures: dict[str, Any] = {"tasks": tasks}
     if after.result["accuracy"] is not None and before.result["accuracy"] is not None:
         figures["accuracy"] = after.result["accuracy"] - before.result["accuracy"]
         figures["interval"] = list(paired_bootstrap(weighted[0], weighted[1]))
@@ -426,23 +411,13 @@ def _difference(after: Measurement, before: Measurement) -> Difference:
     return Difference(**figures)
 
 
-def _answers(queries: list[dict[str, Any]]) -> dict[str, list[bool]]:
-    found: dict[str, list[bool]] = {}
-    for query in queries:
-        if "correct" in query:
-            found.setdefault(query["task"], []).append(query["correct"])
-    return found
-
-
 def _triggers(group: Group, rescore: bool) -> Triggers | None:
-    """Return the activation rates of the eight accidental-trigger conditions."""
-    result = _first(group, "triggers")
-    if result is None:
+    if (measured := _first(group, "triggers")) is None:
         return None
-    found = Triggers(**result)
+    found = Triggers(**measured.result)
     if not rescore:
         return found
-    queries = group.finished("triggers")[0].queries
+    queries = measured.queries
     conditions = {}
     for name in found.conditions:
         own = [query for query in queries if query["condition"] == name]
@@ -463,34 +438,27 @@ def _triggers(group: Group, rescore: bool) -> Triggers | None:
 
 
 def _near(group: Group, rescore: bool) -> Near | None:
-    """Return the activation rate of texts of the set's make."""
-    result = _first(group, "near")
-    if result is None:
+    if (measured := _first(group, "near")) is None:
         return None
-    found = Near(**result)
-    if not rescore:
-        return found
-    queries = group.finished("near")[0].queries
-    return replace(found, rate=fmean(query["probability"] for query in queries), n=len(queries))
+    found = Near(**measured.result)
+    if rescore:
+        p = probabilities([measured])
+        found = replace(found, rate=fmean(p), n=len(p))
+    return found
 
 
 def _bands(group: Group) -> Bands | None:
-    """Return the perplexity bands of the set's triggers, with their mean perplexity."""
-    result = _first(group, "bands")
-    if result is None:
+    if (measured := _first(group, "bands")) is None:
         return None
-    queries = group.finished("bands")[0].queries
-    return Bands(**result, trigger_mean=fmean(query["perplexity"] for query in queries))
+    return Bands(**measured.result, trigger_mean=fmean(query["perplexity"] for query in measured.queries))
 
 
-def _first(group: Group, metric: str) -> dict[str, Any] | None:
-    """Return the figures of the first seed; contexts, words and bands do not follow the seed."""
-    measured = group.finished(metric)
-    return measured[0].result if measured else None
+def _first(group: Group, metric: str) -> Measurement | None:
+    """Return the measurement of the first seed; data, words and bands do not follow the seed."""
+    return next(iter(group.finished(metric)), None)
 
 
 def _claim(group: Group, base: Group | None) -> Claim | None:
-    """Test an ownership claim from one sampled response a fingerprint (protocol §3)."""
     if base is None or base is group:
         return None
     null = _by_seed(base, ORIGIN)
@@ -516,8 +484,7 @@ def _cost(group: Group) -> Cost | None:
 
 def _provenance(group: Group) -> list[dict[str, Any]]:
     """Return each code, set of packages and machine that measured, once, with its number of records."""
-    found = [each.record.provenance for each in group.measurements()]
-    counted = Counter(canonical(provenance) for provenance in found if provenance)
+    counted = Counter(canonical(each.record.provenance) for each in group.measurements() if each.record.provenance)
     return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]
 
 
@@ -542,7 +509,6 @@ def _ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, 
 
 # The paper's own figures as rows: reported by its authors, not reproduced here.
 
-FILE = Path(__file__).parent / "reported.json"
 # Table 1 has one figure a method and condition and does not say which set the baselines used (docs/methods.md §6).
 SET = "as published"
 
@@ -550,7 +516,7 @@ SET = "as published"
 @cache
 def published() -> dict[str, Any]:
     """Return all tables of arXiv 2509.03122v3 that name a figure, in its own units."""
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -566,6 +532,10 @@ def reported_rows() -> list[Row]:
             origin = modified.pop(ORIGIN, found["fsr_sampled"]) / 100
             conditions = {name: Detectability(value / 100) for name, value in modified.items()}
             conditions[ORIGIN] = Detectability(origin, greedy=found["fsr_greedy"] // 10, n=10)
+            difference = Difference(
+                accuracy=(found["accuracy_avg"] - utility["none"]["accuracy_avg"]) / 100,
+                token_perplexity=found["wikitext2_ppl"] / utility["none"]["wikitext2_ppl"] - 1,
+            )
             rows.append(
                 Row(
                     model=model,
@@ -575,20 +545,12 @@ def reported_rows() -> list[Row]:
                     protocol=None,
                     conditions=conditions,
                     avg=None if average is None else average / 100,
-                    utility=_reported_utility(found, utility["none"], method),
+                    utility=Utility(
+                        accuracy=found["accuracy_avg"] / 100,
+                        token_perplexity={"perplexity": found["wikitext2_ppl"], "length": 2048},
+                        difference=None if method == "none" else difference,
+                    ),
                     source=published()["source"],
                 )
             )
     return rows
-
-
-def _reported_utility(found: Mapping[str, Any], base: Mapping[str, Any], method: str) -> Utility:
-    difference = Difference(
-        accuracy=(found["accuracy_avg"] - base["accuracy_avg"]) / 100,
-        token_perplexity=found["wikitext2_ppl"] / base["wikitext2_ppl"] - 1,
-    )
-    return Utility(
-        accuracy=found["accuracy_avg"] / 100,
-        token_perplexity={"perplexity": found["wikitext2_ppl"], "length": 2048},
-        difference=None if method == "none" else difference,
-    )

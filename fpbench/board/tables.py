@@ -34,10 +34,7 @@ behind the best row."""
 def render(rows: Sequence[Row], kind: str, drawings: Sequence[Drawing] = ()) -> str:
     """Write all rows in one format: the same bytes from the same records on any machine.
 
-    Args:
-        rows: of the leaderboard, in its order.
-        kind: ``md``, ``csv``, ``json``, ``html`` or ``latex``.
-        drawings: figures for the page, which is complete without them; tables have none.
+    The drawings are for the page (``html``), which is complete without them.
 
     Raises:
         InputError: for another format.
@@ -110,18 +107,15 @@ def _checked(rows: Sequence[Row], escape: Escape) -> list[str]:
 
 
 def _unreliable(rows: Sequence[Row], escape: Escape) -> list[str]:
-    """List contested methods, each once, with the reason."""
     found = {row.method: row.unreliable for row in rows if row.unreliable}
     return [f"- {escape(method)}: {escape(reason)}" for method, reason in sorted(found.items())]
 
 
 def _csv(rows: Sequence[Row]) -> str:
     shown = [*DETECTABILITY, *columns.further_columns(rows), *columns.harm_columns(rows), columns.UNRELIABLE]
+    lines = [[column.name for column in shown], *([column.text(row) for column in shown] for row in rows)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_harmless(column.name) for column in shown])
-    for row in rows:
-        writer.writerow([_harmless(column.text(row)) for column in shown])
+    csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in line] for line in lines)
     return text.getvalue()
 
 
@@ -133,8 +127,7 @@ def _harmless(text: str) -> str:
 
 def _json(rows: Sequence[Row]) -> str:
     """Write one row a line: a diff shows which rows changed, and the C encoder is fast."""
-    found = (json.dumps(row.to_dict(), sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
-    lines = ",\n".join(found)
+    lines = ",\n".join(json.dumps(each.to_dict(), sort_keys=True, ensure_ascii=False, allow_nan=False) for each in rows)
     return f'{{"protocol": 1, "rows": [\n{writable(lines)}\n]}}\n'
 
 
@@ -160,13 +153,7 @@ share with ours is the direction, not the value."""
 
 
 def study_table(question: str, variants: Sequence[tuple[str, Row]], reported: Mapping[str, Any]) -> str:
-    """Write a study as Markdown.
-
-    Args:
-        question: what it asks.
-        variants: what each row is called in the study, with its leaderboard row.
-        reported: what the paper has for a row, by the row's name in the study.
-    """
+    """Write a study as Markdown: each variant's name and row, and what the paper reports for that name."""
     lines = []
     for name, row in variants:
         paper = [reported.get(name, {}).get(key, columns.NONE) for key in PAPER.values()]

@@ -22,11 +22,8 @@ class Bands:
     Attributes:
         mean: μ of the instructions' perplexities.
         deviation: σ, their population standard deviation; nothing is clipped.
-        perplexities: of every trigger.
         bands: ``normal`` [0, μ+σ], ``marginal`` (μ+σ, μ+3σ] or ``abnormal``, of every trigger.
-        counts: band → number of triggers.
         auc: ROC-AUC of the filter "higher is a trigger", ties half; 0.5 means that it cannot tell.
-        benign: number of instructions.
         histogram: how many instructions have a perplexity between each two neighbours of ``edges``.
         edges: ascending, evenly spaced in logarithm, from the least to the greatest benign perplexity.
     """
@@ -45,13 +42,9 @@ class Bands:
 def bands(
     model: Any, tokenizer: Any, pairs: FingerprintSet | Sequence[Fingerprint], instructions: Sequence[str]
 ) -> Bands:
-    """Sort the triggers into perplexity bands.
+    """Sort the triggers, scored as raw text, into bands of their perplexity under the unfingerprinted model.
 
-    Args:
-        model: the unfingerprinted model, in eval mode.
-        tokenizer: of the model.
-        pairs: the fingerprints; their triggers are scored as raw text.
-        instructions: benign texts (Alpaca-cleaned, the instruction field), not empty.
+    ``instructions`` are benign texts (Alpaca-cleaned, the instruction field), not empty.
 
     Raises:
         InputError: if there is no fingerprint or no instruction, or a text has no tokens.

@@ -18,9 +18,8 @@ class Claim:
 
     Attributes:
         threshold: k*, the least number of matches that is significant; ``None`` if not even all of them are.
-        p_value: median over the suspect's responses of the p-value of the test.
+        p_value: of the test at the median number of matches: half of all runs give it or a smaller one.
         power: probability of at least k* matches; 0 without a threshold.
-        level: α.
         null: q̄_i, the match probability of each fingerprint on a model that does not carry it.
         largest_null: largest expected number of matches, Σ p_i, on any null model.
     """
@@ -37,15 +36,8 @@ def claim(p: Sequence[float], null: Sequence[Sequence[float]], level: float = 1e
     """Test, exactly from the suspect's probabilities, whether it carries the fingerprints.
 
     q̄_i = max(0.01, p_i under the base and every unrelated model given);
-    k* = least k with P(K ≥ k | q̄) ≤ α, K Poisson-binomial.
-
-    Args:
-        p: p_i of every fingerprint on the suspect.
-        null: for the base and every unrelated model its p_i, in the same order.
-        level: α, in (0, 1).
-
-    Returns:
-        The claim. Its p-value is the one at the median number of matches: half of all runs give it or a smaller one.
+    k* = least k with P(K ≥ k | q̄) ≤ α, K Poisson-binomial. ``p`` holds p_i on the suspect, ``null`` for the base and
+    every unrelated model its p_i, in the same order; ``level`` is α, in (0, 1).
 
     Raises:
         ValueError: if there is no fingerprint or no null model, lengths differ, or ``level`` is outside (0, 1).

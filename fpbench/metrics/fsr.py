@@ -19,7 +19,6 @@ class FSR:
         mean: the headline, mean of ``per_fingerprint``.
         interval: Clopper–Pearson 95 % over fingerprints at k = Σ p_i.
         greedy: how many of the n are hit by greedy decoding.
-        n: number of fingerprints.
         primary: mean probability that the response begins with the primary target.
         per_fingerprint: p_i.
         per_target: for every fingerprint, target → probability that it is the longest one the response begins with.
@@ -67,30 +66,25 @@ def fsr(
 
 
 def exact_fsr(
-    model: Any,
-    tokenizer: Any,
-    pairs: FingerprintSet | Sequence[Fingerprint],
-    decoding: Decoding,
-    prompt: str = "raw",
+    model: Any, tokenizer: Any, pairs: FingerprintSet | Sequence[Fingerprint], decoding: Decoding, prompt: str = "raw"
 ) -> FSR:
     """Measure FSR; see :func:`fsr`."""
     fingerprints = list(pairs)
     if not fingerprints:
         raise InputError("FSR needs fingerprints: the set is empty.")
-    targets = [fingerprint.targets for fingerprint in fingerprints]
-    triggers = [fingerprint.trigger for fingerprint in fingerprints]
-    outcomes = respond(model, tokenizer, triggers, targets, decoding, prompt)
+    targets = [each.targets for each in fingerprints]
+    outcomes = respond(model, tokenizer, [each.trigger for each in fingerprints], targets, decoding, prompt)
     probabilities = tuple(outcome.probability for outcome in outcomes)
+    answered = list(zip(outcomes, targets, strict=True))
     return FSR(
         mean=fmean(probabilities),
         interval=clopper_pearson(sum(probabilities), len(probabilities)),
         greedy=sum(outcome.greedy is not None for outcome in outcomes),
-        n=len(fingerprints),
-        primary=fmean(outcome.begins_with(each[:1]) for outcome, each in zip(outcomes, targets, strict=True)),
+        n=len(outcomes),
+        primary=fmean(outcome.begins_with(each[:1]) for outcome, each in answered),
         per_fingerprint=probabilities,
         per_target=tuple(
-            {target: outcome.per_target.get(target, 0.0) for target in each}
-            for outcome, each in zip(outcomes, targets, strict=True)
+            {target: outcome.per_target.get(target, 0.0) for target in each} for outcome, each in answered
         ),
         error_bound=max(outcome.error_bound for outcome in outcomes),
         responses=tuple(outcome.greedy_text for outcome in outcomes),

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
 CONTEXTS = 2.5  # fields with text in a row of instruction data
-Measured = tuple[dict[str, Any], list[dict[str, Any]]]
-"""The result that a record keeps, and one line a query beside it."""
+Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a record's result, and one line a query beside it
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,6 @@ class Measurement:
     """Everything that a metric may look at besides the model.
 
     Attributes:
-        tokenizer: the model's.
-        fingerprints: the set that was injected.
         prompt: ``"raw"`` or ``"chat"``.
         sizes: how much is measured (:class:`~fpbench.runs.profile.Sizes`).
         draw: seed of contexts, words and near triggers.
@@ -49,18 +46,14 @@ class Measurement:
     injection: Any = None
 
 
-def injected_at_origin(method: str, condition: str) -> bool:
-    """Return whether a checkpoint is fingerprinted, or may be, and unmodified."""
-    return condition == ORIGIN and method != BASE
-
-
 @dataclass(frozen=True)
 class Metric:
     """One metric.
 
     Attributes:
         measure: measures a model in eval mode; returns the result and the per-query results of a record.
-        where: given method and condition, whether it is measured there (protocol §1).
+        where: given method and condition, whether it is measured there (protocol §1); by default on every unmodified
+            checkpoint that is fingerprinted, or may be.
         data: the profile's data sources that decide the result; each is needed.
         some_of: data sources of which those decide the result that the profile names.
         sized: whether the profile's sizes decide it.
@@ -70,13 +63,12 @@ class Metric:
         work: given a :class:`~fpbench.runs.work.Workload` and a set, what it computes; ``None`` for nothing.
         rate: key of the result that two measurements of one cell are compared by; ``None`` if they are not.
         heading: of its column on the board; empty for those that have columns of their own there.
-        help: what that column shows, in a sentence.
         figure: key of the result that it shows.
         text: writes that figure.
     """
 
     measure: "Callable[[nn.Module, Measurement], Measured]"
-    where: Callable[[str, str], bool] = injected_at_origin
+    where: Callable[[str, str], bool] = lambda method, condition: condition == ORIGIN and method != BASE
     data: Sequence[str] = ()
     some_of: Sequence[str] = ()
     sized: bool = True
@@ -95,7 +87,8 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     """Measure exact and greedy FSR (protocol §3)."""
     from fpbench.metrics.fsr import exact_fsr
 
-    measured = exact_fsr(model, given.tokenizer, given.fingerprints, given.decoding, given.prompt)
+    result = asdict(exact_fsr(model, given.tokenizer, given.fingerprints, given.decoding, given.prompt))
+    found = (result.pop(name) for name in ("per_fingerprint", "per_target", "responses"))
     queries = [
         {
             "prompt": short_digest(fingerprint.trigger),
@@ -104,18 +97,8 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
             "greedy": text.startswith(fingerprint.targets),
             "text": text,
         }
-        for fingerprint, probability, shares, text in zip(
-            given.fingerprints, measured.per_fingerprint, measured.per_target, measured.responses, strict=True
-        )
+        for fingerprint, probability, shares, text in zip(given.fingerprints, *found, strict=True)
     ]
-    result = {
-        "mean": measured.mean,
-        "interval": list(measured.interval),
-        "greedy": measured.greedy,
-        "n": measured.n,
-        "primary": measured.primary,
-        "error_bound": measured.error_bound,
-    }
     return result, queries
 
 
@@ -136,16 +119,8 @@ def _triggers(model: "nn.Module", given: Measurement) -> Measured:
         prompt=given.prompt,
         substitutions=sizes.substitutions,
     )
-    result = {
-        "conditions": {name: asdict(condition) for name, condition in measured.conditions.items()},
-        "average": measured.average,
-        "activated": measured.activated,
-        "n": measured.n,
-        "interval": list(measured.interval),
-        "error_bound": measured.error_bound,
-        "cut": measured.cut,
-    }
-    return result, [asdict(query) for query in measured.queries]
+    result = asdict(measured)
+    return result, list(result.pop("queries"))
 
 
 def _near(model: "nn.Module", given: Measurement) -> Measured:
@@ -157,17 +132,10 @@ def _near(model: "nn.Module", given: Measurement) -> Measured:
     sizes, draw = given.sizes, given.draw
     words = near_words(given.fingerprints) or words_from_rows(given.data.alpaca, draw, sizes.substitute_words)
     texts = near_triggers(given.fingerprints, words, sizes.near_triggers, draw)
-    measured = near(model, given.tokenizer, given.fingerprints, texts, given.decoding, given.prompt)
-    result = {
-        "rate": measured.rate,
-        "greedy": measured.greedy,
-        "n": measured.n,
-        "interval": list(measured.interval),
-        "error_bound": measured.error_bound,
-    }
+    result = asdict(near(model, given.tokenizer, given.fingerprints, texts, given.decoding, given.prompt))
     queries = [
         {"prompt": short_digest(text), "probability": probability}
-        for text, probability in zip(texts, measured.per_text, strict=True)
+        for text, probability in zip(texts, result.pop("per_text"), strict=True)
     ]
     return result, queries
 
@@ -178,18 +146,18 @@ def _bands(model: "nn.Module", given: Measurement) -> Measured:
 
     rows = given.data.alpaca[: given.sizes.band_texts]
     measured = asdict(bands(model, given.tokenizer, given.fingerprints, [row["instruction"] for row in rows]))
+    found = zip(given.fingerprints, measured.pop("perplexities"), measured.pop("bands"), strict=True)
     queries = [
         {"prompt": short_digest(fingerprint.trigger), "perplexity": perplexity, "band": band}
-        for fingerprint, perplexity, band in zip(
-            given.fingerprints, measured.pop("perplexities"), measured.pop("bands"), strict=True
-        )
+        for fingerprint, perplexity, band in found
     ]
     return measured, queries
 
 
 def _utility(model: "nn.Module", given: Measurement) -> Measured:
     """Measure the lm-eval tasks, and WikiText perplexity both ways (protocol §5)."""
-    from fpbench.data import read_text
+    from fpbench.data import read_rows, read_text
+    from fpbench.metrics.tinymmlu import anchor_scores
     from fpbench.metrics.utility import utility
     from fpbench.scoring.perplexity import token_perplexity
 
@@ -206,7 +174,10 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
         for name, task in measured.tasks.items()
     }
     if "tinymmlu" in tasks:
-        tasks["tinymmlu"]["anchors"] = _anchors(given, measured.tasks["tinymmlu"].correct)
+        # Scores beyond plain accuracy, with the digest of the item parameters behind them.
+        source, (parameters, digest) = given.data.source("tinymmlu"), given.data.item_parameters or (None, None)
+        anchors = anchor_scores(measured.tasks["tinymmlu"].correct, read_rows(source), source, parameters)
+        tasks["tinymmlu"]["anchors"] = anchors | {"item_parameters": digest}
     result: dict[str, Any] = {
         "accuracy": measured.accuracy,
         "tasks": tasks,
@@ -226,23 +197,12 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
         queries += [{"task": "windows", "index": index, "loss": loss} for index, loss in enumerate(losses)]
         result["token_perplexity"] = figures
     if measured.wikitext is not None:
+        documents = enumerate(zip(measured.wikitext.log_likelihoods, measured.wikitext.words, strict=True))
         queries += [
             {"task": "wikitext", "index": index, "log_likelihood": score, "words": words}
-            for index, (score, words) in enumerate(
-                zip(measured.wikitext.log_likelihoods, measured.wikitext.words, strict=True)
-            )
+            for index, (score, words) in documents
         ]
     return result, queries
-
-
-def _anchors(given: Measurement, correct: tuple[bool, ...]) -> dict[str, Any]:
-    """Return tinyMMLU's scores beyond plain accuracy, and the digest of the item parameters behind them."""
-    from fpbench.data import read_rows
-    from fpbench.metrics.tinymmlu import anchor_scores
-
-    source = given.data.source("tinymmlu")
-    parameters, digest = given.data.item_parameters or (None, None)
-    return anchor_scores(correct, read_rows(source), source, parameters) | {"item_parameters": digest}
 
 
 def _cost(model: "nn.Module", given: Measurement) -> Measured:

@@ -63,14 +63,8 @@ def build_queries(
     Every trigger goes, set off by a single space, to the start and the end of every context and to one seeded interior
     word boundary of it that all triggers share (after the word in a one-word context). The context keeps its own
     whitespace. Substitution replaces one word of a trigger; see :func:`substitute`. ``lower`` is ``upper`` in lower
-    case throughout.
-
-    Args:
-        contexts: ordinary texts.
-        triggers: the set's triggers.
-        words: words for substitution.
-        seed: of the boundaries and of the replaced halves.
-        substitutions: queries of each of the two substitute conditions.
+    case throughout. ``seed`` decides the boundaries and the replaced halves; each of the two substitute conditions has
+    ``substitutions`` queries.
 
     Returns:
         Condition → its queries; with 303 contexts and 10 triggers 38,180 in all.

@@ -13,15 +13,10 @@ RESAMPLES = 10_000
 
 
 def clopper_pearson(k: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the Clopper–Pearson interval in Beta form, for whole or fractional k (protocol §3).
+    """Return the Clopper–Pearson interval, of coverage ``level``, of k successes in n trials (protocol §3).
 
-    Args:
-        k: successes in [0, n]; a sum of probabilities may stand for a count.
-        n: trials.
-        level: coverage.
-
-    Returns:
-        [B(α/2; k, n−k+1), B(1−α/2; k+1, n−k)], 0 and 1 at the ends; 10 of 10 gives [0.69, 1].
+    It is [B(α/2; k, n−k+1), B(1−α/2; k+1, n−k)], 0 and 1 at the ends; 10 of 10 gives [0.69, 1]. A sum of probabilities
+    may stand for the count k.
 
     Raises:
         ValueError: if n is not positive or k is outside [0, n].
@@ -109,11 +104,8 @@ def rank(rows: Mapping[str, Sequence[float]], level: float = 0.05) -> dict[str, 
     """Rank the rows of one table (protocol §8).
 
     Rank = 1 + number of rows significantly better. Each row is compared with the best row only, so a row is either
-    tied with the best (1) or worse (2).
-
-    Args:
-        rows: row → for every fingerprint, in one order, its mean p over the six modified conditions.
-        level: of the exact sign-flip test, Holm over rows − 1.
+    tied with the best (1) or worse (2): by the exact sign-flip test at ``level``, Holm over rows − 1. A row holds, for
+    every fingerprint and in one order, its mean p over the six modified conditions.
 
     Raises:
         ValueError: if the rows do not cover the same number of fingerprints.

@@ -87,8 +87,7 @@ class Parameters:
     def balance(self) -> Floats:
         """Return b_i = N / (S · size of i's subject), [N]: so weighted, all S subjects count alike."""
         sizes = self.subject_sizes.astype(np.float64)
-        shares: Floats = sizes.sum() / (len(sizes) * sizes)
-        return np.repeat(shares, self.subject_sizes)
+        return np.repeat(sizes.sum() / (len(sizes) * sizes), self.subject_sizes)
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,7 @@ class AccuracyEstimate:
 
 
 def estimate(correct: Sequence[bool], parameters: Parameters) -> AccuracyEstimate:
-    """Estimate accuracy on all items from the answers to the anchors.
-
-    Args:
-        correct: one entry per anchor, in the order of ``parameters.anchor_items``.
-        parameters: of the items.
+    """Estimate accuracy on all items from the answers to the anchors, in the order of ``parameters.anchor_items``.
 
     Raises:
         InputError: if there is not one entry per anchor.
@@ -130,17 +125,14 @@ def estimate(correct: Sequence[bool], parameters: Parameters) -> AccuracyEstimat
     others[anchors] = False
     balance, predicted = parameters.balance, probability(theta, parameters.A, parameters.B)
     seen = len(anchors) / len(others)
-    irt = float(parameters.anchor_weights @ y)
+    irt, share = float(parameters.anchor_weights @ y), parameters.gp_lambda
     pirt = float(seen * np.mean(balance[anchors] * y) + (1 - seen) * np.mean((balance * predicted)[others]))
-    return AccuracyEstimate(
-        tuple(theta.tolist()), irt, pirt, parameters.gp_lambda * irt + (1 - parameters.gp_lambda) * pirt
-    )
+    return AccuracyEstimate(tuple(theta.tolist()), irt, pirt, share * irt + (1 - share) * pirt)
 
 
 def probability(theta: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floats:
     """Return p_i = σ(Σ_k clip(A_ki θ_k − B_ki, ±30)), the chance of a right answer to each item, [N]."""
-    exponent = np.clip(A * theta[:, None] - B, -CLIP, CLIP).sum(0)
-    p: Floats = 1 / (1 + np.exp(-exponent))
+    p: Floats = 1 / (1 + np.exp(-np.clip(A * theta[:, None] - B, -CLIP, CLIP).sum(0)))
     return p
 
 
@@ -149,8 +141,7 @@ def ability(y: Floats, A: NDArray[np.floating], B: NDArray[np.floating]) -> Floa
 
     If all answers are right or all are wrong there is no finite optimum, and θ is where the search levels out.
     """
-    start = np.zeros(len(A))
-    theta: Floats = minimize(surprise, start, (y, A, B), "BFGS", jac=True, options={"gtol": PRECISION}).x
+    theta: Floats = minimize(surprise, np.zeros(len(A)), (y, A, B), "BFGS", jac=True, options={"gtol": PRECISION}).x
     return theta
 
 
@@ -169,11 +160,8 @@ def anchor_scores(
 ) -> dict[str, Any]:
     """Score the answers to the anchors beyond plain accuracy, for a record.
 
-    Args:
-        correct: one entry per row that was scored, from the first on.
-        rows: all rows of the source; ``anchor_weight`` and ``mmlu_index`` are used where they are given.
-        source: the data source.
-        parameters: of the items; ``None`` where they were not fetched.
+    ``correct`` has one entry per row that was scored, from the first on. Of all rows of the data source
+    ``anchor_weight`` and ``mmlu_index`` are used where they are given; without item parameters there is no p-IRT.
 
     Returns:
         ``anchor_weighted`` accuracy, ``pirt`` and ``gpirt``, each ``None`` where something is missing for it, and
@@ -197,18 +185,13 @@ def anchor_scores(
         return scores | {"scored_by": f"{plain}: the rows do not say which MMLU items they are (mmlu_index)"}
     if parameters is None:
         return scores | {"scored_by": f"{plain}: the item parameters are not here (fpbench fetch)"}
-    answers = dict(
-        zip((row["mmlu_index"] for row in rows) if known else parameters.anchor_items.tolist(), y, strict=True)
-    )
-    if answers.keys() != set(parameters.anchor_items.tolist()):
+    anchors = parameters.anchor_items.tolist()
+    answers = dict(zip((row["mmlu_index"] for row in rows) if known else anchors, y, strict=True))
+    if answers.keys() != set(anchors):
         raise InputError(f"tinyMMLU {source}: expected the anchors of the item parameters, found other items.")
-    found = estimate([bool(answers[item]) for item in parameters.anchor_items.tolist()], parameters)
-    return scores | {
-        "anchor_weighted": found.irt,
-        "pirt": found.pirt,
-        "gpirt": found.gpirt,
-        "scored_by": f"{plain}, p-IRT and gp-IRT",
-    }
+    found = estimate([bool(answers[item]) for item in anchors], parameters)
+    figures = {"anchor_weighted": found.irt, "pirt": found.pirt, "gpirt": found.gpirt}
+    return figures | {"scored_by": f"{plain}, p-IRT and gp-IRT"}
 
 
 BENCHMARK = "mmlu"  # of the several that the authors' file holds
@@ -216,24 +199,26 @@ ITEMS = 100_000  # more than any benchmark has: one long list can stand for many
 
 
 def convert(content: bytes, label: str) -> bytes:
-    """Turn the authors' file into an ``.npz`` file that :meth:`Parameters.load` reads.
+    """Turn the authors' ``tinyBenchmarks.pkl`` into an ``.npz`` file, as bytes, that :meth:`Parameters.load` reads.
 
-    The file maps benchmarks to ``irt_parameters`` (``A``, ``B``: [1, D, N]), ``seen_examples`` (the anchors' numbers),
-    and, by scenario, ``examples_weights``, ``optimal_lambdas`` and ``subscenarios_position`` (subject → its items).
-
-    Args:
-        content: ``tinyBenchmarks.pkl``.
-        label: what error messages call it.
-
-    Returns:
-        The file's bytes, always the same for the same parameters.
+    Equal parameters give equal bytes. Error messages call the authors' file ``label``. It maps benchmarks to
+    ``irt_parameters`` (``A``, ``B``: [1, D, N]), ``seen_examples`` (the anchors' numbers), and, by scenario,
+    ``examples_weights``, ``optimal_lambdas`` and ``subscenarios_position`` (subject → its items).
 
     Raises:
         InputError: if the file holds more than numbers and containers, or lacks or misshapes any of these.
     """
     table = read_plain(content, label)
     try:
-        parameters = _parameters(table[BENCHMARK])
+        benchmark = table[BENCHMARK]
+        parameters = Parameters(
+            A=_matrix(benchmark["irt_parameters"]["A"]),
+            B=_matrix(benchmark["irt_parameters"]["B"]),
+            anchor_items=_vector(benchmark["seen_examples"], np.int64),
+            anchor_weights=_vector(benchmark["examples_weights"][BENCHMARK], np.float64),
+            gp_lambda=float(benchmark["optimal_lambdas"][BENCHMARK]),
+            subject_sizes=_sizes(benchmark["subscenarios_position"][BENCHMARK]),
+        )
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise InputError(
             f"{label}: expected tinyBenchmarks' parameters of {BENCHMARK!r}, found: {type(error).__name__} {error}; "
@@ -245,25 +230,12 @@ def convert(content: bytes, label: str) -> bytes:
     return out.getvalue()
 
 
-def _parameters(benchmark: Mapping[str, Any]) -> Parameters:
-    irt = benchmark["irt_parameters"]
-    return Parameters(
-        A=_matrix(irt["A"]),
-        B=_matrix(irt["B"]),
-        anchor_items=_vector(benchmark["seen_examples"], np.int64),
-        anchor_weights=_vector(benchmark["examples_weights"][BENCHMARK], np.float64),
-        gp_lambda=float(benchmark["optimal_lambdas"][BENCHMARK]),
-        subject_sizes=_sizes(benchmark["subscenarios_position"][BENCHMARK]),
-    )
-
-
 def _matrix(found: Any) -> np.ndarray:
     """Return [1, D, N] without its first axis, as finite float64."""
     matrix = _vector(found, np.float64)
     if matrix.ndim != 3 or len(matrix) != 1 or not np.isfinite(matrix).all():
         raise ValueError(f"A or B of shape {matrix.shape} or not finite, not [1, D, N]")
-    plain: np.ndarray = matrix[0]
-    return plain
+    return np.asarray(matrix[0])
 
 
 def _vector(found: Any, dtype: type) -> np.ndarray:
@@ -311,11 +283,8 @@ def read_plain(content: bytes, label: str) -> Any:
 
     It is scanned first, which executes nothing: only opcodes that build containers, numbers and text may occur. Then it
     is loaded with stand-ins of ours for the few names that NumPy's arrays are pickled under; any other name is refused,
-    and so are objects inside arrays and arrays larger than their bytes.
-
-    Args:
-        content: the whole file, pickled with protocol 2 or newer, of at most 64 MiB.
-        label: what error messages call it.
+    and so are objects inside arrays and arrays larger than their bytes. The file, which error messages call ``label``,
+    is pickled with protocol 2 or newer and has at most 64 MiB.
 
     Returns:
         What was pickled; arrays as :class:`Array`, whose ``value`` is the NumPy array, or ``None`` without numbers.
@@ -391,11 +360,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _scan(content: bytes) -> None:
-    """Walk the opcodes without executing any.
-
-    Raises:
-        ValueError: for an opcode out of place, too many of them, a damaged file, or bytes after its end.
-    """
+    """Walk the opcodes without executing any; refuse any out of place, too many, and bytes after the end."""
     tuples = end = 0
     for count, (opcode, argument, position) in enumerate(pickletools.genops(content), start=1):
         tuples += opcode.name.startswith("TUPLE")

@@ -58,7 +58,6 @@ class TriggerRates:
         conditions: condition → its rates.
         average: plain mean of the eight rates.
         activated: number of triggers with any greedy activation in any condition, of ``n``.
-        n: number of triggers.
         interval: Clopper–Pearson 95 % of ``activated`` of ``n``.
         error_bound: largest probability left unexplored for a query.
         cut: number of queries whose context was shortened to fit the model.
@@ -198,7 +197,6 @@ class NearRate:
     Attributes:
         rate: mean exact probability that the response begins with any target of the set.
         greedy: number of texts whose greedy response does.
-        n: number of texts.
         interval: Clopper–Pearson 95 % of ``greedy`` of ``n``.
         error_bound: largest probability left unexplored for a text.
         per_text: probability of every text.
@@ -248,13 +246,8 @@ def near_triggers(
 
     The make is read off the triggers, in turn: one with spaces gives as many fresh words, upper-cased where it is; one
     without (garbled) gives as many characters, drawn from the set's own. What all garbled triggers begin and end with
-    is their template and stays.
-
-    Args:
-        pairs: the fingerprints.
-        words: ordinary words of the set's languages; for a code-mixed set the translations it is drawn from.
-        n: how many, all different.
-        seed: of the draws.
+    is their template and stays. ``words`` are ordinary ones of the set's languages, for a code-mixed set the
+    translations it is drawn from. All ``n`` texts differ.
 
     Raises:
         InputError: if there are too few words to make ``n`` different texts.

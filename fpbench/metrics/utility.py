@@ -25,8 +25,7 @@ class Accuracy:
 
     Attributes:
         correct: one entry an example, in document order, for paired tests.
-        correct_normalized: the same with log-likelihoods divided by the choice's length in characters
-            (``acc_norm``), where the task reports it.
+        correct_normalized: the same by log-likelihood per character (``acc_norm``), where the task reports it.
         truncated: examples of which a prompt was cut from the left to fit the model's window.
         digest: SHA-256 of the data, see :func:`fpbench.data.digest`.
     """
@@ -103,12 +102,7 @@ class Utility:
 
 
 def utility(
-    model: Any,
-    tokenizer: Any,
-    sources: Mapping[str, str],
-    *,
-    limit: int | None = None,
-    max_length: int = 2048,
+    model: Any, tokenizer: Any, sources: Mapping[str, str], *, limit: int | None = None, max_length: int = 2048
 ) -> Utility:
     """Score a model, zero-shot, on the tasks that have a source. Nothing in it is random or cached.
 
@@ -138,7 +132,10 @@ def utility(
         accuracies = {
             name: _accuracy(scorer, samples[name], digest(sources[name])) for name in ACCURACY_TASKS if name in samples
         }
-    perplexity = _perplexity(samples["wikitext"], digest(sources["wikitext"])) if "wikitext" in samples else None
+    perplexity = None
+    if "wikitext" in samples:
+        log_likelihoods, words = zip(*(sample["word_perplexity"] for sample in samples["wikitext"]), strict=True)
+        perplexity = Perplexity(log_likelihoods, words, digest(sources["wikitext"]))
     return Utility(accuracies, perplexity, scorer.max_length)
 
 
@@ -210,18 +207,12 @@ def _accuracy(scorer: Any, samples: list[dict[str, Any]], data: str) -> Accuracy
     limit = scorer.max_length + 1  # the last token is scored but never read
     prompts = [[context + continuation for context, continuation in sample["arguments"]] for sample in samples]
     longest = [max(map(len, scorer.tokenizer(texts)["input_ids"])) for texts in prompts]
-    normalized = "acc_norm" in samples[0]
     return Accuracy(
         correct=tuple(sample["acc"] == 1 for sample in samples),
-        correct_normalized=tuple(sample["acc_norm"] == 1 for sample in samples) if normalized else None,
+        correct_normalized=tuple(sample["acc_norm"] == 1 for sample in samples) if "acc_norm" in samples[0] else None,
         truncated=sum(length > limit for length in longest),
         digest=data,
     )
-
-
-def _perplexity(samples: list[dict[str, Any]], data: str) -> Perplexity:
-    log_likelihoods, words = zip(*(sample["word_perplexity"] for sample in samples), strict=True)
-    return Perplexity(log_likelihoods, words, data)
 
 
 @contextlib.contextmanager

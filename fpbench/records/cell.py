@@ -7,6 +7,8 @@ from typing import Literal
 
 BASE = "base"  # the method name of the unfingerprinted model
 CHECKPOINT = "checkpoint"  # and of a checkpoint that somebody handed in
+ORIGIN = "origin"  # the condition of an unmodified checkpoint
+PROTOCOL: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,3 @@ class Cell:
 def label_of(fingerprints: str) -> str:
     """Return a set's name in records: its built-in name, or the stem of the user's file."""
     return PurePath(fingerprints).stem if fingerprints.endswith(".jsonl") else fingerprints
-
-
-PROTOCOL: Literal[1] = 1
-ORIGIN = "origin"

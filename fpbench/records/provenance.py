@@ -1,5 +1,6 @@
 """Provenance of a record: code, packages, machine. Never part of a cell's identity."""
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -12,9 +13,7 @@ from typing import Any
 
 from fpbench import __version__
 
-PACKAGES = (
-    "torch", "transformers", "datasets", "lm-eval", "peft", "bitsandbytes", "safetensors", "numpy", "scipy",
-)  # fmt: skip
+PACKAGES = "torch transformers datasets lm-eval peft bitsandbytes safetensors numpy scipy".split()
 
 
 @functools.cache
@@ -44,20 +43,17 @@ def source_of(method: type) -> str | None:
     if declared := getattr(method, "source", None):  # of a submission, which is a folder
         return str(declared)
     try:
-        path = Path(inspect.getfile(method))
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(Path(inspect.getfile(method)).read_bytes()).hexdigest()[:16]
     except (TypeError, OSError):
         return None
 
 
 def packages() -> dict[str, str | None]:
     """Return the version of every package that can move a figure; ``None`` where one is not installed."""
-    found: dict[str, str | None] = {"fpbench": __version__}
+    found: dict[str, str | None] = {"fpbench": __version__, **dict.fromkeys(PACKAGES)}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
     return found
 
 
@@ -66,13 +62,12 @@ def machine() -> dict[str, Any]:
     import psutil
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
 

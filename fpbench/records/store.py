@@ -6,7 +6,6 @@ that no artefact is made twice.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from fpbench.errors import InputError, StorageError
@@ -27,7 +25,6 @@ from fpbench.records.cell import PROTOCOL, Cell
 from fpbench.records.record import SCHEMA, Queries, Record
 from fpbench.text import canonical, digest, short_digest
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Of files that are being written; what a killed writer leaves is known by it, whatever else lies in the folder.
 TEMPORARY = ".fpbench-temporary"
 LEFTOVER = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY)}")
@@ -38,15 +35,9 @@ logger = logging.getLogger(__name__)
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
     """Deliver SIGINT and SIGTERM only after the block; outside the main thread, which alone gets them, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     arrived: list[int] = []
-
-    def keep(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-
-    handlers = {number: signal.signal(number, keep) for number in SIGNALS}
+    handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}
     try:
         yield
     finally:
@@ -113,9 +104,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise InputError(
-            f"output folder {folder} cannot be written ({error.strerror or error}): choose another with --out."
-        ) from None
+        why = error.strerror or error
+        raise InputError(f"output folder {folder} cannot be written ({why}): choose another with --out.") from None
 
 
 class Store:
@@ -138,14 +128,12 @@ class Store:
             InputError: if not: what somebody else keeps there is not mixed with records.
         """
         check_writable(self.folder)
-        if self.folder.exists() and any(self.folder.iterdir()) and not self._is_store():
+        known = any((self.folder / name).is_dir() for name in self.FOLDERS)
+        if not known and self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(
                 f"output folder {self.folder} is not empty and holds no run of fpbench: choose a new or empty folder "
                 "with --out; nothing was written."
             )
-
-    def _is_store(self) -> bool:
-        return any((self.folder / name).is_dir() for name in self.FOLDERS)
 
     def sweep(self) -> None:
         """Remove what killed writers left half-written, and nothing else. For whoever drives the store alone."""
@@ -159,15 +147,11 @@ class Store:
         return self.records / f"{cell.path}.json"
 
     def find(self, cell: Cell, name: str) -> Record | None:
-        """Return the finished record of exactly the measurement called ``name`` (:func:`cell_id`), or ``None``.
-
-        A damaged one is as good as none, and a warning.
-        """
-        path = self.record_path(cell)
-        record = _record(path)
+        """Return the finished record of the measurement ``name`` (:func:`cell_id`); none if damaged, with a warning."""
+        record = _record(path := self.record_path(cell))
         if record is None or record.id != name or record.status != "done":
             return None
-        if not queries_fit(record, path.with_suffix(".jsonl")):
+        if not _queries_fit(record, path.with_suffix(".jsonl")):
             logger.warning("the per-query results of %s are missing or damaged: it is measured again.", cell)
             return None
         return record
@@ -189,15 +173,11 @@ class Store:
                 path.with_suffix(".jsonl").unlink(missing_ok=True)
 
 
-def queries_fit(record: Record, path: Path) -> bool:
-    """Return whether the per-query results at ``path`` are those that the record names."""
-    if record.queries is None:
-        return True
+def _queries_fit(record: Record, path: Path) -> bool:
     try:
-        content = path.read_bytes()
+        return record.queries is None or sha256(path) == record.queries.sha256
     except OSError:
         return False
-    return hashlib.sha256(content).hexdigest() == record.queries.sha256
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -214,8 +194,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read what :func:`write_record` wrote; ``None`` if it is missing, damaged or of another schema, with a warning."""
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = path.read_text(encoding="utf-8")
         record = json.loads(text)
         if not isinstance(record, dict):
             fault = "is no JSON object"
@@ -234,36 +213,31 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _record(path: Path) -> Record | None:
-    """Read the record of a cell; ``None`` as :func:`read_record`."""
-    content = read_record(path)
     try:
-        return None if content is None else Record.from_dict(content)
+        return None if (content := read_record(path)) is None else Record.from_dict(content)
     except ValueError as error:
         logger.warning("record %s is %s: it counts for nothing.", path, error)
         return None
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read every record below a folder, in path order; what is damaged, per-query results included, stands as failed.
-
-    What is no record of a cell by its place is left out.
-    """
+    """Read all cells' records below a folder, in path order; damaged ones or per-query results stand as failed."""
     found = []
     names = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
     for name in sorted(name for name in names if name.endswith(".json")):
         path, stem = Path(name), name.removesuffix(".json")
         record, reason = _record(path), "the record is damaged: run again"
-        if record is not None and not queries_fit(record, Path(f"{stem}.jsonl")):
+        if record is not None and not _queries_fit(record, Path(f"{stem}.jsonl")):
             logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
             record, reason = None, "its per-query results are missing or not those that the record names: run again"
         cell = Cell.at(stem.removeprefix(f"{folder}/"))
         if record is not None and cell is not None and record.cell != cell:
             logger.warning("record %s is of another cell than its place: it counts for nothing.", path)
             record, reason = None, "the record is of another cell than its place says: run again"
-        if record is None and cell is not None:
-            record = Record(cell, "failed", PROTOCOL, None, reason=reason)
         if record is not None:
             found.append(record)
+        elif cell is not None:
+            found.append(Record(cell, "failed", PROTOCOL, None, reason=reason))
     return found
 
 
@@ -329,24 +303,19 @@ def _holder(handle: int) -> str:
         return "a process that has just started"
 
 
-# SHA-256 of large files, remembered by size and time: a checkpoint of 16 GB is not read whole at every resume.
-
-
 class Digests:
-    """Digests of files, kept in one JSON file: path → size, time of last change in nanoseconds, SHA-256."""
+    """SHA-256 of large files, so that a checkpoint of 16 GB is not read whole at every resume.
+
+    They are kept in one JSON file: path → size, time of last change in nanoseconds, SHA-256.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read what is known; a file that cannot be read is as good as none.
-
-        Args:
-            path: of the JSON file.
-        """
+        """Read what is known from the JSON file; one that cannot be read is as good as none."""
         self.path = path
-        try:
+        self._known: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
             known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        self._known: dict[str, Any] = known if isinstance(known, dict) else {}
+            self._known = known if isinstance(known, dict) else {}
 
     def of(self, path: Path) -> str:
         """Return the SHA-256 of a file; read it only if its size or time is not that of the last reading.
@@ -354,11 +323,11 @@ class Digests:
         Raises:
             StorageError: if it was read and cannot be remembered.
         """
-        found = path.stat()
+        found, name = path.stat(), str(path.resolve())
         state = [found.st_size, found.st_mtime_ns]
-        match self._known.get(str(path.resolve())):
+        match self._known.get(name):
             case [size, time, str(digest)] if [size, time] == state:
                 return digest
-        self._known[str(path.resolve())] = [*state, found_digest := sha256(path)]
+        self._known[name] = [*state, found_digest := sha256(path)]
         write_text(self.path, json.dumps(self._known, indent=1, sort_keys=True) + "\n")
         return found_digest
