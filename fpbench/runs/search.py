@@ -227,8 +227,7 @@ def rate_identity(subject: Subject, method: str, fingerprints: FingerprintSet) -
 
 
 def _training_rows(subject: Subject) -> int:
-    # Of fine-tuning: the rows after them are free for a search.
-    return int(subject.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))
+    return int(subject.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))  # later ones are free
 
 
 def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> FingerprintSet:
