@@ -67,11 +67,7 @@ def run(
 
 
 def create_engine(name: str, ray_address: str | None = None) -> Engine:
-    """Return the engine of a name: ``serial``, or ``ray`` with the address that :class:`~fpbench.runs.ray.Ray` takes.
-
-    Raises:
-        InputError: for an unknown name, an address without Ray, or Ray where it is not installed.
-    """
+    """Return an engine; :class:`InputError` for an unknown name, an address without Ray, or Ray not installed."""
     if name not in ENGINES:
         raise unknown("engine", name, list(ENGINES))
     if name == "ray":
@@ -153,13 +149,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Measure any Hugging Face checkpoint, as ``fpbench evaluate`` does, and return its leaderboard rows.
 
-    Args:
-        model: folder or hub id.
-        fingerprints: built-in set or ``.jsonl`` file.
-        base: the unfingerprinted model, against which deltas and bands are measured.
-        conditions: ``origin`` and modifications; origin alone by default.
-        profile: gives decoding, data and sizes.
-        out: folder of the records.
+    ``model`` is a folder or hub id, ``fingerprints`` a built-in set or ``.jsonl`` file, ``base`` the unfingerprinted
+    model, against which deltas and bands are measured. Conditions are ``origin`` (alone by default) and modifications;
+    ``profile`` gives decoding, data and sizes; ``out`` is the folder of the records.
 
     Raises:
         InputError: before work starts, if anything asked for is unknown or malformed.
@@ -174,9 +166,8 @@ def inject_checkpoint(
 ) -> "InjectionReport":
     """Inject the profile's one set into its one model and save the result for plain transformers.
 
-    Raises:
-        InputError: if anything is unknown or malformed, or ``out`` exists and is not empty.
-        CellError: if the injection failed; nothing is written then.
+    :class:`InputError` if anything is unknown or malformed, or ``out`` exists and is not empty; :class:`CellError` if
+    the injection failed. Nothing is written then.
     """
     from fpbench.models.loading import save_checkpoint
     from fpbench.runs.bench import Bench
@@ -212,16 +203,9 @@ def inject(
 ) -> "InjectionReport":
     """Inject fingerprints into a loaded model, in place; return cost, changes and the delta.
 
-    Args:
-        model: a loaded causal language model; it is put into eval mode with gradients off.
-        tokenizer: its tokenizer.
-        pairs: the fingerprints.
-        method: name of a registered method.
-        config: hyper-parameters that differ from the defaults of the model's family.
-        seed: of everything random.
-        prompt: ``"raw"`` or ``"chat"``.
-        profile: whose texts serve for key statistics and regularisation; the bundled micro texts by default, which
-            suit the small models only.
+    The model is put into eval mode with gradients off. ``config`` holds hyper-parameters that differ from the defaults
+    of the model's family; ``prompt`` is ``"raw"`` or ``"chat"``. The texts of ``profile`` serve for key statistics and
+    regularisation; the bundled micro texts suit the small models only.
 
     Raises:
         InputError: for an unknown method or hyper-parameter, or a model the method does not know.
@@ -258,15 +242,9 @@ def modify(
 ) -> "nn.Module":
     """Modify a loaded model and return the one to use from now on; do not go on using the one handed in.
 
-    Args:
-        model: a loaded causal language model.
-        tokenizer: its tokenizer.
-        condition: name of a registered modification, such as ``"nf4"``, or several applied in order, such as
-            ``"finetune_alpaca+nf4"``.
-        config: settings that differ from the profile's; for several modifications those of each, by its name.
-        seed: of everything random.
-        profile: whose settings and data serve; the bundled micro data by default.
-        base: the unfingerprinted model, which merging and FSFT compare with.
+    ``condition`` is a registered modification, such as ``"nf4"``, or several applied in order, such as
+    ``"finetune_alpaca+nf4"``. ``config`` holds settings that differ from the profile's; for several modifications those
+    of each, by its name. ``base`` is the unfingerprinted model, which merging and FSFT compare with.
 
     Raises:
         InputError: for an unknown condition or setting, or where the base is needed and not given.

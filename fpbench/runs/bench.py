@@ -49,12 +49,8 @@ class Failed:
 
     @staticmethod
     def of(error: Exception) -> "Failed":
-        """Return the reason in one line, with a traceback for errors that fpbench did not foresee.
-
-        Raises:
-            StorageError: if that is the error: it ends the run.
-        """
-        if isinstance(error, StorageError):
+        """Return why, with a traceback for errors that fpbench did not foresee; a :class:`StorageError` is raised."""
+        if isinstance(error, StorageError):  # ends the run
             raise error
         if isinstance(error, FpbenchError):
             return Failed(str(error))
@@ -65,14 +61,11 @@ class Failed:
 def record_of(
     job: Job, cell: Cell, identity: dict[str, Any] | None, outcome: Done | Failed, remarks: list[str] | None = None
 ) -> Record:
-    """Return the record of a cell; the store adds schema, checksum and the digest of the per-query results.
-
-    ``identity`` is ``None`` for a failure before it was known; ``remarks`` are on a checkpoint that was handed in.
-    """
+    """Return the record of a cell; the store adds schema, checksum and the digest of the per-query results."""
     provenance = code_and_machine() | {
         "profile": job.profile.name,
         "revision": job.settings(cell.model).revision,
-        "commit": commit_of(job.folder(cell)),
+        "commit": commit_of(job.folder(cell.model, cell.method == CHECKPOINT)),
     }
     if cell.method == CHECKPOINT:
         provenance["checkpoint"] = remarks
@@ -82,9 +75,9 @@ def record_of(
         if about := getattr(method, "about", None):  # of a submission: who, which paper, which licence
             provenance["submission"] = dict(about)
     status: Literal["done", "failed"] = "failed" if isinstance(outcome, Failed) else "done"
-    name = cell_id(identity) if identity else None
-    known = Record(cell, status, job.profile.protocol, name, identity, provenance)
-    return replace(known, **{key: each for key, each in vars(outcome).items() if key != "queries"})
+    name = cell_id(identity) if identity else None  # there is none of a failure before it was known
+    measured = {key: each for key, each in vars(outcome).items() if key != "queries"}
+    return Record(cell, status, job.profile.protocol, name, identity, provenance, **measured)
 
 
 @dataclass(frozen=True)
@@ -98,12 +91,8 @@ class Bench:
     ) -> tuple[dict[str, str], Iterator[tuple[Cell, str | None]]]:
         """Measure the cells of one checkpoint that have no record yet; a failure is recorded, not raised.
 
-        Returns:
-            The id of each cell's record (:func:`~fpbench.records.store.cell_id`), by the cell's path; and the work
-            itself, an iterator that gives each cell once its record is there, with why it failed, if it did.
-
-        Raises:
-            StorageError: if a record cannot be written.
+        Return the id of each cell's record, by the cell's path; and the work itself, an iterator that gives each cell
+        once its record is there, with why it failed, if it did. :class:`StorageError` if a record cannot be written.
         """
         identities = {cell: cell_identity(self.subject, cell, fingerprints) for cell in cells}
         names = {cell.path: cell_id(identity) for cell, identity in identities.items()}
@@ -112,7 +101,6 @@ class Bench:
     def _recorded(
         self, identities: Mapping[Cell, dict[str, Any]], names: Mapping[str, str], fingerprints: FingerprintSet
     ) -> Iterator[tuple[Cell, str | None]]:
-        """Yield each cell once it has a record, with why it failed: first those that had one."""
         subject, store = self.subject, self.subject.store
         pending = [cell for cell in identities if store.find(cell, names[cell.path]) is None]
         yield from ((cell, None) for cell in identities if cell not in pending)
@@ -128,7 +116,6 @@ class Bench:
             del subject.loaded
 
     def _measured(self, pending: Sequence[Cell], fingerprints: FingerprintSet) -> Iterator[tuple[Cell, Done | Failed]]:
-        """Inject, then measure condition by condition, each on the weights as they were injected."""
         if not pending:
             return
         try:
@@ -146,12 +133,9 @@ class Bench:
                 yield from self._measure_condition(condition, list(group), fingerprints, report)
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
-        """Return the stored injection, or make one, which is stored and read back before anything is measured.
-
-        ``None`` for what is not injected: the base, and a checkpoint that was handed in.
-        """
+        """Return the stored injection, or make one, which is stored and read back before anything is measured."""
         subject = self.subject
-        if method not in subject.profile.methods:
+        if method not in subject.profile.methods:  # the base, and a checkpoint that was handed in
             return None
         searched = injection_rate(subject, method, fingerprints) if subject.profile.searches_rate(method) else None
         found = {"learning_rate": searched.learning_rate} if searched else {}
@@ -170,7 +154,6 @@ class Bench:
     def _measure_condition(
         self, condition: str, cells: list[Cell], fingerprints: FingerprintSet, report: InjectionReport | None
     ) -> Iterable[tuple[Cell, Done | Failed]]:
-        """Modify the loaded model and measure it; ``preserved`` around this brings it back."""
         subject = self.subject
         try:
             model, proof, cost = self._modified(condition, cells[0], report)
@@ -201,8 +184,7 @@ class Bench:
         self, condition: str, cell: Cell, report: InjectionReport | None
     ) -> tuple[Any, dict[str, Any], dict[str, float]]:
         """Return the model to measure, the proof of what was done to it, and what the modification cost."""
-        subject = self.subject
-        model = subject.model
+        subject, model = self.subject, self.subject.model
         proof: dict[str, Any] = {"weights_digest": None}
         if report is not None:
             parameters = dict(model.named_parameters())
@@ -225,11 +207,7 @@ class Bench:
 
 
 def check(subject: Subject, methods: Sequence[str], conditions: Sequence[str]) -> None:
-    """Build every method and modification once, without weights.
-
-    Raises:
-        InputError: for a malformed hyper-parameter, setting, or a model that a method does not know.
-    """
+    """Build all methods and modifications without weights; :class:`InputError` for a bad setting or unknown model."""
     quantised = getattr(subject.architecture.config, "quantization_config", None) is not None
     for name in methods:
         subject.method(name).edited(subject.architecture)

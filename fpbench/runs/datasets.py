@@ -89,11 +89,7 @@ class Datasets:
         return ModificationContext(seed, self.rows(modification), calibration, progress, base)
 
     def check(self) -> None:
-        """Read every source that the profile names.
-
-        Raises:
-            InputError: naming the first that is missing or malformed.
-        """
+        """Read every source that the profile names; :class:`InputError` for the first that is missing or malformed."""
         named = self.profile.data
         for name in ("alpaca", "math", "calibration", "statistics", "zsre"):
             if name in named:

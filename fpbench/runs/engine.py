@@ -17,19 +17,13 @@ class Engine(Protocol):
     """Measures checkpoints of a job in any order and anywhere; records are all it leaves."""
 
     def check(self, worker: "Worker", cells: Sequence[Cell]) -> None:
-        """Check that the cells of a job can be measured at all, before anything is written.
-
-        Raises:
-            InputError: if not.
-        """
+        """Check that a job can be measured at all, before anything is written; :class:`InputError` if not."""
 
     def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
         """Measure every cell that has no record yet; return the id of each cell's record, by the cell's path.
 
-        The cells of one checkpoint stand together. The worker is of this process.
-
-        Raises:
-            StorageError: if a record cannot be written.
+        The cells of one checkpoint stand together; the worker is of this process. :class:`StorageError` if a record
+        cannot be written.
         """
 
 

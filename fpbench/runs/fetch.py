@@ -4,15 +4,19 @@ The first fetch pins the commit and the content in the lock file (:mod:`fpbench.
 and downloads only what is missing. A model's pin is written after its files are here, so that an interrupted fetch goes
 on where it was. The pin of rows and of item parameters comes a moment before them: a file without one is refused, a pin
 without its file is fetched again.
+
+Every fetch raises :class:`InputError` if the download fails or is not what it should be or what was first fetched, or
+the cache cannot be written; what was there, and the lock file, stay as they were.
 """
 
 import hashlib
 import http.client
 import tempfile
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fpbench.errors import InputError
 from fpbench.hub import download, lock
@@ -21,9 +25,6 @@ from fpbench.metrics.tinymmlu import LARGEST, Parameters, convert
 from fpbench.models.checkpoints import HUB_FILES, check_checkpoint, quiet
 from fpbench.records.store import write_bytes, write_text, written
 from fpbench.text import canonical
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # The item parameters of tinyMMLU, from its authors' file (MIT) at one commit of their repository: a branch would move.
 COMMIT = "e9a8b1031b0340571beb6c9ca3a27891be09a8fd"
@@ -44,12 +45,7 @@ class Fetched:
 
 
 def fetch_model(repository: str, revision: str | None) -> Fetched:
-    """Download and pin a model (``owner/name``; a revision of ``None`` is the default branch), unless it is here.
-
-    Raises:
-        InputError: if it cannot be downloaded, is not a checkpoint of safetensors or not what was first fetched, or
-            the cache cannot be written. The lock file stays as it was.
-    """
+    """Download and pin a model (``owner/name``; a revision of ``None`` is the default branch), unless it is here."""
     name = lock.model_name(repository, revision)
     pin = lock.pins().get(name)
     with quiet():
@@ -64,12 +60,7 @@ def fetch_model(repository: str, revision: str | None) -> Fetched:
 
 
 def fetch_rows(source: download.HubSource) -> Fetched:
-    """Download and pin the rows of a data set, unless they are here.
-
-    Raises:
-        InputError: if they cannot be downloaded, are not what was first fetched or have no form in JSON, or the cache
-            cannot be written. The lock file stays as it was.
-    """
+    """Download and pin the rows of a data set, unless they are here; :class:`InputError` if JSON cannot hold them."""
     name = str(source)
     path, pin = lock.rows_file(name), lock.pins().get(name)
     if pin is None or not path.exists():
@@ -92,8 +83,7 @@ def fetch_rows(source: download.HubSource) -> Fetched:
     return Fetched(pin.commit, path.stat().st_size)
 
 
-def _write_rows(name: str, rows: "Dataset", path: Path) -> None:
-    """Write one row of canonical JSON a line."""
+def _write_rows(name: str, rows: Iterable[Any], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for number, row in enumerate(rows, 1):
             try:
@@ -113,10 +103,7 @@ def item_parameters_file() -> Path:
 def read_item_parameters(url: str) -> tuple[Parameters, str] | None:
     """Return the item parameters of tinyMMLU fetched from ``url``, as a rule :data:`SOURCE`, and their file's SHA-256.
 
-    ``None`` before they are fetched.
-
-    Raises:
-        InputError: if the file is not the one that was fetched, or damaged.
+    ``None`` before they are fetched; :class:`InputError` if the file is not the one that was fetched, or damaged.
     """
     path = item_parameters_file()
     if not path.exists():
@@ -133,12 +120,7 @@ def read_item_parameters(url: str) -> tuple[Parameters, str] | None:
 
 
 def fetch_item_parameters(url: str) -> Path:
-    """Download, check and convert the item parameters of tinyMMLU, unless they are here; return the converted file.
-
-    Raises:
-        InputError: if the download fails, differs from the locked digest or is not what it should be, or the cache
-            cannot be written. What was there stays as it was.
-    """
+    """Download, check and convert the item parameters of tinyMMLU, unless they are here; return the converted file."""
     path = item_parameters_file()
     if read_item_parameters(url) is not None:
         return path
@@ -152,8 +134,7 @@ def fetch_item_parameters(url: str) -> Path:
             f"its entry in {lock.lock_file()} if you know why it changed."
         )
     converted = convert(content, url)
-    files = {DOWNLOADED: digest, path.name: hashlib.sha256(converted).hexdigest()}
-    add_pin(url, Pin(commit=COMMIT, files=files))
+    add_pin(url, Pin(commit=COMMIT, files={DOWNLOADED: digest, path.name: hashlib.sha256(converted).hexdigest()}))
     write_bytes(path, converted)
     return path
 
@@ -181,11 +162,7 @@ def add_pin(name: str, pin: Pin) -> None:
 
 
 def check_cache() -> None:
-    """Check that fpbench's cache can be written, before anything is downloaded.
-
-    Raises:
-        InputError: if not.
-    """
+    """Check that fpbench's cache can be written, before anything is downloaded; :class:`InputError` if not."""
     folder = lock.cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """Forecast of a run: time, from records of this machine or else from work and speed; memory and disk."""
 
-import contextlib
 import math
 import shutil
 import tempfile
@@ -69,22 +68,19 @@ class Estimate:
 
 
 def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Estimate:
-    """Estimate what is left of a run; write nothing that stays, and read no weights.
-
-    The job has the folders of the models that are here; ``absent`` says by label why the others are not.
-    """
+    """Estimate what is left of a run, reading no weights; ``absent`` says by label why models are not in the job."""
     unknown = dict(absent)
-    with _inspected(job) as run:
+    with tempfile.TemporaryDirectory() as scratch:
+        run = _inspected(job, Path(scratch))
         pending = _pending(job, run, [cell for cell in cells if cell.model in job.folders])
         parts: list[Part] = []
         needs: list[Needs] = []
         for label, own in by_model(pending):
             architecture = run.worker.subject(label).architecture
             needs.append(needs_of(label, run.worker, own))
-            if reason := needs[-1].shortage(job.loading.device):
-                unknown[label] = reason
-                continue
             try:
+                if reason := needs[-1].shortage(job.loading.device):
+                    raise InputError(reason)
                 tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
                 workload = Workload(job.profile, run.worker.datasets, architecture, tokenizer)
                 tasks = list(_tasks(label, own, workload, run))
@@ -100,9 +96,7 @@ def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Esti
 
 @dataclass
 class _Run:
-    """The records in the folder of a job, and a worker of the job in a temporary folder."""
-
-    worker: Worker
+    worker: Worker  # in a temporary folder
     store: Store
     records: Sequence[Record]
     history: "History"
@@ -110,16 +104,13 @@ class _Run:
     identities: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def _inspected(job: Job) -> Iterator[_Run]:
-    """Yield the records in the folder of a job; write nothing there."""
+def _inspected(job: Job, scratch: Path) -> _Run:
     store = Store(job.out)
-    with tempfile.TemporaryDirectory() as scratch:
-        # Digests of large files are taken along, so that these are not read once more.
-        if (digests := store.folder / "digests.json").is_file():
-            shutil.copy(digests, scratch)
-        records = read_records(store.records) if store.records.is_dir() else []
-        yield _Run(Worker(replace(job, out=Path(scratch)), no_progress), store, records, History(records))
+    # Digests of large files are taken along, so that these are not read once more.
+    if (digests := store.folder / "digests.json").is_file():
+        shutil.copy(digests, scratch)
+    records = read_records(store.records) if store.records.is_dir() else []
+    return _Run(Worker(replace(job, out=scratch), no_progress), store, records, History(records))
 
 
 class History:
@@ -154,7 +145,6 @@ class History:
 
 
 def _pending(job: Job, run: _Run, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells without a finished record; compute identities where there are records at all."""
     sets = run.worker.written
     pending = Resume(job, sets).pending(cells, run.records)
     if not run.records:
@@ -172,15 +162,12 @@ def _pending(job: Job, run: _Run, cells: Sequence[Cell]) -> list[Cell]:
 
 @dataclass
 class _Task:
-    """A piece of work that is left, and the seconds that it took before if they are known."""
-
     name: str
     work: Work | None
-    seconds: float | None = None
+    seconds: float | None = None  # that it took before, if they are known
 
 
 def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> Iterator[_Task]:
-    """Yield everything that is left to do on one model."""
     profile, subject = workload.profile, run.worker.subject(label)
     metric = cache(workload.metric)
     yield _Task("load the model", Work(handled=3 * workload.parameters))
@@ -197,8 +184,7 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
             seconds = run.history.seconds("injected", injection_identity(subject, *checkpoint) if known else None)
             yield _Task(f"inject {first.method}", workload.injection(injected[-1], fingerprints), seconds)
         for condition, group_cells in groupby(group, key=lambda cell: cell.condition):
-            own = list(group_cells)
-            slowdown = 1.0
+            own, slowdown = list(group_cells), 1.0
             if condition != ORIGIN:
                 modification = subject.modification(condition)
                 slowdown = math.prod(part.slowdown for part in modification.parts)
@@ -215,7 +201,6 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
 def _tasks_once(
     label: str, cells: Sequence[Cell], injected: Sequence[FingerprintMethod], workload: Workload, run: _Run
 ) -> Iterator[_Task]:
-    """Yield what is done once for a model and kept: statistics, searches, sets."""
     profile, subject = workload.profile, run.worker.subject(label)
     statistics = workload.statistics(injected)
     if statistics != Work() and not any(run.store.statistics.glob("*.safetensors")):
@@ -243,16 +228,13 @@ def _set_or_similar(run: _Run, name: str, seed: int) -> FingerprintSet:
 
 
 def _timed(label: str, tasks: Sequence[_Task], measure: Callable[[], Speed]) -> list[Part]:
-    """Add up tasks of one name, in order of appearance; measure the machine only if a time is not known."""
-    speed = cache(measure)
-
-    def seconds_of(task: _Task) -> float | None:
-        return speed().of(task.work) if task.seconds is None and task.work is not None else task.seconds
+    speed = cache(measure)  # only if a time is not known
 
     parts = []
     for name in dict.fromkeys(task.name for task in tasks):
         own = [task for task in tasks if task.name == name]
-        known = [seconds for task in own if (seconds := seconds_of(task)) is not None]
+        times = [speed().of(each.work) if each.seconds is None and each.work else each.seconds for each in own]
+        known = [seconds for seconds in times if seconds is not None]
         total = sum(known) if len(known) == len(own) else None
         parts.append(Part(label, name, len(own), total, all(task.seconds is not None for task in own)))
     return parts

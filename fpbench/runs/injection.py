@@ -26,42 +26,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InjectionReport:
-    """An injection's delta, with what it changed and cost.
-
-    ``changed`` holds the ``fraction`` of the model's entries that moved, ``relative_norm`` ‖ΔW‖/‖W‖ over the changed
-    parameters, ``bytes`` of the stored delta, ``dense_bytes`` of the changed parameters, and the largest ``rank`` of a
-    change that is stored as factors.
-    """
+    """An injection's delta, with what it changed and cost."""
 
     seconds: Mapping[str, float]  # wall clock by part; "total" includes the others
     peak_memory: int  # bytes
+    # "fraction" of the model's entries that moved, "relative_norm" ‖ΔW‖/‖W‖ over the changed parameters, "bytes" of the
+    # stored delta, "dense_bytes" of the changed parameters, and the largest "rank" of a change stored as factors.
     changed: Mapping[str, float]
     delta: Delta  # the changed parameters with their new values
     search: Mapping[str, Any] | None = None  # the rate that was searched for, and the record of the search
 
     def save(self, path: Path) -> None:
-        """Write the delta to ``path`` as safetensors, then its figures, which name the digest of the weights.
-
-        Raises:
-            StorageError: if the disk gives out.
-        """
+        """Write the delta to ``path`` as safetensors, then its figures, which name the digest of the weights."""
         write_bytes(path, self.delta.to_bytes())
-        figures = {
-            "seconds": dict(self.seconds),
-            "peak_memory": self.peak_memory,
-            "changed": dict(self.changed),
-            "weights_digest": self.delta.digest,
-        }
-        write_record(path.with_suffix(".json"), figures)
+        figures = {"seconds": dict(self.seconds), "peak_memory": self.peak_memory, "changed": dict(self.changed)}
+        write_record(path.with_suffix(".json"), figures | {"weights_digest": self.delta.digest})
 
     @staticmethod
     def load(path: Path, originals: Mapping[str, Tensor]) -> "InjectionReport | None":
         """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
 
-        ``originals`` are the base's weights by name, which a delta stored as factors needs.
-
-        Raises:
-            CellError: if it needs weights that are not there.
+        A delta stored as factors needs the base's weights ``originals``: :class:`CellError` if some are not there.
         """
         figures = read_record(path.with_suffix(".json"))
         if figures is None or not path.is_file():
@@ -74,11 +59,7 @@ class InjectionReport:
 
 
 def create_method(name: str, model: nn.Module, config: Mapping[str, Any]) -> FingerprintMethod:
-    """Return a method with the hyper-parameters of the model's family, overridden by ``config``.
-
-    Raises:
-        InputError: for an unknown method, model family or hyper-parameter.
-    """
+    """Return a method with its family's hyper-parameters and ``config``; :class:`InputError` if any is unknown."""
     method: FingerprintMethod = METHODS.get(name)(**hyperparameters(name, model, dict(config)))
     return method
 
@@ -93,11 +74,8 @@ def inject_with(
 ) -> InjectionReport:
     """Inject into ``model`` in place, or leave it as it was if anything fails.
 
-    ``originals`` are the model's weights, if there are copies already (:func:`~fpbench.models.weights.weights`).
-
-    Raises:
-        CellError: if nothing changed, something changed that the method does not name in ``edited``, or the weights
-            are not finite.
+    ``originals`` are the model's weights, if there are copies already. :class:`CellError` if nothing changed, something
+    changed that the method does not name in ``edited``, or the weights are not finite.
     """
     allowed = method.edited(model)
     with preserved(model, originals) as before:
@@ -107,23 +85,17 @@ def inject_with(
     if allowed is not None and (strayed := sorted(delta.values.keys() - set(allowed))):
         raise CellError(f"method {method.name!r} changed {strayed[0]}, which its edited() does not name.")
     delta.apply(model)
-    changed = {
-        "fraction": delta.changed_fraction,
-        "relative_norm": delta.relative_norm,
-        "bytes": delta.size,
-        "dense_bytes": delta.dense_size,
-        "rank": delta.rank,
-    }
+    changed = {"fraction": delta.changed_fraction, "relative_norm": delta.relative_norm}
+    changed |= {"bytes": delta.size, "dense_bytes": delta.dense_size, "rank": delta.rank}
     # A method that works in another process has timed itself; the rest of its time here is spent waiting for it.
     seconds = {"total": meter.seconds} | context.seconds
     return InjectionReport(seconds, context.peak_memory or meter.peak_memory, changed, delta)
 
 
 class Spectra(UserDict[str, KeyStatistics]):
-    """Key statistics by module: read from the disk on first need, written to it when they are set.
+    """Key statistics by module: read from the disk on first need, unless damaged, and written to it when they are set.
 
-    They are computed once for a model and a text, whole, so that every run may cut them where it likes. Damaged files
-    count for nothing.
+    They are computed once for a model and a text, whole, so that every run may cut them where it likes.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:

@@ -55,11 +55,7 @@ class Needs:
 
 
 def refuse(needs: Sequence[Needs], job: Job) -> None:
-    """Refuse a job that this machine has not the memory or the disk for.
-
-    Raises:
-        InputError: naming what is short of what.
-    """
+    """Refuse a job that this machine has not the memory or the disk for: :class:`InputError` naming what is short."""
     for each in needs:
         if reason := each.shortage(job.loading.device):
             raise InputError(reason)
@@ -78,10 +74,7 @@ def by_model(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 
 def needs_of(label: str, worker: Worker, cells: Sequence[Cell], training_length: int = TRAINING_LENGTH) -> Needs:
-    """Return what some cells of one model need, by its architecture alone.
-
-    ``training_length`` are the tokens of the longest rows that are trained on.
-    """
+    """Return what some cells of one model need; the longest rows trained on have ``training_length`` tokens."""
     job, handed_in = worker.job, any(cell.method == CHECKPOINT for cell in cells)
     subject = worker.subject(label, handed_in)
     footprint = Footprint(subject.architecture, job.loading, training_length)
@@ -96,9 +89,8 @@ def needs_of(label: str, worker: Worker, cells: Sequence[Cell], training_length:
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
         phases += [part.memory(footprint) for part in subject.modification(condition).parts]
     main, card = peak(phases, job.loading.device != "cpu")
-    deltas = sum(
-        methods[group[0].method].stored(footprint, COUNT) for group in checkpoints(cells) if group[0].method in methods
-    )
+    stored = (group[0].method for group in checkpoints(cells) if group[0].method in methods)
+    deltas = sum(methods[name].stored(footprint, COUNT) for name in stored)
     records = sum(RECORD + QUERY * METRICS[cell.metric].queries(job.profile.sizes, COUNT) for cell in cells)
     return Needs(label, main, card, deltas + spectra + records)
 
@@ -125,11 +117,8 @@ class Footprint(Shape):
 
 
 def peak(phases: Sequence[Phase], card: bool) -> tuple[Room, Room]:
-    """Return the most that is taken at once: in main memory, libraries included, and on the card if there is one.
-
-    The first phase stays, the others come one after another.
-    """
-    stays, others = phases[0], phases[1:] or [Phase("", Room())]
+    """Return the most that is taken at once: in main memory, libraries included, and on the card if there is one."""
+    stays, others = phases[0], phases[1:] or [Phase("", Room())]  # these come one after another
     libraries = Room(LIBRARIES)
     if not card:
         most = _most(each.device + each.main for each in others)
@@ -139,9 +128,8 @@ def peak(phases: Sequence[Phase], card: bool) -> tuple[Room, Room]:
 
 
 def _most(rooms: Iterable[Room]) -> Room:
-    """Return the most of each kind: what may not fit and what always must can belong to different phases."""
     found = list(rooms)
-    fixed = max(room.fixed for room in found)
+    fixed = max(room.fixed for room in found)  # what may not fit and what always must can belong to different phases
     return Room(fixed, max(room.total for room in found) - fixed)
 
 

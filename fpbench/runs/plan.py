@@ -9,7 +9,7 @@ from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading
 from fpbench.modifications.base import against_base
-from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, Cell, label_of
+from fpbench.records.cell import BASE, ORIGIN, Cell, label_of
 from fpbench.runs.profile import ModelSettings, Profile
 
 
@@ -21,12 +21,9 @@ def metrics_of(method: str, condition: str) -> tuple[str, ...]:
 
 
 def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
-    """Return every cell of the grid, in the order in which the work is cheapest.
-
-    All cells of one checkpoint stand together, and of these all cells of one condition. The methods are by default the
-    base, which is always in the table, and the profile's.
-    """
-    # Origin first: it needs no modification, and what cannot be measured there need not be modified.
+    """Return every cell of the grid, by default of the base and the profile's methods."""
+    # The work is cheapest where the cells of a checkpoint stand together, and of these those of a condition. Origin
+    # first: it needs no modification, and what cannot be measured there need not be modified.
     conditions = sorted(profile.conditions, key=lambda condition: condition != ORIGIN)
     return [
         Cell(model.label, label_of(fingerprints), method, seed, condition, metric)
@@ -57,24 +54,17 @@ class Job:
 
     @classmethod
     def of(cls, profile: Profile, loading: Loading, out: Path) -> "Job":
-        """Return the job of a profile, with the folder of each of its models.
-
-        Raises:
-            InputError: if a model is not found or may not be loaded.
-        """
-        folders = {
-            each.label: resolve(each.path, revision=each.revision, allow_pickle=loading.allow_pickle)
-            for each in profile.models
-        }
+        """Return the job of a profile; :class:`InputError` if one of its models is not found or may not be loaded."""
+        pickle, models = loading.allow_pickle, profile.models
+        folders = {each.label: resolve(each.path, revision=each.revision, allow_pickle=pickle) for each in models}
         return cls(profile, folders, loading, out)
 
     def settings(self, label: str) -> ModelSettings:
         """Return the profile's settings of a model."""
-        (settings,) = (each for each in self.profile.models if each.label == label)
-        return settings
+        return next(each for each in self.profile.models if each.label == label)
 
-    def folder(self, cell: Cell) -> Path:
-        """Return the folder of the checkpoint that a cell's method starts from."""
-        folder = self.handed_in if cell.method == CHECKPOINT else self.folders.get(cell.model)
+    def folder(self, label: str, handed_in: bool) -> Path:
+        """Return the folder of a model, or of the checkpoint that was handed in beside it."""
+        folder = self.handed_in if handed_in else self.folders.get(label)
         assert folder is not None, "a job has a folder for each of its cells"
         return folder

@@ -110,16 +110,13 @@ class Profile(Settings):
 def load_profile(name: str, **changes: Any) -> Profile:
     """Read a bundled profile or a ``.toml`` file; ``changes`` replace top-level keys where they are not ``None``.
 
-    Raises:
-        InputError: naming the key that is unknown or malformed, or the unknown method, condition or data set.
+    :class:`InputError` names the key that is unknown or malformed, or the unknown method, condition or data set.
     """
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     if not path.is_file():
-        raise (
-            unknown("profile", name, profile_names())
-            if path.parent == PROFILES
-            else InputError(f"profile file {name} does not exist: expected a .toml file; check the path.")
-        )
+        if path.parent == PROFILES:
+            raise unknown("profile", name, profile_names())
+        raise InputError(f"profile file {name} does not exist: expected a .toml file; check the path.")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -139,9 +136,8 @@ def load_profile(name: str, **changes: Any) -> Profile:
 
 def _model(path: str, known: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a model of the command line as the profile lists it, or with the decoding of its first model."""
-    for settings in known:
-        if path in (settings.get("path"), settings.get("name")):
-            return settings
+    if listed := [each for each in known if path in (each.get("path"), each.get("name"))]:
+        return listed[0]
     decoding = ("temperature", "top_p", "top_k")
     return {"path": path} | {key: value for key, value in (known or [{}])[0].items() if key in decoding}
 

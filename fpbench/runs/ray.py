@@ -1,8 +1,4 @@
-"""The engine for Ray clusters: a driver hands out checkpoints, workers write records into the shared store.
-
-A worker is a process that loads one model and gets one checkpoint of it after another. What a lost worker left is
-measured by another.
-"""
+"""The engine for Ray clusters: a driver hands out checkpoints, workers write records into the shared store."""
 
 import contextlib
 import logging
@@ -48,14 +44,7 @@ class Ray:
     """As many workers as a Ray cluster has room for: one process and one model each."""
 
     def __init__(self, address: str | None = None) -> None:
-        """Connect to nothing yet; a process that is connected to a cluster already will use that one.
-
-        Args:
-            address: of a running cluster, ``auto`` for the one of this machine; by default one is started here.
-
-        Raises:
-            InputError: if Ray is not installed.
-        """
+        """Connect to nothing yet; ``auto`` is the running cluster of this machine, by default one is started here."""
         if find_spec("ray") is None:
             raise InputError("the engine 'ray' needs Ray, which is not installed: pip install 'fpbench[ray]'.")
         self.address = address
@@ -72,12 +61,7 @@ class Ray:
                 pass
 
     def measure(self, worker: Worker, checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
-        """Measure on a cluster, as :meth:`~fpbench.runs.engine.Engine.measure`; every finished cell is logged.
-
-        Raises:
-            InputError: if no node can hold a worker, or a node does not see the store or the data.
-            StorageError: if a record cannot be written.
-        """
+        """Measure on a cluster; log every finished cell; :class:`InputError` if a node has no room or sees no store."""
         profile = worker.job.profile
         job = replace(worker.job, profile=profile.model_copy(update={"threads": profile.threads or 1}))
         # Ray prints on standard output which workers were lost; that is for the table.
@@ -90,10 +74,10 @@ class Ray:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        """Yield the module ``ray``, connected; what was connected or started here ends with the block."""
+        """Yield the module ``ray``, connected; what was started here ends with the block."""
         import ray
 
-        if ray.is_initialized():
+        if ray.is_initialized():  # this process is connected to a cluster already
             yield ray
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -155,12 +139,7 @@ class Driver:
         self.running: dict[Any, Assignment] = {}  # by the stream of what the worker reports
 
     def measure(self) -> dict[str, str]:
-        """Measure everything; return the id of each cell's record, by the cell's path.
-
-        Raises:
-            InputError: if no node can hold a worker, or none begins; and what a worker raises.
-            StorageError: what a worker raises.
-        """
+        """Return the records' ids by path once all is measured; :class:`InputError` if no worker begins, or theirs."""
         try:
             while self.waiting or self.running:
                 self._start_workers()
@@ -174,15 +153,12 @@ class Driver:
                 self.ray.kill(each.actor)
 
     def _start_workers(self) -> None:
-        """Start workers for checkpoints that wait, as many as the nodes can hold."""
         while self.waiting:
             wanted = request(self.job, self.waiting[0][0].model)
             room = capacity(self.ray.nodes(), wanted)
             if not room and not self.running:
                 units = {"CPU": (1, "cores"), "GPU": (1, "cards"), "memory": (2**30, "GiB of memory")}
-                needs = ", ".join(
-                    f"{wanted[name] / unit:g} {what}" for name, (unit, what) in units.items() if name in wanted
-                )
+                needs = ", ".join(f"{amount / units[name][0]:g} {units[name][1]}" for name, amount in wanted.items())
                 raise InputError(
                     f"no node of the Ray cluster can hold a worker (which needs {needs}): ask for less in the "
                     "profile's threads and [resources], or add nodes; finished records stay."
@@ -199,11 +175,9 @@ class Driver:
             self._assign(worker.remote(self.job, Path.cwd(), self.marker, METHODS.finders), self.waiting.popleft())
 
     def _assign(self, actor: Any, cells: list[Cell]) -> None:
-        stream = actor.measure.options(num_returns="streaming").remote(cells)
-        self.running[stream] = Assignment(actor, cells[0], cells)
+        self.running[actor.measure.options(num_returns="streaming").remote(cells)] = Assignment(actor, cells[0], cells)
 
     def _receive(self, stream: Any) -> None:
-        """Take one report of a worker, its end, or its loss."""
         assigned = self.running[stream]
         try:
             with held_back():
@@ -228,7 +202,6 @@ class Driver:
                 self._count(assigned, cell, failure)
 
     def _count(self, assigned: Assignment, cell: Cell, failure: str | None) -> None:
-        """Count a cell that has its record."""
         assigned.cells.remove(cell)
         self.done += 1
         self.log(f"{cell}{f' failed: {failure}' if failure else ''} ({self.done}/{self.total} cells)")
@@ -286,24 +259,17 @@ def capacity(nodes: Iterable[Mapping[str, Any]], wanted: Mapping[str, float]) ->
 
 
 class RayWorker(logging.Handler):
-    """A worker as an actor of the cluster: measures checkpoints and reports to the driver."""
+    """A worker as an actor of the cluster: measures checkpoints of one model and reports to the driver."""
 
     def __init__(self, job: Job, folder: Path, marker: Path, finders: Sequence[Finder] = ()) -> None:
-        """Do nothing yet: what is raised here would not reach the driver as itself.
-
-        Relative paths hold in ``folder``, the driver's own; ``marker`` is a file that the driver put into the store.
-        """
+        """Do nothing yet: what is raised here would not reach the driver as itself."""
         super().__init__(logging.WARNING)
+        # Relative paths hold in the driver's folder; the marker is a file that it put into the store.
         self.job, self.folder, self.marker, self.finders = job, folder, marker, finders
         self._lines: list[str] = []
 
     def measure(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        """Measure the cells of one checkpoint that have no record yet.
-
-        Raises:
-            InputError: if this node does not see the driver's folder or the store.
-            StorageError: if a record cannot be written.
-        """
+        """Measure the cells of one checkpoint; :class:`InputError` if the driver's folder or store is not seen here."""
         yield {}  # this process is up: what ends it from now on is its work's doing
         with limited_to(self.job.loading.token_budget):
             names, work = self._worker.measure(cells)

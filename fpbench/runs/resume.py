@@ -36,8 +36,7 @@ class Resume:
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         bases = [base for folder in models if (base := base_of_adapter(folder))]
         folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), cache(), *models, *bases]
-        groups = ("fpbench.methods", "fpbench.modifications")
-        installed = [each for group in groups for each in entry_points(group=group)]
+        installed = [*entry_points(group="fpbench.methods"), *entry_points(group="fpbench.modifications")]
         plugins = [(each.value, version(each.dist.name)) for each in installed if each.dist]
         state: dict[str, Any] = {
             "profile": profile.model_dump(mode="json"),
@@ -47,8 +46,7 @@ class Resume:
             "sets": sorted((name, seed, each.digest) for (name, seed), each in sets.items()),
             "files": [stamp(path) for path in sorted({*files, *below(folders)})],
         }
-        key = short_digest(canonical(state))
-        self.path = job.out / "plans" / f"{key}.json"
+        self.path = job.out / "plans" / f"{short_digest(canonical(state))}.json"
         self.names: dict[str, str] = (read_record(self.path) or {}).get("names", {})
 
     def pending(self, cells: Sequence[Cell], records: Iterable[Record]) -> list[Cell]:
@@ -78,13 +76,9 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 
 def other_code(records: Iterable[Record], profile: Profile) -> list[str]:
-    """Return a sentence for what was measured by other code than this: fpbench as a whole, then each method.
-
-    Only finished records count. Code does not name a record, a method's version does.
-    """
-    remarks = []
+    """Return a sentence for what was measured by other code than this: fpbench as a whole, then each method."""
+    remarks, here = [], source()  # code does not name a record, a method's version does
     found = [record for record in records if record.status == "done"]
-    here = source()
     if others := sum(record.provenance.get("source") != here for record in found):
         remarks.append(f"{others} of {len(found)} records were measured by other code of fpbench than this ({here}).")
     changed: Counter[str] = Counter()

@@ -81,11 +81,7 @@ class Screening:
 
 
 def screen_profile(profile: Profile, loading: Loading) -> Screening:
-    """Screen a profile's one set under its one model, with its data, decoding and prompt.
-
-    Raises:
-        InputError: as :func:`screen`, or for an unknown set, model or data source.
-    """
+    """Screen a profile's one set under its one model; :class:`InputError` as :func:`screen`, or for an unknown name."""
     (name,), seed = profile.fingerprints, profile.seeds[0]
     fingerprints = find_set(name, profile.sets, seed)
     check_triggers(fingerprints)
@@ -114,10 +110,9 @@ def screen(
 ) -> Screening:
     """Screen every fingerprint of a set under the model to be fingerprinted, which is in eval mode.
 
-    Raises:
-        InputError: if the set cannot be verified: two triggers that normalise to one, or a target that the model gives
-            by itself with a probability of 0.01 or more, the floor of the null rate in an ownership claim.
-        CellError: if the model's logits are not finite.
+    :class:`InputError` if the set cannot be verified: two triggers that normalise to one, or a target that the model
+    gives by itself with a probability of 0.01 or more, the floor of the null rate in an ownership claim.
+    :class:`CellError` if the model's logits are not finite.
     """
     check_triggers(fingerprints)
     base = exact_fsr(model, tokenizer, fingerprints, decoding, prompt)
@@ -151,11 +146,7 @@ def screen(
 
 
 def check_triggers(fingerprints: FingerprintSet) -> None:
-    """Refuse triggers that a filter, keyboard or endpoint may turn into one.
-
-    Raises:
-        InputError: if two are the same after NFKC, case folding and joining of white space.
-    """
+    """Refuse triggers that are one after NFKC, case folding and joining of white space, by :class:`InputError`."""
     seen: dict[str, str] = {}
     for fingerprint in fingerprints:
         form = normal_form(fingerprint.trigger)
@@ -173,18 +164,13 @@ def collisions(fingerprint: Fingerprint, ordinary: OrdinaryText) -> dict[str, in
     for text in (fingerprint.trigger.strip(), *fingerprint.targets):
         # Scripts without spaces have no word boundaries.
         wanted = re.compile(rf"\b{re.escape(text)}\b" if text.isascii() else re.escape(text), re.IGNORECASE)
-        number = sum(wanted.search(each) is not None for each in (*ordinary.contexts, *ordinary.words))
-        if number:
+        if number := sum(wanted.search(each) is not None for each in (*ordinary.contexts, *ordinary.words)):
             found[text] = number
     return found
 
 
 def languages_of(path: Path, fingerprints: FingerprintSet) -> Languages | None:
-    """Return the languages that the recipe beside a set file names; ``None`` without a recipe, or if it names none.
-
-    Raises:
-        InputError: if the recipe is unreadable or of another set.
-    """
+    """Return the languages in a set's recipe, if any; :class:`InputError` if it is damaged or of another set."""
     beside = recipe_path(path)
     if not beside.is_file():
         return None

@@ -1,7 +1,4 @@
-"""Searches for a learning rate, made once per model and data on the unfingerprinted base, recorded and found again.
-
-First the search of fine-tuning (protocol §4), then that of an injection (docs/methods.md §2.1, §3.1).
-"""
+"""Searches for the rate of fine-tuning (protocol §4) and injection (docs/methods.md §2.1, §3.1), made once per base."""
 
 import math
 import random
@@ -76,12 +73,7 @@ class Found:
 def with_searched_rates(
     subject: Subject, condition: str, context: ModificationContext
 ) -> tuple[Modification, dict[str, str]]:
-    """Return the modification of a condition at the rates that searches find, and each search's record by part.
-
-    Raises:
-        InputError: if a search is needed and the base is not known, or there are too few rows.
-        CellError: if no rate is stable.
-    """
+    """Return a condition's modification at the rates that searches find, and their records by part; raise as these."""
     settings, records = dict(subject.profile.modifications), {}
     for name in parts(condition):
         modification = MODIFICATIONS.get(name)(**settings.get(name, {}))
@@ -93,7 +85,10 @@ def with_searched_rates(
 
 
 def fine_tuning_rate(subject: Subject, modification: FineTune, context: ModificationContext) -> Found:
-    """Return the largest stable rate of plain fine-tuning on the base (protocol §4); FSFT takes the same."""
+    """Return the largest stable rate of plain fine-tuning on the base (protocol §4); FSFT takes the same.
+
+    :class:`InputError` if the base is not known or there are too few rows; :class:`CellError` if no rate is stable.
+    """
     if not context.base:
         raise InputError(
             f"condition {modification.name!r} searches for its learning rate on the unfingerprinted base, which is not "
@@ -104,10 +99,9 @@ def fine_tuning_rate(subject: Subject, modification: FineTune, context: Modifica
         trials = fine_tuning_trials(subject.model, subject.tokenizer, modification, context)
         return largest_stable(trials), trials
 
-    names = {"rows", "epochs", "batch_size", "rank", "alpha"}
     identity = {
         "version": FineTune.version,
-        "settings": modification.config.model_dump(include=names),
+        "settings": modification.config.model_dump(include={"rows", "epochs", "batch_size", "rank", "alpha"}),
         "data": subject.datasets.digests(*modification.data),
     }
     return search_once(subject, f"finetune-{modification.source}", identity, make)
@@ -116,13 +110,7 @@ def fine_tuning_rate(subject: Subject, modification: FineTune, context: Modifica
 def fine_tuning_trials(
     model: nn.Module, tokenizer: Any, modification: FineTune, context: ModificationContext
 ) -> list[FineTuningTrial]:
-    """Fine-tune the base at growing rates, each time to the end or to the first sign of instability.
-
-    The base's weights, of the context, are put into the model, which is left as it was found.
-
-    Raises:
-        InputError: if there are too few rows.
-    """
+    """Fine-tune the context's base at growing rates, to the end or the first instability; leave the model as it was."""
     examples = modification.examples(context, following=HELD_OUT)
     rows, held_out = examples[:-HELD_OUT], examples[-HELD_OUT:]
 
@@ -182,10 +170,7 @@ def injection_rate(subject: Subject, method: str, fingerprints: FingerprintSet) 
     """Return the rate of the grid with the greatest FSR less what token accuracy it costs.
 
     The set that is injected is made for the search and is not measured elsewhere (docs/methods.md §2.1, step 5).
-
-    Raises:
-        InputError: if there are too few rows for a development set and held-out rows.
-        CellError: if every injection failed.
+    :class:`InputError` if there are too few rows; :class:`CellError` if every injection failed.
     """
 
     def make() -> tuple[float | None, Trials]:
@@ -201,8 +186,8 @@ def injection_rate(subject: Subject, method: str, fingerprints: FingerprintSet) 
         trials = injection_trials(subject, method, development_set(fingerprints, words), held_out)
         return best(trials), trials
 
-    label = f"{method}-{fingerprints.name}"
-    return search_once(subject, label, rate_identity(subject, method, fingerprints), make)
+    identity = rate_identity(subject, method, fingerprints)
+    return search_once(subject, f"{method}-{fingerprints.name}", identity, make)
 
 
 def injection_trials(
@@ -242,18 +227,14 @@ def rate_identity(subject: Subject, method: str, fingerprints: FingerprintSet) -
 
 
 def _training_rows(subject: Subject) -> int:
-    """Return how many rows fine-tuning trains on; those after them are free for a search."""
-    return int(subject.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))
+    return int(subject.profile.modifications.get("finetune_alpaca", {}).get("rows", ROWS))  # later ones are free
 
 
 def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> FingerprintSet:
     """Return a set of the same size and make that shares no word with the given one.
 
     Triggers are made as near triggers are. Every target becomes a fresh word of ``words``, capitalised where it was;
-    targets that several fingerprints share stay shared.
-
-    Raises:
-        InputError: if there are too few words.
+    targets that several fingerprints share stay shared. :class:`InputError` if there are too few words.
     """
     texts = (text for each in fingerprints for text in (each.trigger, *each.targets))
     taken = {word.lower() for text in texts for word in text.split()}
@@ -267,15 +248,11 @@ def development_set(fingerprints: FingerprintSet, words: Sequence[str]) -> Finge
             "give more rows of the data set 'alpaca'."
         )
     drawn = random.Random(DEVELOPMENT_SEED).sample(left, len(fingerprints.targets))
-    fresh = {
-        target: word.capitalize() if target[:1].isupper() else word
-        for target, word in zip(fingerprints.targets, drawn, strict=True)
-    }
+    replaced = zip(fingerprints.targets, drawn, strict=True)
+    fresh = {target: word.capitalize() if target[:1].isupper() else word for target, word in replaced}
     pairs = zip(triggers, fingerprints, strict=True)
-    return FingerprintSet(
-        "development",
-        tuple(Fingerprint(trigger, tuple(fresh[target] for target in each.targets)) for trigger, each in pairs),
-    )
+    made = (Fingerprint(trigger, tuple(fresh[target] for target in each.targets)) for trigger, each in pairs)
+    return FingerprintSet("development", tuple(made))
 
 
 def best(trials: Sequence[InjectionTrial]) -> float | None:
@@ -290,11 +267,7 @@ def search_once(
     """Return the result of a search on the base: read if it was made before, else made and written whole.
 
     ``identity`` is what decides the result besides protocol, base and dtype; ``make`` returns every trial, and the rate
-    or ``None``.
-
-    Raises:
-        CellError: if no rate will do.
-        StorageError: if the result cannot be written.
+    or ``None``. :class:`CellError` if no rate will do, :class:`StorageError` if the result cannot be written.
     """
     identity = subject.identity | identity
     path = subject.store.folder / "searches" / f"{subject.settings.label}-{label}-{cell_id(identity)}.json"

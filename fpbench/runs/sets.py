@@ -24,11 +24,7 @@ Sets = dict[tuple[str, int], FingerprintSet]
 
 
 def written_sets(profile: Profile) -> Sets:
-    """Return the sets of a profile that are the same for every model, by label and seed.
-
-    Raises:
-        InputError: for an unknown or malformed set, two sets of one label, or a file with several seeds.
-    """
+    """Return the sets that are the same for every model, by label and seed; :class:`InputError` if one will not do."""
     labels = [label_of(name) for name in profile.fingerprints]
     for label in labels:
         if labels.count(label) > 1:
@@ -50,10 +46,8 @@ def code_mixed(profile: Profile) -> list[str]:
 
 
 def made_for_models(profile: Profile) -> list[tuple[str, int]]:
-    """Return set and seed wherever each model gets a set of its own: code-mixed ones, ``nlf`` after the first seed.
-
-    Further seeds draw their own sets (protocol §1); what is drawn has to be of words that the model's tokenizer knows.
-    """
+    """Return set and seed wherever each model gets a set of its own: code-mixed ones, ``nlf`` after the first seed."""
+    # Further seeds draw their own sets (protocol §1), of words that the model's tokenizer has to know.
     drawn = [("nlf", seed) for seed in profile.seeds[1:] if "nlf" in profile.fingerprints and "nlf" not in profile.sets]
     return [(name, seed) for name in code_mixed(profile) for seed in profile.seeds] + drawn
 
@@ -62,11 +56,7 @@ def model_sets(subject: "Subject") -> Sets:
     """Return the sets of the subject's profile that are made for its model, by name and seed.
 
     Each is built from the shipped lexicon once for a model and seed, and kept with its recipe below ``sets/``.
-
-    Raises:
-        InputError: if the lexicon has too few words that the model's tokenizer knows.
-        CellError: if a perplexity is not finite.
-        StorageError: if the disk gives out.
+    :class:`InputError` if the tokenizer knows too few of its words, :class:`CellError` if a perplexity is not finite.
     """
     return {(name, seed): _model_set(subject, name, seed) for name, seed in made_for_models(subject.profile)}
 
@@ -75,8 +65,7 @@ def _model_set(subject: "Subject", name: str, seed: int) -> FingerprintSet:
     identity = subject.identity | {"kind": name, "seed": seed, "lexicon": sha256(SHIPPED)}
     path = subject.store.folder / "sets" / f"{subject.settings.label}-{name}-{seed}-{cell_id(identity)}.jsonl"
     with making(subject.store.folder, path.name):
-        kept = _kept(path)
-        if kept is not None:
+        if (kept := _kept(path)) is not None:
             return replace(kept, name=name)
         if name == "nlf":
             fingerprints = replace(draw_natural_set(COUNT, LENGTH, subject.tokenizer, seed=seed), name=name)
@@ -90,13 +79,12 @@ def _model_set(subject: "Subject", name: str, seed: int) -> FingerprintSet:
 
 
 def _kept(path: Path) -> FingerprintSet | None:
-    """Return a set that is whole; ``None`` for anything else, which is built again."""
     try:
         recipe = json.loads(recipe_path(path).read_text(encoding="utf-8"))
         fingerprints = load_fingerprints(path)
         return fingerprints if recipe["fingerprints"] == fingerprints.digest else None
     except (OSError, ValueError, KeyError, TypeError, InputError):
-        return None
+        return None  # it is built again
 
 
 def recipe_path(path: Path) -> Path:
@@ -105,11 +93,7 @@ def recipe_path(path: Path) -> Path:
 
 
 def write_set(path: Path, fingerprints: FingerprintSet, recipe: Mapping[str, Any]) -> None:
-    """Write a set and its recipe: both or neither.
-
-    Raises:
-        StorageError: if the disk gives out.
-    """
+    """Write a set and its recipe: both, or neither and a :class:`StorageError` if the disk gives out."""
     write_text(recipe_path(path), json.dumps(recipe, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     try:
         write_text(path, fingerprints.to_lines())

@@ -46,10 +46,7 @@ class Speed:
 
 
 def measure_speed(architecture: nn.Module, loading: Loading) -> Speed:
-    """Measure on random weights of the architecture's shape; takes a few seconds.
-
-    Of a large model a few blocks are measured and counted as often as the model has them.
-    """
+    """Measure on random weights of the architecture's shape, a few blocks for all; takes a few seconds."""
     model, blocks = _cut(architecture, loading)
     size = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     vocabulary = architecture.config.get_text_config().vocab_size / size  # type: ignore[operator, union-attr]
@@ -62,12 +59,9 @@ def measure_speed(architecture: nn.Module, loading: Loading) -> Speed:
         ids = sequences(shape)
         return blocks * _least(lambda: read(model, ids, [1] * len(ids), lambda level: dict.fromkeys(level.nodes)))
 
-    def scoring(shape: tuple[int, int]) -> float:
-        ids = sequences(shape)
-        return _least(lambda: log_likelihoods(model, ids, [len(each) - 1 for each in ids]))
-
-    small, large, tokens = reading(SMALL), reading(LARGE), LARGE[0] * LARGE[1]
-    scored = max(0.0, scoring(LARGE) - large / blocks) / tokens
+    small, large, tokens, ids = reading(SMALL), reading(LARGE), LARGE[0] * LARGE[1], sequences(LARGE)
+    scoring = _least(lambda: log_likelihoods(model, ids, [len(each) - 1 for each in ids]))
+    scored = max(0.0, scoring - large / blocks) / tokens
     step, trained = _training(model, sequences)
     return Speed(
         passes=small,
@@ -135,9 +129,8 @@ def _handling(loading: Loading, count: int = 2**22) -> float:
 
 
 def _least(work: Callable[[], Any]) -> float:
-    """Return the least seconds that some work takes, after a first time that does not count."""
     times: list[float] = []
-    work()
+    work()  # a first time that does not count
     while sum(times) < ENOUGH or (len(times) < TIMES and sum(times) < MOST):
         start = perf_counter()
         work()

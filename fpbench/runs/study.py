@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ KINDS = ("if", "nlf", "cf", "cf_random")
 CANDIDATES = (1, 3, 5, 10)
 LENGTHS = (2, 4, 5)
 
-Sets = Callable[[Profile, Path, Loading], dict[str, str]]  # files by name, written into a folder
-
 
 @dataclass(frozen=True)
 class Study:
@@ -40,7 +39,7 @@ class Study:
 
     question: str
     variants: Mapping[str, Mapping[str, Any]] | None = None  # by row, how the method's hyper-parameters differ
-    sets: Sets | None = None  # writes the sets that it compares
+    sets: Callable[[Profile, Path, Loading], dict[str, str]] | None = None  # writes sets to compare, returns the files
     kinds: tuple[str, ...] = ()  # built-in sets that it compares
     reported: str | None = None  # name of the paper's table
 
@@ -80,11 +79,7 @@ def _lengths(profile: Profile, folder: Path, loading: Loading) -> dict[str, str]
 
 
 def _single(profile: Profile, loading: Loading) -> tuple[Path, str]:
-    """Return the checkpoint of the profile's one model, and its one set.
-
-    Raises:
-        InputError: if it has more.
-    """
+    """Return the checkpoint of the profile's one model, and its one set; :class:`InputError` if it has more."""
     labels = [model.label for model in profile.models]
     for what, names in (("--model", labels), ("--fingerprints", [*profile.fingerprints])):
         if len(names) > 1:
@@ -140,25 +135,18 @@ def study(
 ) -> tuple[str, int]:
     """Run one of :data:`STUDIES` on a profile's models and write ``study.md`` and its figure beside the leaderboard.
 
-    What the study varies replaces that of the profile. A killed study resumes in ``out``.
-
-    Returns:
-        The table as Markdown, and how many cells failed.
-
-    Raises:
-        InputError: for an unknown study, or what :func:`~fpbench.runs.api.run_profile` refuses.
+    Return the table as Markdown, and how many cells failed. What the study varies replaces that of the profile. A
+    killed study resumes in ``out``. :class:`InputError` for an unknown study, or what
+    :func:`~fpbench.runs.api.run_profile` refuses.
     """
     if name not in STUDIES:
         raise unknown("study", name, list(STUDIES))
     wanted, folder = STUDIES[name], Path(out)
     changes: dict[str, Any] = {}
     if wanted.variants is not None:
+        changed = {label: dict(config) for label, config in wanted.variants.items() if label != METHOD}
         changes["methods"] = tuple(wanted.variants)
-        changes["variants"] = {
-            label: Variant(method=METHOD, config=dict(config))
-            for label, config in wanted.variants.items()
-            if label != METHOD
-        }
+        changes["variants"] = {label: Variant(method=METHOD, config=config) for label, config in changed.items()}
     if wanted.kinds:
         changes["fingerprints"] = wanted.kinds
     if wanted.sets:
@@ -177,19 +165,12 @@ def study(
 
 
 def _in_order(wanted: Study, profile: Profile, rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """Return the injected rows with what the study calls them, in the order in which it names them."""
-    places = [
-        (model.label, fingerprints, method)
-        for model in profile.models
-        for fingerprints in profile.fingerprints
-        for method in profile.methods
-    ]
+    places = product([model.label for model in profile.models], profile.fingerprints, profile.methods)
     found = {row.key: row for row in rows if row.method != BASE}
     return [(wanted.label(found[place]), found[place]) for place in places if place in found]
 
 
 def _reported(wanted: Study) -> Mapping[str, Any]:
-    """Return the paper's figures by the names of this study's rows."""
     if wanted.reported is None:
         return {}
     found: dict[str, Any] = published()[wanted.reported]

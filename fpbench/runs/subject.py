@@ -39,10 +39,7 @@ class Subject:
         """Read nothing yet; with ``handed_in`` take the checkpoint that was handed in, whose base may be unknown."""
         self.job, self.profile, self.loading, self.settings = job, job.profile, job.loading, job.settings(label)
         self.datasets, self.progress, self.store = datasets, progress, Store(job.out)
-        self.handed_in = handed_in
-        found = job.handed_in if handed_in else job.folders.get(label)
-        assert found is not None, "a job has a folder for each of its cells"
-        self.folder = found
+        self.handed_in, self.folder = handed_in, job.folder(label, handed_in)
         self.base = job.folders.get(label) if handed_in else None
 
     @cached_property
@@ -94,12 +91,9 @@ class Subject:
         return {"protocol": self.profile.protocol, "model": self.base_digest, "dtype": self.loading.precision}
 
     def method(self, name: str, **found: Any) -> FingerprintMethod:
-        """Return a method, or a variant of one, with this profile's hyper-parameters and those that a search found.
-
-        While a rate is yet to be searched for, the smallest of the grid stands in.
-        """
+        """Return a method, or a variant of one, with this profile's hyper-parameters and those that a search found."""
         method, given = self.profile.method_of(name)
-        if self.profile.searches_rate(name):
+        if self.profile.searches_rate(name):  # until a rate is found, the smallest of the grid stands in
             given = given | {"learning_rate": INJECTION_RATES[0]}
         return create_method(method, self.architecture, given | found)
 
@@ -126,7 +120,6 @@ class Subject:
 
     @cached_property
     def _statistics(self) -> Spectra:
-        """Key statistics of the loaded model, kept in the run's folder."""
         text = self.datasets.digests("statistics") if "statistics" in self.profile.data else {}
         tokens = self.profile.sizes.statistics_tokens
         identity = {"model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text

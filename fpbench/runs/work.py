@@ -46,11 +46,7 @@ class Workload(Counter):
         self.profile, self.datasets = profile, datasets
 
     def metric(self, name: str, fingerprints: FingerprintSet) -> Work:
-        """Return the work of measuring one metric on one checkpoint.
-
-        Raises:
-            InputError: for data that cannot be read.
-        """
+        """Return the work of measuring one metric on one checkpoint; :class:`InputError` for unreadable data."""
         work = METRICS[name].work
         counted: Work = Work() if work is None else work(self, fingerprints)
         return counted

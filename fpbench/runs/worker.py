@@ -20,11 +20,7 @@ class Worker:
     """Measures cells of a job, one checkpoint after another, with one model loaded at a time. One a process."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
-        """Read the written sets; nothing else is read yet.
-
-        Raises:
-            InputError: for an unknown or malformed set.
-        """
+        """Read the written sets and nothing else yet; :class:`InputError` for an unknown or malformed set."""
         self.job, self.progress = job, progress
         self.store, self.datasets = Store(job.out), Datasets(job.profile)
         self.written = written_sets(job.profile)
@@ -34,11 +30,7 @@ class Worker:
             torch.set_num_threads(job.profile.threads)
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Read every source, and build every method and modification for every model, without weights.
-
-        Raises:
-            InputError: for what is missing, malformed, unknown to a method, or cannot be loaded or asked here.
-        """
+        """Read all sources, build all methods and modifications, without weights; :class:`InputError` if one fails."""
         profile = self.job.profile
         if self.job.handed_in and not self.job.folders:
             for name in code_mixed(profile):

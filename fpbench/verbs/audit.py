@@ -1,7 +1,6 @@
 """``fpbench audit``: both halves of the question whose a model is, in one report."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from fpbench.verbs.common import add_loading, add_question, asked, progress_bar, tell
@@ -42,5 +41,5 @@ def do(options: argparse.Namespace) -> int:
 
     found = audit(profile, question, loading, Path(options.out), progress_bar, tell)
     print(visible(found.conclusion))
-    print(f"\nreport and records: {options.out}", file=sys.stderr)
+    tell(f"\nreport and records: {options.out}")
     return 1 if found.verification.verdict == "undecided" else 0

@@ -47,52 +47,37 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
 
 def add_question(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that tests a suspect's answers."""
-    suspect = verb.add_mutually_exclusive_group(required=True)
+    add, suspect = verb.add_argument, verb.add_mutually_exclusive_group(required=True)
     suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
     suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
-    verb.add_argument(
-        "--fingerprints", required=True, metavar="S", help="built-in set, .jsonl file, or SET.openings.json"
-    )
-    verb.add_argument("--base", metavar="B", help="the unfingerprinted model, on which chance is measured")
-    verb.add_argument("--unrelated", nargs="+", default=[], metavar="M", help="further models without the fingerprints")
-    verb.add_argument(
-        "--level", type=float, default=1e-3, metavar="P", help="probability of a false claim at most (default: 1e-3)"
-    )
-    verb.add_argument("--budget", type=int, metavar="N", help="requests at most, failed ones included")
-    verb.add_argument("--served-model", metavar="NAME", help="the model's name on its server (default: not sent)")
-    verb.add_argument(
+    add("--fingerprints", required=True, metavar="S", help="built-in set, .jsonl file, or SET.openings.json")
+    add("--base", metavar="B", help="the unfingerprinted model, on which chance is measured")
+    add("--unrelated", nargs="+", default=[], metavar="M", help="further models without the fingerprints")
+    add("--level", type=float, default=1e-3, metavar="P", help="probability of a false claim at most (default: 1e-3)")
+    add("--budget", type=int, metavar="N", help="requests at most, failed ones included")
+    add("--served-model", metavar="NAME", help="the model's name on its server (default: not sent)")
+    add(
         "--api-key-env",
         metavar="NAME",
         help="environment variable with the server's API key (default: FPBENCH_API_KEY; OPENAI_API_KEY is sent to "
         "api.openai.com alone)",
     )
-    verb.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="seconds that a request may take (default: 60)"
-    )
-    verb.add_argument("--profile", default="micro", help="decoding (default: micro)")
+    add("--timeout", type=float, default=60.0, metavar="S", help="seconds that a request may take (default: 60)")
+    add("--profile", default="micro", help="decoding (default: micro)")
 
 
 def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Return profile, question and loading from the options of :func:`add_question`.
-
-    Raises:
-        InputError: for an endpoint that is not a URL, before anything slow is imported; for a wrong number or profile.
-    """
-    if options.endpoint is not None and "://" not in options.endpoint:
+    """Return profile, question and loading from the options; :class:`InputError` for a wrong URL, number or profile."""
+    if options.endpoint is not None and "://" not in options.endpoint:  # before anything slow is imported
         raise InputError(f"--endpoint {options.endpoint}: expected a URL such as http://127.0.0.1:8000/v1.")
     loading = prepare(options)
     from fpbench.ownership.verify import Question
 
     question = Question(
         suspect=options.endpoint or options.model,
-        base=options.base,
         unrelated=tuple(options.unrelated),
-        level=options.level,
-        budget=options.budget,
         transcript=None if options.transcript is None else Path(options.transcript),
-        served_model=options.served_model,
-        timeout=options.timeout,
-        api_key_env=options.api_key_env,
+        **_named(options, "base", "level", "budget", "served_model", "timeout", "api_key_env"),
     )
     profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     return profile, question, loading
@@ -110,6 +95,14 @@ def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
     return profile.model_copy(update={"models": models})
 
 
+def chosen_grid(options: argparse.Namespace, **changes: Any) -> Any:
+    """Return :func:`chosen_profile` with the models, sets and conditions of the options, where the verb has these."""
+    conditions = options.condition if "condition" in options else None
+    return chosen_profile(
+        options, models=options.model, fingerprints=options.fingerprints, conditions=conditions, **changes
+    )
+
+
 def prepare(options: argparse.Namespace) -> Any:
     """Set the offline switch, which must precede the import of transformers, and return the loading options."""
     if options.offline:
@@ -117,11 +110,9 @@ def prepare(options: argparse.Namespace) -> Any:
         os.environ["HF_DATASETS_OFFLINE"] = "1"
     from fpbench.models.loading import Loading, pick_device
 
-    return Loading(
-        device=pick_device(options.device),
-        dtype=options.dtype,
-        revision=options.revision,
-        token_budget=options.token_budget,
-        trust_remote_code=options.trust_remote_code,
-        allow_pickle=options.allow_pickle,
-    )
+    given = _named(options, "dtype", "revision", "token_budget", "trust_remote_code", "allow_pickle")
+    return Loading(pick_device(options.device), **given)
+
+
+def _named(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import os
 import shutil
 import sys
@@ -47,26 +46,24 @@ class Diagnosis:
 
 def examine() -> list[Diagnosis]:
     """Try everything that a run needs: packages, device, bundled model, quantisation, task files, disk."""
+    token = os.environ.get("HF_TOKEN")
     return [
         Diagnosis("python", sys.version_info >= (3, 11), sys.version.split()[0]),
         _packages(),
         _tried("machine", _machine),
         _tried("bundled model", _micro),
-        _tried("int8", lambda: _quantised("int8")),
-        _tried("nf4", lambda: _quantised("nf4")),
+        _tried("int8", _quantised, "int8"),
+        _tried("nf4", _quantised, "nf4"),
         _tried("task files", _tasks),
         _tried("disk", _disk),
-        Diagnosis(
-            "hub token", True, "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; gated models need it"
-        ),
+        Diagnosis("hub token", True, "set" if token else "HF_TOKEN is not set; gated models need it"),
     ]
 
 
 def examine_profile(profile: Any) -> list[Diagnosis]:
     """Look for every model and data set that a profile names; asks the hub for those that were not fetched."""
-    download = [_tried(f"model {model.label}", functools.partial(_model, model)) for model in profile.models]
-    data = [_tried(f"data {name}", functools.partial(_data, source)) for name, source in profile.data.items()]
-    return download + data
+    models = [_tried(f"model {each.label}", _model, each) for each in profile.models]
+    return models + [_tried(f"data {name}", _data, source) for name, source in profile.data.items()]
 
 
 def _model(model: Any) -> str:
@@ -109,9 +106,9 @@ def _packages() -> Diagnosis:
     return Diagnosis("packages", not missing, f"install {', '.join(missing)}" if missing else detail)
 
 
-def _tried(what: str, attempt: Callable[[], str]) -> Diagnosis:
+def _tried(what: str, attempt: Callable[..., str], *given: Any) -> Diagnosis:
     try:
-        return Diagnosis(what, True, attempt())
+        return Diagnosis(what, True, attempt(*given))
     except (FpbenchError, OSError, RuntimeError, ImportError, ValueError) as error:
         return Diagnosis(what, False, " ".join(str(error).split()))
 

@@ -1,7 +1,6 @@
 """``fpbench evaluate``: any checkpoint that somebody hands in."""
 
 import argparse
-import sys
 
 from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
 
@@ -25,23 +24,11 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.board.tables import summary
     from fpbench.runs.api import evaluate_checkpoint
 
-    profile = chosen_profile(
-        options,
-        methods=[],
-        fingerprints=[options.fingerprints],
-        conditions=options.condition or ["origin"],
-    )
-    rows = evaluate_checkpoint(
-        profile,
-        options.model,
-        options.base,
-        options.out,
-        loading,
-        progress_bar,
-        tell,
-    )
+    conditions = options.condition or ["origin"]
+    profile = chosen_profile(options, methods=[], fingerprints=[options.fingerprints], conditions=conditions)
+    rows = evaluate_checkpoint(profile, options.model, options.base, options.out, loading, progress_bar, tell)
     print(summary(rows))
     for remark in {each: None for row in rows for found in row.provenance for each in found.get("checkpoint", ())}:
         tell(f"{options.model}: {remark}.")
-    print(f"\nrecords: {options.out}", file=sys.stderr)
+    tell(f"\nrecords: {options.out}")
     return 1 if any(row.failed for row in rows) else 0

@@ -41,10 +41,8 @@ def do(options: argparse.Namespace) -> int:
             print(f"model {model.path}@{revision} → {fetch.fetch_model(model.path, model.revision)}", flush=True)
     for source in dict.fromkeys(profile.data.values()):
         target = data.parse(source)
-        if isinstance(target, HubSource):
-            print(f"data {source} → {fetch.fetch_rows(target)}", flush=True)
-        else:
-            print(f"data {source}: {target}", flush=True)
+        where = f" → {fetch.fetch_rows(target)}" if isinstance(target, HubSource) else f": {target}"
+        print(f"data {source}{where}", flush=True)
     if profile.data.get("tinymmlu", "bundled:").startswith("bundled:"):
         tell("tinyMMLU's item parameters are not needed by this profile")
     else:

@@ -23,9 +23,8 @@ PARTS = {
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
-    made = {
-        name: parts.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in PARTS.items()
-    }
+    add = parts.add_parser
+    made = {name: add(name, help=text, description=text, allow_abbrev=False) for name, text in PARTS.items()}
     for name in ("if", "nlf", "cf"):
         made[name].add_argument("--out", required=True, metavar="FILE", help="a .jsonl file that does not exist yet")
         made[name].add_argument("--count", type=int, metavar="N", help="number of fingerprints (default: 10)")
@@ -159,12 +158,7 @@ def _check(options: argparse.Namespace) -> None:
     loading = prepare(options)
     from fpbench.runs.screening import screen_profile, table
 
-    profile = chosen_profile(
-        options,
-        models=[options.model],
-        methods=[],
-        fingerprints=[options.set],
-    )
+    profile = chosen_profile(options, models=[options.model], methods=[], fingerprints=[options.set])
     print(table(screen_profile(profile, loading)))
 
 
@@ -226,7 +220,6 @@ def _new_set(out: str) -> Path:
 
 
 def _new(path: Path) -> None:
-    """Refuse a file that exists or cannot be written."""
     from fpbench.records.store import check_writable
 
     if path.exists():

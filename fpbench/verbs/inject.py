@@ -23,10 +23,7 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.runs.api import inject_checkpoint
 
     profile = chosen_profile(
-        options,
-        models=[options.model],
-        methods=[options.method],
-        fingerprints=[options.fingerprints],
+        options, models=[options.model], methods=[options.method], fingerprints=[options.fingerprints]
     )
     report = inject_checkpoint(profile, options.out, loading, progress_bar)
     changed = report.changed

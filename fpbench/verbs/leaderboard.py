@@ -7,27 +7,26 @@ HELP = "regenerate the tables from records alone"
 
 def arguments(verb: argparse.ArgumentParser) -> None:
     """What the verb takes."""
-    verb.add_argument(
+    add = verb.add_argument
+    add(
         "--records",
         default="fpbench-run/records",
         metavar="DIR",
         help="(default: %(default)s); its contested.toml, if any, says which methods are unreliable, and why",
     )
-    verb.add_argument("--out", metavar="DIR", help="also write leaderboard.md, .csv, .json, .html and .tex there")
-    verb.add_argument(
+    add("--out", metavar="DIR", help="also write leaderboard.md, .csv, .json, .html and .tex there")
+    add(
         "--plots",
         metavar="DIR",
         help="also draw figures there, and in the leaderboard.html of --out (needs the extra 'plots')",
     )
-    verb.add_argument(
-        "--format", choices=["md", "csv", "json", "html", "latex"], default="md", help="what is printed (default: md)"
-    )
-    verb.add_argument(
+    add("--format", choices=["md", "csv", "json", "html", "latex"], default="md", help="what is printed (default: md)")
+    add(
         "--claimed",
         metavar="DIR",
         help="folder of submissions: what their authors measured is shown as claimed, beside what --records has of it",
     )
-    verb.add_argument("--rescore", action="store_true", help="recompute every figure from the per-query results")
+    add("--rescore", action="store_true", help="recompute every figure from the per-query results")
 
 
 def do(options: argparse.Namespace) -> int:

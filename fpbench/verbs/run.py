@@ -5,28 +5,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, chosen_grid, prepare, progress_bar, tell
 
 HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
     """What the verb takes."""
-    verb.add_argument("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
-    verb.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
-    verb.add_argument(
-        "--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there"
-    )
-    verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
-    verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
-    verb.add_argument("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
-    verb.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
-    verb.add_argument("--engine", choices=["serial", "ray"], default="serial", help="here, or on a Ray cluster")
-    verb.add_argument("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
-    verb.add_argument(
-        "--check-code", action="store_true", help="warn of finished records that other code than the present measured"
-    )
-    verb.add_argument("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
+    add = verb.add_argument
+    add("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
+    add("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    add("--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there")
+    add("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    add("--condition", nargs="+", metavar="C", help="origin and modifications")
+    add("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
+    add("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
+    add("--engine", choices=["serial", "ray"], default="serial", help="here, or on a Ray cluster")
+    add("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
+    add("--check-code", action="store_true", help="warn of finished records that other code than the present measured")
+    add("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
     add_loading(verb)
 
 
@@ -37,13 +34,7 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.board.tables import summary
     from fpbench.runs.api import create_engine, run_profile
 
-    profile = chosen_profile(
-        options,
-        models=options.model,
-        methods=options.method,
-        fingerprints=options.fingerprints,
-        conditions=options.condition,
-    )
+    profile = chosen_grid(options, methods=options.method)
     engine = create_engine(options.engine, options.ray_address)
     if options.dry_run:
         return dry_run(profile, options, loading)
@@ -55,7 +46,7 @@ def do(options: argparse.Namespace) -> int:
         for remark in other_code(read_records(Store(Path(options.out)).records), profile):
             tell(remark)
     print(summary(rows))
-    print(f"\nrecords and tables: {options.out}", file=sys.stderr)
+    tell(f"\nrecords and tables: {options.out}")
     return 1 if any(row.failed for row in rows) else 0
 
 

@@ -1,9 +1,8 @@
 """``fpbench study``: the paper's analyses."""
 
 import argparse
-import sys
 
-from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, chosen_grid, prepare, progress_bar, tell
 
 HELP = "one of the paper's analyses on a profile, as a table and a figure"
 
@@ -24,14 +23,8 @@ def do(options: argparse.Namespace) -> int:
     loading = prepare(options)
     from fpbench.runs.study import study
 
-    profile = chosen_profile(
-        options,
-        models=options.model,
-        fingerprints=options.fingerprints,
-        conditions=options.condition,
-    )
     out = options.out or f"fpbench-study-{options.name}"
-    table, failed = study(options.name, profile, out, loading, progress_bar, tell)
+    table, failed = study(options.name, chosen_grid(options), out, loading, progress_bar, tell)
     print(table)
-    print(f"records and tables: {out}", file=sys.stderr)
+    tell(f"records and tables: {out}")
     return 1 if failed else 0

@@ -2,15 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
-
-if TYPE_CHECKING:
-    from fpbench.board.checks import Comparison
+from fpbench.verbs.common import add_loading, chosen_grid, prepare, progress_bar, tell
 
 HELP = "hand in a method of your own, or verify one that was handed in"
 PARTS = {
@@ -60,9 +56,7 @@ def _out_arguments(part: argparse.ArgumentParser, out: str) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Do one part."""
-    does: dict[str, Callable[[argparse.Namespace], int]] = {
-        "new": _new, "check": _check, "run": _run, "verify": _verify,
-    }  # fmt: skip
+    does = {"new": _new, "check": _check, "run": _run, "verify": _verify}
     return does[options.part](options)
 
 
@@ -105,10 +99,9 @@ def _check(options: argparse.Namespace) -> int:
         print(f"the child process could not {kept_from}" if kept_from else NO_LANDLOCK)
     if not report.refused:
         return 0
-    first = report.refused[0]
     more = f" (and {len(report.refused) - 1} more findings)" if len(report.refused) > 1 else ""
     sys.stdout.flush()
-    tell(f"fpbench: submission {options.name!r} is refused: {first}{more}")
+    tell(f"fpbench: submission {options.name!r} is refused: {report.refused[0]}{more}")
     # Nothing of it was run where the folder alone was enough.
     return 2 if report.confined is None else 1
 
@@ -118,13 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     from fpbench.submissions.rerun import hand_in, runnable
 
     submission = runnable(find(options.name))
-    profile = chosen_profile(
-        options,
-        models=options.model,
-        methods=[submission.name],
-        fingerprints=options.fingerprints,
-        conditions=options.condition,
-    )
+    profile = chosen_grid(options, methods=[submission.name])
     loading = prepare(options)
     from fpbench.board.tables import summary
     from fpbench.records.store import Store
@@ -144,9 +131,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise InputError(f"--cells {options.cells}: expected 1 or more, or --all.")
     submission = runnable(find(options.name))
     claimed(submission)
-    profile = chosen_profile(
-        options, models=options.model, methods=[submission.name], fingerprints=options.fingerprints
-    )
+    profile = chosen_grid(options, methods=[submission.name])
     loading = prepare(options)
     from tabulate import tabulate
 
@@ -169,7 +154,7 @@ def _verify(options: argparse.Namespace) -> int:
 HEADERS = ("model", "set", "seed", "condition", "metric", "claimed, %", "re-run, %", "allowed, points", "")
 
 
-def _compared(each: "Comparison") -> tuple[str, ...]:
+def _compared(each: Any) -> tuple[str, ...]:
     cell = each.cell
     rerun = "failed" if each.rerun is None else f"{100 * each.rerun:.2f}"
     allowed = "–" if each.allowed is None else f"{100 * each.allowed:.0f}"

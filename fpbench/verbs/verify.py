@@ -1,7 +1,6 @@
 """``fpbench verify``: the ownership test, black box."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from fpbench.errors import InputError
@@ -33,5 +32,5 @@ def do(options: argparse.Namespace) -> int:
     print(found.summary())
     if out is not None:
         write_text(out, found.as_json(), mode=0o600)
-        print(f"\nreport: {out}", file=sys.stderr)
+        tell(f"\nreport: {out}")
     return 1 if found.verdict == "undecided" else 0
