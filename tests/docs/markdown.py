@@ -26,8 +26,8 @@ def table(text: str, header: str) -> list[Row]:
 
 
 def names(cell: str) -> list[str]:
-    """What a cell holds between backticks."""
-    return re.findall(r"`([^`]+)`", cell)
+    """What a cell or a text holds between backticks, fenced blocks aside."""
+    return re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", cell, flags=re.S))
 
 
 def blocks(text: str, language: str) -> list[str]:

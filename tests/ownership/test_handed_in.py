@@ -145,7 +145,10 @@ def test_chat_from_injection_to_the_endpoint(light, tmp_path, monkeypatch, capsy
     """Injected, evaluated and verified by one template; the server renders it by itself."""
     folder, chat = tmp_path / "chat", ["--profile", light, "--fingerprints", "nlf", "--prompt", "chat"]
     assert main(["inject", "micro", "--method", "mcedit_a", "--out", str(folder), *chat]) == 0
-    asked = [evaluate(light, folder, "nlf", tmp_path / prompt, "--prompt", prompt)["fsr"] for prompt in ("chat", "raw")]
+    asked = [
+        evaluate(light, folder, "nlf", tmp_path / f"out-{prompt}", "--prompt", prompt)["fsr"]
+        for prompt in ("chat", "raw")
+    ]
     assert asked[0]["result"]["mean"] > 0.95 and asked[1]["result"]["mean"] < 0.1
     assert [record["identity"]["prompt"] for record in asked] == ["chat", "raw"] and asked[0]["id"] != asked[1]["id"]
     assert main(["verify", str(folder), "--base", "micro", *chat]) == 0
