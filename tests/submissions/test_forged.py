@@ -63,6 +63,7 @@ def forged(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, I
     require(MODEL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("forged"))
+        register_submissions()  # set up before the fixture of each test
         return injected(FORGED)
 
 
