@@ -61,8 +61,9 @@ def run(
     wanted = load_profile(
         profile, models=models, methods=methods, fingerprints=fingerprints, conditions=conditions, seeds=seeds
     )
-    run_profile(wanted, out, Loading(pick_device(None)), engine=create_engine(engine, ray_address))
-    planned = {cell.path for cell in plan(wanted)}
+    job, cells = Job.of(wanted, Loading(pick_device(None)), Path(out)), plan(wanted)
+    measure(job, cells, engine=create_engine(engine, ray_address))
+    planned = {cell.path for cell in cells}
     return [each.to_dict() for each in read_records(Store(Path(out)).records) if each.cell.path in planned]
 
 
@@ -77,18 +78,6 @@ def create_engine(name: str, ray_address: str | None = None) -> Engine:
     if ray_address is not None:
         raise InputError(f"a Ray address ({ray_address}) is of no use to the engine {name!r}: add --engine ray.")
     return Serial()
-
-
-def run_profile(
-    profile: Profile,
-    out: str | os.PathLike[str],
-    loading: Loading,
-    progress: Progress = no_progress,
-    log: Log = lambda line: None,
-    engine: Engine | None = None,
-) -> list[Row]:
-    """Measure every cell of a profile that has no record yet, write the tables, and return the rows of this profile."""
-    return measure(Job.of(profile, loading, Path(out)), plan(profile), progress, log, engine or Serial())
 
 
 def evaluate_checkpoint(
@@ -106,12 +95,18 @@ def evaluate_checkpoint(
     subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
     folders = {settings.label: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
     job = Job(profile, folders, loading, Path(out), handed_in=subject)
-    return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, log, Serial())
+    return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, log)
 
 
-def measure(job: Job, cells: Sequence[Cell], progress: Progress, log: Log, engine: Engine) -> list[Row]:
-    """Measure what has no record yet on an engine; write the tables and return the rows of ``cells``."""
-    store = Store(job.out)
+def measure(
+    job: Job,
+    cells: Sequence[Cell],
+    progress: Progress = no_progress,
+    log: Log = lambda line: None,
+    engine: Engine | None = None,
+) -> list[Row]:
+    """Measure what has no record yet, serially or on an engine; write the tables and return the rows of ``cells``."""
+    store, engine = Store(job.out), engine or Serial()
     store.check()
     resume, worker = Resume(job, written_sets(job.profile)), None
     if not resume.names:

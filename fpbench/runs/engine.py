@@ -45,7 +45,8 @@ class Serial:
         with limited_to(worker.job.loading.token_budget):
             for cells in checkpoints:
                 log(f"{title(cells[0])} ({len(names)}/{total} cells)")
-                found, work = worker.measure(cells)
+                bench, fingerprints = worker.bench(cells)
+                found, work = bench.measure(cells, fingerprints)
                 for _ in work:
                     pass
                 names |= found

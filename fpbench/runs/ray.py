@@ -272,7 +272,8 @@ class RayWorker(logging.Handler):
         """Measure the cells of one checkpoint; :class:`InputError` if the driver's folder or store is not seen here."""
         yield {}  # this process is up: what ends it from now on is its work's doing
         with limited_to(self.job.loading.token_budget):
-            names, work = self._worker.measure(cells)
+            bench, fingerprints = self._worker.bench(cells)
+            names, work = bench.measure(cells, fingerprints)
             yield names
             for finished in work:
                 yield from self._reported_lines()

@@ -22,8 +22,9 @@ from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE
 from fpbench.records.store import write_bytes, write_text
 from fpbench.registry import unknown
-from fpbench.runs.api import run_profile
+from fpbench.runs.api import measure
 from fpbench.runs.engine import Log
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import Profile, Variant
 from fpbench.runs.sets import write_set
 
@@ -137,7 +138,7 @@ def study(
 
     Return the table as Markdown, and how many cells failed. What the study varies replaces that of the profile. A
     killed study resumes in ``out``. :class:`InputError` for an unknown study, or what
-    :func:`~fpbench.runs.api.run_profile` refuses.
+    :func:`~fpbench.runs.api.measure` refuses.
     """
     if name not in STUDIES:
         raise unknown("study", name, list(STUDIES))
@@ -153,7 +154,7 @@ def study(
         files = wanted.sets(profile, folder / "sets", loading)
         changes |= {"fingerprints": tuple(files), "sets": dict(profile.sets) | files}
     profile = profile.model_copy(update=changes)
-    rows = run_profile(profile, folder, loading, progress, log)
+    rows = measure(Job.of(profile, loading, folder), plan(profile), progress, log)
     shown = _in_order(wanted, profile, rows)
     table = study_table(wanted.question, shown, _reported(wanted))
     write_text(folder / "study.md", table)

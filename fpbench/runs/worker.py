@@ -1,10 +1,11 @@
 """The worker that measures the cells of a run in one process: the same under every engine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from fpbench.errors import InputError
+from fpbench.fingerprints import FingerprintSet
 from fpbench.models.loading import check_ready
 from fpbench.models.meter import Progress
 from fpbench.records.cell import CHECKPOINT, Cell
@@ -43,8 +44,8 @@ class Worker:
             check_ready(subject.folder, profile.prompt, self.job.loading, subject.base)
             check(subject, profile.methods, profile.conditions)
 
-    def measure(self, cells: Sequence[Cell]) -> tuple[dict[str, str], Iterator[tuple[Cell, str | None]]]:
-        """Measure the cells of one checkpoint, as :meth:`Bench.measure` does."""
+    def bench(self, cells: Sequence[Cell]) -> tuple[Bench, FingerprintSet]:
+        """Return what measures the cells of one checkpoint, and their set, which is built if it is made for a model."""
         first = cells[0]
         if first.model not in self._made:
             # Made for the base, also where a checkpoint of it was handed in.
@@ -52,7 +53,7 @@ class Worker:
             self._made[first.model] = model_sets(self.subject(first.model)) if made else {}
         sets = self.written | self._made[first.model]
         subject = self.subject(first.model, first.method == CHECKPOINT)
-        return Bench(subject).measure(cells, sets[first.fingerprints, first.seed])
+        return Bench(subject), sets[first.fingerprints, first.seed]
 
     def subject(self, label: str, handed_in: bool = False) -> Subject:
         """Return a model of the job, or the checkpoint that was handed in; the one before it is freed."""

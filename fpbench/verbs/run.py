@@ -32,13 +32,14 @@ def do(options: argparse.Namespace) -> int:
     options.offline = options.offline or options.dry_run
     loading = prepare(options)  # before anything reads whether the hub may be asked
     from fpbench.board.tables import summary
-    from fpbench.runs.api import create_engine, run_profile
+    from fpbench.runs.api import create_engine, measure
+    from fpbench.runs.plan import Job, plan
 
     profile = chosen_grid(options, methods=options.method)
     engine = create_engine(options.engine, options.ray_address)
     if options.dry_run:
         return dry_run(profile, options, loading)
-    rows = run_profile(profile, options.out, loading, progress_bar, tell, engine)
+    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), progress_bar, tell, engine)
     if options.check_code:
         from fpbench.records.store import Store, read_records
         from fpbench.runs.resume import other_code

@@ -115,9 +115,10 @@ def _run(options: argparse.Namespace) -> int:
     loading = prepare(options)
     from fpbench.board.tables import summary
     from fpbench.records.store import Store
-    from fpbench.runs.api import run_profile
+    from fpbench.runs.api import measure
+    from fpbench.runs.plan import Job, plan
 
-    rows = run_profile(profile, options.out, loading, progress_bar, tell)
+    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), progress_bar, tell)
     print(summary(rows))
     tell(f"\nrecords to hand in: {hand_in(submission, profile, Store(Path(options.out)))}")
     return 1 if any(row.failed for row in rows) else 0

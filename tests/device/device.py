@@ -104,13 +104,15 @@ def distance(one: Sequence[float], other: Sequence[float]) -> float:
 def grid(step: Step) -> None:
     """Run the profile's grid as `fpbench run` does, with an engine that begins nothing it could not finish."""
     from fpbench.models.loading import Loading
-    from fpbench.runs.api import run_profile
+    from fpbench.runs.api import measure
+    from fpbench.runs.plan import Job, plan
     from fpbench.runs.profile import load_profile
 
     step.checkpoint()
     step.report["cells"] = []
     loading = Loading(step.device, "bfloat16", token_budget=SETTINGS["budgets"][1] if step.card else None)
-    run_profile(load_profile(str(step.profile)), step.options.out / "grid", loading, engine=Punctual(step))
+    profile = load_profile(str(step.profile))
+    measure(Job.of(profile, loading, step.options.out / "grid"), plan(profile), engine=Punctual(step))
 
 
 def shapes(step: Step) -> None:

@@ -48,7 +48,8 @@ class Punctual:
             if subject.model is not hooked:  # a model whose weights could not be restored is loaded again
                 hooked = subject.model
                 hooked.get_input_embeddings().register_forward_pre_hook(self._count)
-            found, work = worker.measure(cells)
+            bench, fingerprints = worker.bench(cells)
+            found, work = bench.measure(cells, fingerprints)
             names |= found
             finished = [cell for cell in cells if worker.store.find(cell, found[cell.path])]
             for cell in finished:  # of an earlier run that was killed; they come first

@@ -8,14 +8,16 @@ from typing import Any
 import psutil
 
 from fpbench.models.loading import Loading
-from fpbench.runs.api import run_profile
+from fpbench.runs.api import measure
 from fpbench.runs.engine import Engine, Log
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 
 
 def run(profile: Path, out: Path, engine: Engine, log: Log) -> list[Any]:
     """Run a profile on the CPU."""
-    return run_profile(load_profile(str(profile)), out, Loading("cpu"), log=log, engine=engine)
+    wanted = load_profile(str(profile))
+    return measure(Job.of(wanted, Loading("cpu"), out), plan(wanted), log=log, engine=engine)
 
 
 def records(out: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def worker_of(tiny_profile, out, methods):
 
 
 def measure(worker, cells):
-    _, work = worker.measure(cells)
+    bench, fingerprints = worker.bench(cells)
+    _, work = bench.measure(cells, fingerprints)
     return list(work)
 
 

@@ -13,7 +13,8 @@ from fpbench.metrics.fsr import fsr
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading, load_model
 from fpbench.registry import METHODS
-from fpbench.runs.api import run_profile
+from fpbench.runs.api import measure
+from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.submissions.discovery import register_submissions
 from fpbench.submissions.process import ChildProcess, Limits
@@ -116,7 +117,7 @@ for place in ({str(forged)!r}, 'records/fsr.json', os.path.join(os.path.dirname(
 {WEAK}"""
     write(here / "submissions" / NAME, body=body)
     profile = load_profile(str(write_tiny(here / "tiny.toml", ("origin",))), methods=[NAME])
-    rows = run_profile(profile, here / "out", Loading("cpu", "float32"))
+    rows = measure(Job.of(profile, Loading("cpu", "float32"), here / "out"), plan(profile))
     (row,) = [row for row in rows if row.method == NAME]
     assert row.conditions["origin"].fsr < 0.01 and not row.failed
     assert json.loads(forged.read_text())["result"]["mean"] < 0.01
