@@ -1,4 +1,4 @@
-"""What is checked before a figure is shown: impossible ones are refused, claimed ones compared, contested flagged."""
+"""Checks before a figure is shown: impossible ones are refused, claimed ones compared, contested ones flagged."""
 
 import tomllib
 from collections.abc import Collection

@@ -164,7 +164,7 @@ class Claim(Figures):
 
 @dataclass(frozen=True)
 class Cost(Figures):
-    """What the injection took: seconds, bytes of memory, and how much of the weights it changed."""
+    """Cost of the injection: seconds, bytes of memory, and the share of the weights that it changed."""
 
     seconds: float
     peak_memory: float

@@ -1,1 +1,1 @@
-"""How fingerprints are injected: one file a method."""
+"""Injection of fingerprints: one file a method."""

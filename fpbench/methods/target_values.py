@@ -14,7 +14,7 @@ from fpbench.models.meter import Progress
 
 @dataclass(frozen=True)
 class State:
-    """What an objective sees in one step: n requests, S read positions in the order of the rows."""
+    """Input of an objective in one step: n requests, S read positions in the order of the rows."""
 
     logits: Tensor  # [S, V] float32
     initial: Tensor  # the same at δ = 0

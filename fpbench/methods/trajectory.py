@@ -70,7 +70,7 @@ class Step:
 
 
 class MetaTraining(MethodConfig):
-    """How the hypernetwork is trained.
+    """Settings of the hypernetwork's training.
 
     Attributes:
         meta_learning_rate: Adam's, for the hypernetwork.

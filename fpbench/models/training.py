@@ -40,7 +40,7 @@ Tokenised = tuple[list[int], int]
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """How well answers are predicted, token by token, each after the true ones before it."""
+    """Fit of the answers, token by token, each after the true ones before it."""
 
     loss: float  # mean negative log-likelihood of an answer token (nats)
     accuracy: float  # share of the answer tokens that are the likeliest one

@@ -1,4 +1,4 @@
-"""What an injection changed: new weights or exact low-rank factors, as safetensors, restored bit for bit."""
+"""The change of an injection: new weights or exact low-rank factors, as safetensors, restored bit for bit."""
 
 import contextlib
 import hashlib

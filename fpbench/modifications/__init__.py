@@ -1,1 +1,1 @@
-"""What happens to a model after release: one file a family of modifications."""
+"""Changes to a model after release: one file a family of modifications."""

@@ -104,12 +104,12 @@ class Modification(ABC):
 
     @property
     def searches(self) -> bool:
-        """Whether its learning rate is yet to be found by a search on the base."""
+        """True if its learning rate is yet to be found by a search on the base."""
         return False
 
     @property
     def needs_base(self) -> bool:
-        """Whether a part compares with the unfingerprinted base, or searches on it."""
+        """True if a part compares with the unfingerprinted base, or searches on it."""
         return any(part.against_base or part.searches for part in self.parts)
 
     @abstractmethod

@@ -53,7 +53,7 @@ class FineTune(Modification):
 
     @property
     def searches(self) -> bool:
-        """Whether a run is to find the largest stable rate."""
+        """True if a run is to find the largest stable rate."""
         return bool(self.config.learning_rate == "search")
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:

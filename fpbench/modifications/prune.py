@@ -141,7 +141,7 @@ def prune_mask(scores: Tensor, ratio: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PrunedMatrix:
-    """How much of one weight matrix was removed."""
+    """The share of one weight matrix that was removed."""
 
     name: str  # of its module
     size: int  # entries

@@ -1,4 +1,4 @@
-"""What a verification found: the verdict, what it means, and the evidence for it."""
+"""The result of a verification: the verdict, what it means, and the evidence for it."""
 
 import json
 from collections.abc import Mapping

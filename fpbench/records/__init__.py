@@ -1,1 +1,1 @@
-"""What was measured, on disk: cells, records and where they come from."""
+"""Measurements on disk: cells, records and where they come from."""

@@ -32,7 +32,7 @@ class Record:
     __pydantic_config__: ClassVar[Any] = {"use_attribute_docstrings": True}
 
     cell: Cell
-    """What was measured, and the place of the record: MODEL/FINGERPRINTS/METHOD/seed-SEED/CONDITION/METRIC.json."""
+    """The measurement, and the place of the record: MODEL/FINGERPRINTS/METHOD/seed-SEED/CONDITION/METRIC.json."""
     status: Literal["done", "failed"]
     """A failed cell has a reason in place of a result, and is measured again by the next run."""
     protocol: int
@@ -43,7 +43,7 @@ class Record:
     """Everything that decides the result: digests of model, set and data, the method's version and hyper-parameters,
     the modification's settings, decoding, sizes and precision. Two records of one identity hold one measurement."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where the record comes from: commit and digest of fpbench's code, packages, Python, machine, profile, revision
+    """Origin of the record: commit and digest of fpbench's code, packages, Python, machine, profile, revision
     and commit of the model, source of the method. It never decides whether a cell is measured again."""
     result: dict[str, Any] = field(default_factory=dict)
     """The metric's figures; rates are fractions. Only of a finished cell."""

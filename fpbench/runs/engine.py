@@ -1,4 +1,4 @@
-"""Who measures the cells: ``serial``, in this process, or ``ray``, on a cluster. Both go through a worker."""
+"""Engines that measure the cells: ``serial``, in this process, or ``ray``, on a cluster. Both go through a worker."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol

@@ -35,7 +35,7 @@ TIMEOUT = 60  # seconds
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch pinned."""
+    """One pinned model or data set."""
 
     commit: str
     size: int  # bytes

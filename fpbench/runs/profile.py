@@ -55,7 +55,7 @@ class ModelSettings(Settings):
 
 
 class Sizes(Settings):
-    """How much of each measurement is done; definitions stay those of the protocol."""
+    """Sizes of each measurement; definitions stay those of the protocol."""
 
     context_rows: int = Field(128, ge=1, description="last instruction rows that give trigger contexts")
     substitutions: int = Field(10_000, ge=0)

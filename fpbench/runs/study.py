@@ -36,7 +36,7 @@ LENGTHS = (2, 4, 5)
 
 @dataclass(frozen=True)
 class Study:
-    """What a study varies; the profile gives the rest."""
+    """The variants of a study; the profile gives the rest."""
 
     question: str
     variants: Mapping[str, Mapping[str, Any]] | None = None  # by row, how the method's hyper-parameters differ

@@ -21,7 +21,7 @@ SENTENCEPIECE_SPACE = "▁".encode()
 
 @dataclass(frozen=True)
 class Reading:
-    """What is decided by the first tokens of a response.
+    """State of a response after its first tokens.
 
     Attributes:
         target: the longest target that the response begins with if it ends here; ``None`` for none.

@@ -18,7 +18,7 @@ from fpbench.scoring.matching import Matcher
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a response is sampled; by default as the protocol does where a model's makers say nothing (§2).
+    """Sampling of a response; by default as the protocol does where a model's makers say nothing (§2).
 
     Attributes:
         temperature: above 0.

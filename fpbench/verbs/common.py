@@ -1,4 +1,4 @@
-"""What several verbs share: options, progress, and lines on standard error."""
+"""Pieces that several verbs share: options, progress, and lines on standard error."""
 
 import argparse
 import os

@@ -37,7 +37,7 @@ def do(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was examined, whether a run can rely on it, and what was found or is to be done."""
+    """One examination: its subject, the verdict, and what was found or is to be done."""
 
     what: str
     fine: bool

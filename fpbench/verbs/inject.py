@@ -8,7 +8,7 @@ HELP = "write a fingerprinted checkpoint that plain transformers loads"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
     verb.add_argument("--method", required=True, metavar="X", help="see `fpbench list`")
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")

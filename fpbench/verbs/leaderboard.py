@@ -6,7 +6,7 @@ HELP = "regenerate the tables from records alone"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     add = verb.add_argument
     add(
         "--records",

@@ -11,7 +11,7 @@ HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     add = verb.add_argument
     add("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
     add("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")

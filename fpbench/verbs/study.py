@@ -8,7 +8,7 @@ HELP = "one of the paper's analyses on a profile, as a table and a figure"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
-    """What the verb takes."""
+    """Add the arguments of the verb."""
     verb.add_argument("name", choices=["kind", "targets", "length", "ablation", "margin"], help="what is varied")
     verb.add_argument("--profile", default="micro", help="model, data, sizes and conditions (default: micro)")
     verb.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
