@@ -19,7 +19,7 @@ from fpbench.registry import register
 
 
 class CandidatesConfig(MethodConfig):
-    """The targets that MCEdit teaches and keeps ahead, by either write (docs/methods.md §2.5; switches are its ablations)."""
+    """Targets that MCEdit teaches and keeps ahead, by either write (docs/methods.md §2.5; its switches are ablations)."""
 
     candidates: Literal["all", "primary"]  # "all" are taught, or the "primary" alone
     # "margin", FPEdit's "vocabulary" in its stead, or "none"
