@@ -19,7 +19,7 @@ from fpbench.registry import register
 
 
 class CandidatesConfig(MethodConfig):
-    """Targets that MCEdit teaches and keeps ahead, by either write (docs/methods.md §2.5; its switches are ablations)."""
+    """Targets that MCEdit teaches and keeps ahead, by each write (docs/methods.md §2.5; switches are ablations)."""
 
     candidates: Literal["all", "primary"]  # "all" are taught, or the "primary" alone
     # "margin", FPEdit's "vocabulary" in its stead, or "none"
