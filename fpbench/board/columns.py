@@ -89,8 +89,9 @@ SET = Column(
 NAMES = [MODEL, METHOD, SET]
 RANK = Column(
     "rank",
-    "Within the same model and set; equal ranks are ties, not significantly behind the best row.",
-    lambda row: NONE if row.rank is None else str(row.rank),
+    "Within the same model and set, of rows within the bars of harmlessness; equal ranks are ties: not behind the best "
+    "row both significantly and by more than 1 point. out: why a row has no rank.",
+    lambda row: f"out: {row.out}" if row.out else NONE if row.rank is None else str(row.rank),
     attrgetter("rank"),
 )
 
@@ -284,7 +285,7 @@ CLAIM = Column(
 )
 COST = Column(
     "cost",
-    "Seconds and peak memory of the injection.",
+    "Seconds and peak memory of the injection, without key statistics, which are computed once a model.",
     lambda row: (
         f"{row.cost.seconds:.1f} s, {row.cost.peak_memory / 2**20:.0f} MiB" if row.cost else missing(row, "cost")
     ),
@@ -307,6 +308,15 @@ def harm_columns(rows: Sequence[Row]) -> list[Column]:
     """Return the columns of the second table: the protocol's, and those of further metrics that a row has."""
     others = [name for name, metric in METRICS.items() if metric.heading and any(name in row.others for row in rows)]
     return [*HARM, *(_other_column(name, METRICS[name]) for name in others)]
+
+
+def statistics(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return each model with the seconds that its key statistics took, whichever row's injection computed them."""
+    found: dict[str, float] = {}
+    for row in rows:
+        if row.cost and row.cost.statistics and row.trust != "claimed":
+            found[row.model] = found.get(row.model, 0.0) + row.cost.statistics
+    return [(model, f"{seconds:.1f} s") for model, seconds in found.items()]
 
 
 # Cells that were handed in and measured here, too, and cells that could not be measured.

@@ -51,9 +51,14 @@ class Measurement:
 
 @dataclass
 class Group:
-    """All measurements of one row: condition and metric → one measurement a seed, in seed order."""
+    """All measurements of one row: condition and metric → one measurement a seed, in seed order.
+
+    Attributes:
+        submission: who handed the records in; ``None`` for those that were measured here.
+    """
 
     key: RowKey
+    submission: str | None = None
     cells: dict[tuple[str, str], list[Measurement]] = field(default_factory=lambda: defaultdict(list))
 
     def measurements(self) -> Iterator[Measurement]:
@@ -74,8 +79,8 @@ class Group:
         return [each for each in self.measurements() if each.reason]
 
 
-def group_records(records: Sequence[Record], folder: Path) -> dict[RowKey, Group]:
-    """Sort records, which lie in ``folder`` with their per-query results, into rows.
+def group_records(records: Sequence[Record], folder: Path, submission: str | None = None) -> dict[RowKey, Group]:
+    """Sort records, which lie in ``folder`` with their per-query results, into rows of one origin.
 
     Raises:
         InputError: for a record of another protocol version; a leaderboard never mixes them.
@@ -88,7 +93,7 @@ def group_records(records: Sequence[Record], folder: Path) -> dict[RowKey, Group
                 f"record {cell} is of protocol {record.protocol}, this leaderboard of {PROTOCOL}: keep them apart."
             )
         key = (cell.model, cell.fingerprints, cell.method)
-        group = groups.setdefault(key, Group(key))
+        group = groups.setdefault(key, Group(key, submission))
         group.cells[cell.condition, cell.metric].append(Measurement(record, folder / f"{cell.path}.jsonl"))
     return groups
 
@@ -99,7 +104,7 @@ def claimed_groups(folder: Path, method: str) -> list[Group]:
     Raises:
         InputError: for records of another method, which nobody may hand in here, or of another protocol version.
     """
-    groups = group_records(read_records(folder), folder)
+    groups = group_records(read_records(folder), folder, method)
     for _, _, name in groups:
         if name not in (method, BASE):
             raise InputError(f"records of method {name!r} in {folder}: expected only those of {method!r} and {BASE!r}.")

@@ -39,6 +39,7 @@ def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
         methods=[_method(name, [row for row in measured if row.method == name], drawings) for name in names],
         failures=columns.failures(measured),
         checked=columns.checked(measured),
+        statistics=columns.statistics(measured),
         legend=_legend(tables),
         models=list(dict.fromkeys(row.model for row in rows)),
         kinds=list(dict.fromkeys(row.fingerprints for row in rows)),

@@ -12,7 +12,7 @@ from fpbench.records.cell import BASE
 COLUMNS = [column for column in (*DETECTABILITY, *HARM) if column.latex]
 PREAMBLE = r"""% Generated from records by `fpbench leaderboard --format latex`; not edited by hand.
 % Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}. Bold: best of the column; underlined: second best;
-% figures that are equal as shown share a place. The unfingerprinted base takes no part.
+% figures that are equal as shown share a place. The unfingerprinted base and rows without a rank take no part.
 """
 
 
@@ -51,7 +51,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _line(row: Row, figures: Sequence[str]) -> str:
     mark = r"\textsuperscript{\dag}" if row.unreliable else ""
-    mark += r"\textsuperscript{\ddag}" if row.trust == "claimed" else ""
+    mark += r"\textsuperscript{\ddag}" if row.trust == "claimed" else r"\textsuperscript{\S}" if row.out else ""
     return f"    {latex(row.method)}{mark} & {' & '.join(figures)} \\\\"
 
 
@@ -61,9 +61,9 @@ def _figure(column: Column, row: Row) -> str:
 
 
 def _marked(column: Column, rows: Sequence[Row]) -> list[str]:
-    """Return a column with its best and second best set off; claims are not judged."""
+    """Return a column with its best and second best set off; rows without a rank, such as claims, are not judged."""
     figures = [_figure(column, row) for row in rows]
-    values = [None if row.trust == "claimed" else _value(each) for row, each in zip(rows, figures, strict=True)]
+    values = [None if row.out else _value(each) for row, each in zip(rows, figures, strict=True)]
     order = sorted({value for value in values if value is not None}, reverse=column.better > 0)
     marks = dict(zip(order, (r"\textbf", r"\underline"), strict=False))
     found = []
@@ -97,6 +97,8 @@ def _caption(rows: Sequence[Row]) -> str:
     )
     for method, reason in {row.method: row.unreliable for row in rows if row.unreliable}.items():
         what += f" \\textsuperscript{{\\dag}}{latex(method)} is unreliable: {latex(reason)}"
+    if out := [f"{row.method} ({row.out})" for row in rows if row.out and row.trust != "claimed"]:
+        what += f" \\textsuperscript{{\\S}}Not ranked: {latex('; '.join(out))}."
     claimed = [row for row in rows if row.trust == "claimed"]
     what += " \\textsuperscript{\\ddag}Claimed by whoever handed it in." if claimed else ""
     for row in claimed:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -23,6 +23,12 @@ from fpbench.text import canonical
 
 MODIFICATIONS = drift()
 CLAIM_LEVEL = 1e-3
+
+# Bars of harmlessness (protocol §8): a row is ranked only within them.
+LEAST_ACCURACY = -0.05  # upper end of the interval of the difference from the base
+MOST_PERPLEXITY = 0.25
+MOST_TRIGGERS = 0.5
+MOST_NEAR = 0.1
 
 # What a row holds. Rates are fractions, intervals are [low, high] and cover 95 %.
 
@@ -164,13 +170,19 @@ class Claim(Figures):
 
 @dataclass(frozen=True)
 class Cost(Figures):
-    """Cost of the injection: seconds, bytes of memory, and the share of the weights that it changed."""
+    """Cost of the injection: seconds, bytes of memory, and the share of the weights that it changed.
+
+    Attributes:
+        seconds: of optimisation and write, without key statistics.
+        statistics: seconds of the key statistics that these injections computed, for every later one on the model.
+    """
 
     seconds: float
     peak_memory: float
     fraction: float
     relative_norm: float
     bytes: float
+    statistics: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +202,7 @@ class Row(Figures):
     Attributes:
         trust: ``re-run``, ``re-scored``, ``claimed`` or ``reported``.
         avg: mean FSR of the six modifications; ``None`` unless all are there.
+        out: why the row has no rank; ``None`` if it has one, for a base, and where reported.
         checked: what re-running a part of a claimed row gave.
         unreliable: why the method is contested.
         cells: paths of the records behind the row.
@@ -212,6 +225,7 @@ class Row(Figures):
     cost: Cost | None = None
     provenance: list[dict[str, Any]] = field(default_factory=list)
     rank: int | None = None
+    out: str | None = None
     failed: list[Failure] = field(default_factory=list)
     checked: Checked | None = None
     unreliable: str | None = None
@@ -226,7 +240,7 @@ class Row(Figures):
 
     def to_dict(self) -> dict[str, Any]:
         """Return every figure, even if ``None``, but those that reported or measured rows never have."""
-        absent = {"others"} | ({"avg_interval", "cells", "checked"} if self.trust == "reported" else {"source"})
+        absent = {"others"} | ({"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"})
         return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
 
 
@@ -244,7 +258,8 @@ def rows_from_records(
         rescore: recompute what is otherwise read from the records.
         claimed: what submitters measured of their own methods, and of their bases
             (:func:`~fpbench.board.groups.claimed_groups`). A row that ``records`` do not cover is shown with their
-            figures, without a rank, and with the figures of ``records`` where both have some.
+            figures, without a rank, and with the figures of ``records`` where both have some. A base judges only rows
+            of its own origin: those of ``records``, or those of the submission that it was handed in with.
 
     Raises:
         InputError: for a record of another protocol version or with a figure that cannot be, or a ``contested.toml``
@@ -253,24 +268,27 @@ def rows_from_records(
     groups = group_records(records, folder)
     for group in groups.values():
         check(group)
-    bases = {each.key: each for each in claimed if each.key[2] == BASE} | groups
+    bases = {(each.submission, *each.key): each for each in (*claimed, *groups.values()) if each.key[2] == BASE}
     handed_in = {each.key: each for each in claimed if each.key[2] != BASE}
-    theirs = {each.key: claimed_row(each, bases.get((*each.key[:2], BASE)), rescore) for each in claimed}
+    theirs = {
+        each.key: claimed_row(each, bases.get((each.submission, *each.key[:2], BASE)), rescore) for each in claimed
+    }
     shown = {key: group for key, group in groups.items() if key not in handed_in or covers(group, handed_in[key])}
-    rows = [_row(group, bases.get((*key[:2], BASE)), rescore) for key, group in shown.items()]
-    ranks = _ranks(rows, groups)
+    rows = [_row(group, bases.get((None, *key[:2], BASE)), rescore) for key, group in shown.items()]
+    ranks = _ranks([row for row in rows if row.method != BASE and _out(row) is None], groups)
     rows += [row for key, row in theirs.items() if key not in shown]
     reasons = contested(folder, {row.method for row in rows}) if rows else {}
     rows = [
         replace(
             row,
             rank=ranks.get(row.key),
+            out=None if row.method == BASE or row.key in ranks else _out(row) or "no seed in common",
             checked=checked(groups[row.key], handed_in[row.key]) if row.key in groups.keys() & handed_in else None,
             unreliable=reasons.get(row.method),
         )
         for row in rows
     ]
-    rows.sort(key=lambda row: (row.model, row.fingerprints, row.method != BASE, -(row.avg or -1.0)))
+    rows.sort(key=lambda row: (row.model, row.fingerprints, row.method != BASE, row.rank or inf, -(row.avg or -1.0)))
     return rows + reported_rows()
 
 
@@ -383,6 +401,8 @@ def _difference(after: Measurement, before: Measurement) -> Difference:
         for query in (query for query in each.queries if "correct" in query):
             found.setdefault(query["task"], []).append(query["correct"])
     shared = [name for name in answers[0] if len(answers[0][name]) == len(answers[1].get(name, ()))]
+    # Means over other tasks, or over other examples, are different metrics.
+    comparable = shared and set(shared) == answers[0].keys() | answers[1].keys()
     # Each example weighs 1/(tasks · n of its task), so that its mean is the plain mean of the tasks.
     total = sum(len(answers[0][name]) for name in shared)
     weighted = [
@@ -393,7 +413,7 @@ def _difference(after: Measurement, before: Measurement) -> Difference:
         name: {"difference": fmean(a) - fmean(b), "p_value": mcnemar_exact(a, b)} for name, (a, b) in pairs.items()
     }
     figures: dict[str, Any] = {"tasks": tasks}
-    if after.result["accuracy"] is not None and before.result["accuracy"] is not None:
+    if comparable and after.result["accuracy"] is not None and before.result["accuracy"] is not None:
         figures["accuracy"] = after.result["accuracy"] - before.result["accuracy"]
         figures["interval"] = list(paired_bootstrap(weighted[0], weighted[1]))
     texts = [each.result["token_perplexity"] for each in (after, before)]
@@ -476,8 +496,12 @@ def _cost(group: Group) -> Cost | None:
     if not measured:
         return None
     names = ("peak_memory", "fraction", "relative_norm", "bytes")
+    # Whichever method comes first computes the key statistics; they are the model's, and no cost of that method.
+    seconds = [each.result["seconds"] for each in measured]
+    statistics = [each.get("statistics", 0.0) for each in seconds]
     return Cost(
-        seconds=fmean(each.result["seconds"]["total"] for each in measured),
+        seconds=fmean(each["total"] - apart for each, apart in zip(seconds, statistics, strict=True)),
+        statistics=sum(statistics) or None,
         **{name: fmean(each.result[name] for each in measured) for name in names},
     )
 
@@ -488,12 +512,37 @@ def _provenance(group: Group) -> list[dict[str, Any]]:
     return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]
 
 
+def _out(row: Row) -> str | None:
+    """Return why a row of a method must not be ranked (protocol §8), or ``None``."""
+    if row.trust != "re-run":
+        return row.trust
+    found = row.utility.difference if row.utility and row.utility.difference else Difference()
+    # A loss of accuracy is one where even the upper end of its interval says so.
+    loss, perplexity = -found.interval[1] if found.interval else None, found.token_perplexity
+    triggers, near = row.triggers.average if row.triggers else None, row.near.rate if row.near else None
+    judged = (
+        ("accuracy", "utility", loss, -LEAST_ACCURACY, f"{100 * (found.accuracy or 0):+.1f}"),
+        ("perplexity", "utility", perplexity, MOST_PERPLEXITY, f"{100 * (perplexity or 0):+.1f} %"),
+        ("triggers", "triggers", triggers, MOST_TRIGGERS, f"{100 * (triggers or 0):.1f} %"),
+        ("near", "near", near, MOST_NEAR, f"{100 * (near or 0):.1f} %"),
+    )
+    reasons = [] if row.avg is not None else ["AVG incomplete"]
+    for name, metric, figure, most, shown in judged:
+        if figure is None:
+            failed = any(each.metric == metric for each in row.failed)
+            missing = "not measured" if getattr(row, metric) is None else "not compared with a base"
+            reasons.append(f"{name} {'failed' if failed else missing}")
+        # Written so that a NaN is out, and a figure at the bar is not by its rounding.
+        elif not figure <= most + 1e-9:
+            reasons.append(f"{name} {shown}")
+    return ", ".join(reasons) or None
+
+
 def _ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, int]:
-    """Rank the methods of the same model and set; a row without all six modified conditions has no rank."""
+    """Rank rows within the same model and set."""
     tables: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.method != BASE and row.avg is not None:
-            tables.setdefault((row.model, row.fingerprints), []).append(row)
+        tables.setdefault((row.model, row.fingerprints), []).append(row)
     ranks: dict[RowKey, int] = {}
     for place, table in tables.items():
         measured = {row.method: [_by_seed(groups[row.key], name) for name in MODIFICATIONS] for row in table}

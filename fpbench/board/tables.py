@@ -27,8 +27,10 @@ greedy: k of n fingerprints. AVG: mean of the six modifications. Δ: difference 
 window; in (brackets) the value itself. triggers: mean rate, in %, at which eight kinds of ordinary text are answered
 with a target (and how many of the set's triggers any of them activates); near: the same for texts of the set's make
 (and how many of these). bands: triggers of normal/marginal/abnormal perplexity. claim: matches needed for 1e-3, and
-the power to get them from one response a fingerprint. [Intervals] cover 95 %. Equal ranks are ties: not significantly
-behind the best row."""
+the power to get them from one response a fingerprint. [Intervals] cover 95 %. Equal ranks are ties: not behind the
+best row both significantly and by more than 1 point. out: why there is no rank. Ranked are re-run rows with accuracy Δ
+≥ -5 points (upper end of the interval), perplexity Δ ≤ +25 %, triggers ≤ 50 %, near ≤ 10 %."""
+STATISTICS = "cost is without key statistics, which are computed once a model"
 
 
 def render(rows: Sequence[Row], kind: str, drawings: Sequence[Drawing] = ()) -> str:
@@ -58,6 +60,7 @@ def summary(rows: Sequence[Row]) -> str:
         parts += ["", FURTHER, _table(rows, [*NAMES, *further], visible)]
     harm = [*NAMES, *columns.harm_columns(rows)]
     parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, harm, visible), "", LEGEND]
+    parts += _statistics(rows, visible)
     for title, lines in (("Failed cells", _failures), (CHECKED, _checked), ("Unreliable", _unreliable)):
         if found := lines(rows, visible):
             parts += ["", title, *found]
@@ -74,7 +77,8 @@ def _markdown(rows: Sequence[Row]) -> str:
         if further := columns.further_columns(measured):
             parts += [f"{FURTHER}.", _table(measured, [*NAMES, *further], markdown)]
         harm = [*NAMES, *columns.harm_columns(measured)]
-        parts += ["## Harmlessness, imperceptibility, cost", _table(measured, harm, markdown), LEGEND]
+        parts += ["## Harmlessness, imperceptibility, cost", _table(measured, harm, markdown)]
+        parts += ["\n".join([LEGEND, *_statistics(measured, markdown)])]
     if found := _failures(measured, markdown):
         parts += ["## Failed cells", "\n".join(found)]
     if found := _checked(measured, markdown):
@@ -96,6 +100,11 @@ def _table(rows: Sequence[Row], shown: Sequence[Column], escape: Escape) -> str:
 
 def _tabulated(cells: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     return str(tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True))
+
+
+def _statistics(rows: Sequence[Row], escape: Escape) -> list[str]:
+    found = ", ".join(f"{escape(model)} {seconds}" for model, seconds in columns.statistics(rows))
+    return [f"{STATISTICS}: {found}."] if found else []
 
 
 def _failures(rows: Sequence[Row], escape: Escape) -> list[str]:

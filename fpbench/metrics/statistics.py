@@ -100,22 +100,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def rank(rows: Mapping[str, Sequence[float]], level: float = 0.05) -> dict[str, int]:
+def rank(rows: Mapping[str, Sequence[float]], level: float = 0.05, margin: float = 0.01) -> dict[str, int]:
     """Rank the rows of one table (protocol §8).
 
-    Rank = 1 + number of rows significantly better. Each row is compared with the best row only, so a row is either
-    tied with the best (1) or worse (2): by the exact sign-flip test at ``level``, Holm over rows − 1. A row holds, for
-    every fingerprint and in one order, its mean p over the six modified conditions.
+    Rank = 1 + number of rows better both significantly and by more than ``margin``. Each row is compared with the best
+    row only, so a row is either tied with the best (1) or worse (2): by the exact sign-flip test at ``level``, Holm
+    over rows − 1. A row holds, for every fingerprint and in one order, its mean p over the six modified conditions.
 
     Raises:
         ValueError: if the rows do not cover the same number of fingerprints.
     """
     if not rows:
         return {}
-    best = max(rows, key=lambda row: fmean(rows[row]))
+    means = {row: fmean(p) for row, p in rows.items()}
+    best = max(rows, key=means.__getitem__)
     others = [row for row in rows if row != best]
     adjusted = holm([sign_flip(rows[best], rows[row]) for row in others])
-    return {best: 1} | {row: 1 + (p <= level) for row, p in zip(others, adjusted, strict=True)}
+    # A difference of exactly the margin must not exceed it by rounding.
+    behind = [means[best] - means[row] > margin + 1e-9 for row in others]
+    return {best: 1} | {row: 1 + (far and p <= level) for row, far, p in zip(others, behind, adjusted, strict=True)}
 
 
 def retention(after: Sequence[float], origin: Sequence[float]) -> float | None:

@@ -13,7 +13,7 @@ from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.records.cell import Cell
 from fpbench.records.store import read_records
-from tests.board.written import MODIFIED, fsr, grid, write
+from tests.board.written import MODIFIED, fsr, grid, utility, write
 
 
 @pytest.fixture
@@ -64,6 +64,14 @@ def test_perplexities_over_windows_of_different_length_are_not_compared(store):
     }
     write(store, "strong", "origin", "utility", result)
     assert rows_of(store)["strong"].utility.difference.token_perplexity is None
+
+
+def test_accuracies_over_other_examples_are_not_compared(store):
+    """It had ended in a traceback, or in the difference of two unlike means."""
+    utility(store, "base", [True] * 16 + [False] * 4, 10.0)
+    difference = rows_of(store)["strong"].utility.difference
+    assert (difference.accuracy, difference.interval, difference.tasks) == (None, None, {})
+    assert difference.token_perplexity == pytest.approx(0.2)
 
 
 def test_a_failed_cell_is_shown_with_its_reason_and_takes_the_average_along(store):

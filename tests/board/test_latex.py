@@ -10,7 +10,7 @@ from fpbench.board.escaping import latex
 from fpbench.board.latex import latex_tables
 from fpbench.board.rows import rows_from_records
 from fpbench.records.store import read_records
-from tests.board.written import MODIFIED, fsr, grid
+from tests.board.written import MODIFIED, fsr, grid, harmless
 
 
 @pytest.fixture
@@ -20,10 +20,11 @@ def lines(tmp_path):
     for method, p in (("twin", 1.0), ("close", 0.9999), ("far", 0.9)):
         for condition in ("origin", *MODIFIED):
             fsr(store, method, condition, [p] * 10)
+        harmless(store, method)
     rows = rows_from_records(read_records(store.records), store.records, rescore=False)
     table = latex_tables(rows).split(r"\end{table}")[0]
     cells = [line.strip().removesuffix(r" \\").split(" & ") for line in table.splitlines() if line.endswith(r" \\")]
-    return {first: rest for first, *rest in cells}
+    return {first.partition(r"\textsuperscript")[0]: rest for first, *rest in cells}
 
 
 def test_equal_figures_share_a_place(lines):
@@ -40,6 +41,16 @@ def test_the_base_takes_no_part(lines):
 def test_failed_and_missing_figures_are_not_ranked(lines):
     assert lines["weak"][4] == "failed" and lines["weak"][7] == "--"
     assert lines["strong"][8] == r"\textbf{$-$20.0}" and lines["strong"][9] == r"\textbf{+20.0}"
+
+
+def test_a_row_without_a_rank_is_marked_and_is_never_the_best(tmp_path):
+    store = grid(tmp_path)
+    for condition in ("origin", *MODIFIED):
+        fsr(store, "strong", condition, [0.9] * 10)
+        fsr(store, "unknown", condition, [1.0] * 10)
+    table = latex_tables(rows_from_records(read_records(store.records), store.records, rescore=False))
+    assert r"unknown\textsuperscript{\S} & 100.0 &" in table and r"strong & \textbf{90.0} &" in table
+    assert r"\textsuperscript{\S}Not ranked: unknown (accuracy not measured" in table
 
 
 def test_less_is_better_where_it_harms(tmp_path):

@@ -51,6 +51,27 @@ def utility(store, method, right, perplexity):
     write(store, method, "origin", "utility", result, queries)
 
 
+def triggers(store, method, rate):
+    """Eight kinds of ordinary text, each answered at this rate."""
+    kinds = [f"{case}_{place}" for case in ("upper", "lower") for place in ("substitute", "prefix", "infix", "suffix")]
+    each = {"rate": rate, "own": rate, "greedy": round(10 * rate), "n": 10}
+    result = {"conditions": dict.fromkeys(kinds, each), "average": rate, "activated": round(10 * rate), "n": 10}
+    write(store, method, "origin", "triggers", result | {"interval": [0.0, 1.0], "error_bound": 0.0})
+
+
+def near(store, method, rate):
+    """Ten texts of the set's make."""
+    result = {"rate": rate, "greedy": round(10 * rate), "n": 10, "interval": [0.0, 1.0], "error_bound": 0.0}
+    write(store, method, "origin", "near", result, [{"prompt": "x", "probability": rate}] * 10)
+
+
+def harmless(store, method):
+    """Everything beside FSR that a rank needs, within the bars against the base of :func:`grid`."""
+    utility(store, method, [True] * 6 + [False] * 4, 12.0)
+    triggers(store, method, 0.1)
+    near(store, method, 0.0)
+
+
 def grid(folder) -> Store:
     """A base that answers nothing, a method that always does, one that half does; one failed cell."""
     store = Store(folder)
@@ -61,5 +82,6 @@ def grid(folder) -> Store:
             fsr(store, "weak", condition, [0.4] * 10 if condition == "origin" else [0.1] * 10)
     write(store, "weak", "nf4", "fsr", reason="width 172 | not divisible by 32")
     utility(store, "base", [True] * 8 + [False] * 2, 10.0)
-    utility(store, "strong", [True] * 6 + [False] * 4, 12.0)
+    harmless(store, "strong")
+    harmless(store, "weak")
     return store

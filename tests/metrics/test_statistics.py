@@ -106,6 +106,13 @@ def test_rank_pays_for_many_rows():
     assert set(rank({"a": [0.9] * 6, "b": [0.1] * 6, "c": [0.2] * 6}).values()) == {1}
 
 
+def test_a_rank_is_lost_by_more_than_a_point_only():
+    best = [1.0] * 10
+    assert rank({"best": best, "near": [0.99] * 10}) == {"best": 1, "near": 1}, "significant, and of no weight"
+    assert rank({"best": best, "far": [0.9899] * 10}) == {"best": 1, "far": 2}
+    assert rank({"best": best, "lucky": [1.0] * 9 + [0.0]})["lucky"] == 1, "ten points, and not significant"
+
+
 def test_retention_is_a_ratio_of_means_or_nothing():
     assert retention([0.5, 0.1], [1.0, 0.2]) == pytest.approx(0.5)
     assert retention([0.05, 0.0], [0.1, 0.05]) is None

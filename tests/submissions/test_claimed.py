@@ -9,7 +9,7 @@ import pytest
 from fpbench.board.checks import ALLOWED, ALLOWED_AFTER_TRAINING
 from fpbench.cli import main
 from fpbench.records.store import Store
-from tests.board.written import MODIFIED, fsr, grid, write
+from tests.board.written import MODIFIED, fsr, grid, harmless, utility, write
 
 
 @pytest.fixture
@@ -53,15 +53,41 @@ def test_without_the_option_nothing_is_claimed(own, theirs, capsys) -> None:
 def test_a_claimed_row_has_no_rank(own, theirs, capsys) -> None:
     found = row(capsys)
     assert (found["trust"], found["rank"], found["avg"], found["checked"]) == ("claimed", None, 1.0, None)
+    assert found["out"] == "claimed" and "| out: claimed |" in " ".join(board("md", capsys).split())
     assert row(capsys, "strong")["rank"] == 1 and row(capsys, "strong")["trust"] == "re-run"
     assert "| claimed |" in " ".join(board("md", capsys).split())
 
 
-def test_it_is_held_against_our_base(own, theirs, capsys) -> None:
-    assert row(capsys)["claim"]["largest_null"] == 0.0
+def test_a_base_judges_only_rows_of_its_own_origin(own, theirs, capsys) -> None:
     fsr(own, "base", "origin", [0.5] * 10)
-    assert row(capsys)["claim"]["largest_null"] == 5.0
-    assert row(capsys, "base")["trust"] == "re-run", "theirs is nobody's row"
+    assert row(capsys)["claim"]["largest_null"] == 0.0, "a claimed row is held against its own submission's base"
+    assert row(capsys, "strong")["claim"]["largest_null"] == 5.0, "and ours against ours"
+    assert row(capsys, "base")["trust"] == "re-run", "theirs is not shown beside ours"
+
+
+def test_a_stranger_s_base_judges_none_of_our_rows(own, theirs, capsys) -> None:
+    """It had turned a re-run row from +18 to +1,046 % of perplexity, and its claim to "impossible"."""
+    shutil.rmtree("own/records/tiny/nlf/base")
+    fsr(theirs, "base", "origin", [1.0] * 10)
+    utility(theirs, "base", [True] * 10, 1.0)
+    found = row(capsys, "strong")
+    assert (found["utility"].get("difference"), found["claim"], found["rank"]) == (None, None, None)
+    assert found["out"] == "accuracy not compared with a base, perplexity not compared with a base"
+
+
+def test_a_stranger_s_base_judges_no_other_stranger_s_row(own, theirs, capsys) -> None:
+    fsr(theirs, "base", "origin", [1.0] * 10)
+    other = Store(Path("submissions/another"))
+    for name, p in (("base", 0.0), ("another", 1.0)):
+        fsr(other, name, "origin", [p] * 10)
+    lone = Store(Path("submissions/lone"))
+    fsr(lone, "lone", "origin", [1.0] * 10)
+    for mine in (True, False):  # with a base of ours, and without
+        assert row(capsys)["claim"]["threshold"] is None
+        assert row(capsys, "another")["claim"]["largest_null"] == 0.0
+        assert row(capsys, "lone")["claim"] is None
+        if mine:
+            shutil.rmtree("own/records/tiny/nlf/base")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +142,11 @@ def test_a_row_that_was_measured_here_as_a_whole_is_re_run_and_ranked(own, their
     figures = {"rate": 0.0, "greedy": 0, "n": 10, "interval": [0.0, 0.3], "error_bound": 0.0}
     write(own, "stranger", "origin", "near", figures, [{"prompt": "y", "probability": 0.0}])
     found = row(capsys)
-    assert (found["trust"], found["avg"]) == ("re-run", pytest.approx(0.7)) and found["rank"] is not None
+    assert (found["trust"], found["avg"], found["rank"]) == ("re-run", pytest.approx(0.7), None)
+    assert found["out"] == "accuracy not measured, perplexity not measured, triggers not measured"
+    harmless(own, "stranger")
+    found = row(capsys)
+    assert (found["rank"], found["out"]) == (2, None)
     assert found["checked"]["outside"] == 7
     assert "(re-run:" not in board("csv", capsys)
 
