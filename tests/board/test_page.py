@@ -170,7 +170,7 @@ def test_reset_brings_the_order_back(view):
 def test_intervals_stand_in_the_text_and_on_hover(view):
     cell = view().locator("#detectability tbody tr:nth-child(2) td[data-condition=finetune_math]")
     rows = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
-    low, high = (100 * bound for bound in rows[1]["conditions"]["finetune_math"]["interval"])
+    low, high = (100 * bound for bound in rows[1].conditions["finetune_math"].interval)
     assert cell.inner_text().endswith(f"[{low:.0f}, {high:.0f}]")
     hover = f"95 % interval over 10 fingerprints: {low:.1f} to {high:.1f} %"
     assert cell.get_attribute("title").startswith(hover)
