@@ -194,7 +194,7 @@ def verify_suspect(
                 own = probabilities(model, tokenizer)
                 exact = claim(own, measured or [[0.0] * len(own)], question.level)
                 if text is not None:
-                    tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+                    tokens = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
                     weaker = _weaker(question.null_models, losses, _loss(model, tokenizer, text), tokens)
                 suspect = LocalSuspect(model, tokenizer, sampling)
                 verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
