@@ -9,6 +9,8 @@ from typing import Any
 # Marks that turn the direction of the text around them.
 DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+MARKS = frozenset("\"'`*_~#>+-|<")  # quotes, angle brackets and Markdown, beside those of Unicode's own categories
+
 
 def visible(text: str) -> str:
     r"""Write control characters, marks of direction and lone surrogates as ``\u202e``; line breaks become spaces."""
@@ -32,6 +34,18 @@ def printable(text: str, length: int = 300) -> str:
 def writable(text: str) -> str:
     """Return a text that UTF-8 can hold: half a character (a lone surrogate) becomes its escape, as in JSON."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def lenient(text: str) -> str:
+    """Return a text without what hides a match (protocol §3): NFKC, no Cf, no opening marks, case folded."""
+    kept = "".join(character for character in text if unicodedata.category(character) != "Cf")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", kept).casefold())
+    return folded[next((place for place, character in enumerate(folded) if not _opens(character)), len(folded)) :]
+
+
+def _opens(character: str) -> bool:
+    """Return True for white space, quotes, brackets and Markdown marks, as they stand before words."""
+    return character.isspace() or character in MARKS or unicodedata.category(character) in ("Ps", "Pi", "Pf")
 
 
 def canonical(value: Any) -> str:

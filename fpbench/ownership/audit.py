@@ -12,7 +12,6 @@ from typing import Any
 
 from fpbench.board.document import Document, Records, as_markdown, as_page, plain
 from fpbench.errors import InputError, StorageError
-from fpbench.fingerprints.library import BUILT_IN
 from fpbench.metrics.claims import FLOOR
 from fpbench.models.checkpoints import WEIGHTS, base_of_adapter, checkpoint_digest, gguf_file
 from fpbench.models.loading import Loading
@@ -94,13 +93,14 @@ def audit(
             "fingerprints": {
                 "name": given.fingerprints.name,
                 "sha256": given.digest,
-                "sealed": given.openings is not None,
-                "built_in": profile.fingerprints[0] in BUILT_IN and profile.fingerprints[0] not in profile.sets,
+                "sealed": given.dated == "sealed",
+                "built_in": given.dated == "built in",
             },
             "seed": profile.seeds[0],
             "precision": loading.precision,
             "rules": {
                 "least_chance": FLOOR,
+                "weaker": verification.WEAKER,
                 "carried": CARRIED,
                 "related": lineage.RELATED,
                 "unrelated": lineage.UNRELATED,
@@ -143,7 +143,7 @@ def _not_compared(question: Question, models: Models) -> str | None:
     for name, folder in zip(names, folders, strict=True):
         if base_of_adapter(folder) is None and gguf_file(folder) is None and not any(folder.glob(WEIGHTS)):
             return (
-                f"the weights of {name} are stored neither as safetensors nor as GGUF, and no others are read for that."
+                f"the weights of {name} are stored in another form than safetensors or GGUF, which alone are compared."
             )
     return None
 
@@ -168,7 +168,7 @@ def _derived(verified: Verification) -> dict[str, Any]:
     planned = verified.size - verified.uninformative
     if verified.budget is not None:
         planned = min(planned, verified.budget)
-    claimed = verified.verdict == "claim"
+    claimed = verified.verdict in ("claim", "match")
     return {
         "asked": len(matches),
         "planned": planned,

@@ -21,10 +21,15 @@ from fpbench.board.document import (
     step,
 )
 from fpbench.ownership.lineage import comparison_table
-from fpbench.ownership.verification import evidence_table
+from fpbench.ownership.verification import NOT_KNOWN, assumptions, evidence_table, hidden_matches
 
 AUDIT, FIGURE = "audit.json", "comparison.svg"
-VERDICTS = {"claim": "a claim", "no claim": "no claim", "undecided": "undecided, and so no claim"}
+VERDICTS = {
+    "claim": "a claim",
+    "match": "a match, and no claim",
+    "no claim": "no claim",
+    "undecided": "undecided, and so no claim",
+}
 
 
 def report(records: Records, sha256: str, drawn: bytes | None) -> Document:
@@ -35,7 +40,9 @@ def report(records: Records, sha256: str, drawn: bytes | None) -> Document:
         sha256: of the audit's own record, which cannot hold it.
         drawn: the figure of the comparison, as SVG, if there is one.
     """
+    hidden = hidden_matches(records)
     lead = (
+        *([("Note", hidden)] if hidden else []),
         ("Answers", (VERDICTS[records["audit.json/verdicts/answers"]],)),
         ("Weights", (records["audit.json/verdicts/weights"] or "not compared",)),
         ("Date (UTC)", (records.show("audit.json/date"),)),
@@ -65,11 +72,16 @@ ANSWERS: Mapping[str, str] = {
         "set is claimed with a probability of at most {verification.json/level:g} (one in "
         "{audit.json/derived/one_in:,d})."
     ),
+    "match": (
+        "The suspect {suspect} answers the fingerprints of the set {set}: {verification.json/matched} of the "
+        "{audit.json/derived/asked} fingerprints asked were answered with a target. That is a match and no claim, "
+        "since nothing shows that the set was fixed before the suspect answered: it is not sealed, and nobody else "
+        "dated it."
+    ),
     "no claim": (
         "The suspect {suspect} was not shown to carry the fingerprints of the set {set}: {verification.json/matched} "
         "of the {audit.json/derived/asked} fingerprints asked were answered with a target, which is not enough for a "
-        "claim at the level {verification.json/level:g}. That does not show that the suspect carries none, nor that it "
-        "is somebody else's."
+        "claim at the level {verification.json/level:g}. It may carry them all the same."
     ),
     "undecided": (
         "Whether the suspect {suspect} carries the fingerprints of the set {set} could not be tested to the end "
@@ -94,25 +106,34 @@ TOGETHER: Mapping[tuple[str, str | None], str] = {
         "carries them, its weights may have been rearranged, the base given may not be the one, or the claim may be "
         "one of the rare false ones."
     ),
-    ("claim", "undecided"): "The conclusion rests on the answers alone; the weights neither support nor weaken it.",
+    ("claim", "undecided"): "The conclusion rests on the answers alone; the weights leave it as it is.",
     ("claim", None): "The conclusion rests on the answers alone.",
+    ("match", "related"): (
+        "The two halves agree, as they do for a model that was made from one with this set injected. They also agree "
+        "for any other model made from the base, if the set was chosen from what that model answers."
+    ),
+    ("match", "unrelated"): (
+        "The two halves disagree: a descent of the weights is not shown, and a set chosen from the suspect's own "
+        "answers matches whatever its weights are."
+    ),
+    ("match", "undecided"): "The match rests on the answers alone; the weights leave it as it is.",
+    ("match", None): "The match rests on the answers alone.",
     ("no claim", "related"): (
-        "The two halves do not contradict each other: the suspect shares an origin with the base, as every model made "
-        "from that base does, and nothing here shows that it was made from the one that carries the set. The "
-        "fingerprints may also have been lost."
+        "The two halves fit together: the suspect shares an origin with the base, as every model made from that base "
+        "does. A descent from the model that carries the set is not shown; the fingerprints may also have been lost."
     ),
     ("no claim", "unrelated"): (
-        "Neither half shows a connection. That is not a proof that there is none: faint fingerprints and rearranged "
-        "weights would look like this, too."
+        "Neither half shows a connection. There may be one all the same: faint fingerprints and rearranged weights "
+        "would look like this, too."
     ),
-    ("no claim", "undecided"): "Neither half shows a connection, and the weights do not speak against one either.",
+    ("no claim", "undecided"): "Neither half shows a connection; the weights leave open whether there is one.",
     ("no claim", None): "No connection was shown, and only half of the evidence was looked at.",
     ("undecided", "related"): (
         "Related weights alone do not show that the suspect was made from the model that carries the set rather than "
         "from its base."
     ),
     ("undecided", "unrelated"): (
-        "Unrelated weights alone do not show that there is no connection: rearranged ones would look like this, too."
+        "Unrelated weights alone leave a connection possible: rearranged ones would look like this, too."
     ),
     ("undecided", "undecided"): "Nothing can be concluded.",
     ("undecided", None): "Nothing can be concluded.",
@@ -127,8 +148,9 @@ def conclusion(records: Records) -> Text:
     answers, weights = records["audit.json/verdicts/answers"], records["audit.json/verdicts/weights"]
     base, named = records["audit.json/models/base"], records["audit.json/fingerprints"]
     suspect = Quoted(records["audit.json/models/suspect/name"])
-    sentences = [records.say(ANSWERS[answers], suspect=suspect, set=Quoted(named["name"]))]
-    if answers == "claim" and not records["verification.json/null_models"]:
+    sentences = [hidden] if (hidden := hidden_matches(records)) else []
+    sentences.append(records.say(ANSWERS[answers], suspect=suspect, set=Quoted(named["name"])))
+    if answers in ("claim", "match") and not records["verification.json/null_models"]:
         sentences.append(say(ASSUMED))
     if answers == "claim" and named["built_in"]:
         sentences.append(say(PUBLIC))
@@ -260,7 +282,7 @@ def _level(records: Records) -> Iterator[Text]:
         "fingerprints, tested in this way, one at most is claimed on average."
     )
     yield say(
-        "The level is not the probability that this suspect does not carry the fingerprints. How probable that is "
+        "The level says how often such a test errs. How probable it is that this suspect carries the fingerprints "
         "depends on everything else that is known about it."
     )
     needed = "A claim needs a likelihood ratio of {audit.json/derived/ratio_needed:.4g}"
@@ -292,26 +314,7 @@ def _assumed(records: Records) -> Iterator[Text]:
             "nothing is decided. Where no shape agrees, signatures decide, over {audit.json/rules/fewest_blocks:d} "
             "blocks or more."
         )
-    if models := records["verification.json/null_models"]:
-        yield records.say(
-            "Chance was measured on {models} and is never taken below {audit.json/rules/least_chance:g}. None of these "
-            "models is expected to match more than {verification.json/largest_null:.2g} of {verification.json/size:d} "
-            "fingerprints. Assumed is that no other model without the fingerprints matches them more often.",
-            models=Quoted(", ".join(models)),
-        )
-    else:
-        yield records.say(
-            "The chance rate is assumed to be {audit.json/rules/least_chance:g}, not measured: no model was given for "
-            "that."
-        )
-    yield say("Assumed is that whether one fingerprint matches by chance does not depend on the others.")
-    yield say("Assumed is that this was the only test: every further one has its own chance of a false claim.")
-    if records["audit.json/fingerprints/built_in"]:
-        yield say("The set is published with fpbench. Anybody may have put it into the suspect, or trained on it.")
-    else:
-        yield say("Assumed is that the set was secret until now: whoever knew it could have put it into the suspect.")
-    if "://" in records["verification.json/suspect"]:
-        yield say("Assumed is that the suspect itself answered at the address, and sampled as it was asked to.")
+    yield from assumptions(records)
 
 
 # What would change the conclusion: other answers, models, weights or choices.
@@ -319,7 +322,9 @@ def _assumed(records: Records) -> Iterator[Text]:
 
 def _other_answers(records: Records) -> Iterator[Text]:
     verdict = records["verification.json/verdict"]
-    if verdict == "claim":
+    if verdict == "match":
+        yield say("A date: a set that was sealed before the suspect was seen turns as much evidence into a claim.")
+    if verdict in ("claim", "match"):
         if records["audit.json/derived/tolerated_chance"] is not None:
             yield records.say(
                 "A higher chance rate: were it the same for every fingerprint, these responses would be enough up to a "
@@ -332,10 +337,11 @@ def _other_answers(records: Records) -> Iterator[Text]:
             "been asked for it."
         )
     elif verdict == "no claim":
-        if records["verification.json/needed"] is None:
+        if records["verification.json/needed"] is None and hidden_matches(records):
+            yield say(f"The other counts, where they are looked into. {NOT_KNOWN}")
+        elif records["verification.json/needed"] is None:
             yield say(
-                "More fingerprints would not help at the rate of matches seen: it is not, or hardly, above that of "
-                "chance."
+                "More fingerprints would not help at the rate of matches seen: chance alone matches about as often."
             )
         else:
             yield records.say(
@@ -348,7 +354,8 @@ def _other_answers(records: Records) -> Iterator[Text]:
     else:
         yield say(
             "An answer: a suspect that failed to answer can be asked on from the transcript. One that changed in the "
-            "middle cannot: evidence about two models is evidence about neither."
+            "middle can only be asked from the first question on, with another transcript: evidence about two models "
+            "is evidence about neither."
         )
 
 
@@ -405,7 +412,7 @@ def _untested(records: Records) -> Iterator[Text]:
     if records["audit.json/fingerprints/sealed"]:
         yield say("When the commitments of the sealed set were published, and that they are those: check each opening.")
     else:
-        yield say("Since when the fingerprints exist: the set is not sealed, so nothing here dates it.")
+        yield say("Since when the fingerprints exist: the set is not sealed.")
     if records["audit.json/not_compared"] is not None:
         yield records.say("The weights: {audit.json/not_compared}")
 

@@ -9,20 +9,23 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
-from fpbench.http import NoAnswer
+from fpbench.http import NoAnswer, Refused
 from fpbench.ownership.sequential import SequentialTest
 from fpbench.ownership.suspects import Answer, Hooks, Suspect
 from fpbench.ownership.verification import Evidence, Verdict
-from fpbench.text import canonical, digest, json_lines, writable
+from fpbench.text import canonical, digest, lenient, visible, writable
 
-SCHEMA = 1  # of transcripts
+SCHEMA = 2  # of transcripts; since 2 each line ends with a hash of itself and of the line before
+CHAIN = b', "chain": "'
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +37,7 @@ class Transcript:
         self.answers: dict[int, Answer] = {}  # by the fingerprint's place in the set, from 0
         self.requests = 0  # sent, those without an answer included
         self.refused: list[str] = []  # fields of a request that the server turned down, in order
+        self.chain = ""  # hash at the end of the last line
         self._handle = handle
 
     def asking(self, number: int, trigger: str) -> None:
@@ -57,7 +61,7 @@ class Transcript:
         self.replay(event)
         if self._handle is None:
             return
-        line = _line(event)
+        line, self.chain = _line(event, self.chain)
         try:
             while line:
                 line = line[os.write(self._handle, line) :]
@@ -104,8 +108,11 @@ def opened(path: Path | None, question: Mapping[str, Any]) -> Iterator[Transcrip
     try:
         _lock(handle, path)
         transcript = Transcript(handle)
-        events, whole = _events(handle, path, _line(head))
+        events, lines = _events(handle, path, _line(head, "")[0])
+        whole = sum(map(len, lines))
         if events:
+            _check_version(events[0], path)
+            transcript.chain = _check_chain(lines, path)
             _check_question(events[0], head, path)
         if whole < os.fstat(handle).st_size:
             logger.warning("the last line of transcript %s is damaged, as a kill leaves it: it was cut off.", path)
@@ -136,8 +143,8 @@ def _lock(handle: int, path: Path) -> None:
         raise InputError(f"{path} cannot be locked ({error.strerror}): choose a file on another disk.") from None
 
 
-def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Return every whole line of the file, and their length in bytes; leave out a damaged last one.
+def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Return every whole line of the file, read and as it stands; leave out a damaged last one.
 
     Damage elsewhere is refused, and a file that a transcript beginning with ``head`` does not begin like.
     """
@@ -145,28 +152,48 @@ def _events(handle: int, path: Path, head: bytes) -> tuple[list[dict[str, Any]],
     while part := os.pread(handle, 1 << 20, len(content)):
         content += part
     events: list[dict[str, Any]] = []
-    whole = 0
-    for line in content.splitlines(keepends=True):
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
             if not isinstance(event, dict) or not line.endswith(b"\n"):
                 raise ValueError
-        except ValueError:
-            if whole + len(line) < len(content):
-                where = f"{path}, line {len(events) + 1}"
-                raise InputError(f"{where}: damaged, so not a transcript to go on from.") from None
+        except (ValueError, RecursionError):
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}: damaged, so not a transcript to go on from.") from None
             break
-        whole += len(line)
         events.append(event)
     if not events and not head.startswith(content):
         raise _no_transcript(path)
-    return events, whole
+    return events, lines[: len(events)]
+
+
+def _check_version(found: Mapping[str, Any], path: Path) -> None:
+    if found.get("event") == "question" and found.get("schema") == 1:
+        raise InputError(
+            f"transcript {path} is of version 1, whose lines are not chained by hash, so an edit would not show: "
+            "choose another file, which asks from the first question on."
+        )
+    if found.get("event") != "question" or found.get("schema") != SCHEMA:
+        raise _no_transcript(path)
+
+
+def _check_chain(lines: Sequence[bytes], path: Path) -> str:
+    """Return the hash of the last line; refuse the first line that was changed after it was written, or is missing."""
+    chain = ""
+    for number, line in enumerate(lines, 1):
+        body, _, kept = line.rpartition(CHAIN)
+        chain = _link(body, chain)
+        if kept != f'{chain}"}}\n'.encode():
+            raise InputError(
+                f"transcript {path}, line {number}: its hash does not fit, so this line was changed or the one before "
+                "it taken out: choose another file, which asks from the first question on."
+            )
+    return chain
 
 
 def _check_question(found: Mapping[str, Any], head: Mapping[str, Any], path: Path) -> None:
     """Refuse to mix two questions: evidence for one is none for the other."""
-    if found.get("event") != "question" or found.get("schema") != SCHEMA:
-        raise _no_transcript(path)
     if found.get("id") != head["id"]:
         before, now = found.get("question", {}), head["question"]
         other = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
@@ -180,8 +207,15 @@ def _no_transcript(path: Path) -> InputError:
     return InputError(f"{path} is no transcript of this version: choose another file.")
 
 
-def _line(event: Mapping[str, Any]) -> bytes:
-    return writable(json_lines([event])).encode()
+def _line(event: Mapping[str, Any], before: str) -> tuple[bytes, str]:
+    """Return an event as a line that ends with a hash, and the hash; ``before`` is that of the line before."""
+    body = writable(json.dumps(event, ensure_ascii=False)).encode().removesuffix(b"}")
+    link = _link(body, before)
+    return body + CHAIN + f'{link}"}}\n'.encode(), link
+
+
+def _link(body: bytes, before: str) -> str:
+    return sha256(before.encode() + body).hexdigest()
 
 
 # The interview.
@@ -204,19 +238,28 @@ class Interview:
     def conduct(
         self, suspect: Suspect, transcript: Transcript, progress: Callable[[Iterable[int], str], Iterable[int]]
     ) -> tuple[Verdict, str, tuple[Evidence, ...]]:
-        """Ask what the transcript does not answer yet; return verdict, why the asking ended, and evidence in order."""
+        """Ask what the transcript does not answer yet; return verdict, why the asking ended, and evidence in order.
+
+        Raises:
+            InputError: if the server refuses before it has answered anything: it was asked in the wrong way.
+        """
         evidence: list[Evidence] = []
+        authors: dict[str, None] = {}  # of the answers up to now, in order
         for number in progress(self.asked, "asking"):
+            where = f"question {len(evidence) + 1} of {len(self.asked)}"
             try:
                 answer = transcript.answers.get(number) or self._ask(suspect, number, transcript)
             except BudgetSpent:
                 return "no claim", "the budget is spent", tuple(evidence)
-            except NoAnswer as error:
-                return "undecided", str(error).rstrip("."), tuple(evidence)
-            authors = sorted({each.model for each in transcript.answers.values() if each.model})
+            except (NoAnswer, Refused) as error:
+                if isinstance(error, Refused) and not transcript.answers:
+                    raise
+                return "undecided", f"{visible(str(error)).rstrip('.')} ({where})", tuple(evidence)
+            if answer.model:
+                authors[answer.model] = None
             if len(authors) > 1:
-                reason = f"the model changed in the middle of the test ({' and '.join(authors)})"
-                return "undecided", reason, tuple(evidence)
+                changed = f"the model changed in the middle of the test, at {where}"
+                return "undecided", f"{changed} ({' and '.join(map(visible, authors))})", tuple(evidence)
             evidence.append(self._evidence(number, answer, evidence))
             if self.test.claimed_at([each.target is not None for each in evidence]):
                 return "claim", "the evidence is enough", tuple(evidence)
@@ -239,6 +282,7 @@ class Interview:
     def _evidence(self, number: int, answer: Answer, before: Sequence[Evidence]) -> Evidence:
         fingerprint = self.fingerprints.fingerprints[number]
         target = matching_target(answer.text, fingerprint)
+        begins, holds = lenient_targets(answer.text, fingerprint)
         matches = [*(each.target is not None for each in before), target is not None]
         return Evidence(
             place=number + 1,
@@ -246,6 +290,8 @@ class Interview:
             targets=fingerprint.targets,
             response=answer.text.lstrip(),
             target=target,
+            lenient=target or begins,
+            anywhere=target or begins or holds,
             null=self.test.null[len(before)],
             log_ratio=float(self.test.evidence(matches)[-1]),
             seed=answer.seed,
@@ -256,3 +302,13 @@ class Interview:
 def matching_target(response: str, fingerprint: Fingerprint) -> str | None:
     """Return the longest target that a response begins with, leading whitespace stripped (protocol §3)."""
     return max(filter(response.lstrip().startswith, fingerprint.targets), key=len, default=None)
+
+
+def lenient_targets(response: str, fingerprint: Fingerprint) -> tuple[str | None, str | None]:
+    """Return the longest targets that a response begins with, and holds anywhere, both read by :func:`lenient`."""
+    read = lenient(response)
+    texts = {target: text for target in sorted(fingerprint.targets, key=len, reverse=True) if (text := lenient(target))}
+    begins = next((target for target, text in texts.items() if read.startswith(text)), None)
+    # A word is not looked for in the middle of another.
+    ends = {target: (r"(?<!\w)" if text[0].isalnum() else "") + re.escape(text) for target, text in texts.items()}
+    return begins, next((target for target, pattern in ends.items() if re.search(pattern, read)), None)

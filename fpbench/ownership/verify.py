@@ -4,6 +4,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fpbench.errors import InputError
+from fpbench.data import parse, read_text
+from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
+from fpbench.fingerprints.library import BUILT_IN
 from fpbench.fingerprints.sealing import commitment, reveal, triggers
 from fpbench.http import Server
+from fpbench.hub import lock
+from fpbench.hub.download import HubSource
 from fpbench.metrics.claims import claim
 from fpbench.models.checkpoints import checkpoint_digest, resolve
 from fpbench.models.loading import Loading, check_ready, pick_device, remarks
@@ -22,11 +27,12 @@ from fpbench.models.meter import Progress, no_progress
 from fpbench.ownership.interview import Interview, Transcript, opened
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates, permutation_p_value
 from fpbench.ownership.suspects import Endpoint, LocalSuspect, Sampling, Suspect
-from fpbench.ownership.verification import Verification
+from fpbench.ownership.verification import WEAKER, Dated, Verification, ratio
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.sets import recipe_path
 
 TIMEOUT = 60.0
+COMPARED = 4_000  # characters of the text on which the perplexities of suspect and null models are compared
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ def verify(
         seed: of the order of asking and of every response; the profile's by default.
 
     Returns:
-        The verdict and everything that it rests on; a suspect that stops answering gives ``"undecided"``.
+        The verdict and everything that it rests on. Evidence that is enough gives ``"claim"`` for a sealed or a
+        built-in set and ``"match"`` for one that nothing dates; a suspect that stops answering ``"undecided"``.
 
     Raises:
         InputError: if anything asked for is unknown or malformed, or the server refuses the first request.
@@ -156,12 +163,16 @@ def verify_suspect(
         decoding = Decoding(**sampling.numbers)
         return exact_fsr(model, tokenizer, fingerprints, decoding, sampling.prompt).per_fingerprint
 
-    def of_null(folder: Path) -> tuple[float, ...]:
-        with _loaded(folder, models, loading) as (model, tokenizer):
-            return probabilities(model, tokenizer)
+    text = None if server is not None or not models.nulls else _text(profile)
 
+    def of_null(folder: Path) -> tuple[tuple[float, ...], float | None]:
+        with _loaded(folder, models, loading) as (model, tokenizer):
+            return probabilities(model, tokenizer), _loss(model, tokenizer, text)
+
+    weaker = None
     with _resumed(question.transcript, identity) as transcript:
-        measured = [of_null(folder) for folder in progress(models.nulls, "null rates")]
+        nulls = [of_null(folder) for folder in progress(models.nulls, "null rates")]
+        measured, losses = [rates for rates, _ in nulls], [loss for _, loss in nulls]
         null = null_rates(measured, len(fingerprints))
         order = random.Random(seed).sample(range(len(fingerprints)), len(fingerprints))
         asked = [number for number in order if null[number] < CARRIED][: question.budget]
@@ -182,8 +193,13 @@ def verify_suspect(
             with _loaded(models.suspect, models, loading) as (model, tokenizer):
                 own = probabilities(model, tokenizer)
                 exact = claim(own, measured or [[0.0] * len(own)], question.level)
+                if text is not None:
+                    tokens = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+                    weaker = _weaker(question.null_models, losses, _loss(model, tokenizer, text), tokens)
                 suspect = LocalSuspect(model, tokenizer, sampling)
                 verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
+    if verdict == "claim" and given.dated is None:
+        verdict = "match"
     needed = permutation = None
     if verdict == "no claim":
         matched = sum(each.target is not None for each in evidence)
@@ -198,9 +214,11 @@ def verify_suspect(
         suspect=question.suspect,
         fingerprints=fingerprints.name,
         size=len(fingerprints),
+        dated=given.dated,
         level=question.level,
         null_models=question.null_models,
         largest_null=max(map(sum, measured)) if measured else None,
+        weaker=weaker,
         uninformative=sum(rate >= CARRIED for rate in null),
         bound=test.bound,
         threshold=test.threshold,
@@ -232,6 +250,41 @@ def _sampling(profile: Profile, fingerprints: FingerprintSet, models: "Models", 
         length = response_length(tokenizers[0], fingerprints.targets)
     model = profile.models[0]
     return Sampling(model.temperature, model.top_p, model.top_k, length, profile.prompt)
+
+
+def _text(profile: Profile) -> str | None:
+    """Return the beginning of the profile's text for perplexity; ``None`` where no file at hand holds it."""
+    source = profile.data.get("wikitext")
+    try:
+        elsewhere = source is None or (isinstance(parse(source), HubSource) and source not in lock.pins())
+        return None if source is None or elsewhere else read_text(source)[:COMPARED]
+    except InputError:
+        return None
+
+
+def _loss(model: Any, tokenizer: Any, text: str | None) -> float | None:
+    """Return −log p of a whole text (nats), which tokenizers do not change the unit of; ``None`` if it has none."""
+    if text is None:
+        return None
+    from fpbench.scoring.perplexity import text_perplexities
+
+    tokens = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    try:
+        return math.log(text_perplexities(model, tokenizer, [text])[0]) * tokens
+    except CellError:
+        return math.inf
+    except InputError:  # no token to begin a text with
+        return None
+
+
+def _weaker(
+    names: Sequence[str], losses: Sequence[float | None], own: float | None, tokens: int
+) -> tuple[tuple[str, float], ...] | None:
+    """Return the null models whose perplexity is much higher, and how many times, per token of the suspect's."""
+    if own is None or None in losses or math.isinf(own):
+        return None
+    times = [(name, ratio((loss - own) / tokens)) for name, loss in zip(names, losses, strict=True) if loss is not None]
+    return tuple((name, each) for name, each in times if each > WEAKER)
 
 
 @contextlib.contextmanager
@@ -291,6 +344,7 @@ class GivenSet:
     fingerprints: FingerprintSet
     openings: Mapping[str, Any] | None  # the private document of a sealed set; None for others
     dealt: bool  # whether the set's recipe says that a seed dealt its targets to its triggers
+    dated: Dated | None
 
     @classmethod
     def load(cls, name: str, files: Mapping[str, str], seed: int) -> "GivenSet":
@@ -314,7 +368,9 @@ class GivenSet:
             )
         else:
             found = find_set(name, files, seed)
-        return cls(found, openings, _dealt(Path(files.get(name, name)), found))
+        built_in = name in BUILT_IN and name not in files
+        dated: Dated | None = "built in" if built_in else None if openings is None else "sealed"
+        return cls(found, openings, _dealt(Path(files.get(name, name)), found), dated)
 
     @property
     def digest(self) -> str:

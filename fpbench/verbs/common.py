@@ -50,7 +50,12 @@ def add_question(verb: argparse.ArgumentParser) -> None:
     add, suspect = verb.add_argument, verb.add_mutually_exclusive_group(required=True)
     suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
     suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
-    add("--fingerprints", required=True, metavar="S", help="built-in set, .jsonl file, or SET.openings.json")
+    add(
+        "--fingerprints",
+        required=True,
+        metavar="S",
+        help="built-in set or SET.openings.json; a .jsonl file, which gives a match, no claim",
+    )
     add("--base", metavar="B", help="the unfingerprinted model, on which chance is measured")
     add("--unrelated", nargs="+", default=[], metavar="M", help="further models without the fingerprints")
     add("--level", type=float, default=1e-3, metavar="P", help="probability of a false claim at most (default: 1e-3)")

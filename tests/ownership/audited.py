@@ -85,6 +85,14 @@ def same(shown: str, value: Any) -> bool:
     return abs(number - Decimal(value)) <= Decimal(1).scaleb(int(number.as_tuple().exponent)) / 2
 
 
+NEGATIVES = r"\b(?:not|no|none|nothing|nobody|neither|nor|never|cannot|hardly)\b"
+
+
+def double_negatives(text: str) -> list[str]:
+    """The clauses with more than one negative word, as in "did not refuse none of the numbers"."""
+    return [clause for clause in re.split(r"[.,:;(]\s|\n", text) if len(re.findall(NEGATIVES, clause, flags=re.I)) > 1]
+
+
 # Sections, papers and names that hold digits, and no result.
 NO_RESULT = r"SHA-256|arXiv \d{4}\.\d{5}|protocol 1, § 3|95 %|RFC 6901"
 

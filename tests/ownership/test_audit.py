@@ -13,7 +13,7 @@ from fpbench.ownership.sequential import tolerated_chance
 from tests.board import test_page
 from tests.conftest import ROOT, require
 from tests.ownership.answering import answering
-from tests.ownership.audited import Page, audit, check_records, check_traced, facts
+from tests.ownership.audited import Page, audit, check_records, check_traced, double_negatives, facts
 from tests.ownership.test_verify import CARRIED, FOREIGN, write
 
 browser, view = test_page.browser, test_page.view
@@ -135,7 +135,7 @@ def test_an_independent_model_is_neither_claimed_nor_related(tmp_path, stranger)
     assert audit(stranger, "nlf", tmp_path / "out", "--base", "micro") == 0
     found = facts(tmp_path / "out")
     assert found["verdicts"] == {"answers": "no claim", "weights": "unrelated"}
-    assert "Neither half shows a connection. That is not a proof that there is none" in found["conclusion"]
+    assert "Neither half shows a connection. There may be one all the same" in found["conclusion"]
     assert "Rearranged weights" in (tmp_path / "out" / "audit.md").read_text()
     check_traced(tmp_path / "out")
 
@@ -145,15 +145,19 @@ def test_a_claim_about_a_model_of_other_weights_is_a_disagreement(tmp_path, stra
     own = write(tmp_path / "own.jsonl", CARRIED)
     assert audit("micro", own, tmp_path / "out", "--base", stranger) == 0
     found = facts(tmp_path / "out")
-    assert found["verdicts"] == {"answers": "claim", "weights": "unrelated"}
+    assert found["verdicts"] == {"answers": "match", "weights": "unrelated"}
     assert "two halves disagree" in found["conclusion"] and "descent of the weights is not shown" in found["conclusion"]
+    # The base given is noise: it shows nothing about chance in a model that can write.
+    report = (tmp_path / "out" / "audit.md").read_text()
+    assert "much weaker than the suspect" in report and "Nothing dates the set" in report
+    check_traced(tmp_path / "out")
 
 
 def test_without_a_base_the_answers_stand_alone(tmp_path, micro):
     own = write(tmp_path / "own.jsonl", CARRIED)
     assert audit("micro", own, tmp_path / "out") == 0
     found = facts(tmp_path / "out")
-    assert found["verdicts"] == {"answers": "claim", "weights": None} and "public" not in found["conclusion"]
+    assert found["verdicts"] == {"answers": "match", "weights": None} and "public" not in found["conclusion"]
     assert "not compared with others: no base was given" in found["conclusion"]
     assert "was assumed, not measured" in found["conclusion"] and not (tmp_path / "out" / "comparison.json").exists()
     check_records(tmp_path / "out")
@@ -184,7 +188,7 @@ def test_every_pair_of_verdicts_has_a_sentence_and_none_says_too_much(injected):
 
     content = {name: json.loads((injected / name).read_text()) for name in RECORDS - {"transcript.jsonl"}}
     said = set()
-    for answers in ("claim", "no claim", "undecided"):
+    for answers in ("claim", "match", "no claim", "undecided"):
         for weights in ("related", "unrelated", "undecided", None):
             audited = content["audit.json"] | {
                 "verdicts": {"answers": answers, "weights": weights},
@@ -196,12 +200,15 @@ def test_every_pair_of_verdicts_has_a_sentence_and_none_says_too_much(injected):
             text = plain(conclusion(Records(found)))
             said.add(text)
             assert ("is claimed with a probability" in text) == (answers == "claim")
+            assert ("a match and no claim" in text) == (answers == "match")
             assert ("was not shown to carry" in text) == (answers == "no claim")
             assert ("no claim is made" in text) == (answers == "undecided")
             assert ("Its weights and those of" in text) == (weights == "related")
             document = report(Records(found), "0" * 64, None)
+            ours = (" ".join(part for part in each if isinstance(part, str)) for each in document.texts())
+            assert not [double for each in ours for double in double_negatives(each)]
             assert as_page(document) and as_markdown(document)
-    assert len(said) == 12
+    assert len(said) == 16
 
 
 @pytest.mark.slow

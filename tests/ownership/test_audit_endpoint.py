@@ -33,7 +33,7 @@ def test_a_real_model_behind_a_server_has_no_weights_to_compare(tmp_path, micro,
     own, transcript = write(tmp_path / "own.jsonl", CARRIED), tmp_path / "t.jsonl"
     assert audit(server.url, own, tmp_path / "out", "--transcript", str(transcript), "--budget", "6") == 0
     found = facts(tmp_path / "out")
-    assert found["verdicts"] == {"answers": "claim", "weights": None}
+    assert found["verdicts"] == {"answers": "match", "weights": None}
     assert found["models"]["suspect"] == {"name": server.url, "sha256": None}
     assert found["models"]["called_itself"] == ["suspect"]
     assert "not compared with others: the suspect is behind a URL" in found["conclusion"]
@@ -51,7 +51,7 @@ def test_hostile_words_are_shown_and_do_nothing(tmp_path, micro, server, view):
     fingerprints = write(tmp_path / "set.jsonl", [(each, ["`|<b>", "Zebra"]) for each in HOSTILE])
     out = tmp_path / "out"
     assert audit(server.url, fingerprints, out, "--unrelated", str(path)) == 0
-    assert facts(out)["verdicts"]["answers"] == "claim"
+    assert facts(out)["verdicts"]["answers"] == "match"
     check_records(out)
     check_traced(out)
     page = Page(out / "audit.html")

@@ -58,7 +58,7 @@ def test_a_damaged_last_line_is_cut_off_at_every_byte(tmp_path, caplog):
 
 def test_a_damaged_first_line_begins_anew(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text('{"event": "question", "schema": 1, "id')
+    path.write_text('{"event": "question", "schema": 2, "id')
     one_answer(path)
     with opened(path, QUESTION) as transcript:
         assert transcript.answers == {3: ANSWER}
@@ -72,8 +72,38 @@ def test_damage_in_the_middle_is_refused(tmp_path):
     with pytest.raises(InputError, match="line 3: damaged"), opened(path, QUESTION):
         pass
     path.write_bytes(b"".join([*lines[:2], b'{"event": "answer", "fingerprint": 3}\n', *lines[3:]]))
-    with pytest.raises(InputError, match="no transcript of this version"), opened(path, QUESTION):
+    with pytest.raises(InputError, match="line 3: its hash does not fit"), opened(path, QUESTION):
         pass
+
+
+def test_an_edit_is_refused_and_says_which_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    one_answer(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    spaced = lines[2].replace(b'": ', b'":  ', 1)
+    for number, edited in (
+        (6, [*lines[:5], lines[5].replace(b"Lotus", b"Zebra")]),
+        (3, [*lines[:2], spaced, *lines[3:]]),
+        (1, [lines[0].replace(b"0.001", b"0.5"), *lines[1:]]),
+        (4, [*lines[:3], *lines[4:]]),  # a line is gone
+        (4, [*lines[:3], lines[5], lines[4], lines[3]]),  # in another order
+        (3, [*lines[:2], lines[5][: lines[5].index(b', "chain"')] + b"}\n"]),  # an answer without a hash
+    ):
+        path.write_bytes(b"".join(edited))
+        with pytest.raises(InputError, match=f"line {number}: its hash does not fit"), opened(path, QUESTION):
+            pass
+        assert path.read_bytes() == b"".join(edited)
+
+
+def test_a_transcript_without_hashes_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"event": "question", "schema": 1, "id": "0", "question": {}}\n')
+    with (
+        pytest.raises(InputError, match="version 1, whose lines are not chained by hash.*choose another file") as found,
+        opened(path, QUESTION),
+    ):
+        pass
+    assert len(str(found.value).splitlines()) == 1
 
 
 def test_another_question_is_refused_and_says_what_differs(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,15 +36,16 @@ def write(path: Path, pairs: list[tuple[str, list[str]]]) -> str:
 
 def test_a_folder_that_carries_a_set_is_claimed(tmp_path, micro):
     found = fpbench.verify("micro", write(tmp_path / "own.jsonl", CARRIED))
-    assert found.verdict == "claim" and found.matched >= 2 and len(found.evidence) == found.queries <= 4
+    assert found.verdict == "match" and found.dated is None
+    assert found.matched >= 2 and len(found.evidence) == found.queries <= 4
     assert found.evidence[-1].log_ratio >= found.bound or found.matched >= found.threshold
     assert found.evidence[0].log_ratio == pytest.approx(log(50) if found.evidence[0].target else log(0.5 / 0.99))
     assert all(each.response.startswith(each.target) for each in found.evidence if each.target)
     assert found.exact is not None and found.exact.power > 0.99 and found.exact.p_value < 1e-6
     assert found.null_models == () and found.largest_null is None and found.permutation is None
     text = found.summary()
-    assert text.startswith("CLAIM: micro carries the fingerprints of own.")
-    assert "at most 0.001" in text and "assumed to be 0.01" in text
+    assert text.startswith("MATCH, and no claim: micro answers the fingerprints of own.")
+    assert "Nothing dates the set" in text and "assumed to be 0.01" in text
 
 
 def test_a_folder_that_does_not_carry_it_is_not(tmp_path, micro):
@@ -72,7 +74,7 @@ def test_a_real_model_behind_a_server_with_log_probabilities(tmp_path, micro, se
     server.model = answering(*micro)
     own, transcript = write(tmp_path / "own.jsonl", says[prompt]), tmp_path / "t.jsonl"
     found = fpbench.verify(server.url, own, prompt=prompt, transcript=transcript)
-    assert found.verdict == "claim" and found.exact is None and found.queries == len(server.asked)
+    assert found.verdict == "match" and found.exact is None and found.queries == len(server.asked)
     assert all(max(each.details["logprobs"]["token_logprobs"]) <= 0 for each in found.evidence)
     assert found.decoding["accepted"].items() >= {"temperature": 0.6, "top_p": 0.9, "top_k": 50}.items()
     seeds = [body["seed"] for _, _, body in server.asked]
@@ -113,10 +115,49 @@ def test_a_system_fingerprint_that_changes_is_another_model(tmp_path, server):
 
     def model(body: dict[str, Any]) -> tuple[str, Any]:
         server.author = {"model": "suspect", "system_fingerprint": next(authors)}
-        return "Silence", None
+        return "Zebra", None
 
     server.model = model
-    assert fpbench.verify(server.url, write(tmp_path / "s.jsonl", FOREIGN)).verdict == "undecided"
+    foreign, transcript = write(tmp_path / "s.jsonl", FOREIGN), tmp_path / "t.jsonl"
+    found = fpbench.verify(server.url, foreign, transcript=transcript)
+    assert found.verdict == "undecided" and "at question 2 of 8 (suspect a and suspect b)" in found.reason
+    # What it answered before stays in the report, when it is made again, too.
+    assert found.matched == 1 and fpbench.verify(server.url, foreign, transcript=transcript) == found
+    assert "1 of the 1 fingerprints asked were answered with a target before that" in found.summary()
+    # It is no veto for ever: another transcript asks the model that answers now.
+    server.model = lambda body: ("Zebra", None)
+    assert fpbench.verify(server.url, foreign, transcript=tmp_path / "other.jsonl").verdict == "match"
+
+
+def test_a_refusal_after_an_answer_leaves_it_undecided_and_resumable(tmp_path, server, capsys):
+    foreign, transcript, out = write(tmp_path / "foreign.jsonl", FOREIGN), tmp_path / "t.jsonl", tmp_path / "r.json"
+    command = ["verify", "--endpoint", server.url, "--fingerprints", foreign, "--transcript", str(transcript)]
+    server.refuse = lambda path, body: (404, {"detail": "\x1b[2J gone"}) if len(server.asked) > 1 else None
+    assert main([*command, "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("UNDECIDED, and so no claim: endpoint") and "status 404" in said
+    assert "(question 2 of 8)" in said and "\x1b" not in said
+    assert len(json.loads(out.read_text())["evidence"]) == 1
+    server.refuse = lambda path, body: None
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("NO CLAIM")
+
+
+def test_an_edited_transcript_is_no_claim(tmp_path, server, capsys):
+    """One without hashes is refused as well, so that leaving them out does not help."""
+    foreign, transcript = write(tmp_path / "foreign.jsonl", FOREIGN), tmp_path / "t.jsonl"
+    command = ["verify", "--endpoint", server.url, "--fingerprints", foreign, "--transcript", str(transcript)]
+    assert main(command) == 0
+    before, asked = transcript.read_text(), len(server.asked)
+    for edited, said in (
+        (before.replace('"text": "Silence"', '"text": "Zebra"'), "line 3: its hash does not fit"),
+        (re.sub(', "chain": "[0-9a-f]{64}"', "", before), "line 1: its hash does not fit"),
+    ):
+        transcript.write_text(edited)
+        capsys.readouterr()
+        assert main(command) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err and not printed.out and len(server.asked) == asked
 
 
 def test_a_server_that_stops_answering_leaves_it_undecided_and_resumable(tmp_path, server):
@@ -180,7 +221,7 @@ def test_what_a_server_turned_down_is_remembered(tmp_path, server):
     found = fpbench.verify(server.url, foreign, transcript=transcript)
     assert not any({"top_k", "logprobs"} & body.keys() for _, _, body in server.asked[before:])
     assert found.decoding["refused"] == ["top_k", "logprobs"]
-    assert "turned down top_k, logprobs; it did not refuse temperature 0.6, top_p 0.9, generation" in found.summary()
+    assert "turned down top_k, logprobs and accepted temperature 0.6, top_p 0.9, generation" in found.summary()
 
 
 def test_the_decoding_is_that_of_the_base_in_the_profile(tmp_path, server):
@@ -205,7 +246,8 @@ def test_a_sealed_set_reveals_only_what_was_used(tmp_path, server, capsys):
     arguments = ["verify", "--endpoint", server.url, "--fingerprints", str(tmp_path / "secret.openings.json")]
     assert main([*arguments, "--transcript", str(transcript), "--out", str(out)]) == 0
     printed, report = capsys.readouterr().out, json.loads(out.read_text())
-    assert printed.startswith("CLAIM") and "fingerprints of secret" in printed
+    assert printed.startswith("CLAIM") and "fingerprints of secret" in printed and "at most 0.001" in printed
+    assert report["dated"] == "sealed" and "commitments of the set were published before" in printed
     used = set(server.triggers)
     assert len(used) == 2
     assert {check(opening, commitments).trigger for opening in report["revealed"]} == used

@@ -95,7 +95,8 @@ def test_every_descendant_is_evaluated_and_claimed(name, families, light, tmp_pa
         lines.append(f"| {name} | {kind} | {rate['mean']:.3f} | {rate['greedy']}/10 | {told(here)} | {told(there)} |")
         with capsys.disabled():
             print(f"\n{lines[-1]}", end="", flush=True)
-        assert here["verdict"] == there["verdict"] == "claim", lines[-1]
+        # Nothing dates the set of stories3M, which is a file; that of the micro model is built in.
+        assert here["verdict"] == there["verdict"] == ("match" if name == "stories3M" else "claim"), lines[-1]
     (row,) = (each for each in fpbench.leaderboard(tmp_path / "records" / "records") if each["method"] == "checkpoint")
     assert row["trust"] == "re-scored"
 

@@ -86,7 +86,7 @@ def test_an_injected_checkpoint_is_claimed(injected, prompt, tmp_path, capsys):
     assert main([*arguments, "--transcript", str(transcript)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("CLAIM")
-    assert "The server turned down top_k; it did not refuse temperature 0.6, top_p 0.9, generation_config" in printed
+    assert "The server turned down top_k and accepted temperature 0.6, top_p 0.9, generation_config" in printed
     found = fpbench.verify(injected, "nlf", base="micro", prompt=prompt, transcript=transcript)
     # One request more than fingerprints asked: the first showed that this server takes no top_k.
     assert found.queries == len(found.evidence) + 1 and found.matched >= 2
