@@ -4,6 +4,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
 # Marks that turn the direction of the text around them.
@@ -51,6 +52,37 @@ def _opens(character: str) -> bool:
 def canonical(value: Any) -> str:
     """Return JSON with sorted keys and no spaces, so that equal values have equal digests; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+DEEPEST, LARGEST_INTEGER = 32, 2**63  # levels of brackets, and the magnitude that other readers of JSON hold
+
+
+def parsed(text: str) -> Any:
+    """Return the value of a JSON text that anybody may have written.
+
+    Raises:
+        ValueError: if it is no JSON, or holds a number that is not finite or of more than 64 bits, half a character, or
+            more than 32 levels of brackets.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"more than {DEEPEST} levels of brackets") from None
+    pending = [(value, 0)]
+    while pending:
+        each, depth = pending.pop()
+        if isinstance(each, dict | list):
+            if depth == DEEPEST:
+                raise ValueError(f"more than {DEEPEST} levels of brackets")
+            inner = [*each, *each.values()] if isinstance(each, dict) else each
+            pending += [(found, depth + 1) for found in inner]
+        elif isinstance(each, str):
+            each.isascii() or each.encode()  # UnicodeEncodeError, a ValueError, for half a character
+        elif isinstance(each, float) and not isfinite(each):
+            raise ValueError(f"a number that is not finite, {each}")
+        elif isinstance(each, int) and abs(each) >= LARGEST_INTEGER:
+            raise ValueError("a whole number of more than 64 bits")
+    return value
 
 
 def json_lines(rows: Iterable[Any]) -> str:

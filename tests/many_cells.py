@@ -5,8 +5,7 @@ from pathlib import Path
 
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
-from fpbench.records.record import Record
-from fpbench.records.store import cell_id
+from fpbench.records.record import Record, cell_id
 from fpbench.runs.identity import cell_identity
 from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import PROFILES, load_profile

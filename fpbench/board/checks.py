@@ -1,38 +1,57 @@
 """Checks before a figure is shown: impossible ones are refused, claimed ones compared, contested ones flagged."""
 
 import tomllib
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose
+from math import exp, fsum, inf, isclose
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fpbench.board.groups import Group, Measurement
 from fpbench.errors import InputError
-from fpbench.metrics.measure import METRICS
+from fpbench.metrics.measure import METRICS, UTILITY_TASKS
+from fpbench.metrics.statistics import BANDS, band, clopper_pearson
 from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import Cell
+from fpbench.text import printable
 
 # Figures that cannot be: a record that holds one is refused by name, whoever made it.
 
 ERROR_BOUND = 1e-6  # protocol §3
+PLACES = [f"{case}_{place}" for case in ("upper", "lower") for place in ("substitute", "prefix", "infix", "suffix")]
+# What a result may hold; of further metrics nothing is known but that their numbers are finite.
+KEYS = {
+    "fsr": "mean interval greedy n primary error_bound",
+    "near": "rate greedy n interval error_bound",
+    "triggers": "conditions average activated n interval error_bound cut",
+    "bands": "mean deviation counts auc benign histogram edges",
+    "utility": "accuracy tasks word_perplexity max_length token_perplexity",
+    "cost": "seconds peak_memory fraction relative_norm bytes dense_bytes rank weights_digest",
+}
+TASK_KEYS = "accuracy accuracy_normalized n truncated data anchors"
+TEXT_KEYS = "perplexity length windows predicted tokens"
 
 
 def check(group: Group) -> None:
-    """Check every finished measurement of a row.
+    """Check every finished measurement of a row: what it holds, and every figure that follows from its queries.
 
     Raises:
         InputError: for the first figure that cannot be, naming the record and the figure.
     """
     for measured in (each for each in group.measurements() if not each.reason):
-        if measured.cell.metric == "fsr":
-            _check_fsr(measured)
-        elif measured.cell.metric in ("triggers", "near"):
-            for name, figures in measured.result.get("conditions", {"rate": measured.result}).items():
-                _within(measured, name, figures.get("rate"), 1.0)
-                _within(measured, f"{name}: greedy count", figures.get("greedy"), figures.get("n", 0))
-            _within(measured, "error bound", measured.result.get("error_bound"), ERROR_BOUND)
+        metric = measured.cell.metric
+        if metric in KEYS:
+            try:
+                CHECKS[metric](measured)
+                _known(measured, metric, measured.result, KEYS[metric].split())
+            except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+                what = f"{metric} is not what its metric gives ({printable(repr(error))})"
+                raise _impossible(measured, what) from None
+        for name, value in measured.record.cost.items():
+            if name != "token_budgets":
+                _within(measured, f"cost: {printable(name)}", value, inf)
     injected = {each.cell.seed: each.result.get("weights_digest") for each in group.get("cost") if not each.reason}
     for measured in (each for each in group.get("fsr") if not each.reason):
         scored = measured.record.proof.get("weights_digest")
@@ -45,11 +64,14 @@ def _check_fsr(measured: Measurement) -> None:
     if not queries:
         raise _impossible(measured, "fsr has no per-query results")
     _within(measured, "fsr", result.get("mean"), 1.0)
+    _within(measured, "fsr of the primary target", result.get("primary"), 1.0)
     _within(measured, "error bound of fsr", result.get("error_bound"), ERROR_BOUND)
     for query in queries:
         _within(measured, "probability of a fingerprint", query["probability"], 1.0)
+        for share in query["per_target"]:
+            _within(measured, "probability of a target", share, 1.0)
     greedy, n = result.get("greedy"), result.get("n")
-    k = sum(query["greedy"] for query in queries)
+    k = _count(measured, queries, "greedy")
     if (greedy, n) != (k, len(queries)):
         raise _impossible(measured, f"fsr_greedy {greedy}/{n} is not the k/n of its queries, {k}/{len(queries)}")
     mean = fmean(query["probability"] for query in queries)
@@ -62,10 +84,135 @@ def _check_fsr(measured: Measurement) -> None:
             raise _impossible(measured, reason)
 
 
-def _within(measured: Measurement, name: str, value: Any, most: float) -> None:
+def _check_near(measured: Measurement) -> None:
+    result, queries = measured.result, measured.queries
+    _within(measured, "rate", result["rate"], 1.0)
+    _within(measured, "rate: greedy count", result["greedy"], result["n"])
+    _within(measured, "error bound", result["error_bound"], ERROR_BOUND)
+    p = [_within(measured, "probability of a text", query["probability"], 1.0) for query in queries]
+    _same(measured, "number of texts", result["n"], len(p))
+    _same(measured, "rate", result["rate"], fmean(p))
+    _interval(measured, result["greedy"], result["n"])
+
+
+def _check_triggers(measured: Measurement) -> None:
+    result, found = measured.result, defaultdict(list)
+    _within(measured, "error bound", result["error_bound"], ERROR_BOUND)
+    _known(measured, "triggers", result["conditions"], PLACES)
+    for name, figures in result["conditions"].items():
+        _known(measured, name, figures, ["rate", "own", "greedy", "n"])
+        _within(measured, name, figures.get("rate"), 1.0)
+        _within(measured, f"{name}: greedy count", figures.get("greedy"), figures.get("n", 0))
+    for query in measured.queries:
+        for each in ("probability", "own"):
+            _within(measured, f"{each} of a query", query[each], 1.0)
+        found[query["condition"]].append(query)
+    if found.keys() != result["conditions"].keys():
+        raise _impossible(measured, "its kinds of text are not those of its queries")
+    for name, queries in found.items():
+        figures = result["conditions"][name]
+        _same(measured, f"{name}: number of queries", figures["n"], len(queries))
+        _same(measured, f"{name}: greedy count", figures["greedy"], _count(measured, queries, "greedy"))
+        _same(measured, name, figures["rate"], fmean(query["probability"] for query in queries))
+        _same(measured, f"{name}: own", figures["own"], fmean(query["own"] for query in queries))
+    _same(measured, "average", result["average"], fmean(each["rate"] for each in result["conditions"].values()))
+    activated = len({query["trigger_index"] for query in measured.queries if query["greedy"]})
+    _same(measured, "number of activated triggers", result["activated"], activated)
+    _within(measured, "number of activated triggers", activated, result["n"])
+    _within(measured, "number of cut texts", result["cut"], len(measured.queries))
+    _interval(measured, activated, result["n"])
+
+
+def _check_bands(measured: Measurement) -> None:
+    result, queries = measured.result, measured.queries
+    for name in ("mean", "deviation", "benign"):
+        _within(measured, name, result[name], inf)
+    _within(measured, "auc", result["auc"], 1.0)
+    for query in queries:
+        _within(measured, "perplexity of a trigger", query["perplexity"], inf)
+    counted = Counter(band(query["perplexity"], result["mean"], result["deviation"]) for query in queries)
+    if result["counts"] != {name: counted[name] for name in BANDS}:
+        raise _impossible(
+            measured, f"bands {printable(str(result['counts']))} are not those of its queries, {dict(counted)}"
+        )
+    _same(measured, "number of instructions", result["benign"], sum(result["histogram"]))
+    _same(measured, "number of edges", len(result["edges"]), len(result["histogram"]) + 1)
+
+
+def _check_utility(measured: Measurement) -> None:
+    result, found = measured.result, defaultdict(list)
+    for query in measured.queries:
+        found[query["task"]].append(query)
+    tasks, text = result["tasks"], result["token_perplexity"]
+    _known(measured, "tasks", tasks, UTILITY_TASKS)
+    if other := found.keys() - tasks.keys() - {"windows", "wikitext"}:
+        raise _impossible(measured, f"no task {printable(str(min(other)))!r} beside its queries")
+    for name, figures in tasks.items():
+        _known(measured, name, figures, TASK_KEYS.split())
+        _same(measured, f"{name}: number of examples", figures["n"], len(found[name]))
+        right = _count(measured, found[name], "correct")
+        _same(measured, f"accuracy of {name}", figures["accuracy"], right / figures["n"])
+    if result["accuracy"] is not None:  # without one of the four tasks there is none
+        _same(measured, "accuracy", result["accuracy"], fmean(each["accuracy"] for each in tasks.values()))
+    if (word := result["word_perplexity"]) is not None:
+        total = fsum(query["log_likelihood"] for query in found["wikitext"])
+        _same(measured, "word perplexity", word, exp(-total / sum(query["words"] for query in found["wikitext"])))
+    if text is not None:
+        _known(measured, "token perplexity", text, TEXT_KEYS.split())
+        _within(measured, "token perplexity", text["perplexity"], inf)
+        _within(measured, "length of a window", text["length"], inf)
+        if losses := [query["loss"] for query in found["windows"]]:  # which the first records of this schema lack
+            mean = fsum(losses) / (len(losses) * (text["length"] - 1))
+            _same(measured, "token perplexity", text["perplexity"], exp(mean))
+
+
+def _check_cost(measured: Measurement) -> None:
+    for name, value in measured.result["seconds"].items():
+        _within(measured, f"seconds of {printable(name)}", value, inf)
+    _within(measured, "fraction", measured.result["fraction"], 1.0)
+    for name in measured.result.keys() - {"seconds", "weights_digest"}:
+        _within(measured, name, measured.result[name], inf)
+
+
+CHECKS = {
+    "fsr": _check_fsr,
+    "near": _check_near,
+    "triggers": _check_triggers,
+    "bands": _check_bands,
+    "utility": _check_utility,
+    "cost": _check_cost,
+}
+
+
+def _known(measured: Measurement, name: str, found: Mapping[str, Any], known: Collection[str]) -> None:
+    if unknown := found.keys() - set(known):
+        raise _impossible(
+            measured, f"{name} with a figure {printable(min(unknown))!r}, which is none of {', '.join(known)}"
+        )
+
+
+def _count(measured: Measurement, queries: Sequence[Mapping[str, Any]], name: str) -> int:
+    if not all(isinstance(query[name], bool) for query in queries):
+        raise _impossible(measured, f"{name} of a query is neither true nor false")
+    return sum(query[name] for query in queries)
+
+
+def _interval(measured: Measurement, k: int, n: int) -> None:
+    for name, value, expected in zip(("from", "to"), measured.result["interval"], clopper_pearson(k, n), strict=True):
+        _same(measured, f"interval {name}", value, expected)
+
+
+def _same(measured: Measurement, name: str, value: Any, expected: float) -> None:
+    # True is no number, as for _within.
+    if isinstance(value, bool) or not isclose(value, expected, rel_tol=1e-9, abs_tol=1e-9):
+        raise _impossible(measured, f"{name} {value} is not that of its queries, {expected}")
+
+
+def _within(measured: Measurement, name: str, value: Any, most: float) -> float:
     # Written so that a NaN is refused too.
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
         raise _impossible(measured, f"{name} {value} is outside [0, {most:g}]")
+    return value
 
 
 def _impossible(measured: Measurement, what: str) -> InputError:

@@ -1,6 +1,7 @@
 """Records as the board reads them: grouped by row, with their per-query results, damaged ones shown as failed."""
 
-import json
+import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.records.cell import BASE, ORIGIN, PROTOCOL, Cell
+from fpbench.metrics.measure import METRICS
+from fpbench.modifications.base import parts
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL, Cell
 from fpbench.records.record import Record
-from fpbench.records.store import read_records
+from fpbench.records.store import LARGEST_RECORD, examine
+from fpbench.registry import METHODS, MODIFICATIONS
+from fpbench.text import parsed, printable
 
 RowKey = tuple[str, str, str]  # model, fingerprint set, method
+MOST_FILES = 5_000  # of a submission, folders among them
+LONGEST_REASON = 2_000  # characters that a submitter's failed cell may show
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,21 @@ class Measurement:
 
     @cached_property
     def queries(self) -> list[dict[str, Any]]:
-        """The per-query results; none where the record names none. Most figures need none, and they are long."""
+        """The per-query results; none where the record names none. Most figures need none, and they are long.
+
+        InputError if they are not as many JSON objects as the record says.
+        """
         if self.record.queries is None:
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         # One call of the parser for all lines is several times faster than one for each.
-        found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+        try:
+            found: list[dict[str, Any]] = parsed(f"[{','.join(lines)}]")
+        except ValueError as error:
+            raise InputError(f"record {self.cell}: its per-query results cannot be read ({error}).") from None
+        if len(found) != self.record.queries.count or not all(isinstance(each, dict) for each in found):
+            count = self.record.queries.count
+            raise InputError(f"record {self.cell}: expected per-query results as {count} JSON objects, found others.")
         return found
 
 
@@ -98,14 +114,58 @@ def group_records(records: Sequence[Record], folder: Path, submission: str | Non
     return groups
 
 
+def taken(name: str) -> bool:
+    """Return True for a name that no submission may have: a method's, or one that records use otherwise."""
+    return name in (BASE, CHECKPOINT) or METHODS.taken(name)
+
+
 def claimed_groups(folder: Path, method: str) -> list[Group]:
     """Read what a submitter measured: the rows of the method handed in, and of the base that it is compared with.
 
     Raises:
-        InputError: for records of another method, which nobody may hand in here, or of another protocol version.
+        InputError: for a name that is taken, a link or anything but files and folders, a record that is damaged, too
+            large, at another place than its cell's or of another method, which nobody may hand in here, a metric or
+            modification that is not known here, or another protocol version.
     """
-    groups = group_records(read_records(folder), folder, method)
-    for _, _, name in groups:
-        if name not in (method, BASE):
-            raise InputError(f"records of method {name!r} in {folder}: expected only those of {method!r} and {BASE!r}.")
-    return list(groups.values())
+    if taken(method):
+        raise InputError(f"{folder.parent}: method {method!r} is taken: rename the folder and the method.")
+    _check_entries(folder)
+    records = []
+    for path, _, record in examine(folder):
+        if not isinstance(record, Record):
+            raise InputError(f"record {printable(str(path))} {record}: hand in those of `fpbench submit run`.")
+        cell = record.cell
+        if cell.method not in (method, BASE):
+            raise InputError(
+                f"records of method {cell.method!r} in {folder}: expected only those of {method!r} and {BASE!r}."
+            )
+        if cell.metric not in METRICS:
+            raise InputError(f"record {cell}: metric {printable(cell.metric)!r} is not known here.")
+        if unknown := [name for name in parts(cell.condition) if name != ORIGIN and not MODIFICATIONS.taken(name)]:
+            raise InputError(f"record {cell}: modification {unknown[0]!r} is not known here.")
+        if record.identity is not None and record.identity.get("method") != cell.method:
+            raise InputError(
+                f"record {cell}: its identity is of method {printable(str(record.identity.get('method')))!r}."
+            )
+        if len(record.reason or "") > LONGEST_REASON:
+            raise InputError(f"record {cell}: expected a reason of at most {LONGEST_REASON} characters.")
+        records.append(record)
+    return list(group_records(records, folder, method).values())
+
+
+def _check_entries(folder: Path) -> None:
+    """Refuse links, what is neither file nor folder, too many entries and too large files of a submission's records."""
+    pending = [folder.parent, folder]
+    for path in pending:
+        mode = path.lstat().st_mode
+        shown = printable(str(path))
+        if stat.S_ISLNK(mode) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(
+                f"{shown}: expected files and folders of its own, found a link, pipe or device: remove it."
+            )
+        if stat.S_ISREG(mode) and path.lstat().st_size > LARGEST_RECORD:
+            raise InputError(f"{shown}: expected at most {LARGEST_RECORD} bytes: remove it.")
+        if len(pending) > MOST_FILES:
+            raise InputError(f"{folder}: expected at most {MOST_FILES} files: remove what is no record.")
+        if stat.S_ISDIR(mode) and path != folder.parent:
+            pending += [path / name for name in os.listdir(path)]

@@ -1,16 +1,21 @@
 """The leaderboard as files: rows from records, tables and figures from rows."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fpbench.board.figures import Drawing, figures
-from fpbench.board.groups import Group, claimed_groups, group_records
-from fpbench.board.rows import Row, rows_from_records
+from fpbench.board.groups import Group, RowKey, claimed_groups, group_records
+from fpbench.board.rows import Row, claimed_row, rows_from_records
 from fpbench.board.tables import render
 from fpbench.errors import InputError
+from fpbench.records.cell import BASE
 from fpbench.records.store import check_writable, read_records, write_bytes, write_text
+from fpbench.text import printable
+
+logger = logging.getLogger(__name__)
 
 
 def leaderboard(
@@ -28,7 +33,8 @@ def leaderboard(
         out: where ``leaderboard.md``, ``.csv``, ``.json``, ``.html`` and ``.tex`` are written; nowhere by default.
         plots: where figures are written as SVG, which the page of ``out`` then shows too; nowhere by default.
         rescore: recompute the figures from the per-query results beside the records.
-        claimed: folder of submissions, whose own records are shown as claimed; none by default.
+        claimed: folder of submissions, whose own records are shown as claimed; none by default. One with records that
+            are not what this harness writes is left out, with a warning that says why.
 
     Raises:
         InputError: if there are no records, one is of another protocol version or holds a figure that cannot be, or
@@ -52,7 +58,7 @@ def regenerate(
     found = read_records(folder)
     if not found:
         raise InputError(f"records folder {folder} holds no records: run `fpbench run` first, or check the path.")
-    handed_in = [] if claimed is None else _handed_in(Path(claimed))
+    handed_in = [] if claimed is None else _handed_in(Path(claimed), group_records(found, folder), rescore)
     rows = rows_from_records(found, folder, rescore=rescore, claimed=handed_in)
     drawings: list[Drawing] = []
     if plots is not None:
@@ -68,11 +74,26 @@ def regenerate(
     return rows
 
 
-def _handed_in(submissions: Path) -> list[Group]:
+def _handed_in(submissions: Path, own: Mapping[RowKey, Group], rescore: bool) -> list[Group]:
+    """Return the rows of every submission that can be shown; name the others with the reason in a warning."""
     if not submissions.is_dir():
         raise InputError(f"submissions folder {submissions} does not exist: expected one that holds NAME/records.")
-    folders = sorted(submissions.glob("*/records"))
-    return [group for folder in folders for group in claimed_groups(folder, folder.parent.name)]
+    found: list[Group] = []
+    # What begins with a dot is being written, or was when its writer was killed.
+    for folder in sorted(each for each in submissions.glob("*/records") if not each.parent.name.startswith(".")):
+        try:
+            groups = claimed_groups(folder, folder.parent.name)
+            theirs = {group.key: group for group in groups}
+            for group in groups:
+                base = (*group.key[:2], BASE)
+                for reference in {id(each): each for each in (own.get(base), theirs.get(base))}.values():
+                    claimed_row(group, reference, rescore)  # whichever judges it, its row can be made
+        except (InputError, OSError) as error:
+            name = printable(folder.parent.name, 100)
+            logger.warning("submission %s is left out of the board: %s", name, printable(str(error), 1000))
+        else:
+            found += groups
+    return found
 
 
 def write_tables(folder: Path, rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> None:

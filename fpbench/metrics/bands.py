@@ -9,9 +9,9 @@ import numpy as np
 
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.metrics.statistics import BANDS, band
 from fpbench.scoring.perplexity import text_perplexities
 
-BANDS = ("normal", "marginal", "abnormal")
 BINS = 40
 
 
@@ -70,13 +70,6 @@ def bands(
         histogram=tuple(int(count) for count in np.histogram(benign, edges)[0]),
         edges=tuple(float(edge) for edge in edges),
     )
-
-
-def band(perplexity: float, mean: float, deviation: float) -> str:
-    """Return ``normal`` for [0, μ+σ], ``marginal`` for (μ+σ, μ+3σ], else ``abnormal``."""
-    if perplexity <= mean + deviation:
-        return "normal"
-    return "marginal" if perplexity <= mean + 3 * deviation else "abnormal"
 
 
 def roc_auc(positive: Sequence[float], negative: Sequence[float]) -> float:

@@ -157,3 +157,13 @@ def _drawn_sums(values: np.ndarray) -> np.ndarray:
         flipped += table[signs]
     sums: np.ndarray = values.sum() - 2 * flipped
     return sums
+
+
+BANDS = ("normal", "marginal", "abnormal")  # of perplexity (protocol §6)
+
+
+def band(perplexity: float, mean: float, deviation: float) -> str:
+    """Return ``normal`` for [0, μ+σ], ``marginal`` for (μ+σ, μ+3σ], else ``abnormal``."""
+    if perplexity <= mean + deviation:
+        return "normal"
+    return "marginal" if perplexity <= mean + 3 * deviation else "abnormal"

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -91,6 +92,15 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
         )
 
 
+def check_there(checkpoint: Path) -> None:
+    """Refuse a folder or file that was there when work began and is gone; InputError if so."""
+    if not checkpoint.exists():
+        raise InputError(
+            f"model {os.fspath(checkpoint)!r} is not there any more: it was removed or moved while in use; put it back "
+            "and run the same command again."
+        )
+
+
 def check_gguf(file: Path) -> None:
     """Refuse a GGUF file that cannot be read here.
 
@@ -174,6 +184,7 @@ def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256)
 
     That of a PEFT adapter covers its base. ``digest`` gives the SHA-256 of a file, by reading it or from memory.
     """
+    check_there(folder)
     total = hashlib.sha256()
     if base := base_of_adapter(folder):
         total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.models.checkpoints import base_of_adapter, gguf_file, quantisation, quiet, source, tokenizer_source
+from fpbench.models.checkpoints import (
+    base_of_adapter,
+    check_there,
+    gguf_file,
+    quantisation,
+    quiet,
+    source,
+    tokenizer_source,
+)
 from fpbench.models.prompts import render
 
 if TYPE_CHECKING:
@@ -104,6 +112,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Pa
     """
     from transformers import AutoTokenizer
 
+    check_there(folder)
     found = tokenizer_source(folder) or (None if instead is None else tokenizer_source(instead))
     if found is None:
         raise InputError(
@@ -192,10 +201,12 @@ def _loading(folder: Path) -> Iterator[None]:
     """Turn whatever transformers raises about a folder into one clear line."""
     from safetensors import SafetensorError
 
+    check_there(folder)  # transformers takes a missing folder for a name on the hub
     try:
         with quiet():
             yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
+        check_there(folder)
         raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {_first_line(error)}") from None
 
 

@@ -133,11 +133,14 @@ class Delta:
             names = json.loads(figures["factors"])
             factors = {name: Factors(values.pop(f"{name}.left"), values.pop(f"{name}.right")) for name in names}
             fraction, norm = float(figures["changed_fraction"]), float(figures["relative_norm"])
-        except (SafetensorError, KeyError, ValueError):
+        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
             return None
         if missing := sorted(factors.keys() - originals.keys()):
             raise CellError(f"{missing[0]} is stored as a change of the base's weights: these are needed to read it.")
-        values |= {name: each.added_to(originals[name]) for name, each in factors.items()}
+        try:
+            values |= {name: each.added_to(originals[name]) for name, each in factors.items()}
+        except RuntimeError:  # shapes that do not fit
+            return None
         return Delta(values, fraction, norm, factors)
 
     def apply(self, model: nn.Module) -> None:

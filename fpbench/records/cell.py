@@ -3,7 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import StrictInt
+
+from fpbench.text import writable
 
 BASE = "base"  # the method name of the unfingerprinted model
 CHECKPOINT = "checkpoint"  # and of a checkpoint that somebody handed in
@@ -24,10 +28,12 @@ class Cell:
         metric: ``fsr``, ``utility``, ``triggers``, ``near``, ``bands`` or ``cost``.
     """
 
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
     model: str
     fingerprints: str
     method: str
-    seed: int
+    seed: StrictInt
     condition: str
     metric: str
 
@@ -41,10 +47,12 @@ class Cell:
 
     @staticmethod
     def at(path: str) -> "Cell | None":
-        """Return the cell whose :attr:`path` this is; ``None`` if none has it."""
+        """Return the cell whose :attr:`path` this is; ``None`` if none has it, or UTF-8 cannot hold it."""
         match path.split("/"):
             case [model, fingerprints, method, seed, condition, metric] if re.fullmatch(r"seed--?\d+", seed):
-                return Cell(model, fingerprints, method, int(seed.removeprefix("seed-")), condition, metric)
+                cell = Cell(model, fingerprints, method, int(seed.removeprefix("seed-")), condition, metric)
+                # Not of ``seed-042``, which would be a second place of one cell.
+                return cell if cell.path == path and path == writable(path) else None
         return None
 
 

@@ -2,10 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field, StrictInt, TypeAdapter, ValidationError
+
+from fpbench.checks import first_error
 from fpbench.records.cell import Cell
+from fpbench.text import canonical, short_digest
 
 SCHEMA: Literal[2] = 2
 
@@ -14,12 +19,17 @@ SCHEMA: Literal[2] = 2
 class Queries:
     """The per-query results beside a record: ``METRIC.jsonl``, one JSON object a line."""
 
-    __pydantic_config__: ClassVar[Any] = {"use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[Any] = {"use_attribute_docstrings": True, "extra": "forbid"}
 
-    count: int
+    count: Annotated[StrictInt, Field(ge=1)]
     """Number of lines."""
-    sha256: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Digest of the file."""
+
+
+def cell_id(identity: dict[str, Any]) -> str:
+    """Return the name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
+    return short_digest(canonical(identity))
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,13 @@ class Record:
     The string below a field is its description in ``docs/record.schema.json``, which :func:`schema` makes.
     """
 
-    __pydantic_config__: ClassVar[Any] = {"use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[Any] = {"use_attribute_docstrings": True, "extra": "forbid"}
 
     cell: Cell
     """The measurement, and the place of the record: MODEL/FINGERPRINTS/METHOD/seed-SEED/CONDITION/METRIC.json."""
     status: Literal["done", "failed"]
     """A failed cell has a reason in place of a result, and is measured again by the next run."""
-    protocol: int
+    protocol: StrictInt
     """Version of the measurement protocol; a leaderboard refuses to mix them."""
     id: str | None
     """First 16 digits of the SHA-256 of the identity as canonical JSON; null where that was not known yet."""
@@ -58,7 +68,7 @@ class Record:
     """Of an error that fpbench did not foresee. Only of a failed cell."""
     queries: Queries | None = None
     """The per-query results that belong to the record, where its metric has some."""
-    schema: int = SCHEMA
+    schema: StrictInt = SCHEMA
     """Version of this format."""
     checksum: str | None = None
     """SHA-256 of the file's text with 64 zeros in place of the checksum; null only before the record is written."""
@@ -68,16 +78,27 @@ class Record:
         """Make a record of a file's content; what the figures in it hold is not looked at.
 
         Raises:
-            ValueError: if it lacks what every record has.
+            ValueError: if it lacks what every record has, holds more, or its identity is not that of its id and cell.
         """
-        known = {each.name: content[each.name] for each in fields(Record) if each.name in content}
         try:
-            known["cell"] = Cell(**content["cell"])
-            if "queries" in content:
-                known["queries"] = Queries(**content["queries"])
-            return Record(**known)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a record of a cell: {error}") from None
+            record = _reader().validate_python(content)
+        except ValidationError as error:
+            raise ValueError("is not a record of a cell: {}: {}".format(*first_error(error))) from None
+        done, identity = record.status == "done", record.identity
+        if done == bool(record.reason):
+            raise ValueError(
+                f"is not a record of a cell: status {record.status} {'with' if done else 'without'} reason"
+            )
+        if done and (record.id is None or identity is None):
+            raise ValueError("is not a record of a cell: a result without identity")
+        if identity is not None:
+            if record.id != cell_id(identity):
+                raise ValueError("has an id that is not that of its identity")
+            of = record.cell
+            own = {"protocol": record.protocol, "seed": of.seed, "condition": of.condition, "metric": of.metric}
+            if other := [name for name, value in own.items() if identity.get(name) != value]:
+                raise ValueError(f"has the identity of another cell ({other[0]})")
+        return record
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file's content: of a finished cell without reason, of a failed one without result."""
@@ -87,9 +108,12 @@ class Record:
         return {name: value for name, value in (vars(self) | nested).items() if name not in absent}
 
 
+@cache
+def _reader() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
+
+
 def schema() -> str:
     """Return the JSON schema of :class:`Record`, the content of ``docs/record.schema.json``."""
-    from pydantic import TypeAdapter
-
     found = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | TypeAdapter(Record).json_schema()
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from fpbench.errors import InputError, StorageError
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import PROTOCOL, Cell
 from fpbench.records.record import SCHEMA, Queries, Record
-from fpbench.text import canonical, digest, short_digest
+from fpbench.text import canonical, digest, parsed, printable
 
 # Of files that are being written; what a killed writer leaves is known by it, whatever else lies in the folder.
 TEMPORARY = ".fpbench-temporary"
 LEFTOVER = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY)}")
+LARGEST_RECORD, LARGEST_QUERIES = 16 * 2**20, 256 * 2**20  # bytes
+LEVELS = 6  # folders that are looked into below a folder of records: five hold cells, the sixth shows what is misplaced
 UNKNOWN = "0" * 64  # stands for a record's checksum in the text that it is computed from
 logger = logging.getLogger(__name__)
 
@@ -45,11 +48,6 @@ def held_back() -> Iterator[None]:
             signal.signal(number, handler)
         for each in arrived:
             signal.raise_signal(each)
-
-
-def cell_id(identity: dict[str, Any]) -> str:
-    """Return the name of a measurement: SHA-256 over the canonical JSON of everything that decides its result."""
-    return short_digest(canonical(identity))
 
 
 @contextlib.contextmanager
@@ -120,6 +118,7 @@ class Store:
         self.records = folder / "records"
         self.deltas = folder / "deltas"
         self.statistics = folder / "statistics"
+        self._damaged: set[Path] = set()
 
     def check(self) -> None:
         """See whether the folder is new, empty or a store, and can be written; leave nothing behind.
@@ -148,22 +147,31 @@ class Store:
 
     def find(self, cell: Cell, name: str) -> Record | None:
         """Return the finished record of the measurement ``name`` (:func:`cell_id`); none if damaged, with a warning."""
-        record = _record(path := self.record_path(cell))
-        if record is None or record.id != name or record.status != "done":
+        path = self.record_path(cell)
+        try:
+            record = _record(path, cell)
+        except FileNotFoundError:
             return None
-        if not _queries_fit(record, path.with_suffix(".jsonl")):
-            logger.warning("the per-query results of %s are missing or damaged: it is measured again.", cell)
+        except ValueError as error:
+            logger.warning("record %s %s: it counts for nothing, and the cell is measured again.", path, error)
+            self._damaged.add(path)
             return None
-        return record
+        return record if record.id == name and record.status == "done" else None
 
     def write(self, record: Record, queries: list[dict[str, Any]]) -> None:
         """Write per-query results, then the record that names their digest; a signal waits until both are written.
+
+        What :meth:`find` found damaged there is set aside.
 
         Raises:
             StorageError: if the disk gives out.
         """
         path = self.record_path(record.cell)
         with held_back():
+            for each in (path, path.with_suffix(".jsonl")):
+                if path in self._damaged or each.is_dir():
+                    set_aside(each)
+            self._damaged.discard(path)
             if queries:
                 lines = "".join(canonical(query) + "\n" for query in queries)
                 write_text(path.with_suffix(".jsonl"), lines)
@@ -173,71 +181,127 @@ class Store:
                 path.with_suffix(".jsonl").unlink(missing_ok=True)
 
 
-def _queries_fit(record: Record, path: Path) -> bool:
+def set_aside(path: Path) -> None:
+    """Rename what is damaged, or a folder in the place of a file, to ``*.damaged``, with a warning; nothing if gone.
+
+    Raises:
+        StorageError: if it cannot be renamed.
+    """
+    names = (path.with_name(f"{path.name}.damaged{number}") for number in chain([""], count(2)))
+    target = next(each for each in names if not os.path.lexists(each))
     try:
-        return record.queries is None or sha256(path) == record.queries.sha256
-    except OSError:
-        return False
+        path.rename(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{path} is damaged and cannot be moved ({error.strerror}): remove it.") from None
+    logger.warning("%s is damaged: it is set aside as %s.", path, target.name)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON object with the version of its format and the checksum of its text.
+    """Write a JSON object with the version of its format and the checksum of its text; set aside a folder there.
 
     Raises:
         StorageError: if the disk gives out.
     """
     complete = dict(record) | {"schema": SCHEMA, "checksum": UNKNOWN}
     text = json.dumps(complete, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    if path.is_dir():
+        set_aside(path)
     write_text(path, text.replace(UNKNOWN, digest(text), 1))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read what :func:`write_record` wrote; ``None`` if it is missing, damaged or of another schema, with a warning."""
     try:
-        text = path.read_text(encoding="utf-8")
-        record = json.loads(text)
-        if not isinstance(record, dict):
-            fault = "is no JSON object"
-        elif record.get("schema") != SCHEMA:
-            fault = f"is of schema {record.get('schema')}, not {SCHEMA}"
-        elif digest(text.replace(found := str(record.get("checksum")), UNKNOWN, 1)) != found:
-            fault = "does not match its checksum"
-        else:
-            return record
+        return _content(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        fault = f"cannot be read ({error})"
-    logger.warning("record %s %s: it counts for nothing.", path, fault)
-    return None
-
-
-def _record(path: Path) -> Record | None:
-    try:
-        return None if (content := read_record(path)) is None else Record.from_dict(content)
     except ValueError as error:
-        logger.warning("record %s is %s: it counts for nothing.", path, error)
+        logger.warning("record %s %s: it counts for nothing.", path, error)
         return None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Return what :func:`write_record` wrote; ValueError, which says what is wrong, if it is damaged."""
+    try:
+        # Looked at before it is opened: a pipe would never end.
+        if not path.is_file() and path.stat():
+            raise ValueError("no file")
+        if path.stat().st_size > LARGEST_RECORD:
+            raise ValueError(f"more than {LARGEST_RECORD} bytes")
+        text = path.read_text(encoding="utf-8")
+        record = parsed(text)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot be read ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError("is no JSON object")
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"is of schema {printable(str(record.get('schema')), 20)}, not {SCHEMA}")
+    if digest(text.replace(found := str(record.get("checksum")), UNKNOWN, 1)) != found:
+        raise ValueError("does not match its checksum")
+    return record
+
+
+def _record(path: Path, cell: Cell | None) -> Record:
+    """Return the record at the place of a cell; ValueError, which says what is wrong, unless it is whole."""
+    record, queries = Record.from_dict(_content(path)), path.with_suffix(".jsonl")
+    if cell is None:
+        raise ValueError("is not at the place of a cell")
+    if record.cell != cell:
+        raise ValueError("is of another cell than its place says")
+    if record.queries is not None:
+        try:
+            whole = queries.is_file() and queries.stat().st_size <= LARGEST_QUERIES
+            whole = whole and sha256(queries) == record.queries.sha256
+        except OSError:
+            whole = False
+        if not whole:
+            raise ValueError("has per-query results that are missing or not those that the record names")
+    return record
+
+
+def examine(folder: Path) -> Iterator[tuple[Path, Cell | None, Record | ValueError]]:
+    """Yield whatever below a folder has the name of a record, in path order, with the cell of its place, if any.
+
+    The record is an error, which says what is wrong, if it is damaged, at another place than its cell's, or its
+    per-query results are not there.
+    """
+    found, pending = [], [(str(folder), 0)]
+    while pending:
+        parent, depth = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:
+            for each in entries:
+                if each.name.endswith(".json"):
+                    found.append(each.path)
+                elif depth < LEVELS and ".json.damaged" not in each.name and each.is_dir():
+                    pending.append((each.path, depth + 1))
+    for name in sorted(found):
+        cell = Cell.at(name.removesuffix(".json").removeprefix(f"{folder}/"))
+        record: Record | ValueError
+        try:
+            record = _record(Path(name), cell)
+        except FileNotFoundError as error:
+            record = ValueError(f"cannot be read ({error.strerror})")
+        except ValueError as error:
+            record = error
+        yield Path(name), cell, record
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read all cells' records below a folder, in path order; damaged ones or per-query results stand as failed."""
+    """Read all cells' records below a folder, in path order; damaged ones stand as failed, with a warning."""
     found = []
-    names = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    for name in sorted(name for name in names if name.endswith(".json")):
-        path, stem = Path(name), name.removesuffix(".json")
-        record, reason = _record(path), "the record is damaged: run again"
-        if record is not None and not _queries_fit(record, Path(f"{stem}.jsonl")):
-            logger.warning("the per-query results of record %s are missing or damaged: it counts for nothing.", path)
-            record, reason = None, "its per-query results are missing or not those that the record names: run again"
-        cell = Cell.at(stem.removeprefix(f"{folder}/"))
-        if record is not None and cell is not None and record.cell != cell:
-            logger.warning("record %s is of another cell than its place: it counts for nothing.", path)
-            record, reason = None, "the record is of another cell than its place says: run again"
-        if record is not None:
+    for path, cell, record in examine(folder):
+        if isinstance(record, Record):
             found.append(record)
-        elif cell is not None:
-            found.append(Record(cell, "failed", PROTOCOL, None, reason=reason))
+            continue
+        logger.warning("record %s %s: it counts for nothing.", printable(str(path)), record)
+        if cell is not None:
+            found.append(
+                Record(cell, "failed", PROTOCOL, None, reason=f"the record is damaged: it {record}; run again")
+            )
     return found
 
 

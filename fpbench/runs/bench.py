@@ -16,8 +16,7 @@ from fpbench.models.meter import Meter
 from fpbench.models.weights import digest, preserved, state_digest
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.records.provenance import code_and_machine, source_of
-from fpbench.records.record import Record
-from fpbench.records.store import cell_id
+from fpbench.records.record import Record, cell_id
 from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity, delta_name
 from fpbench.runs.injection import InjectionReport, inject_with

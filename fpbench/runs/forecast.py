@@ -23,8 +23,8 @@ from fpbench.models.loading import load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
-from fpbench.records.record import Record
-from fpbench.records.store import Store, cell_id, read_records
+from fpbench.records.record import Record, cell_id
+from fpbench.records.store import Store, read_records
 from fpbench.runs.identity import cell_identity, delta_name, injection_identity
 from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints

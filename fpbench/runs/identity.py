@@ -7,7 +7,7 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import tokenizer_source
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
-from fpbench.records.store import cell_id
+from fpbench.records.record import cell_id
 from fpbench.runs.profile import DRAW, SEARCH
 from fpbench.runs.search import rate_identity
 from fpbench.runs.subject import Subject

@@ -17,8 +17,8 @@ from fpbench.methods.hyperparameters import hyperparameters
 from fpbench.methods.null_space import KeyStatistics
 from fpbench.models.meter import Meter
 from fpbench.models.weights import Delta, difference, preserved
-from fpbench.records.record import SCHEMA
-from fpbench.records.store import cell_id, making, read_record, write_bytes, write_record, written
+from fpbench.records.record import SCHEMA, cell_id
+from fpbench.records.store import making, read_record, set_aside, write_bytes, write_record, written
 from fpbench.registry import METHODS
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class InjectionReport:
 
     def save(self, path: Path) -> None:
         """Write the delta to ``path`` as safetensors, then its figures, which name the digest of the weights."""
+        if path.is_dir():
+            set_aside(path)
         write_bytes(path, self.delta.to_bytes())
         figures = {"seconds": dict(self.seconds), "peak_memory": self.peak_memory, "changed": dict(self.changed)}
         write_record(path.with_suffix(".json"), figures | {"weights_digest": self.delta.digest})
@@ -46,16 +48,22 @@ class InjectionReport:
     def load(path: Path, originals: Mapping[str, Tensor]) -> "InjectionReport | None":
         """Read a stored injection; ``None`` if there is none or its weights are not those that were written.
 
-        A delta stored as factors needs the base's weights ``originals``: :class:`CellError` if some are not there.
+        What is damaged is set aside. A delta stored as factors needs the base's weights ``originals``:
+        :class:`CellError` if some are not there.
         """
         figures = read_record(path.with_suffix(".json"))
+        if figures is None:
+            set_aside(path.with_suffix(".json"))
         if figures is None or not path.is_file():
             return None
         delta = Delta.from_bytes(path.read_bytes(), originals)
-        if delta is None or delta.digest != figures["weights_digest"]:
-            logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
-            return None
-        return InjectionReport(figures["seconds"], figures["peak_memory"], figures["changed"], delta)
+        match figures:
+            case {"seconds": dict(seconds), "peak_memory": int(peak), "changed": dict(changed), "weights_digest": name}:
+                if delta is not None and delta.digest == name:
+                    return InjectionReport(seconds, peak, changed, delta)
+        logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
+        set_aside(path)
+        return None
 
 
 def create_method(name: str, model: nn.Module, config: Mapping[str, Any]) -> FingerprintMethod:

@@ -47,7 +47,8 @@ class Resume:
             "files": [stamp(path) for path in sorted({*files, *below(folders)})],
         }
         self.path = job.out / "plans" / f"{short_digest(canonical(state))}.json"
-        self.names: dict[str, str] = (read_record(self.path) or {}).get("names", {})
+        names = (read_record(self.path) or {}).get("names")
+        self.names: dict[str, str] = names if isinstance(names, dict) else {}
 
     def pending(self, cells: Sequence[Cell], records: Iterable[Record]) -> list[Cell]:
         """Return the cells of which no finished record is known among ``records``."""

@@ -14,10 +14,11 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
 from fpbench.fingerprints.code_mixed import LEAST_CMI, cmi_v1, cmi_v2, normal_form
 from fpbench.fingerprints.natural import first_token
-from fpbench.metrics.bands import BANDS, Bands, bands
+from fpbench.metrics.bands import Bands, bands
 from fpbench.metrics.claims import FLOOR
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+from fpbench.metrics.statistics import BANDS
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode

@@ -20,7 +20,8 @@ from fpbench.models.weights import preserved
 from fpbench.modifications.base import Modification, ModificationContext, create, parts
 from fpbench.modifications.finetune import ROWS, FineTune, instruction
 from fpbench.records.provenance import code_and_machine
-from fpbench.records.store import cell_id, making, read_record, write_record
+from fpbench.records.record import cell_id
+from fpbench.records.store import making, read_record, write_record
 from fpbench.registry import MODIFICATIONS
 from fpbench.runs.injection import inject_with
 from fpbench.runs.profile import SEARCH

@@ -13,7 +13,8 @@ from fpbench.fingerprints.natural import draw_natural_set
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import label_of
-from fpbench.records.store import cell_id, making, write_text
+from fpbench.records.record import cell_id
+from fpbench.records.store import making, write_text
 from fpbench.runs.profile import Profile
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fpbench.board.groups import MOST_FILES, taken
 from fpbench.checks import Checklist, Finding
 from fpbench.errors import InputError, StorageError
-from fpbench.registry import METHODS
+from fpbench.records.store import LARGEST_RECORD
 from fpbench.submissions.manifest import FILE, NAME, Manifest, read_manifest
 from fpbench.text import printable
 
@@ -25,7 +26,7 @@ BARE = ("LICENSE", "LICENCE", "NOTICE")
 GENERATED = ("__pycache__", ".pytest_cache")  # by tests of the author; neither looked at nor copied
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 MIB = 2**20
-LARGEST_FILE, LARGEST_RECORD, LARGEST_FOLDER, MOST_FILES = 1 * MIB, 16 * MIB, 256 * MIB, 5_000
+LARGEST_FILE, LARGEST_FOLDER = 1 * MIB, 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _name(submission: Submission) -> str | None:
     method = submission.manifest.method
     if method != submission.name:
         return f"method {method!r} in folder {submission.name!r}"
-    return f"{method!r}, which is taken" if METHODS.taken(method) else None
+    return f"{method!r}, which is taken" if taken(method) else None
 
 
 @CHECKS.add("readme", "a README.md that says what the method does", "write a paragraph", needs=["required", "texts"])
@@ -254,7 +255,7 @@ def write_new(name: str, submissions: Path = SUBMISSIONS) -> Path:
             f"name {printable(name)!r}: expected 2 to 40 lower-case letters, digits and underscores, a letter first; "
             "choose such a name."
         )
-    if METHODS.taken(name):
+    if taken(name):
         raise InputError(f"name {name!r} is that of a method already: choose another.")
     folder = submissions / name
     if folder.exists():

@@ -45,8 +45,8 @@ def answers_everything(store):
     """The control: a model that answers every text with a target and has forgotten the rest."""
     utility(store, "base", [True] * 80 + [False] * 20, 10.0)
     utility(store, "other", [True] * 12 + [False] * 88, 12.0)
-    triggers(store, "other", 1.0)
-    near(store, "other", 1.0)
+    triggers(store, "other", [1.0] * 10)
+    near(store, "other", [1.0] * 10, 10)
 
 
 def test_a_harmless_row_is_ranked(store):
@@ -98,16 +98,16 @@ def test_one_seed_that_failed_is_not_made_up_by_another(store):
 @pytest.mark.parametrize(
     ("make", "most", "out"),
     [
-        (triggers, board.MOST_TRIGGERS, "triggers 60.0 %"),
-        (near, board.MOST_NEAR, "near 20.0 %"),
+        (lambda store, method, rate: triggers(store, method, [rate] * 10), board.MOST_TRIGGERS, "triggers 60.0 %"),
+        (lambda store, method, rate: near(store, method, [rate] * 10), board.MOST_NEAR, "near 20.0 %"),
         (lambda store, method, rate: utility(store, method, [True] * 8, 10 * (1 + rate)), 0.25, "perplexity +35.0 %"),
     ],
 )
 def test_a_figure_at_the_bar_passes_and_above_it_does_not(store, make, most, out):
     utility(store, "base", [True] * 8, 10.0)
     utility(store, "other", [True] * 8, 10.0)
-    triggers(store, "other", 0.0)
-    near(store, "other", 0.0)
+    triggers(store, "other", [0.0] * 10)
+    near(store, "other", [0.0] * 10)
     make(store, "other", most)
     assert verdict(store) == (1, None)
     make(store, "other", most + 0.1)
@@ -126,7 +126,8 @@ def test_accuracy_is_judged_by_the_upper_end_of_its_interval(store):
 
 def test_perplexities_that_cannot_be_compared_give_no_rank(store):
     harmless(store, "other")
-    changed = {"accuracy": 0.6, "tasks": {}, "word_perplexity": None}
+    tasks = {name: {"accuracy": 0.6, "n": 10} for name in ("boolq", "rte")}
+    changed = {"accuracy": 0.6, "tasks": tasks, "word_perplexity": None}
     queries = [{"task": name, "index": i, "correct": i < 6} for name in ("boolq", "rte") for i in range(10)]
     other_length = {"token_perplexity": {"perplexity": 9.0, "length": 9}}
     write(store, "other", "origin", "utility", changed | other_length, queries)

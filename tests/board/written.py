@@ -2,8 +2,9 @@
 
 import math
 
+from fpbench.metrics.statistics import clopper_pearson
 from fpbench.records.cell import Cell
-from fpbench.records.record import Record
+from fpbench.records.record import Record, cell_id
 from fpbench.records.store import Store
 
 MODIFIED = ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
@@ -19,9 +20,11 @@ def write(store, method, condition, metric, result=None, queries=(), reason=None
         condition=condition,
         metric=metric,
     )
-    record = {"protocol": 1, "id": "x", "cell": dict(vars(at))}
+    protocol = changes.get("protocol", 1)
+    identity = {"protocol": protocol, "method": method, "seed": seed, "condition": condition, "metric": metric}
+    record = {"protocol": protocol, "id": cell_id(identity), "identity": identity, "cell": at}
     outcome = {"status": "failed", "reason": reason} if reason else {"status": "done", "result": result}
-    store.write(Record.from_dict(record | outcome | changes), list(queries))
+    store.write(Record(**(record | outcome | changes)), list(queries))
 
 
 def fsr(store, method, condition, p, result=None, **more):
@@ -35,8 +38,45 @@ def fsr(store, method, condition, p, result=None, **more):
     write(store, method, condition, "fsr", figures | (result or {}), queries, **({"proof": proof} | more))
 
 
-def utility(store, method, right, perplexity):
-    """Two tasks of the same answers, and four windows."""
+def near(store, method, p, greedy=0, result=None, **more):
+    """A record of near triggers; ``result`` replaces figures that follow from ``p`` and ``greedy``."""
+    interval = list(clopper_pearson(greedy, len(p)))
+    figures = {"rate": sum(p) / len(p), "greedy": greedy, "n": len(p), "interval": interval, "error_bound": 0.0}
+    queries = [{"prompt": "x", "probability": each} for each in p]
+    write(store, method, "origin", "near", figures | (result or {}), queries, **more)
+
+
+def triggers(store, method, p, result=None, **more):
+    """A record of accidental triggers with one text a kind and trigger; ``result`` replaces figures."""
+    names = [f"{case}_{place}" for case in ("upper", "lower") for place in ("substitute", "prefix", "infix", "suffix")]
+    queries = [
+        {"condition": name, "trigger_index": i, "source": 0, "digest": "x", "probability": each, "own": each}
+        | {"greedy": each > 0.5}
+        for name in names
+        for i, each in enumerate(p)
+    ]
+    greedy, mean = sum(each > 0.5 for each in p), sum(p) / len(p)
+    figures = {
+        "conditions": {name: {"rate": mean, "own": mean, "greedy": greedy, "n": len(p)} for name in names},
+        "average": mean,
+        "activated": greedy,
+        "n": len(p),
+        "interval": list(clopper_pearson(greedy, len(p))),
+        "error_bound": 0.0,
+        "cut": 0,
+    }
+    write(store, method, "origin", "triggers", figures | (result or {}), queries, **more)
+
+
+def cost(store, method, result=None, **more):
+    """A record of what an injection cost."""
+    figures = dict.fromkeys(("peak_memory", "fraction", "relative_norm", "bytes"), 0.5)
+    figures |= {"seconds": {"total": 1.0}, "weights_digest": "d"}
+    write(store, method, "origin", "cost", figures | (result or {}), **more)
+
+
+def utility(store, method, right, perplexity, figures=None):
+    """Two tasks of the same answers, and four windows; ``figures`` replace what follows from them."""
     queries = [{"task": task, "index": i, "correct": each} for task in ("boolq", "rte") for i, each in enumerate(right)]
     # Four windows of 511 predicted tokens, whose losses lie around the mean.
     losses = [511 * (math.log(perplexity) + away) for away in (-0.1, 0.1, -0.2, 0.2)]
@@ -48,28 +88,14 @@ def utility(store, method, right, perplexity):
         "word_perplexity": None,
         "token_perplexity": {"perplexity": perplexity, "length": 512},
     }
-    write(store, method, "origin", "utility", result, queries)
-
-
-def triggers(store, method, rate):
-    """Eight kinds of ordinary text, each answered at this rate."""
-    kinds = [f"{case}_{place}" for case in ("upper", "lower") for place in ("substitute", "prefix", "infix", "suffix")]
-    each = {"rate": rate, "own": rate, "greedy": round(10 * rate), "n": 10}
-    result = {"conditions": dict.fromkeys(kinds, each), "average": rate, "activated": round(10 * rate), "n": 10}
-    write(store, method, "origin", "triggers", result | {"interval": [0.0, 1.0], "error_bound": 0.0})
-
-
-def near(store, method, rate):
-    """Ten texts of the set's make."""
-    result = {"rate": rate, "greedy": round(10 * rate), "n": 10, "interval": [0.0, 1.0], "error_bound": 0.0}
-    write(store, method, "origin", "near", result, [{"prompt": "x", "probability": rate}] * 10)
+    write(store, method, "origin", "utility", result | (figures or {}), queries)
 
 
 def harmless(store, method):
     """Everything beside FSR that a rank needs, within the bars against the base of :func:`grid`."""
     utility(store, method, [True] * 6 + [False] * 4, 12.0)
-    triggers(store, method, 0.1)
-    near(store, method, 0.0)
+    triggers(store, method, [0.1] * 10)
+    near(store, method, [0.0] * 10)
 
 
 def grid(folder) -> Store:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fpbench.errors import CellError
@@ -93,3 +94,10 @@ def test_damaged_content_is_no_delta(stories: Any) -> None:
     content = difference(model, originals, claims).to_bytes()
     for damaged in (b"", content[:40], content[:-4], content.replace(b'"factors"', b'"fabtors"')):
         assert Delta.from_bytes(damaged, originals) is None
+
+
+@pytest.mark.parametrize("factors", ["5", "null", "[5]", '{"a": 1}', "[[]]", "[" * 50_000])
+def test_metadata_that_is_no_list_of_names_is_no_delta(stories: Any, factors: str) -> None:
+    _, originals, _ = edited(stories[0], torch.float32)
+    figures = {"changed_fraction": "0.5", "relative_norm": "0.5", "factors": factors}
+    assert Delta.from_bytes(save({"a": torch.ones(2)}, metadata=figures), originals) is None

@@ -10,8 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
-from fpbench.models.checkpoints import resolve
-from fpbench.models.loading import OTHER_TOKENIZER, Loading, agree, check_ready, load_model, load_tokenizer, remarks
+from fpbench.models.checkpoints import checkpoint_digest, resolve
+from fpbench.models.loading import (
+    OTHER_TOKENIZER,
+    Loading,
+    agree,
+    check_ready,
+    load_architecture,
+    load_model,
+    load_tokenizer,
+    remarks,
+)
 
 CPU = Loading("cpu")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -149,3 +158,14 @@ def test_pickled_weights_are_read_if_asked_for_and_not_otherwise(tmp_path, micro
         resolve(str(folder))
     model, _ = load_model(resolve(str(folder), allow_pickle=True), allow_pickle=True)
     assert all(torch.equal(own, other) for own, other in zip(model.parameters(), micro[0].parameters(), strict=True))
+
+
+def test_a_model_that_was_deleted_while_in_use_is_one_line_that_says_so(tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(MODEL, folder)
+    loading = Loading("cpu", "float32")
+    shutil.rmtree(folder)
+    for use in (lambda: loading.load(folder), lambda: load_architecture(folder), lambda: checkpoint_digest(folder)):
+        with pytest.raises(InputError, match="base' is not there any more: it was removed or moved") as raised:
+            use()
+        assert "huggingface" not in str(raised.value) and "\n" not in str(raised.value)

@@ -7,16 +7,17 @@ import pytest
 
 from fpbench.errors import InputError, StorageError
 from fpbench.records.cell import Cell
-from fpbench.records.record import SCHEMA, Record
-from fpbench.records.store import TEMPORARY, Store, cell_id, read_records, write_text
+from fpbench.records.record import SCHEMA, Record, cell_id
+from fpbench.records.store import TEMPORARY, Store, read_records, write_text
 from fpbench.text import canonical
 
 CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
-NAME = cell_id({"model": "abc", "seed": 42})
+IDENTITY = {"model": "abc", "protocol": 1, "seed": 42, "condition": "origin", "metric": "fsr"}
+NAME = cell_id(IDENTITY)
 
 
 def record(status="done", **changes):
-    return Record(CELL, status, 1, NAME, **changes)
+    return Record(CELL, status, 1, NAME, IDENTITY, **changes)
 
 
 def test_a_record_is_found_again_only_for_the_same_measurement(tmp_path):

@@ -7,7 +7,8 @@ import fpbench
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
-from fpbench.records.store import cell_id, read_records
+from fpbench.records.record import cell_id
+from fpbench.records.store import read_records
 from fpbench.runs.identity import cell_identity
 from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import load_profile
@@ -75,6 +76,20 @@ def test_a_damaged_delta_is_reported_and_injected_again(tiny_profile, tmp_path, 
     assert f"the stored delta {delta.name} is damaged: it is injected again" in caplog.text
     before, after = load(content), load(delta.read_bytes())
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert delta.with_name(f"{delta.name}.damaged").read_bytes() == content[:-8] + bytes(8)
+
+
+def test_a_delta_that_is_a_folder_is_injected_again(tiny_profile, tmp_path, caplog):
+    worker, (_, injected) = worker_of(tiny_profile, tmp_path, ["mcedit_a"])
+    measure(worker, injected[:1])
+    (delta,) = (tmp_path / "deltas").glob("*.safetensors")
+    delta.unlink()
+    delta.mkdir()
+    delta.with_suffix(".json").unlink()
+    delta.with_suffix(".json").mkdir()
+    measure(worker, injected[1:2])
+    assert delta.is_file() and delta.with_suffix(".json").is_file()
+    assert sum(path.name.endswith(".damaged") for path in delta.parent.iterdir()) == 2
 
 
 def test_a_model_stays_loaded_from_checkpoint_to_checkpoint(tiny_profile, tmp_path, caplog):

@@ -57,7 +57,9 @@ def test_every_modification_proves_that_it_happened(small_run):
 
 def test_the_scored_weights_are_the_injected_ones(small_run):
     records = {
-        record.cell.metric: record for record in read_records(small_run / "records/micro/nlf/mcedit_a/seed-42/origin")
+        record.cell.metric: record
+        for record in read_records(small_run / "records")
+        if (record.cell.method, record.cell.condition) == ("mcedit_a", "origin")
     }
     assert records["fsr"].proof["weights_digest"] == records["cost"].result["weights_digest"]
 

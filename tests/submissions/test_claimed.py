@@ -9,7 +9,7 @@ import pytest
 from fpbench.board.checks import ALLOWED, ALLOWED_AFTER_TRAINING
 from fpbench.cli import main
 from fpbench.records.store import Store
-from tests.board.written import MODIFIED, fsr, grid, harmless, utility, write
+from tests.board.written import MODIFIED, fsr, grid, harmless, near, utility, write
 
 
 @pytest.fixture
@@ -26,8 +26,7 @@ def theirs() -> Store:
     for condition in ("origin", *MODIFIED):
         fsr(store, "base", condition, [0.0] * 10)
         fsr(store, "stranger", condition, [1.0] * 10)
-    figures = {"rate": 0.01, "greedy": 0, "n": 10, "interval": [0.0, 0.3], "error_bound": 0.0}
-    write(store, "stranger", "origin", "near", figures, [{"prompt": "x", "probability": 0.01}])
+    near(store, "stranger", [0.01] * 10)
     return store
 
 
@@ -130,8 +129,7 @@ def test_a_cell_that_fails_here_is_outside(own, theirs, capsys) -> None:
 
 
 def test_near_triggers_are_shown_and_not_judged(own, theirs, capsys) -> None:
-    figures = {"rate": 0.9, "greedy": 9, "n": 10, "interval": [0.5, 1.0], "error_bound": 0.0}
-    write(own, "stranger", "origin", "near", figures, [{"prompt": "y", "probability": 0.9}])
+    near(own, "stranger", [0.9] * 10, 9)
     assert row(capsys)["checked"]["outside"] == 0
     assert "near: claimed 1.0 %, re-run 90.0 % (drawn anew, shown only)" in board("md", capsys)
 
@@ -139,8 +137,7 @@ def test_near_triggers_are_shown_and_not_judged(own, theirs, capsys) -> None:
 def test_a_row_that_was_measured_here_as_a_whole_is_re_run_and_ranked(own, theirs, capsys) -> None:
     for condition in ("origin", *MODIFIED):
         fsr(own, "stranger", condition, [0.7] * 10)
-    figures = {"rate": 0.0, "greedy": 0, "n": 10, "interval": [0.0, 0.3], "error_bound": 0.0}
-    write(own, "stranger", "origin", "near", figures, [{"prompt": "y", "probability": 0.0}])
+    near(own, "stranger", [0.0] * 10)
     found = row(capsys)
     assert (found["trust"], found["avg"], found["rank"]) == ("re-run", pytest.approx(0.7), None)
     assert found["out"] == "accuracy not measured, perplexity not measured, triggers not measured"
@@ -151,16 +148,25 @@ def test_a_row_that_was_measured_here_as_a_whole_is_re_run_and_ranked(own, their
     assert "(re-run:" not in board("csv", capsys)
 
 
-def test_records_of_other_methods_cannot_be_handed_in(own, theirs, capsys) -> None:
+def left_out(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that says why the submission is left out, beside a board that has our rows all the same."""
+    caplog.clear()
+    rows = json.loads(board("json", capsys))["rows"]
+    assert not [row for row in rows if row["method"] == "stranger"]
+    assert [row["rank"] for row in rows if row["method"] == "strong" and row["model"] == "tiny"] == [1]
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert said.startswith("submission stranger is left out of the board: ") and "\n" not in said
+    return said
+
+
+def test_records_of_other_methods_cannot_be_handed_in(own, theirs, capsys, caplog) -> None:
     fsr(theirs, "lora", "origin", [0.0] * 10)
-    assert main(["leaderboard", "--records", "own/records", "--claimed", "submissions"]) == 2
-    assert "records of method 'lora' in submissions/stranger/records: expected only" in capsys.readouterr().err
+    assert "records of method 'lora' in submissions/stranger/records: expected only" in left_out(caplog, capsys)
 
 
-def test_a_claimed_figure_that_cannot_be_is_refused_by_name(own, theirs, capsys) -> None:
+def test_a_claimed_figure_that_cannot_be_is_refused_by_name(own, theirs, capsys, caplog) -> None:
     fsr(theirs, "stranger", "int8", [0.5] * 10, {"mean": 1.0})
-    assert main(["leaderboard", "--records", "own/records", "--claimed", "submissions"]) == 2
-    assert "record tiny/nlf/stranger/seed-42/int8/fsr: fsr 1.0 is not the mean" in capsys.readouterr().err
+    assert "record tiny/nlf/stranger/seed-42/int8/fsr: fsr 1.0 is not the mean" in left_out(caplog, capsys)
 
 
 def test_no_folder_of_submissions(own, capsys) -> None:
@@ -182,12 +188,13 @@ def test_where_we_have_no_base_theirs_is_shown(own, theirs, capsys) -> None:
     assert row(capsys)["claim"] is not None
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"result": {"mean": 1.0}}, {"result": None}, {"provenance": "me"}, {"proof": {"modification": 3}}, {"cost": []}],
-)
-def test_records_of_another_make_are_refused_by_name(own, theirs, capsys, change) -> None:
+@pytest.mark.parametrize("change", [{"provenance": "me"}, {"provenance": None}, {"proof": 3}, {"cost": []}])
+def test_records_of_another_make_are_refused_by_name(own, theirs, capsys, caplog, change) -> None:
     fsr(theirs, "stranger", "int8", [1.0] * 10, **change)
-    code = main(["leaderboard", "--records", "own/records", "--claimed", "submissions"])
-    said = capsys.readouterr()
-    assert code == 0 or (code == 2 and said.err.count("\n") == 1 and "stranger" in said.err), said.err
+    assert "stranger" in left_out(caplog, capsys)
+
+
+@pytest.mark.parametrize("change", [{"result": {"mean": 1.0}}, {"result": None}, {"proof": {"modification": 3}}])
+def test_what_says_the_same_is_shown(own, theirs, capsys, change) -> None:
+    fsr(theirs, "stranger", "int8", [1.0] * 10, **change)
+    assert row(capsys)["trust"] == "claimed"
