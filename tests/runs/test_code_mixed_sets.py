@@ -15,11 +15,13 @@ from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.records.store import read_record, read_records
+from fpbench.runs.api import measure
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.sets import model_sets, recipe_path, written_sets
 from fpbench.runs.subject import Subject
+from fpbench.scoring.engine import budgets_used
 from tests.conftest import require
 
 
@@ -115,3 +117,13 @@ def test_a_file_has_no_further_seeds(tmp_path):
     profile = load_profile("micro", seeds=[42, 43], fingerprints=[str(tmp_path / "own.jsonl")])
     with pytest.raises(InputError, match="is a file: 2 seeds would count the same fingerprints as often"):
         written_sets(profile)
+
+
+def test_the_token_budget_holds_where_a_set_is_made(tmp_path: Path) -> None:
+    profile = load_profile("micro", fingerprints=["cf"], methods=[], conditions=["origin"])
+    job = Job(profile, {"micro": require(MODEL)}, Loading("cpu", token_budget=512), tmp_path)
+    (cell,) = (each for each in plan(profile) if each.metric == "fsr")
+    # Each measurement notes its own; what is noted here was read to make the set.
+    with budgets_used() as used:
+        measure(job, [cell])
+    assert used == [512] and any((tmp_path / "sets").glob("*.jsonl"))

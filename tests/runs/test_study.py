@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fpbench.cli import main
 from fpbench.errors import InputError
@@ -109,3 +110,16 @@ def test_wrong_variants_are_refused(small_profile: str, tmp_path: Path, table: s
     path.write_text(Path(small_profile).read_text() + table)
     with pytest.raises(InputError, match=message):
         load_profile(str(path))
+
+
+@pytest.mark.parametrize("make", [_numbers_of_candidates, _lengths])
+def test_pickle_weights_are_read_where_the_user_takes_the_risk(make, micro, tmp_path: Path) -> None:
+    model, tokenizer = micro
+    folder = tmp_path / "pickled"
+    tokenizer.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    torch.save({name: value.clone() for name, value in model.state_dict().items()}, folder / "pytorch_model.bin")
+    profile = load_profile("micro", models=[str(folder)], fingerprints=["nlf"])
+    with pytest.raises(InputError, match="only pickle weights"):
+        make(profile, tmp_path / "sets", Loading("cpu"))
+    assert len(make(profile, tmp_path / "sets", Loading("cpu", allow_pickle=True))) > 1
