@@ -15,14 +15,12 @@ from fpbench.runs.profile import load_profile
 from fpbench.runs.study import STUDIES, _lengths, _numbers_of_candidates
 
 
-@pytest.fixture(scope="module")
-def ablation(small_profile: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("study")
-    assert main(["study", "ablation", "--profile", small_profile, "--condition", "origin", "--out", str(out)]) == 0
-    return out
-
-
-def test_every_switch_of_the_ablation_is_a_row_and_another_checkpoint(ablation: Path) -> None:
+def test_every_switch_of_the_ablation_is_a_row_of_the_table_and_of_the_figure(
+    small_profile: str, tmp_path: Path
+) -> None:
+    """One test of one study: six injections take twenty seconds, and as a fixture each worker would make its own."""
+    ablation = tmp_path / "ablation"
+    assert main(["study", "ablation", "--profile", small_profile, "--condition", "origin", "--out", str(ablation)]) == 0
     records = read_records(ablation / "records")
     costs = {each.cell.method: each.result["weights_digest"] for each in records if each.cell.metric == "cost"}
     assert list(STUDIES["ablation"].variants) == sorted(costs, key=list(STUDIES["ablation"].variants).index)
@@ -32,16 +30,13 @@ def test_every_switch_of_the_ablation_is_a_row_and_another_checkpoint(ablation: 
     single = identities["single_candidate"]
     assert single["method"] == "mcedit_a" and single["hyperparameters"]["candidates"] == "primary"
 
-
-def test_the_table_has_the_order_of_the_study_and_the_paper_s_figures(ablation: Path) -> None:
+    # The table has the order of the study and the paper's figures.
     lines = [line.split("|") for line in (ablation / "study.md").read_text().splitlines() if line.startswith("| micro")]
     assert [line[2].strip() for line in lines] == list(STUDIES["ablation"].variants)
     figures = {line[2].strip(): line[11].strip() for line in lines}
     assert figures["mcedit_a"] == "90.0" and figures["single_candidate"] == "81.4"
     assert figures["literal_competitors"] == "–"
 
-
-def test_a_study_draws_its_figure(ablation: Path) -> None:
     svg = (ablation / "study.svg").read_text()
     assert all(name in svg for name in STUDIES["ablation"].variants) and "accidental triggers" in svg
 
