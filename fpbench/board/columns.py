@@ -9,12 +9,12 @@ from typing import Any
 from fpbench.board.checks import Comparison
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
 from fpbench.metrics.measure import METRICS, Metric
+from fpbench.metrics.statistics import BANDS
 from fpbench.modifications.base import classes
 from fpbench.records.cell import ORIGIN, Cell
 
 NONE = "–"
 FAILED = "failed"
-BANDS = ("normal", "marginal", "abnormal")
 Value = float | str | None
 
 

@@ -11,11 +11,11 @@ from io import BytesIO
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from fpbench.board.columns import BANDS
 from fpbench.board.escaping import slug
 from fpbench.board.groups import Group, RowKey
 from fpbench.board.rows import MODIFICATIONS, Row
 from fpbench.errors import InputError
+from fpbench.metrics.statistics import BANDS
 from fpbench.records.cell import BASE, ORIGIN
 from fpbench.text import visible
 

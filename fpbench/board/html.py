@@ -18,6 +18,7 @@ from fpbench.board.columns import FAILED, METHOD, NONE, Column, Value, percent, 
 from fpbench.board.escaping import slug
 from fpbench.board.figures import Drawing
 from fpbench.board.rows import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
+from fpbench.metrics.statistics import BANDS
 from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import ORIGIN
 from fpbench.text import visible
@@ -255,7 +256,7 @@ def _cost(cost: Cost) -> Pairs:
 
 def _bands(bands: Bands) -> Pairs:
     return [
-        *((name, f"{bands.counts[name]} triggers") for name in columns.BANDS),
+        *((name, f"{bands.counts[name]} triggers") for name in BANDS),
         ("mean of the triggers", f"{bands.trigger_mean:,.0f}"),
         ("mean of instructions", f"{bands.mean:,.0f}"),
         ("ROC-AUC of a filter", f"{bands.auc:.3f}"),

@@ -109,7 +109,7 @@ def check_writable(folder: Path) -> None:
 class Store:
     """The folder of one run: ``records/`` (source of truth), ``deltas/``, ``statistics/`` and the generated tables."""
 
-    # What a run makes in its folder before anything else, in this order or another.
+    # Every sub-folder that a run makes; a folder with one of them is taken for a run's.
     FOLDERS = ("records", "deltas", "statistics", "searches", "sets", "plans", "locks")
 
     def __init__(self, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,12 +46,15 @@ class Subject:
     @cached_property
     def digest(self) -> str:
         """Digest of the checkpoint's files."""
-        return checkpoint_digest(self.folder, Digests(self.store.folder / "digests.json").of)
+        return self._digest(self.folder)
 
     @cached_property
     def base_digest(self) -> str:
         """Digest of the files of the base: of the checkpoint itself, unless it was handed in."""
-        return checkpoint_digest(self.base or self.folder, Digests(self.store.folder / "digests.json").of)
+        return self._digest(self.base) if self.base else self.digest
+
+    def _digest(self, folder: Path) -> str:
+        return checkpoint_digest(folder, Digests(self.store.folder / "digests.json").of)
 
     @cached_property
     def loaded(self) -> Loaded:
