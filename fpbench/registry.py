@@ -1,4 +1,4 @@
-"""Names for things: methods and modifications, found without importing torch."""
+"""Names for things: methods, modifications and adversaries, found without importing torch."""
 
 import difflib
 import importlib
@@ -133,6 +133,7 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
         "finetune_math": "fpbench.modifications.finetune:FinetuneMath",
         "int8": "fpbench.modifications.quantize:Int8",
         "nf4": "fpbench.modifications.quantize:NF4",
+        "ria": "fpbench.modifications.prune:RIA",
         "ria30": "fpbench.modifications.prune:RIA30",
         "ria40": "fpbench.modifications.prune:RIA40",
         "merge": "fpbench.modifications.merge:Linear",
@@ -141,5 +142,15 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
         "fsft_math": "fpbench.modifications.fsft:FSFTMath",
     },
     group="fpbench.modifications",
+)
+ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
+    "adversary",
+    {
+        "suppress": "fpbench.adversaries.suppress:Suppress",
+        "suppress_4": "fpbench.adversaries.suppress:SuppressFour",
+        "suppress_always": "fpbench.adversaries.suppress:SuppressAlways",
+        "suppress_random": "fpbench.adversaries.suppress:SuppressRandom",
+    },
+    group="fpbench.adversaries",
 )
 register = METHODS.register

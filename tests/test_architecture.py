@@ -21,7 +21,7 @@ ORDER = (
     ("ownership", "contract"),
     ("runs",),
     ("board",),
-    ("methods", "metrics", "modifications"),
+    ("methods", "metrics", "modifications", "adversaries"),
     ("fingerprints",),
     ("scoring",),
     ("models",),

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fpbench.adversaries.conditions import dose_of, modifications, proofs
 from fpbench.board.groups import Group, Measurement
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS, UTILITY_TASKS
 from fpbench.metrics.statistics import BANDS, band, clopper_pearson
-from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import Cell
 from fpbench.text import printable
 
@@ -79,8 +79,8 @@ def _check_fsr(measured: Measurement) -> None:
         raise _impossible(measured, f"fsr {result['mean']} is not the mean of its queries, {mean}")
     # Each modification of the condition says what cannot be in its proof.
     proof = measured.record.proof.get("modification") or {}
-    for name, own in proofs(measured.cell.condition, proof).items():
-        if reason := classes(name)[0].implausible(own):
+    for part, own in proofs(measured.cell.condition, proof).items():
+        if reason := modifications(part)[0].implausible(own, dose_of(part)):
             raise _impossible(measured, reason)
 
 
@@ -285,7 +285,7 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
         if ours.record.checksum is not None and ours.record.checksum == theirs.record.checksum:
             continue
         rate, rerun = float(theirs.result[figure]), None if ours.reason else float(ours.result[figure])
-        trained = any(each.trains for each in classes(cell.condition))
+        trained = any(each.trains for each in modifications(cell.condition))
         allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if trained else ALLOWED
         within = rerun is not None and (allowed is None or abs(rerun - rate) <= allowed)
         found.append(Comparison(cell, rate, rerun, allowed, within))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from fpbench.adversaries.conditions import modifications
 from fpbench.board.checks import Comparison
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.metrics.statistics import BANDS
-from fpbench.modifications.base import classes
 from fpbench.records.cell import ORIGIN, Cell
 
 NONE = "–"
@@ -161,7 +161,7 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
 
 
 FSR = fsr_column(ORIGIN, "FSR", latex="FSR")
-SIX = [fsr_column(condition, latex=classes(condition)[0].heading) for condition in MODIFICATIONS]
+SIX = [fsr_column(condition, latex=modifications(condition)[0].heading) for condition in MODIFICATIONS]
 AVERAGE = Column(
     "AVG",
     "Mean FSR of the six modifications, in %.",

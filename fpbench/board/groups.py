@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fpbench.adversaries.conditions import check, known, name_of, parts
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS
-from fpbench.modifications.base import parts
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL, Cell
 from fpbench.records.record import Record
 from fpbench.records.store import LARGEST_RECORD, examine
-from fpbench.registry import METHODS, MODIFICATIONS
+from fpbench.registry import METHODS
 from fpbench.text import parsed, printable
 
 RowKey = tuple[str, str, str]  # model, fingerprint set, method
@@ -141,8 +141,10 @@ def claimed_groups(folder: Path, method: str) -> list[Group]:
             )
         if cell.metric not in METRICS:
             raise InputError(f"record {cell}: metric {printable(cell.metric)!r} is not known here.")
-        if unknown := [name for name in parts(cell.condition) if name != ORIGIN and not MODIFICATIONS.taken(name)]:
-            raise InputError(f"record {cell}: modification {unknown[0]!r} is not known here.")
+        if cell.condition != ORIGIN:
+            if unknown := [part for part in parts(cell.condition) if name_of(part) not in known()]:
+                raise InputError(f"record {cell}: modification {printable(unknown[0])!r} is not known here.")
+            check(cell.condition)
         if record.identity is not None and record.identity.get("method") != cell.method:
             raise InputError(
                 f"record {cell}: its identity is of method {printable(str(record.identity.get('method')))!r}."

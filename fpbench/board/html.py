@@ -13,13 +13,13 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fpbench.adversaries.conditions import modifications, proofs
 from fpbench.board import columns
 from fpbench.board.columns import FAILED, METHOD, NONE, Column, Value, percent, with_minus
 from fpbench.board.escaping import slug
 from fpbench.board.figures import Drawing
 from fpbench.board.rows import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
 from fpbench.metrics.statistics import BANDS
-from fpbench.modifications.base import classes, proofs
 from fpbench.records.cell import ORIGIN
 from fpbench.text import visible
 
@@ -214,7 +214,7 @@ def _condition(name: str, found: Detectability) -> list[str]:
 def _proof(condition: str, proof: Mapping[str, Any]) -> str:
     """Return the figures that prove a modification; those of a composition part by part, each with its name."""
     written = {
-        name: ", ".join(write(own[figure]) for figure, write in classes(name)[0].figures.items() if figure in own)
+        name: ", ".join(write(own[figure]) for figure, write in modifications(name)[0].figures.items() if figure in own)
         for name, own in proofs(condition, proof).items()
     }
     return "; ".join(text if name == condition else f"{name}: {text}" for name, text in written.items())

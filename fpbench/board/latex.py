@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from fpbench.adversaries.conditions import modifications
 from fpbench.board.columns import DETECTABILITY, HARM, Column, both_figures, comparisons
 from fpbench.board.escaping import latex
 from fpbench.board.rows import MODIFICATIONS, Row
-from fpbench.modifications.base import classes
 from fpbench.records.cell import BASE
 
 COLUMNS = [column for column in (*DETECTABILITY, *HARM) if column.latex]
@@ -19,7 +19,7 @@ PREAMBLE = r"""% Generated from records by `fpbench leaderboard --format latex`;
 def _head() -> str:
     """Return the lines above the figures: the kinds of modification, each over its own, and every column."""
     kinds, rules, column = [], [], 3  # after method and FSR
-    for family, own in groupby(classes(name)[0].family for name in MODIFICATIONS):
+    for family, own in groupby(modifications(name)[0].family for name in MODIFICATIONS):
         width = len(list(own))
         kinds.append(rf"\multicolumn{{{width}}}{{c}}{{{family}}}")
         rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")

@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
+from fpbench.adversaries.conditions import drift
 from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.measure import METRICS
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
-from fpbench.modifications.base import drift
-from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL
 from fpbench.records.record import Record
 from fpbench.text import canonical
 
@@ -302,7 +302,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         method=method,
         fingerprints=fingerprints,
         trust="re-scored" if method == CHECKPOINT else "re-run",
-        protocol=1,
+        protocol=PROTOCOL,
         conditions=conditions,
         avg=fmean(average) if complete else None,
         avg_interval=_average_interval(conditions, fmean(average)) if complete else None,

@@ -17,6 +17,7 @@ from fpbench.board.html import page
 from fpbench.board.latex import latex_tables
 from fpbench.board.rows import Row
 from fpbench.errors import InputError
+from fpbench.records.cell import PROTOCOL
 from fpbench.text import visible, writable
 
 Escape = Callable[[str], str]
@@ -137,7 +138,7 @@ def _harmless(text: str) -> str:
 def _json(rows: Sequence[Row]) -> str:
     """Write one row a line: a diff shows which rows changed, and the C encoder is fast."""
     lines = ",\n".join(json.dumps(each.to_dict(), sort_keys=True, ensure_ascii=False, allow_nan=False) for each in rows)
-    return f'{{"protocol": 1, "rows": [\n{writable(lines)}\n]}}\n'
+    return f'{{"protocol": {PROTOCOL}, "rows": [\n{writable(lines)}\n]}}\n'
 
 
 # A study: one line a variant, with what the paper reports for it.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fpbench.adversaries.base import Attack
 from fpbench.fingerprints import FingerprintSet
 from fpbench.fingerprints.code_mixed import CODE_MIXED
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
@@ -34,6 +35,7 @@ class Measurement:
         draw: seed of contexts, words and near triggers.
         data: the profile's data sets (:class:`~fpbench.runs.datasets.Datasets`).
         injection: report of the injection; ``None`` where nothing was injected.
+        attack: the run-time parts of the condition; of none where there is no adversary.
     """
 
     tokenizer: Any
@@ -44,6 +46,7 @@ class Measurement:
     draw: int
     data: Any
     injection: Any = None
+    attack: Attack = Attack()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,10 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     """Measure exact and greedy FSR (protocol §3)."""
     from fpbench.metrics.fsr import exact_fsr
 
-    result = asdict(exact_fsr(model, given.tokenizer, given.fingerprints, given.decoding, given.prompt))
+    of = given.fingerprints
+    result = asdict(exact_fsr(model, given.tokenizer, of, given.decoding, given.prompt, given.attack))
     found = (result.pop(name) for name in ("per_fingerprint", "per_target", "responses"))
+    least = result.pop("least")
     queries = [
         {
             "prompt": short_digest(fingerprint.trigger),
@@ -97,8 +102,10 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
             "greedy": text.startswith(fingerprint.targets),
             "text": text,
         }
-        for fingerprint, probability, shares, text in zip(given.fingerprints, *found, strict=True)
+        for fingerprint, probability, shares, text in zip(of, *found, strict=True)
     ]
+    if given.attack.changes_queries:
+        queries = [query | {"least": smallest} for query, smallest in zip(queries, least, strict=True)]
     return result, queries
 
 

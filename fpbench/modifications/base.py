@@ -1,9 +1,9 @@
 """A modification: a change to a released model, with the proof that it happened (protocol §4).
 
-A condition names one modification, or several in order, written ``A+B``. Nothing here loads torch at the top: plans and
-boards ask this file and the classes.
+Nothing here loads torch at the top: plans and boards ask this file and the classes.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fpbench.checks import Settings, read_settings
 from fpbench.errors import CellError, InputError
 from fpbench.models.meter import Progress, no_progress
-from fpbench.registry import MODIFICATIONS, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +19,57 @@ if TYPE_CHECKING:
     from fpbench.models.costs import Counter, Phase, Shape, Work
 
 
-JOINT = "+"  # between the parts of a composition
+@dataclass(frozen=True)
+class Dose:
+    """How strong a modification or an adversary is, on the scale that its class declares.
+
+    Attributes:
+        unit: of the number, in words, such as ``"share of the weights"``.
+        default: where a condition names none.
+        list: the doses of the ``removal`` preset, ascending in strength.
+        least: smallest that is accepted.
+        most: largest that is accepted.
+        weaker_is_larger: whether a larger number does less.
+    """
+
+    unit: str
+    default: float
+    list: tuple[float, ...]
+    least: float = 0
+    most: float = math.inf
+    weaker_is_larger: bool = False
+
+    def read(self, part: str, text: str) -> float:
+        """Return the number of a condition's part; whole where the default is whole.
+
+        Raises:
+            InputError: naming the part, for what is no such number or out of range.
+        """
+        whole = isinstance(self.default, int)
+        try:
+            amount: float = int(text) if whole else float(text)
+        except ValueError:
+            amount = math.nan
+        if not self.least <= amount <= self.most or math.isinf(amount):  # NaN fails this, too
+            kind = "a whole number" if whole else "a number"
+            most = "" if math.isinf(self.most) else f" to {self.most:g}"
+            raise InputError(
+                f"condition {part!r}: the dose is {self.unit}, {kind} from {self.least:g}{most}, found {text!r}."
+            )
+        return amount
+
+
+def amount_of(name: str, dose: Dose | None, amount: float | None) -> float:
+    """Return the dose to apply, by default the class's own; NaN where there is one strength only.
+
+    Raises:
+        InputError: for a dose out of range, or where none is taken.
+    """
+    if dose is None:
+        if amount is not None:
+            raise InputError(f"{name!r} takes no dose, found {amount:g}.")
+        return math.nan
+    return dose.default if amount is None else dose.read(name, f"{amount:g}")
 
 
 class ModificationConfig(Settings):
@@ -62,6 +111,11 @@ class Modification(ABC):
         against_base: whether it compares the model with its unfingerprinted base, and so means nothing on the base.
         leaves: what it leaves, in words, where nothing can be applied after it; empty where anything can.
         trains: whether it trains, so that the order of summation shows in results.
+        level: threat level of who does it, ``"L0"`` to ``"L4"`` (docs/adversaries.md): what they know and have.
+        pays: what they pay with, in multiples: ``inference`` (forward passes a token), ``data`` (training tokens),
+            ``parameters`` (further resident models).
+        dose: its scale; ``None`` for what has one strength only.
+        control: name of the control that stands beside it; empty for none.
         drift: whether it is one of the six whose mean is AVG (protocol §4); counts for the package's own alone.
         slowdown: how much longer a forward pass of the modified model takes.
         family: heading of its kind in LaTeX tables.
@@ -75,6 +129,10 @@ class Modification(ABC):
     against_base: ClassVar[bool] = False
     leaves: ClassVar[str] = ""
     trains: ClassVar[bool] = False
+    level: ClassVar[str] = "L0"
+    pays: ClassVar[Mapping[str, float]] = {}
+    dose: ClassVar[Dose | None] = None
+    control: ClassVar[str] = ""
     drift: ClassVar[bool] = False
     slowdown: ClassVar[float] = 1.0
     family: ClassVar[str] = ""
@@ -84,18 +142,20 @@ class Modification(ABC):
     class Config(ModificationConfig):
         """No settings."""
 
-    def __init__(self, **config: Any) -> None:
-        """Validate ``config`` against :class:`Config`.
+    def __init__(self, amount: float | None = None, **config: Any) -> None:
+        """Validate ``config`` against :class:`Config`; ``amount`` is the dose, by default the class's own.
 
         Raises:
             InputError: naming the first unknown or malformed setting.
         """
         self.config: Any = read_settings(self.Config, f"condition {self.name!r}", config)
+        self.amount = amount_of(self.name, self.dose, amount)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Version and settings as given: they decide the outcome, with model, data and seed."""
-        return {"version": self.version, "settings": self.config.model_dump(mode="json")}
+        """Version, dose and settings as given: they decide the outcome, with model, data and seed."""
+        dose = {"dose": self.amount} if self.dose else {}
+        return {"version": self.version, "settings": self.config.model_dump(mode="json")} | dose
 
     @property
     def parts(self) -> Sequence["Modification"]:
@@ -122,8 +182,8 @@ class Modification(ABC):
         """
 
     @classmethod
-    def implausible(cls, proof: Mapping[str, Any]) -> str | None:
-        """Return what cannot be in the proof of a record, in words; ``None`` where everything can."""
+    def implausible(cls, proof: Mapping[str, Any], amount: float | None = None) -> str | None:
+        """Return what cannot be in the proof of a record at a dose, in words; ``None`` where everything can."""
         return None
 
     # What the estimate before a run asks for, with defaults that serve whatever looks at every weight a few times.
@@ -142,31 +202,34 @@ class Modification(ABC):
 
 
 class Composition(Modification):
-    """Several modifications in order, each applied to what the one before left; memory is asked of each part."""
+    """Several modifications in order, each applied to what the one before left; memory is asked of each part.
 
-    def __init__(self, modifications: list[Modification]) -> None:
-        """Compose two or more modifications, in this order."""
-        self.name = JOINT.join(each.name for each in modifications)
+    One of no parts leaves the model as it is: that of a condition without a weights part.
+    """
+
+    def __init__(self, modifications: Mapping[str, Modification]) -> None:
+        """Compose modifications, in this order, each by its part of the condition."""
+        self.name = "+".join(modifications)
         super().__init__()
-        self._parts = tuple(modifications)
-        self.data = tuple(dict.fromkeys(name for part in modifications for name in part.data))
+        self._parts = dict(modifications)
+        self.data = tuple(dict.fromkeys(name for part in self.parts for name in part.data))
 
     @property
     def parts(self) -> Sequence[Modification]:
         """Those it was composed of."""
-        return self._parts
+        return tuple(self._parts.values())
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Version and settings of every part, by its name."""
-        return {part.name: part.identity for part in self.parts}
+        """The identity of every part."""
+        return {name: part.identity for name, part in self._parts.items()}
 
     def apply(self, model: "nn.Module", tokenizer: Any, context: ModificationContext) -> Modified:
-        """Apply every part; the proof holds each part's proof under its name."""
+        """Apply every part; the proof holds each part's own."""
         proof = {}
-        for part in self.parts:
+        for name, part in self._parts.items():
             modified = part.apply(model, tokenizer, context)
-            model, proof[part.name] = modified.model, modified.proof
+            model, proof[name] = modified.model, modified.proof
         return Modified(model, proof)
 
     def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
@@ -174,66 +237,6 @@ class Composition(Modification):
         from fpbench.models.costs import Work
 
         return sum((part.work(counter, rows) for part in self.parts), Work())
-
-
-# Conditions by name.
-
-
-def parts(condition: str) -> list[str]:
-    """Return the names of the modifications in a condition, in order."""
-    return condition.split(JOINT)
-
-
-def drift() -> tuple[str, ...]:
-    """Return the six conditions whose mean is AVG (protocol §4), in order."""
-    return tuple(name for name in MODIFICATIONS.own if MODIFICATIONS.get(name).drift)
-
-
-def classes(condition: str) -> list[type[Modification]]:
-    """Return the class of each modification that a condition names, in order.
-
-    A name that is not registered here, as in records from elsewhere, has :class:`Modification` with its defaults.
-    """
-    return [MODIFICATIONS.get(name) if MODIFICATIONS.taken(name) else Modification for name in parts(condition)]
-
-
-def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record's proof holds of each modification that its condition names, by name."""
-    names = parts(condition)
-    return {condition: proof} if len(names) == 1 else {name: proof[name] for name in names if name in proof}
-
-
-def against_base(condition: str) -> bool:
-    """Return whether a condition compares a model with its unfingerprinted base."""
-    return any(each.against_base for each in classes(condition))
-
-
-def check(condition: str) -> None:
-    """Refuse a composition that cannot be made.
-
-    Raises:
-        InputError: if a part is unknown, named twice, or follows one after which nothing can be applied.
-    """
-    names = parts(condition)
-    for name in names:
-        if name not in MODIFICATIONS.names():
-            raise unknown("condition", name, MODIFICATIONS.names())
-    if len(set(names)) < len(names):
-        raise InputError(f"condition {condition!r} names {max(names, key=names.count)!r} twice: name each part once.")
-    for name, following in zip(names, names[1:], strict=False):
-        if leaves := MODIFICATIONS.get(name).leaves:
-            raise InputError(f"condition {condition!r} applies {following!r} to {leaves}: put {name!r} last.")
-
-
-def create(condition: str, settings: Mapping[str, Mapping[str, Any]]) -> Modification:
-    """Create the modification, or composition, that a condition names; settings are by the modification's name.
-
-    Raises:
-        InputError: for what :func:`check` refuses, or a malformed setting.
-    """
-    check(condition)
-    created = [MODIFICATIONS.get(name)(**settings.get(name, {})) for name in parts(condition)]
-    return created[0] if len(created) == 1 else Composition(created)
 
 
 # Checks that several modifications share.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-from pydantic import Field
 
 from fpbench.errors import CellError
 from fpbench.modifications.base import (
+    Dose,
     Modification,
-    ModificationConfig,
     ModificationContext,
     Modified,
     changed_from_base,
@@ -30,11 +29,8 @@ class Merge(Modification):
     """Moves every weight towards the base; weights that are the base's already stay as they are, bit for bit."""
 
     against_base = True
-
-    class Config(ModificationConfig):
-        """Settings."""
-
-        weight: float = Field(default=0.5, gt=0, le=1)  # of the base, in (0, 1]; the model handed in has the rest
+    level = "L3"
+    dose = Dose("share of the base", default=0.5, list=(0.1, 0.3, 0.5, 0.7), most=1)
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Merge in place.
@@ -57,7 +53,7 @@ class Merge(Modification):
             delta += (old - origin).square().sum().item()
         change = (moved / total) ** 0.5
         require_effect(self.name, change)
-        return Modified(model, {"weight": self.config.weight, "relative_change": change, "delta_left": left / delta})
+        return Modified(model, {"weight": self.amount, "relative_change": change, "delta_left": left / delta})
 
     @abstractmethod
     def interpolate(self, own: Tensor, base: Tensor) -> Tensor:
@@ -70,12 +66,14 @@ class Linear(Merge):
 
     def interpolate(self, own: Tensor, base: Tensor) -> Tensor:
         """Interpolate along the line."""
-        return own.lerp(base, self.config.weight)
+        return own.lerp(base, self.amount)
 
 
 @MODIFICATIONS.register("merge_slerp")
 class Spherical(Merge):
     """W ← (sin((1 − w)Ω) W + sin(wΩ) W₀) / sin Ω, with Ω the angle between the two tensors (Shoemake, 1985)."""
+
+    dose = replace(Merge.dose, list=())  # the linear merge stands for both in the removal table
 
     def interpolate(self, own: Tensor, base: Tensor) -> Tensor:
         """Interpolate along the arc; where the tensors are parallel up to rounding, its limit for Ω → 0, the line.
@@ -83,7 +81,7 @@ class Spherical(Merge):
         Raises:
             CellError: if the two point in opposite directions, between which there is no one arc.
         """
-        weight, angle = self.config.weight, angle_between(own, base)
+        weight, angle = self.amount, angle_between(own, base)
         if angle < PARALLEL:
             return own.lerp(base, weight)
         if math.pi - angle < PARALLEL:

@@ -19,7 +19,14 @@ from pydantic import Field
 from fpbench.errors import InputError
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import encode
-from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified, require_effect
+from fpbench.modifications.base import (
+    Dose,
+    Modification,
+    ModificationConfig,
+    ModificationContext,
+    Modified,
+    require_effect,
+)
 from fpbench.registry import MODIFICATIONS
 
 if TYPE_CHECKING:
@@ -34,11 +41,15 @@ EXPONENT = 0.5  # a in the paper
 OFF_TARGET = 0.005  # most that the sparsity reached may differ from the one asked for
 
 
+@MODIFICATIONS.register("ria")
 class RIA(Modification):
-    """Removes a fixed share of the weights of every linear module in the blocks."""
+    """Removes a share of the weights of every linear module in the blocks, which is the dose."""
 
-    ratio: ClassVar[float]
+    sparsity: ClassVar[float | None] = None  # where a name stands for one dose
     data = ("calibration",)
+    dose: ClassVar[Dose | None] = Dose(
+        "share of the weights", default=0.3, list=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), most=0.95
+    )
     family = "pruned"
     figures = {"sparsity": lambda value: f"sparsity {100 * value:.2f} %", **Modification.figures}
 
@@ -47,6 +58,11 @@ class RIA(Modification):
 
         samples: int = Field(default=128, ge=1)  # calibration sequences
         length: int = Field(default=2048, ge=1)  # tokens of each; the model's context, if that is shorter
+
+    @property
+    def ratio(self) -> float:
+        """Share of the weights that is removed."""
+        return self.amount if self.sparsity is None else self.sparsity
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
@@ -92,20 +108,20 @@ class RIA(Modification):
         return min(length, context_length(model) or length)
 
     @classmethod
-    def implausible(cls, proof: Mapping[str, Any]) -> str | None:
+    def implausible(cls, proof: Mapping[str, Any], amount: float | None = None) -> str | None:
         """Return that the sparsity is off its target, if it is."""
-        sparsity = proof.get("sparsity")
+        sparsity, target = proof.get("sparsity"), cls(amount).ratio
         # Written so that a NaN is refused too.
-        if isinstance(sparsity, float) and abs(sparsity - cls.ratio) <= OFF_TARGET:
+        if isinstance(sparsity, float) and abs(sparsity - target) <= OFF_TARGET:
             return None
-        return f"sparsity {sparsity} is not within {OFF_TARGET} of {cls.ratio}"
+        return f"sparsity {sparsity} is not within {OFF_TARGET} of {target}"
 
 
 @MODIFICATIONS.register("ria30")
 class RIA30(RIA):
     """RIA at 30 % sparsity."""
 
-    ratio = 0.3
+    sparsity, dose = 0.3, None
     drift = True
     heading = "RIA 30"
 
@@ -114,7 +130,7 @@ class RIA30(RIA):
 class RIA40(RIA):
     """RIA at 40 % sparsity."""
 
-    ratio = 0.4
+    sparsity, dose = 0.4, None
     drift = True
     heading = "RIA 40"
 

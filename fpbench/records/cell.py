@@ -12,7 +12,7 @@ from fpbench.text import writable
 BASE = "base"  # the method name of the unfingerprinted model
 CHECKPOINT = "checkpoint"  # and of a checkpoint that somebody handed in
 ORIGIN = "origin"  # the condition of an unmodified checkpoint
-PROTOCOL: Literal[1] = 1
+PROTOCOL: Literal[2] = 2
 
 
 @dataclass(frozen=True)

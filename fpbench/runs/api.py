@@ -245,14 +245,15 @@ def modify(
         InputError: for an unknown condition or setting, or where the base is needed and not given.
         CellError: if the modification had no effect or broke the model.
     """
-    from fpbench.modifications.base import create, parts
+    from fpbench.adversaries.conditions import create, name_of, parts
     from fpbench.runs.datasets import Datasets
 
     wanted = load_profile(profile)
-    given = dict(config or {}) if len(parts(condition)) > 1 else {condition: dict(config or {})}
-    settings = {name: wanted.modifications.get(name, {}) | dict(given.pop(name, {})) for name in parts(condition)}
+    names = [name_of(part) for part in parts(condition)]
+    given = dict(config or {}) if len(names) > 1 else {names[0]: dict(config or {})}
+    settings = {name: wanted.modifications.get(name, {}) | dict(given.pop(name, {})) for name in names}
     if given:
-        raise unknown("part of the condition", next(iter(given)), parts(condition))
+        raise unknown("part of the condition", next(iter(given)), names)
     modification = create(condition, settings)
     known = {} if base is None else dict(base.named_parameters())
     context = Datasets(wanted).modification_context(modification, seed, no_progress, known)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
+from fpbench.adversaries.base import Attack
+from fpbench.adversaries.conditions import adversaries, changes_weights
 from fpbench.errors import FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.download import commit_of
@@ -108,7 +110,7 @@ class Bench:
             record = record_of(subject.job, cell, identities[cell], outcome, remarks)
             store.write(record, outcome.queries if isinstance(outcome, Done) else [])
             yield cell, outcome.reason if isinstance(outcome, Failed) else None
-        changed = any(cell.method in subject.profile.methods or cell.condition != ORIGIN for cell in pending)
+        changed = any(cell.method in subject.profile.methods or changes_weights(cell.condition) for cell in pending)
         if changed and state_digest(subject.model) != subject.loaded.digest:
             label = subject.settings.label
             logger.warning("the weights of %s were not restored bit for bit: it is loaded again.", label)
@@ -125,7 +127,7 @@ class Bench:
         loaded = self.subject.loaded
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
-            changes = report is not None or condition != ORIGIN
+            changes = report is not None or changes_weights(condition)
             with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(loaded.model)
@@ -156,6 +158,7 @@ class Bench:
         subject = self.subject
         try:
             model, proof, cost = self._modified(condition, cells[0], report)
+            attack = Attack.on(adversaries(condition), subject.adversary_context(model, cells[0].seed))
         except Exception as error:  # whatever a modification meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
             return
@@ -168,6 +171,7 @@ class Bench:
             draw=subject.profile.draw,
             data=subject.datasets,
             injection=report,
+            attack=attack,
         )
         for cell in subject.progress(cells, f"measuring {condition}"):
             try:
@@ -190,7 +194,7 @@ class Bench:
             proof["weights_digest"] = digest({name: parameters[name] for name in report.delta.values})
             if report.search is not None:
                 proof["injection"] = report.search
-        if condition == ORIGIN:
+        if not changes_weights(condition):
             return model, proof, {}
         asked = subject.modification(condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
@@ -211,9 +215,12 @@ def check(subject: Subject, methods: Sequence[str], conditions: Sequence[str]) -
     for name in methods:
         subject.method(name).edited(subject.architecture)
     for name in (name for name in conditions if name != ORIGIN):
-        if quantised:
+        if quantised and changes_weights(name):
             raise InputError(
                 f"{subject.settings.path} is quantised already: it can be neither trained, pruned, merged nor "
                 f"quantised again, found condition {name!r}; ask for {ORIGIN!r} alone."
             )
         subject.modification(name)
+        for each in adversaries(name):
+            if "base" in each.needs and subject.handed_in and not subject.base:
+                raise InputError(f"condition {name!r} reads the unfingerprinted base: name it with --base.")

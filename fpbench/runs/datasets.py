@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INSTRUCTIONS = ("alpaca", "math")
+BENIGN = 1_200  # rows: 200 for the price of an adversary, the others for what a thief looks at beforehand
 
 
 class Datasets:
@@ -71,6 +72,12 @@ class Datasets:
     def item_parameters(self) -> tuple[Parameters, str] | None:
         """The item parameters of tinyMMLU, and the SHA-256 of their file; ``None`` before they are fetched."""
         return fetch.read_item_parameters(fetch.SOURCE)
+
+    @property
+    def benign(self) -> list[dict[str, Any]]:
+        """Instruction rows on which nothing is trained: those before the last, which give the trigger contexts."""
+        sizes = self.profile.sizes
+        return self.alpaca[-(sizes.context_rows + BENIGN) : -sizes.context_rows]
 
     @property
     def utility_sources(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from fpbench.adversaries.conditions import adversaries
 from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import tokenizer_source
@@ -29,9 +30,15 @@ def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) ->
     if cell.method == CHECKPOINT and subject.base and tokenizer_source(subject.folder) is None:
         identity["tokenizer"] = subject.base_digest
     if cell.condition != ORIGIN:
-        modification = subject.modification(cell.condition)
-        identity["modification"] = modification.identity | {"data": datasets.digests(*modification.data)}
-        if cell.method == CHECKPOINT and modification.needs_base:
+        modification, thieves = subject.modification(cell.condition), adversaries(cell.condition)
+        if modification.parts:
+            identity["modification"] = modification.identity | {"data": datasets.digests(*modification.data)}
+        if thieves:
+            benign = ["alpaca"] if any("instructions" in each.needs for each in thieves) else []
+            identity["adversaries"] = [{"name": each.name} | each.identity for each in thieves]
+            identity["adversary_data"] = datasets.digests(*benign)
+        reads_base = modification.needs_base or any("base" in each.needs for each in thieves)
+        if cell.method == CHECKPOINT and reads_base:
             identity["base"] = subject.base_digest if subject.base else None
     if metric.sized:
         identity["sizes"] = profile.sizes.model_dump(mode="json")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from fpbench.adversaries.conditions import against_base
 from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading
-from fpbench.modifications.base import against_base
 from fpbench.records.cell import BASE, ORIGIN, Cell, label_of
 from fpbench.runs.profile import ModelSettings, Profile
 

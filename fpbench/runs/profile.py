@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from fpbench.adversaries.conditions import check, expand
 from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import alternatives_of, overlay
 from fpbench.metrics.measure import UTILITY_TASKS
-from fpbench.modifications.base import JOINT, check
 from fpbench.records.cell import ORIGIN, PROTOCOL
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
@@ -78,7 +78,7 @@ class Profile(Settings):
     """Everything that decides what a run measures."""
 
     name: str
-    protocol: Literal[1] = PROTOCOL
+    protocol: Literal[2] = PROTOCOL
     prompt: Literal["raw", "chat"] = "raw"
     seeds: tuple[int, ...] = (42,)
     draw: int = Field(DRAW, description="seed of trigger contexts, words and near triggers; others only for re-runs")
@@ -125,6 +125,8 @@ def load_profile(name: str, **changes: Any) -> Profile:
     if changes.get("models") is not None:
         changes["models"] = [_model(model, table.get("models", [])) for model in changes["models"]]
     table |= {key: value for key, value in changes.items() if value is not None}
+    if isinstance(conditions := table.get("conditions"), list | tuple):
+        table["conditions"] = expand([str(each) for each in conditions])
     try:
         profile = Profile(**({"name": path.stem} | table))
     except ValidationError as error:
@@ -154,22 +156,21 @@ def _fill_folder(value: Any, folder: str) -> Any:
 
 
 def _check_names(profile: Profile) -> None:
-    conditions = [ORIGIN, *MODIFICATIONS.names()]
-    single = [name for name in profile.conditions if JOINT not in name]
-    for kind, names, known in (
+    for kind, names, expected in (
         ("method", [*profile.methods], [*METHODS.names(), *profile.variants]),
         ("method", [*profile.hyperparameters, *(each.method for each in profile.variants.values())], METHODS.names()),
-        ("condition", [*single, *profile.modifications], conditions),
+        ("condition", list(profile.modifications), MODIFICATIONS.names()),
         ("data set", list(profile.data), list(DATA)),
     ):
         for name in names:
-            if name not in known:
-                raise unknown(kind, name, known)
+            if name not in expected:
+                raise unknown(kind, name, expected)
     for name in profile.variants:
         if name in METHODS.names():
             raise InputError(f"variant {name!r} has the name of a method: choose another.")
-    for composition in set(profile.conditions) - set(single):
-        check(composition)
+    for condition in profile.conditions:
+        if condition != ORIGIN:
+            check(condition)
     labels = [model.label for model in profile.models]
     if len(set(labels)) < len(labels):
         raise InputError(f"two models share the name {max(labels, key=labels.count)!r}: give each its own name.")

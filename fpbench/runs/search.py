@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fpbench.adversaries.conditions import create
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.metrics.fsr import exact_fsr
@@ -17,12 +18,11 @@ from fpbench.metrics.triggers import near_triggers
 from fpbench.models.prompts import Example
 from fpbench.models.training import score_answers, train_lora
 from fpbench.models.weights import preserved
-from fpbench.modifications.base import Modification, ModificationContext, create, parts
+from fpbench.modifications.base import Modification, ModificationContext
 from fpbench.modifications.finetune import ROWS, FineTune, instruction
 from fpbench.records.provenance import code_and_machine
 from fpbench.records.record import cell_id
 from fpbench.records.store import making, read_record, write_record
-from fpbench.registry import MODIFICATIONS
 from fpbench.runs.injection import inject_with
 from fpbench.runs.profile import SEARCH
 from fpbench.runs.subject import INJECTION_RATES, Subject
@@ -76,12 +76,11 @@ def with_searched_rates(
 ) -> tuple[Modification, dict[str, str]]:
     """Return a condition's modification at the rates that searches find, and their records by part; raise as these."""
     settings, records = dict(subject.profile.modifications), {}
-    for name in parts(condition):
-        modification = MODIFICATIONS.get(name)(**settings.get(name, {}))
-        if modification.searches:
-            found = fine_tuning_rate(subject, modification, context)
-            settings[name] = settings[name] | {"learning_rate": found.learning_rate}
-            records[name] = found.record
+    for part in create(condition, settings).parts:
+        if isinstance(part, FineTune) and part.searches:
+            found = fine_tuning_rate(subject, part, context)
+            settings[part.name] = settings[part.name] | {"learning_rate": found.learning_rate}
+            records[part.name] = found.record
     return create(condition, settings), records
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fpbench.adversaries.base import AdversaryContext
+from fpbench.adversaries.conditions import create
 from fpbench.methods.base import Base, FingerprintMethod, InjectionContext
 from fpbench.models.checkpoints import checkpoint_digest
 from fpbench.models.loading import load_architecture, remarks
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import render
 from fpbench.models.weights import state_digest, weights
-from fpbench.modifications.base import Modification, create
+from fpbench.modifications.base import Modification
 from fpbench.records.store import Digests, Store
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import Spectra, create_method
@@ -80,6 +82,23 @@ class Subject:
         return dict(self.loading.load(self.base, self.base)[0].named_parameters()) if self.base else {}
 
     @cached_property
+    def base_model(self) -> nn.Module:
+        """The unfingerprinted base, resident beside the loaded model; its folder is known."""
+        return self.loading.load(self.base or self.folder, self.base)[0]
+
+    def adversary_context(self, model: nn.Module, seed: int) -> AdversaryContext:
+        """Return what adversaries may know of a model, and have."""
+        return AdversaryContext(
+            model,
+            self.tokenizer,
+            self.settings.decoding,
+            render=lambda text: render(self.tokenizer, text, self.profile.prompt),
+            seed=seed,
+            instructions=[row["instruction"] for row in self.datasets.benign] if "alpaca" in self.profile.data else (),
+            base=(lambda: self.base_model) if self.base or not self.handed_in else None,
+        )
+
+    @cached_property
     def architecture(self) -> nn.Module:
         """The model without its weights, which is all that hyper-parameters depend on."""
         return load_architecture(self.folder, trust_remote_code=self.loading.trust_remote_code)
@@ -102,7 +121,7 @@ class Subject:
         return create_method(method, self.architecture, given | found)
 
     def modification(self, name: str) -> Modification:
-        """Return the modification of a condition with this profile's settings."""
+        """Return the weights part of a condition with this profile's settings."""
         return create(name, self.profile.modifications)
 
     def injection_context(self, seed: int) -> InjectionContext:

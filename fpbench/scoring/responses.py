@@ -1,7 +1,7 @@
 """Sampled responses: one of them, and the exact probability that it begins with a target (protocol §3)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,6 +120,10 @@ def sample(
     return answer
 
 
+# Changes the distribution that responses are sampled from: given the prompts and the responses so far of n nodes, as
+# token ids, and their logits [n, V], the logits [n, V] that temperature, top-k and top-p are applied to instead.
+Sampler = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]], torch.Tensor], torch.Tensor]
+
 # Probability that may be left unexplored for one prompt. The protocol allows 1e-6.
 PRUNED = 5e-7
 # Undecided continuations of one prompt. Only a model that has lost nearly all preference comes near it.
@@ -153,9 +157,9 @@ class TargetProbabilities:
 
 @dataclass(frozen=True)
 class _Node:
-    """A continuation of one prompt that can still become something else."""
+    """A continuation of one prompt under one sampler that can still become something else."""
 
-    prompt: int
+    walk: tuple[int, int]  # numbers of its prompt and of its sampler
     at: int  # the node's number in its level
     tokens: tuple[int, ...]
     mass: float  # probability
@@ -164,7 +168,7 @@ class _Node:
 
 @dataclass
 class _Tally:
-    """Probabilities booked so far for one prompt."""
+    """Probabilities booked so far for one prompt under one sampler."""
 
     matcher: Matcher
     per_target: dict[str, float] = field(default_factory=dict)
@@ -194,11 +198,13 @@ def respond(
     targets: Sequence[Sequence[str]],
     decoding: Decoding,
     prompt: str = "raw",
+    sampler: Sampler | None = None,
 ) -> list[TargetProbabilities]:
     """Render and encode texts for :func:`begin_with`; the longest of all targets sets the depth of every walk."""
     length = response_length(tokenizer, [target for each in targets for target in each])
     prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text in texts])
-    return begin_with(model, tokenizer, prompts, targets, decoding, length)
+    (outcomes,) = begin_with_under(model, tokenizer, prompts, targets, decoding, length, [sampler])
+    return outcomes
 
 
 def begin_with(
@@ -220,19 +226,40 @@ def begin_with(
         InputError: if a prompt leaves no room for the response, or a set of targets is empty.
         CellError: if logits are not finite, or the tree is too wide to be walked to the error bound.
     """
+    (outcomes,) = begin_with_under(model, tokenizer, prompts, targets, decoding, max_new_tokens, [None])
+    return outcomes
+
+
+def begin_with_under(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[str]],
+    decoding: Decoding,
+    max_new_tokens: int,
+    samplers: Sequence[Sampler | None],
+) -> list[list[TargetProbabilities]]:
+    """Return what :func:`begin_with` does under each of some samplers, ``None`` being the model's own.
+
+    Every continuation is read once for all samplers that can reach it: what the model computes does not depend on them.
+    """
     keys = [(tuple(prompt), tuple(each)) for prompt, each in zip(prompts, targets, strict=True)]
     distinct = list(dict.fromkeys(keys))
     matchers = {each: Matcher(tokenizer, each) for each in {each for _, each in distinct}}
-    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens)
+    asked = [prompt for prompt, _ in distinct]
+    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens, asked, samplers)
 
-    def work(level: Level) -> dict[int, TargetProbabilities]:
-        tallies = {number: _Tally(matchers[distinct[number][1]]) for number in level.nodes}
-        walk(level, [_Node(number, node, (), 1.0, True) for number, (node,) in level.nodes.items()], tallies)
-        return {number: tally.outcome() for number, tally in tallies.items()}
+    def work(level: Level) -> dict[int, list[TargetProbabilities]]:
+        walks = [(number, sampler) for number in level.nodes for sampler in range(len(samplers))]
+        tallies = {walk: _Tally(matchers[distinct[walk[0]][1]]) for walk in walks}
+        walk(level, [_Node(each, level.nodes[each[0]][0], (), 1.0, True) for each in walks], tallies)
+        return {
+            number: [tallies[number, sampler].outcome() for sampler in range(len(samplers))] for number in level.nodes
+        }
 
-    outcomes = read(model, [prompt for prompt, _ in distinct], [1] * len(distinct), work, ahead=max_new_tokens)
+    outcomes = read(model, asked, [1] * len(distinct), work, ahead=max_new_tokens)
     known = dict(zip(distinct, outcomes, strict=True))
-    return [known[key] for key in keys]
+    return [[known[key][sampler] for key in keys] for sampler in range(len(samplers))]
 
 
 @dataclass(frozen=True)
@@ -242,26 +269,45 @@ class _Walk:
     ends: frozenset[int]  # tokens that end a response
     decoding: Decoding
     depth: int  # of the trees, in tokens
+    prompts: Sequence[Sequence[int]]
+    samplers: Sequence[Sampler | None]
 
-    def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> None:
+    def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally]) -> None:
         """Book in ``tallies`` every response that continues one of ``nodes``, which are of one depth."""
         children = _prune(self._expand(level, nodes, tallies), tallies)
         if not children:
             return
         if len(children[0].tokens) == self.depth:
             for child in children:
-                tallies[child.prompt].end(child.tokens, child.mass, child.greedy)
+                tallies[child.walk].end(child.tokens, child.mass, child.greedy)
             return
-        for part, deeper in level.extend([child.at for child in children], [child.tokens[-1] for child in children]):
-            self(deeper, [replace(children[number], at=at) for at, number in enumerate(part)], tallies)
+        # One continuation for all samplers that reach it.
+        sharing: dict[tuple[int, int], list[_Node]] = {}
+        for child in children:
+            sharing.setdefault((child.at, child.tokens[-1]), []).append(child)
+        shared = list(sharing.values())
+        for part, deeper in level.extend([at for at, _ in sharing], [token for _, token in sharing]):
+            below = [replace(child, at=at) for at, number in enumerate(part) for child in shared[number]]
+            self(deeper, below, tallies)
 
-    def _expand(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
+    def _logits(self, level: Level, nodes: Sequence[_Node]) -> torch.Tensor:
+        """Return the logits [n, V] that each of n nodes is sampled from, float32."""
+        logits = level.logits[torch.tensor([node.at for node in nodes], device=level.logits.device)].float()
+        for number, sampler in enumerate(self.samplers):
+            rows = [row for row, node in enumerate(nodes) if node.walk[1] == number]
+            if sampler is None or not rows:
+                continue
+            prompts = [self.prompts[nodes[row].walk[0]] for row in rows]
+            logits[rows] = sampler(prompts, [nodes[row].tokens for row in rows], logits[rows]).float()
+        return logits
+
+    def _expand(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally]) -> list[_Node]:
         """Book every decided continuation of ``nodes`` by one token; return the undecided ones.
 
         Whether a token can still lead to a target depends on the tokens before it alone, not on the prompt, so it is
         decided once for all nodes; nearly all continuations cannot and are dropped together.
         """
-        logits = level.logits[torch.tensor([node.at for node in nodes], device=level.logits.device)].float()
+        logits = self._logits(level, nodes)
         # n nodes, of each of which k tokens can be sampled.
         sampled, shares = (each.cpu().numpy() for each in sampled_tokens(logits, self.decoding))
         best = logits.argmax(dim=-1).cpu().numpy()
@@ -272,7 +318,7 @@ class _Walk:
         greedy = greedy[row] & (token == best[row])
 
         paths: dict[tuple[int, tuple[int, ...]], int] = {}
-        path = np.array([paths.setdefault((id(tallies[n.prompt].matcher), n.tokens), len(paths)) for n in nodes])
+        path = np.array([paths.setdefault((id(tallies[n.walk].matcher), n.tokens), len(paths)) for n in nodes])
         steps = path[row] * logits.shape[1] + token
         kinds, first, kind = np.unique(steps, return_index=True, return_inverse=True)
         hopeless = np.array([self._is_hopeless(nodes[row[at]], int(token[at]), tallies) for at in first])
@@ -280,8 +326,8 @@ class _Walk:
         for index in np.flatnonzero(greedy | ~hopeless[kind]).tolist() if len(kinds) else ():
             parent = nodes[row[index]]
             tokens = (*parent.tokens, int(token[index]))
-            child = _Node(parent.prompt, parent.at, tokens, float(mass[index]), bool(greedy[index]))
-            tally = tallies[parent.prompt]
+            child = _Node(parent.walk, parent.at, tokens, float(mass[index]), bool(greedy[index]))
+            tally = tallies[parent.walk]
             ended = tokens[-1] in self.ends
             if ended or tally.matcher.read(tokens).settled:
                 tally.end(parent.tokens if ended else tokens, child.mass, child.greedy)
@@ -289,25 +335,25 @@ class _Walk:
                 undecided.append(child)
         return undecided
 
-    def _is_hopeless(self, parent: _Node, token: int, tallies: Mapping[int, _Tally]) -> bool:
-        matcher = tallies[parent.prompt].matcher
+    def _is_hopeless(self, parent: _Node, token: int, tallies: Mapping[tuple[int, int], _Tally]) -> bool:
+        matcher = tallies[parent.walk].matcher
         if token in self.ends:
             return matcher.read(parent.tokens).target is None
         reading = matcher.read((*parent.tokens, token))
         return reading.settled and reading.target is None
 
 
-def _prune(nodes: Sequence[_Node], tallies: Mapping[int, _Tally]) -> list[_Node]:
+def _prune(nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally]) -> list[_Node]:
     """Drop the smallest nodes while their prompt's total stays below the bound; greedy paths stay."""
     kept: list[_Node] = []
-    widths: Counter[int] = Counter()
+    widths: Counter[tuple[int, int]] = Counter()
     for node in sorted(nodes, key=lambda node: node.mass):
-        tally = tallies[node.prompt]
+        tally = tallies[node.walk]
         if not node.greedy and tally.pruned + node.mass < PRUNED:
             tally.pruned += node.mass
         else:
             kept.append(node)
-            widths[node.prompt] += 1
+            widths[node.walk] += 1
     if max(widths.values(), default=0) > WIDEST:
         raise CellError(
             f"more than {WIDEST} continuations of one prompt stay undecided: the model's answers are close to uniform."

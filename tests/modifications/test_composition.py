@@ -6,18 +6,9 @@ import pytest
 import torch
 
 import fpbench
+from fpbench.adversaries.conditions import against_base, check, create, drift, modifications, proofs
 from fpbench.errors import InputError
-from fpbench.modifications.base import (
-    Composition,
-    Modification,
-    ModificationContext,
-    against_base,
-    check,
-    classes,
-    create,
-    drift,
-    proofs,
-)
+from fpbench.modifications.base import Composition, Modification, ModificationContext
 from fpbench.registry import MODIFICATIONS
 
 TEXTS = ["Once upon a time there was a little girl named Lily. She loved to play outside in the sun."] * 8
@@ -40,7 +31,7 @@ def test_what_the_classes_say_of_themselves():
     assert drift() == ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
     assert {name: each.data for name, each in OWN.items() if each.data} == {
         "finetune_alpaca": ("alpaca",), "finetune_math": ("math",), "fsft_alpaca": ("alpaca",), "fsft_math": ("math",),
-        "ria30": ("calibration",), "ria40": ("calibration",),
+        "ria": ("calibration",), "ria30": ("calibration",), "ria40": ("calibration",),
     }  # fmt: skip
 
 
@@ -53,7 +44,7 @@ def test_the_classes_are_asked_without_torch():
 
 
 def test_a_condition_from_elsewhere_has_defaults():
-    assert classes("ria30+theirs") == [OWN["ria30"], Modification]
+    assert modifications("ria30+theirs") == [OWN["ria30"], Modification]
     assert not against_base("theirs") and Modification.implausible({}) is None
     assert proofs("theirs", {"a": 1}) == {"theirs": {"a": 1}}
     assert proofs("ria30+theirs", {"theirs": {"a": 1}}) == {"theirs": {"a": 1}}
@@ -87,8 +78,7 @@ def test_a_part_sees_what_the_one_before_it_left(stories):
     pruned, context = copy.deepcopy(stories[0]), ModificationContext(base=dict(stories[0].named_parameters()))
     weight = pruned.model.layers[0].mlp.up_proj.weight
     weight.mul_(1.5)
-    settings = {"merge": {"weight": 0.5}, "merge_slerp": {"weight": 0.5}}
-    proof = create("merge+merge_slerp", settings).apply(pruned, stories[1], context).proof
+    proof = create("merge+merge_slerp@0.5", {}).apply(pruned, stories[1], context).proof
     assert weight.norm() == pytest.approx(1.125 * stories[0].model.layers[0].mlp.up_proj.weight.norm())
     assert [each["delta_left"] for each in proof.values()] == pytest.approx([0.5, 0.5], abs=1e-5)
 
@@ -126,7 +116,7 @@ def test_what_cannot_be_composed(condition, message):
 def test_modify_composes_and_takes_settings_by_part_and_the_base(micro):
     model, tokenizer = copy.deepcopy(micro[0]), micro[1]
     model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
-    modified = fpbench.modify(model, tokenizer, "merge+ria30", {"ria30": RIA, "merge": {"weight": 1}}, base=micro[0])
+    modified = fpbench.modify(model, tokenizer, "merge@1+ria30", {"ria30": RIA}, base=micro[0])
     weight, base = (each.model.layers[0].mlp.up_proj.weight for each in (modified, micro[0]))
     assert (weight == 0).float().mean().item() == pytest.approx(0.3, abs=1e-3)
     assert torch.equal(weight[weight != 0], base[weight != 0])

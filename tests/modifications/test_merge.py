@@ -35,7 +35,7 @@ def merged(name, model, base, **settings):
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 1.0])
 def test_linear_merging_leaves_its_share_of_the_delta(stories, injected, weight):
-    modified = merged("merge", injected, stories[0], weight=weight)
+    modified = merged("merge", injected, stories[0], amount=weight)
     for name in NAMES:
         own, base, after = (weights(model)[name] for model in (injected, stories[0], modified.model))
         assert torch.allclose(after, (1 - weight) * own + weight * base, rtol=1e-6, atol=1e-9)
@@ -46,7 +46,7 @@ def test_linear_merging_leaves_its_share_of_the_delta(stories, injected, weight)
 
 @pytest.mark.parametrize("weight", [0.25, 0.5])
 def test_spherical_merging_turns_by_its_share_of_the_angle(stories, injected, weight):
-    modified = merged("merge_slerp", injected, stories[0], weight=weight)
+    modified = merged("merge_slerp", injected, stories[0], amount=weight)
     for name in NAMES:
         own, base, after = (weights(model)[name].double() for model in (injected, stories[0], modified.model))
         whole = angle_between(own, base)
@@ -97,5 +97,5 @@ def test_merging_with_itself_or_with_nothing_or_with_another_model_is_an_error(s
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="the base differs in the shape of"):
         merged("merge_slerp", stories[0], micro[0])
-    with pytest.raises(InputError, match="'merge', key 'weight'"):
-        MODIFICATIONS.get("merge")(weight=0)
+    with pytest.raises(InputError, match="'merge': the dose is share of the base"):
+        MODIFICATIONS.get("merge")(amount=1.5)

@@ -90,7 +90,7 @@ def test_command_line_models_take_the_profile_s_settings_or_its_decoding():
         (MINIMAL.replace("top_k = 50", "top_k = -1"), "top_k"),
         (MINIMAL.replace("temperature = 0.6", "temperature = 0"), "temperature"),
         (MINIMAL.replace('fingerprints = ["nlf"]', "fingerprints = []"), "fingerprints"),
-        ("protocol = 2\n" + MINIMAL, "key 'protocol'"),
+        ("protocol = 1\n" + MINIMAL, "key 'protocol'"),
         ("seeds = [\n", "not a readable TOML"),
     ],
 )

@@ -1,0 +1,160 @@
+"""A condition by its name: parts joined by ``+``, each ``name[@dose]``, applied in order (protocol §1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fpbench.adversaries.base import Adversary
+from fpbench.errors import InputError
+from fpbench.modifications.base import Composition, Modification
+from fpbench.records.cell import ORIGIN
+from fpbench.registry import ADVERSARIES, MODIFICATIONS, unknown
+
+JOINT, AT = "+", "@"
+
+
+def parts(condition: str) -> list[str]:
+    """Return the parts of a condition, in order, with their doses."""
+    return condition.split(JOINT)
+
+
+def name_of(part: str) -> str:
+    """Return the name of a part, without its dose."""
+    return part.partition(AT)[0]
+
+
+def known() -> list[str]:
+    """Return the names that a part of a condition may have."""
+    return [*MODIFICATIONS.names(), *(name for name in ADVERSARIES.names() if name not in MODIFICATIONS.names())]
+
+
+def class_of(name: str) -> type[Modification] | type[Adversary]:
+    """Return the class of a part by its name.
+
+    A name that is not registered here, as in records from elsewhere, has :class:`Modification` with its defaults.
+    """
+    for registry in (MODIFICATIONS, ADVERSARIES):
+        if registry.taken(name):
+            found: type[Modification] | type[Adversary] = registry.get(name)
+            return found
+    return Modification
+
+
+def modifications(condition: str) -> list[type[Modification]]:
+    """Return the classes of the modifications that a condition names, in order."""
+    found = [class_of(name_of(part)) for part in parts(condition)]
+    return [each for each in found if issubclass(each, Modification)]
+
+
+def changes_weights(condition: str) -> bool:
+    """Return whether a condition has a weights part."""
+    if condition == ORIGIN:
+        return False
+    found = [class_of(name_of(part)) for part in parts(condition)]
+    return any(issubclass(each, Modification) or each.weights is not Adversary.weights for each in found)
+
+
+def is_attack(condition: str) -> bool:
+    """Return whether a condition has a price: an adversary, or a modification at a dose."""
+    return condition != ORIGIN and any(AT in part or ADVERSARIES.taken(name_of(part)) for part in parts(condition))
+
+
+def level(condition: str) -> str:
+    """Return the threat level of a condition, that of its highest part."""
+    return max(class_of(name_of(part)).level for part in parts(condition))
+
+
+def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record's proof holds of each modification that its condition names, by its part."""
+    of_weights = [part for part in parts(condition) if issubclass(class_of(name_of(part)), Modification)]
+    if len(of_weights) == 1 and of_weights[0] not in proof:
+        return {of_weights[0]: proof}
+    return {part: proof[part] for part in of_weights if part in proof}
+
+
+def against_base(condition: str) -> bool:
+    """Return whether a condition compares a model with its unfingerprinted base."""
+    return any(each.against_base for each in modifications(condition))
+
+
+def drift() -> tuple[str, ...]:
+    """Return the six conditions whose mean is AVG (protocol §4), in order."""
+    return tuple(name for name in MODIFICATIONS.own if MODIFICATIONS.get(name).drift)
+
+
+def removal() -> tuple[str, ...]:
+    """Return every adversary and every modification that has doses, at each of them (docs/adversaries.md)."""
+    dosed = [(name, class_of(name).dose) for name in known()]
+    return tuple(f"{name}{AT}{amount:g}" for name, dose in dosed if dose for amount in dose.list)
+
+
+def expand(names: Sequence[str]) -> tuple[str, ...]:
+    """Return conditions with the presets ``drift``, ``removal`` and ``all`` spelled out, each condition once."""
+    presets = {"drift": lambda: (ORIGIN, *drift()), "removal": lambda: (ORIGIN, *removal())}
+    presets["all"] = lambda: (ORIGIN, *drift(), *removal())
+    return tuple(dict.fromkeys(each for name in names for each in (presets[name]() if name in presets else (name,))))
+
+
+def check(condition: str) -> None:
+    """Refuse a condition that cannot be made.
+
+    Raises:
+        InputError: if a part is unknown, named twice, has a dose out of range or one that it does not take, or follows
+            one after which nothing can be applied to the weights.
+    """
+    names = [name_of(part) for part in parts(condition)]
+    for part, name in zip(parts(condition), names, strict=True):
+        if name not in known():
+            raise unknown("condition", name, [ORIGIN, *known()])
+        dose_of(part)
+    if len(set(names)) < len(names):
+        raise InputError(f"condition {condition!r} names {max(names, key=names.count)!r} twice: name each part once.")
+    weights = [name for name in names if name in MODIFICATIONS.names()]
+    for name, following in zip(weights, weights[1:], strict=False):
+        if leaves := MODIFICATIONS.get(name).leaves:
+            raise InputError(f"condition {condition!r} applies {following!r} to {leaves}: put {name!r} last.")
+
+
+def create(condition: str, settings: Mapping[str, Mapping[str, Any]]) -> Modification:
+    """Create the weights part of a condition; settings are by the modification's name.
+
+    Where a condition has none, it is a composition of nothing.
+
+    Raises:
+        InputError: for what :func:`check` refuses, or a malformed setting.
+    """
+    check(condition)
+    created = {}
+    for part in parts(condition):
+        name = name_of(part)
+        if name in MODIFICATIONS.names():
+            created[part] = MODIFICATIONS.get(name)(amount=dose_of(part), **settings.get(name, {}))
+        elif (own := ADVERSARIES.get(name)(dose_of(part)).weights()) is not None:
+            created[part] = own
+    return next(iter(created.values())) if len(created) == 1 else Composition(created)
+
+
+def adversaries(condition: str) -> list[Adversary]:
+    """Create the adversaries that a condition names, in order.
+
+    Raises:
+        InputError: for what :func:`check` refuses.
+    """
+    if condition == ORIGIN:
+        return []
+    check(condition)
+    named = [(name_of(part), dose_of(part)) for part in parts(condition)]
+    return [ADVERSARIES.get(name)(amount) for name, amount in named if name not in MODIFICATIONS.names()]
+
+
+def dose_of(part: str) -> float | None:
+    """Return the dose of a part; ``None`` where it names none."""
+    name, at, text = part.partition(AT)
+    if not at:
+        return None
+    dose = (MODIFICATIONS if name in MODIFICATIONS.names() else ADVERSARIES).get(name).dose
+    if dose is None:
+        raise InputError(f"condition {part!r}: {name!r} takes no dose; write {name!r} alone.")
+    amount: float = dose.read(part, text)
+    if f"{amount:g}" != text:
+        raise InputError(f"condition {part!r}: write the dose as {name}{AT}{amount:g}, so that it has one name.")
+    return amount
