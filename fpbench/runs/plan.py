@@ -13,11 +13,13 @@ from fpbench.records.cell import BASE, ORIGIN, Cell, label_of
 from fpbench.runs.profile import ModelSettings, Profile
 
 
-def metrics_of(method: str, condition: str) -> tuple[str, ...]:
-    """Return the names of what is measured of a method under a condition (protocol §1)."""
+def metrics_of(method: str, condition: str, conditions: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of what is measured of a method under one of a run's conditions (protocol §1)."""
     if method == BASE and condition != ORIGIN and against_base(condition):
         return ()  # merging the base with itself changes nothing
-    return tuple(name for name, metric in METRICS.items() if metric.where(method, condition))
+    return tuple(
+        name for name, each in METRICS.items() if each.where(method, condition) and each.asked(method, conditions)
+    )
 
 
 def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
@@ -32,7 +34,7 @@ def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
         for seed in profile.seeds
         for method in methods or (BASE, *profile.methods)
         for condition in conditions
-        for metric in metrics_of(method, condition)
+        for metric in metrics_of(method, condition, conditions)
     ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fpbench.scoring.responses import Decoding
 
 PROFILES = Path(__file__).parent.parent / "profiles"
-DATA = ("alpaca", "math", "calibration", "statistics", "zsre", *UTILITY_TASKS)
+DATA = ("alpaca", "math", "calibration", "statistics", "zsre", "answers", *UTILITY_TASKS)
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
 SEARCH = "search"  # what a profile writes in place of a learning rate that is to be searched for
 
@@ -64,6 +64,9 @@ class Sizes(Settings):
     band_texts: int = Field(6_000, ge=2, description="instructions whose perplexity gives the bands")
     statistics_tokens: int = Field(500_000, ge=1)
     perplexity_window: int = Field(2_048, ge=2)
+    price_instructions: int = Field(200, ge=2, description="whose reference answers price an adversary")
+    price_answers: int = Field(500, ge=2, description="texts that one right word follows, for its price")
+    price_windows: int | None = Field(None, ge=2, description="of ordinary language, for its price; null takes all")
     utility_limit: int | None = Field(None, ge=1, description="items a task; null takes all")
 
 

@@ -132,6 +132,15 @@ class Workload(Counter):
                 work += self._reading(tokens, sum(choices)) + Work(questions=sum(choices))
         return work
 
+    def price(self) -> Work:
+        """Return the work of pricing the conditions of one set of weights: each item read once for all of them."""
+        items = self.datasets.price_items
+        instructions = [f"{each.prompt} {each.answer}" for each in items.instructions]
+        answers = [each.prompt for each in items.answers]
+        read = self.tokens(instructions) + self.tokens(answers)
+        windows = (items.windows or 0) * items.window or self.tokens([items.text])
+        return self._reading(read + windows, read + windows)
+
     def longest_row(self) -> int:
         """Return the tokens of the longest rows of the fine-tuning data, from a sample."""
         data = [name for name in ("alpaca", "math") if name in self.profile.data]

@@ -31,8 +31,12 @@ class TokenPerplexity:
     tokens: str
 
 
-def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) -> TokenPerplexity:
+def token_perplexity(
+    model: Any, tokenizer: Any, text: str, length: int = 2048, most: int | None = None
+) -> TokenPerplexity:
     """Measure perplexity over disjoint windows of min(length, context) tokens, after Wanda (docs/methods.md §5.1).
+
+    ``most`` windows are read, or all.
 
     The text is tokenised at once as the tokenizer does by itself, cut into whole windows, the rest dropped; each window
     is fed alone and predicts its tokens 2 … L.
@@ -43,7 +47,7 @@ def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) 
     """
     length = min(length, context_length(model) or length)
     ids = tokenizer(text, verbose=False)["input_ids"]
-    windows = len(ids) // length if length >= 2 else 0
+    windows = min(len(ids) // length, most or len(ids)) if length >= 2 else 0
     if not windows:
         raise InputError(f"perplexity needs a window of 2 or more tokens, found {len(ids)} for a window of {length}.")
     losses = _losses(model, [ids[start * length : (start + 1) * length] for start in range(windows)])
