@@ -48,7 +48,7 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
 def add_question(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that tests a suspect's answers."""
     add, suspect = verb.add_argument, verb.add_mutually_exclusive_group(required=True)
-    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
+    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
     add(
         "--fingerprints",

@@ -14,7 +14,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add = verb.add_argument
     add("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
-    add("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    add("--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)")
     add("--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there")
     add("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
     add("--condition", nargs="+", metavar="C", help="origin and modifications")

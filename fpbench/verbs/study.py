@@ -11,7 +11,9 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     verb.add_argument("name", choices=["kind", "targets", "length", "ablation", "margin"], help="what is varied")
     verb.add_argument("--profile", default="micro", help="model, data, sizes and conditions (default: micro)")
-    verb.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    verb.add_argument(
+        "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
+    )
     verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     verb.add_argument("--out", metavar="DIR", help="records and tables (default: fpbench-study-NAME)")
