@@ -94,7 +94,8 @@ def _data(source: str) -> str:
     from fpbench.hub import lock
     from fpbench.hub.download import HubSource, check_access, wanted_rows
 
-    target, pin = data.parse(source), lock.pins().get(source)
+    target = data.parse(source)
+    pin = lock.pins().get(source) if isinstance(target, HubSource) else None
     if isinstance(target, HubSource) and pin is None:
         check_access(wanted_rows(target))
         return "on the hub: `fpbench fetch` downloads and pins it"
