@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fpbench import data
 from fpbench.data import digest, parse, read_rows, read_text, read_texts, require_fields
 from fpbench.errors import InputError
 from fpbench.hub.download import HubSource
