@@ -175,7 +175,7 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
     from fpbench.scoring.perplexity import token_perplexity
 
     sources, sizes = given.data.utility_sources, given.sizes
-    measured = utility(model, given.tokenizer, sources, limit=sizes.utility_limit)
+    measured = utility(model, given.tokenizer, sources, limit=sizes.utility_limit, pages=sizes.perplexity_pages)
     tasks: dict[str, dict[str, Any]] = {
         name: {
             "accuracy": task.accuracy,
@@ -205,7 +205,8 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
     ]
     if "wikitext" in sources:
         text = read_text(sources["wikitext"])
-        figures = asdict(token_perplexity(model, given.tokenizer, text, sizes.perplexity_window))
+        length, first = sizes.perplexity_window, sizes.perplexity_windows
+        figures = asdict(token_perplexity(model, given.tokenizer, text, length, first))
         losses = figures.pop("losses")
         queries += [{"task": "windows", "index": index, "loss": loss} for index, loss in enumerate(losses)]
         result["token_perplexity"] = figures

@@ -104,7 +104,7 @@ class Datasets:
             answers=[Example(*pair) for pair in islice(pairs, sizes.price_answers)],
             text=data.read_text(self.source("wikitext")),
             window=sizes.perplexity_window,
-            windows=sizes.price_windows,
+            windows=sizes.perplexity_windows,
         )
 
     @property

@@ -1,7 +1,7 @@
 """From a profile to an ordered list of cells, and the job that measures them. Loads no model and imports no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -44,6 +44,11 @@ def checkpoints(cells: Sequence[Cell]) -> list[list[Cell]]:
     return [list(group) for _, group in groupby(cells, key=key)]
 
 
+def precise(loading: Loading, profile: Profile) -> Loading:
+    """Return the loading options with the profile's dtype, unless another was asked for."""
+    return replace(loading, dtype=loading.dtype or profile.dtype)
+
+
 @dataclass(frozen=True)
 class Job:
     """A run as plain data: small, and the same in every process and on every node that measures cells of it."""
@@ -59,7 +64,7 @@ class Job:
         """Return the job of a profile; :class:`InputError` if one of its models is not found or may not be loaded."""
         pickle, models = loading.allow_pickle, profile.models
         folders = {each.label: resolve(each.path, revision=each.revision, allow_pickle=pickle) for each in models}
-        return cls(profile, folders, loading, out)
+        return cls(profile, folders, precise(loading, profile), out)
 
     def settings(self, label: str) -> ModelSettings:
         """Return the profile's settings of a model."""
