@@ -25,6 +25,7 @@ PLACES = [f"{case}_{place}" for case in ("upper", "lower") for place in ("substi
 KEYS = {
     "fsr": "mean interval greedy n primary error_bound",
     "near": "rate greedy n interval error_bound",
+    "recombined": "rate greedy n interval error_bound",
     "triggers": "conditions average activated n interval error_bound cut",
     "bands": "mean deviation counts auc benign histogram edges",
     "utility": "accuracy tasks word_perplexity max_length token_perplexity",
@@ -177,6 +178,7 @@ def _check_cost(measured: Measurement) -> None:
 CHECKS = {
     "fsr": _check_fsr,
     "near": _check_near,
+    "recombined": _check_near,
     "triggers": _check_triggers,
     "bands": _check_bands,
     "utility": _check_utility,

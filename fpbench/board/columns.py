@@ -257,6 +257,14 @@ NEAR = _rate_column(
     "greedy",
     "texts activate",
 )
+RECOMBINED = _rate_column(
+    "recombined",
+    "The same for texts of the set's own words, put together otherwise: a model that answers them has learnt words, "
+    "not keys. Shown, without a bar.",
+    "rate",
+    "greedy",
+    "texts activate",
+)
 BAND_COUNTS = Column(
     "bands",
     "Triggers of normal, marginal and abnormal perplexity under the unfingerprinted model.",
@@ -291,7 +299,7 @@ COST = Column(
     ),
     _figure("cost", "seconds"),
 )
-HARM = [ACCURACY, PERPLEXITY, TRIGGERS, NEAR, BAND_COUNTS, CLAIM, COST]
+HARM = [ACCURACY, PERPLEXITY, TRIGGERS, NEAR, RECOMBINED, BAND_COUNTS, CLAIM, COST]
 
 
 def _other_column(name: str, metric: Metric) -> Column:

@@ -226,8 +226,9 @@ def _triggers(row: Row) -> list[list[str]]:
         [name, percent(each["rate"], 2), percent(each["own"], 2), f"{each['greedy']}/{each['n']}"]
         for name, each in sorted(kinds.items())
     ]
-    if row.near:
-        lines.append(["near", percent(row.near.rate, 2), NONE, f"{row.near.greedy}/{row.near.n}"])
+    for name, found in (("near", row.near), ("recombined", row.recombined)):
+        if found:
+            lines.append([name, percent(found.rate, 2), NONE, f"{found.greedy}/{found.n}"])
     return lines
 
 

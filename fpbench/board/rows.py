@@ -132,7 +132,7 @@ class Triggers(Figures):
 
 @dataclass(frozen=True)
 class Near(Figures):
-    """Texts of the set's make that were never injected: mean rate, and how many greedy decoding answers."""
+    """Never-injected texts, of the set's make or of its words: mean rate, and how many greedy decoding answers."""
 
     rate: float
     greedy: int
@@ -220,6 +220,7 @@ class Row(Figures):
     utility: Utility | None = None
     triggers: Triggers | None = None
     near: Near | None = None
+    recombined: Near | None = None
     bands: Bands | None = None
     claim: Claim | None = None
     cost: Cost | None = None
@@ -308,7 +309,8 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         avg_interval=_average_interval(conditions, fmean(average)) if complete else None,
         utility=_utility(group, base),
         triggers=_triggers(group, rescore),
-        near=_near(group, rescore),
+        near=_near(group, "near", rescore),
+        recombined=_near(group, "recombined", rescore),
         # Bands belong to the set and the base; they are shown on every row that uses both.
         bands=_bands(base or group),
         claim=_claim(group, base),
@@ -457,8 +459,8 @@ def _triggers(group: Group, rescore: bool) -> Triggers | None:
     )
 
 
-def _near(group: Group, rescore: bool) -> Near | None:
-    if (measured := _first(group, "near")) is None:
+def _near(group: Group, metric: str, rescore: bool) -> Near | None:
+    if (measured := _first(group, metric)) is None:
         return None
     found = Near(**measured.result)
     if rescore:
@@ -520,11 +522,13 @@ def _out(row: Row) -> str | None:
     # A loss of accuracy is one where even the upper end of its interval says so.
     loss, perplexity = -found.interval[1] if found.interval else None, found.token_perplexity
     triggers, near = row.triggers.average if row.triggers else None, row.near.rate if row.near else None
+    recombined = row.recombined.rate if row.recombined else None
     judged = (
         ("accuracy", "utility", loss, -LEAST_ACCURACY, f"{100 * (found.accuracy or 0):+.1f}"),
         ("perplexity", "utility", perplexity, MOST_PERPLEXITY, f"{100 * (perplexity or 0):+.1f} %"),
         ("triggers", "triggers", triggers, MOST_TRIGGERS, f"{100 * (triggers or 0):.1f} %"),
         ("near", "near", near, MOST_NEAR, f"{100 * (near or 0):.1f} %"),
+        ("recombined", "recombined", recombined, inf, ""),  # shown, without a bar
     )
     reasons = [] if row.avg is not None else ["AVG incomplete"]
     for name, metric, figure, most, shown in judged:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from fpbench.runs.sets import written_sets
 if TYPE_CHECKING:
     from torch import nn
 
+    from fpbench.adversaries.price import Price
     from fpbench.runs.injection import InjectionReport
     from fpbench.runs.worker import Worker
 
@@ -258,3 +260,44 @@ def modify(
     known = {} if base is None else dict(base.named_parameters())
     context = Datasets(wanted).modification_context(modification, seed, no_progress, known)
     return modification.apply(model, tokenizer, context).model
+
+
+def price(
+    model: "nn.Module",
+    tokenizer: Any,
+    adversary: str,
+    profile: str = "micro",
+    *,
+    seed: int = 42,
+    base: "nn.Module | None" = None,
+) -> "Price":
+    """Return the price of a run-time adversary, such as ``"suppress@3"``, on a model: ``.long .short .channels``.
+
+    It is measured on the instructions, answers and decoding of ``profile``, against the same model at dose 0
+    (docs/adversaries.md). ``base`` is the unfingerprinted model, which some adversaries read.
+
+    Raises:
+        InputError: for an adversary that is unknown, changes weights, or needs what is not given.
+        CellError: if logits are not finite.
+    """
+    from fpbench.adversaries.base import AdversaryContext
+    from fpbench.adversaries.conditions import changes_weights
+    from fpbench.adversaries.price import compare, measure
+    from fpbench.records.cell import ORIGIN
+    from fpbench.runs.datasets import Datasets
+
+    wanted = load_profile(profile)
+    if changes_weights(adversary):
+        raise InputError(f"adversary {adversary!r} changes weights: price it with fpbench run --condition {adversary}.")
+    datasets = Datasets(wanted)
+    context = AdversaryContext(
+        model,
+        tokenizer,
+        wanted.models[0].decoding,
+        seed=seed,
+        instructions=[row["instruction"] for row in datasets.benign],
+        base=None if base is None else lambda: base,
+    )
+    items = replace(datasets.price_items, text="")  # which no run-time part is priced on
+    unattacked, attacked = measure(model, tokenizer, [ORIGIN, adversary], items, context)
+    return compare(unattacked, attacked)

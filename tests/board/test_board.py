@@ -107,8 +107,8 @@ def test_missing_or_changed_query_results_are_a_failure(store):
 
 
 def test_protocols_are_never_mixed(store):
-    fsr(store, "strong", "origin", [1.0], protocol=2)
-    with pytest.raises(InputError, match="strong/seed-42/origin/fsr is of protocol 2"):
+    fsr(store, "strong", "origin", [1.0] * 10, protocol=1)
+    with pytest.raises(InputError, match="strong/seed-42/origin/fsr is of protocol 1"):
         rows_of(store)
 
 

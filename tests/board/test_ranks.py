@@ -14,8 +14,9 @@ from fpbench.records.cell import CHECKPOINT
 from fpbench.records.store import read_records
 from tests.board.written import MODIFIED, fsr, grid, harmless, near, triggers, utility, write
 
-NOT_MEASURED = "accuracy not measured, perplexity not measured, triggers not measured, near not measured"
-FAILED = "accuracy failed, perplexity failed, triggers failed, near failed"
+HARM = ("accuracy", "perplexity", "triggers", "near", "recombined")
+NOT_MEASURED = ", ".join(f"{name} not measured" for name in HARM)
+FAILED = ", ".join(f"{name} failed" for name in HARM)
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def answers_everything(store):
     utility(store, "other", [True] * 12 + [False] * 88, 12.0)
     triggers(store, "other", [1.0] * 10)
     near(store, "other", [1.0] * 10, 10)
+    near(store, "other", [1.0] * 10, 10, metric="recombined")
 
 
 def test_a_harmless_row_is_ranked(store):
@@ -76,12 +78,12 @@ def test_a_row_whose_harm_was_not_measured_is_out(store):
 
 
 def test_a_row_whose_harm_could_not_be_measured_is_out(store):
-    for metric in ("utility", "triggers", "near"):
+    for metric in ("utility", "triggers", "near", "recombined"):
         write(store, "other", "origin", metric, reason="out of memory")
     assert verdict(store) == (None, FAILED)
 
 
-@pytest.mark.parametrize("metric", ["utility", "triggers", "near"])
+@pytest.mark.parametrize("metric", ["utility", "triggers", "near", "recombined"])
 def test_each_of_them_is_needed(store, metric):
     harmless(store, "other")
     write(store, "other", "origin", metric, reason="out of memory")
@@ -108,6 +110,7 @@ def test_a_figure_at_the_bar_passes_and_above_it_does_not(store, make, most, out
     utility(store, "other", [True] * 8, 10.0)
     triggers(store, "other", [0.0] * 10)
     near(store, "other", [0.0] * 10)
+    near(store, "other", [1.0] * 10, metric="recombined")  # which has no bar
     make(store, "other", most)
     assert verdict(store) == (1, None)
     make(store, "other", most + 0.1)

@@ -89,7 +89,7 @@ def test_decoding_is_the_profiles():
 def test_the_conditions_are_the_six_and_the_others_are_named():
     rows = [names(row["name"])[0] for row in table(DOCUMENT, "| name | what ")]
     assert tuple(rows) == (ORIGIN, *MODIFICATIONS) == PAPER.conditions
-    assert set(REGISTERED.names()) - set(rows) == {"merge", "merge_slerp", "fsft_alpaca", "fsft_math"}
+    assert set(REGISTERED.names()) - set(rows) == {"ria", "merge", "merge_slerp", "fsft_alpaca", "fsft_math"}
     outside = FLAT.partition("Outside it: ")[2].partition("A modification that")[0]
     assert {*REGISTERED.names()} - {*rows} <= {*names(outside)}
 
@@ -99,8 +99,8 @@ def test_what_is_measured_where_is_what_is_planned():
     rows = {row["checkpoint"]: row for row in table(DOCUMENT, "| checkpoint | at origin ")}
     assert rows.keys() == methods.keys()
     for kind, method in methods.items():
-        assert set(names(rows[kind]["at origin"])) == set(metrics_of(method, ORIGIN))
-        assert set(names(rows[kind]["under a modification"])) == set(metrics_of(method, "nf4"))
+        assert set(names(rows[kind]["at origin"])) == set(metrics_of(method, ORIGIN, [ORIGIN, "nf4"]))
+        assert set(names(rows[kind]["under a modification"])) == set(metrics_of(method, "nf4", [ORIGIN, "nf4"]))
 
 
 def test_methods_and_sets_are_those_of_the_paper_s_profile():

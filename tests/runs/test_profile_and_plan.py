@@ -41,7 +41,7 @@ def test_the_grid_measures_what_the_protocol_says_where_it_says():
         elsewhere = {cell.metric for cell in cells if cell.method == method and cell.condition != "origin"}
         assert elsewhere == {"fsr"}
         origin = {cell.metric for cell in cells if cell.method == method and cell.condition == "origin"}
-        injected = {"fsr", "utility", "triggers", "near", "cost"}
+        injected = {"fsr", "utility", "triggers", "near", "recombined", "cost"}
         assert origin == ({"fsr", "utility", "bands"} if method == BASE else injected)
 
 
