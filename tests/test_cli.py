@@ -114,7 +114,7 @@ def test_dry_run_prints_the_cells_and_writes_nothing(capsys, tmp_path, monkeypat
 def test_list_and_every_help_page(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for name in ("mcedit_a", "ria40", "nlf", "real-small"):
+    for name in ("mcedit_a", "ria40", "nlf", "smollm2"):
         assert name in out
     verbs = next(action for action in parser()._actions if action.dest == "do" or action.choices).choices
     for verb in verbs:

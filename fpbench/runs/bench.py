@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
+from fpbench.data import origin
 from fpbench.errors import FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.download import commit_of
@@ -65,6 +66,7 @@ def record_of(
         "profile": job.profile.name,
         "revision": job.settings(cell.model).revision,
         "commit": commit_of(job.folder(cell.model, cell.method == CHECKPOINT)),
+        "data": {name: origin(source) for name, source in job.profile.data.items()},
     }
     if cell.method == CHECKPOINT:
         provenance["checkpoint"] = remarks
