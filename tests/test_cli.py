@@ -71,7 +71,7 @@ def test_a_model_that_a_method_does_not_know_is_refused_before_anything_is_writt
     ).save_pretrained("gpt2")
     AutoTokenizer.from_pretrained(MODEL).save_pretrained("gpt2")
     capsys.readouterr()
-    line = fails(capsys, "run", "--model", "./gpt2", "--method", "mcedit_a", "--condition", "origin")
+    line = fails(capsys, *"run --profile micro --model ./gpt2 --method mcedit_a --condition origin".split())
     assert "model type 'gpt2' is not supported" in line
     assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
 
