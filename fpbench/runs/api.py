@@ -170,10 +170,13 @@ def inject_checkpoint(
 ) -> "InjectionReport":
     """Inject the profile's one set into its one model and save the result for plain transformers.
 
+    Key statistics are kept in fpbench's cache, where the next injection into the same model finds them.
     :class:`InputError` if anything is unknown or malformed, or ``out`` exists and is not empty; :class:`CellError` if
-    the injection failed. Nothing is written then.
+    the injection failed. No checkpoint is written then.
     """
+    from fpbench.hub.lock import cache
     from fpbench.models.loading import save_checkpoint
+    from fpbench.records.pins import check_cache
     from fpbench.runs.bench import Bench
     from fpbench.runs.sets import model_sets
     from fpbench.scoring.engine import limited_to
@@ -183,10 +186,12 @@ def inject_checkpoint(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--out {target} exists and is not an empty folder: choose another, nothing was overwritten.")
     check_writable(target.parent)
+    check_cache()
     with tempfile.TemporaryDirectory() as scratch, limited_to(loading.token_budget):
         worker = _worker(Job.of(profile, loading, Path(scratch)), progress)
         worker.check(plan(profile))
         subject = worker.subject(settings.label)
+        subject.store.statistics = cache() / "statistics"
         sets = worker.written | model_sets(subject)
         report = Bench(subject).injection(method, sets[label_of(name), seed], seed)
         assert report is not None, "a profile's methods are injected"
