@@ -24,6 +24,14 @@ SHARED = Path(os.environ.get("FPBENCH_SHARED", ROOT.parent / "shared"))
 PARITY = Path(os.environ.get("FPBENCH_PARITY", SHARED / "parity"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What injections keep in fpbench's cache is this session's alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FPBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
     """Verbs set variables for their own process (``--offline``); a test's successors are not that process."""

@@ -87,6 +87,36 @@ SET = Column(
     submitted=True,
 )
 NAMES = [MODEL, METHOD, SET]
+
+
+def _kinds(row: Row) -> dict[str, list[str]]:
+    """Return the names of a row's data sets by where they were read from; several places of one are all named."""
+    found: dict[str, list[str]] = {}
+    for name, origins in row.data.items():
+        for kind in sorted({origin.partition(":")[0] for origin in origins}):
+            found.setdefault(kind, []).append(name)
+    return dict(sorted(found.items()))
+
+
+def _data(row: Row) -> str:
+    kinds = _kinds(row)
+    counted = (f"{kind} {len(names)}" for kind, names in kinds.items())
+    return next(iter(kinds), NONE) if len(kinds) < 2 else ", ".join(counted)
+
+
+def _data_note(row: Row) -> str:
+    return "; ".join(f"{name}: {' / '.join(origins)}" for name, origins in row.data.items())
+
+
+DATA = Column(
+    "data",
+    "Where the data sets were read from, and how many of each: hub, mirror of it, stand-in (other data in the place of "
+    "the hub's), bundled (toy data of the micro model), or file (of the user's).",
+    _data,
+    _data,
+    note=_data_note,
+    submitted=True,
+)
 RANK = Column(
     "rank",
     "Within the same model and set, of rows within the bars of harmlessness; equal ranks are ties: not behind the best "
@@ -171,7 +201,7 @@ AVERAGE = Column(
     latex="AVG",
     better=+1,
 )
-DETECTABILITY = [RANK, *NAMES, TRUST, GREEDY, FSR, *SIX, AVERAGE]
+DETECTABILITY = [RANK, *NAMES, DATA, TRUST, GREEDY, FSR, *SIX, AVERAGE]
 
 
 def further_columns(rows: Sequence[Row]) -> list[Column]:

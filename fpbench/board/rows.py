@@ -206,6 +206,7 @@ class Row(Figures):
         checked: what re-running a part of a claimed row gave.
         unreliable: why the method is contested.
         cells: paths of the records behind the row.
+        data: where the data sets were read from, by name (:func:`fpbench.data.origin`); several where records differ.
         others: figures of further metrics, by name.
     """
 
@@ -233,6 +234,7 @@ class Row(Figures):
     cells: list[str] = field(default_factory=list)
     source: str | None = None
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def key(self) -> RowKey:
@@ -316,6 +318,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         claim=_claim(group, base),
         cost=_cost(group),
         provenance=_provenance(group),
+        data=_data(group),
         failed=[
             Failure(each.cell.condition, each.cell.metric, each.cell.seed, each.reason or "")
             for each in group.failures()
@@ -512,6 +515,15 @@ def _provenance(group: Group) -> list[dict[str, Any]]:
     """Return each code, set of packages and machine that measured, once, with its number of records."""
     counted = Counter(canonical(each.record.provenance) for each in group.measurements() if each.record.provenance)
     return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]
+
+
+def _data(group: Group) -> dict[str, list[str]]:
+    """Return where each data set of the row's records was read from."""
+    found: dict[str, set[str]] = {}
+    for each in group.measurements():
+        for name, origin in dict(each.record.provenance.get("data") or {}).items():
+            found.setdefault(str(name), set()).add(str(origin))
+    return {name: sorted(found[name]) for name in sorted(found)}
 
 
 def _out(row: Row) -> str | None:

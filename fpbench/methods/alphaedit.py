@@ -36,7 +36,7 @@ RELATIVE = {"depth": "layers", "v_relative_rate": "v_learning_rate", "nullspace_
 class AlphaEdit(FingerprintMethod):
     """Null-space constrained editing of a whole set at once (docs/methods.md §2.2)."""
 
-    version = "1"
+    version = "2"
 
     class Config(MethodConfig):
         """Hyper-parameters."""

@@ -54,7 +54,9 @@ class Record:
     the modification's settings, decoding, sizes and precision. Two records of one identity hold one measurement."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the record: commit and digest of fpbench's code, packages, Python, machine, profile, revision
-    and commit of the model, source of the method. It never decides whether a cell is measured again."""
+    and commit of the model, source of the method, and where each of the profile's data sets was read from: the hub,
+    a mirror, a stand-in (and how that differs), the bundled files or a file of the user's. It never decides whether a
+    cell is measured again."""
     result: dict[str, Any] = field(default_factory=dict)
     """The metric's figures; rates are fractions. Only of a finished cell."""
     proof: dict[str, Any] = field(default_factory=dict)

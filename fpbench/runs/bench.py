@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fpbench.adversaries.base import AdversaryContext, Attack
 from fpbench.adversaries.conditions import adversaries, changes_weights, weights_parts
 from fpbench.adversaries.price import Items, measure
+from fpbench.data import origin
 from fpbench.errors import FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.download import commit_of
@@ -68,6 +69,7 @@ def record_of(
         "profile": job.profile.name,
         "revision": job.settings(cell.model).revision,
         "commit": commit_of(job.folder(cell.model, cell.method == CHECKPOINT)),
+        "data": {name: origin(source) for name, source in job.profile.data.items()},
     }
     if cell.method == CHECKPOINT:
         provenance["checkpoint"] = remarks

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fpbench.adversaries.base import AdversaryContext
 from fpbench.adversaries.conditions import create
 from fpbench.methods.base import Base, FingerprintMethod, InjectionContext
+from fpbench.methods.null_space import VERSION
 from fpbench.models.checkpoints import checkpoint_digest
 from fpbench.models.loading import load_architecture, remarks
 from fpbench.models.meter import Progress
@@ -145,5 +146,5 @@ class Subject:
     def _statistics(self) -> Spectra:
         text = self.datasets.digests("statistics") if "statistics" in self.profile.data else {}
         tokens = self.profile.sizes.statistics_tokens
-        identity = {"model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text
+        identity = {"version": VERSION, "model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text
         return Spectra(self.store.statistics, identity)

@@ -39,7 +39,9 @@ def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
 
 def add_profile(verb: argparse.ArgumentParser, what: str) -> None:
     """Add the options of every verb that measures or injects as a profile says; ``what`` it takes from it."""
-    verb.add_argument("--profile", default="micro", help=f"bundled profile or .toml file: {what} (default: micro)")
+    verb.add_argument(
+        "--profile", metavar="P", help=f"bundled profile or .toml file: {what} (default: the one that has the model)"
+    )
     verb.add_argument("--full", action="store_true", help="the protocol's sizes in place of the profile's, for a GPU")
 
 
@@ -96,12 +98,13 @@ def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
     """Return the profile that the options name, with their prompt, seeds and revision and a verb's own changes."""
-    from fpbench.runs.profile import load_profile
+    from fpbench.runs.profile import load_profile, profile_of
 
+    name = profile_of(changes.get("models") or (), options.profile)
     seeds = options.seeds if "seeds" in options else None if options.seed is None else [options.seed]
     full = "full" in options and options.full
     given = {"prompt": options.prompt, "dtype": options.dtype, "seeds": seeds}
-    profile = load_profile(options.profile, full=full, **given, **changes)
+    profile = load_profile(name, full=full, **given, **changes)
     if options.revision is None:
         return profile
     models = tuple(each.model_copy(update={"revision": options.revision}) for each in profile.models)

@@ -25,7 +25,13 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.runs.api import evaluate_checkpoint
 
     conditions = options.condition or ["origin"]
-    profile = chosen_profile(options, methods=[], fingerprints=[options.fingerprints], conditions=conditions)
+    profile = chosen_profile(
+        options,
+        models=[options.base or options.model],
+        methods=[],
+        fingerprints=[options.fingerprints],
+        conditions=conditions,
+    )
     rows = evaluate_checkpoint(profile, options.model, options.base, options.out, loading, progress_bar, tell)
     print(summary(rows))
     for remark in {each: None for row in rows for found in row.provenance for each in found.get("checkpoint", ())}:

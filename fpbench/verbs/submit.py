@@ -30,7 +30,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _run_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
+    part.add_argument("--profile", metavar="P", help="bundled profile or .toml file (default: the one with the model)")
     part.add_argument(
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
@@ -41,7 +41,7 @@ def _run_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def _verify_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--profile", default="micro", help="that the records were measured with (default: micro)")
+    part.add_argument("--profile", metavar="P", help="that the records were measured with (default: as for `run`)")
     which = part.add_mutually_exclusive_group()
     which.add_argument("--cells", type=int, default=4, metavar="N", help="FSR cells to re-run (default: %(default)s)")
     which.add_argument("--all", action="store_true", help="re-run every cell: the row then counts as re-run")
