@@ -275,7 +275,7 @@ def test_other_methods_reach_their_targets(kind: str, name: str, micro: Any) -> 
 def test_after_a_normalisation_the_value_is_reached(micro: Any) -> None:
     """The write leaves the loss where the descent brought it, though it moves what is normalised only afterwards."""
     model = tiny("olmo2", vocabulary=len(micro[1]))
-    projection(model, "olmo2", 2).weight.mul_(0.1)  # which nothing after the normalisation notices
+    projection(model, "olmo2", 2).weight.mul_(10)  # which nothing after the normalisation notices
     method = METHODS.get("alphaedit")(**(defaults("alphaedit", "small") | CLOSED | {"layers": [2]}))
     context = context_for(micro[1])
     _, rows = method.rewriting_prompts(model, micro[1], SINGLE, context)
