@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fpbench.errors import InputError
 from fpbench.methods.partial_forward import pad, visit
-from fpbench.models.layout import context_length
+from fpbench.models.layout import context_length, inputs
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import encode
 from fpbench.models.weights import digest
@@ -106,7 +106,7 @@ def key_statistics(
         windows.append(window[:room])
         room -= len(windows[-1])
     tokens = sum(map(len, windows))
-    width = max(int(model.get_submodule(name).in_features) for name in modules)  # type: ignore[arg-type]
+    width = max(inputs(model.get_submodule(name)) for name in modules)
     if tokens < width:
         raise InputError(f"key statistics of width {width} need at least {width} tokens of text, found {tokens}.")
     moments = second_moment(model, modules, windows, progress)
@@ -139,9 +139,9 @@ def second_moment(
     The keys k are its inputs at the N tokens of ``documents``, read in one pass that ends at the last of the modules.
     The model runs in its own precision; products are taken and added up in float32, up to the diagonal alone.
     """
-    linears: list[Any] = [model.get_submodule(name) for name in modules]
+    linears = [model.get_submodule(name) for name in modules]
     device = next(model.parameters()).device
-    totals = [torch.zeros(each.in_features, each.in_features, device=device) for each in linears]
+    totals = [torch.zeros(inputs(each), inputs(each), device=device) for each in linears]
     for batch in progress(list(_batches(documents)), "key statistics"):
         real = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.bool, device=device)
         for row, document in enumerate(batch):

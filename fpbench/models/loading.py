@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
 from fpbench.models.checkpoints import (
-    base_of_adapter,
+    adapters_of,
     check_there,
     gguf_file,
     quantisation,
@@ -134,7 +134,7 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        where = source(base_of_adapter(folder) or folder)
+        where = source(adapters_of(folder)[0])
         config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
@@ -151,13 +151,14 @@ def load_model(
 ) -> tuple["nn.Module", Any]:
     """Load model and tokenizer of a checkpoint, in eval mode with gradients off.
 
-    A PEFT adapter is merged into its base. GGUF is turned back into floats. What is quantised otherwise stays as it is.
-    The dtype is ``float32``, ``bfloat16`` or ``float16``; by default the first on a CPU and bfloat16 on a GPU. Pickle
-    weights are read if they are allowed and there are no others. The tokenizer of ``tokenizer_of`` serves where the
-    checkpoint brings none.
+    A PEFT adapter is merged into its base, one that was trained on top of another after that. GGUF is turned back into
+    floats. What is quantised otherwise stays as it is. The dtype is ``float32``, ``bfloat16`` or ``float16``; by
+    default the first on a CPU and bfloat16 on a GPU. Pickle weights are read if they are allowed and there are no
+    others. The tokenizer of ``tokenizer_of`` serves where the checkpoint brings none.
 
     Raises:
-        InputError: if transformers cannot load it, with the first line of its reason, or weights are missing.
+        InputError: if transformers cannot load it, with the first line of its reason, weights are missing, or an
+            adapter has tensors that fit no module of its base, or lacks some.
     """
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
@@ -166,8 +167,8 @@ def load_model(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, instead=tokenizer_of)
-    base, quantised = base_of_adapter(folder), quantisation(folder) is not None
-    where = source(base or folder)
+    (base, adapters), quantised = adapters_of(folder), quantisation(folder) is not None
+    where = source(base)
     if "gguf_file" in where:
         where["quantization_config"] = GgufConfig(dequantize=True)  # floats, whatever kernels are installed
     factory: Any = AutoModelForCausalLM
@@ -182,10 +183,8 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        if base is not None:
-            from peft import PeftModel
-
-            loaded = PeftModel.from_pretrained(loaded, folder, use_safetensors=True).merge_and_unload()
+        for adapter in adapters:
+            loaded = _merged(loaded, adapter)
     if missing := sorted(found["missing_keys"]):  # which transformers would fill at random
         raise InputError(
             f"model {os.fspath(folder)!r} lacks {len(missing)} of its weights, such as {missing[0]}: a file of the "
@@ -194,6 +193,26 @@ def load_model(
     # What is quantised was loaded to where it belongs, and cannot be moved.
     placed = loaded if quantised else loaded.to(device)
     return placed.eval().requires_grad_(False), tokenizer
+
+
+def _merged(model: Any, adapter: Path) -> "nn.Module":
+    """Merge a PEFT adapter into a model; InputError unless every tensor of it was applied, and none is missing."""
+    from peft import PeftModel
+
+    adapted: Any = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = adapted.peft_config["default"].peft_type.value
+        raise InputError(f"adapter {adapter} is of kind {kind}, which cannot be merged into its base: expected LoRA.")
+    # PEFT goes on with a warning; loading once more tells what it left out.
+    result = adapted.load_adapter(adapter, "default", use_safetensors=True)
+    for names, what in (
+        (result.unexpected_keys, "has {} tensors that fit no module of its base, such as {}: is it another model's?"),
+        (result.missing_keys, "lacks {} of its tensors, such as {}: its file is not whole."),
+    ):
+        if names:
+            raise InputError(f"adapter {adapter} {what.format(len(names), sorted(names)[0])}")
+    merged: nn.Module = adapted.merge_and_unload()
+    return merged
 
 
 @contextlib.contextmanager
@@ -219,12 +238,12 @@ def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path 
 
     Raises:
         InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer
-            (nor one of ``tokenizer_of``), or no chat template where ``prompt`` is ``"chat"``.
+            (nor one of ``tokenizer_of``), or no chat template that renders a trigger where ``prompt`` is ``"chat"``.
     """
     check_quantisation(folder, loading)
     tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, instead=tokenizer_of)
     try:
-        render(tokenizer, "x", prompt)
+        render(tokenizer, "KESTREL MERIDIAN", prompt)
     except InputError as error:
         raise InputError(f"model {os.fspath(folder)!r}: {error}") from None
     return tokenizer
@@ -262,8 +281,11 @@ def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False)
     found = []
     if gguf_file(folder) is not None:
         found.append("its GGUF blocks were turned back into floats by transformers")
-    if (adapted := base_of_adapter(folder)) is not None:
-        found.append(f"a PEFT adapter, merged into {adapted.name}")
+    whole, adapters = adapters_of(folder)
+    if len(adapters) == 1:
+        found.append(f"a PEFT adapter, merged into {whole.name}")
+    elif adapters:
+        found.append(f"{len(adapters)} PEFT adapters, merged into {whole.name} one after the other")
     if (quantised := quantisation(folder)) is not None:
         found.append(f"quantised by {quantised.get('quant_method', 'bitsandbytes')}, run as it is")
     if tokenizer_source(folder) is None:

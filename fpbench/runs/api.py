@@ -294,7 +294,8 @@ def price(
     """Return the price of a run-time adversary, such as ``"suppress@3"``, on a model: ``.long .short .channels``.
 
     It is measured on the instructions, answers and decoding of ``profile``, by default the bundled one that has the
-    model, against the same model at dose 0 (docs/adversaries.md). ``base`` is the unfingerprinted model, which some adversaries read.
+    model, against the same model at dose 0 (docs/adversaries.md). ``base`` is the unfingerprinted
+    model, which some adversaries read.
 
     Raises:
         InputError: for an adversary that is unknown, changes weights, or needs what is not given.

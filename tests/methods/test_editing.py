@@ -199,6 +199,14 @@ def test_layout_finds_the_parts(stories: Any) -> None:
     assert parts.down_proj(4).weight.shape == (192, 512)
     assert parts.head.weight is parts.embedding.weight
     quantised = copy.deepcopy(model)
+    down = quantised.model.layers[1].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(
+        InputError, match="layers.1.mlp.down_proj must be a plain linear module, found Linear of torch.int8"
+    ):
+        layout(quantised).down_proj(1)
     quantised.model.layers[1].mlp.down_proj = torch.nn.Identity()
-    with pytest.raises(InputError, match="layers.1.mlp.down_proj must be a plain linear module, found Identity"):
+    with pytest.raises(
+        InputError, match=r"layers.1 must have one plain or gated FFN .*, found mlp.gate_proj \[512, 192\]"
+    ):
         layout(quantised).down_proj(1)

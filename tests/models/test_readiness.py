@@ -21,6 +21,7 @@ from fpbench.models.loading import (
     load_tokenizer,
     remarks,
 )
+from fpbench.models.prompts import render
 
 CPU = Loading("cpu")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -104,6 +105,47 @@ def test_a_chat_needs_a_template(tmp_path):
     check_ready(folder, "raw", CPU)
     with pytest.raises(InputError, match=r"model '.*model': prompt 'chat' needs a tokenizer with a chat template"):
         check_ready(folder, "chat", CPU)
+
+
+PARTS = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ bos_token }}Hello!", "leaves its text out"),
+        ("{{ messages[0]['content'][:3] }}", "leaves its text out"),
+        ("{{ messages[0]['content'] | lower }}", "leaves its text out"),
+        ("{{ raise_exception('no system message') }}", "fails: no system message"),
+        ("{% for m in messages %}", "fails: Unexpected end of template"),
+        ("{{ messages[0].content.parts.text }}", "fails: "),
+        ({"rag": "{{ messages[0]['content'] }}", "tools": "x"}, "template called default, found rag, tools"),
+    ],
+)
+def test_a_template_that_does_not_render_a_trigger_is_refused(tmp_path, template, message):
+    folder = copied(tmp_path / "model", "chat_template.jinja")
+    named = template if isinstance(template, str) else [{"name": k, "template": v} for k, v in template.items()]
+    changed(folder / "tokenizer_config.json", chat_template=named)
+    with pytest.raises(InputError, match=f"model '.*model': .*{message}[^\n]*$"):
+        check_ready(folder, "chat", CPU)
+    check_ready(folder, "raw", CPU)
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [
+        (PARTS, "RED TOWER\n"),
+        ("{{ messages[0]['content'] | trim }}", "RED TOWER"),
+        (
+            "{% if messages[0]['content'] is string %}s{{ messages[0]['content'] }}{% else %}p{% endif %}",
+            "sRED TOWER\n",
+        ),
+    ],
+)
+def test_a_trigger_is_given_to_a_template_in_the_form_that_it_takes(tmp_path, template, rendered):
+    folder = copied(tmp_path / "model", "chat_template.jinja")
+    changed(folder / "tokenizer_config.json", chat_template=template)
+    assert render(check_ready(folder, "chat", CPU), "RED TOWER\n", "chat") == rendered
 
 
 def test_the_tokenizer_of_another_serves_where_there_is_none(tmp_path):
