@@ -142,7 +142,8 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
         # A claimed figure that a re-run did not confirm has the other one beside it.
         outside = [each for each in comparisons(row) if each.cell.condition == condition and not each.within]
         reruns = ", ".join(_rerun(each) for each in outside) if row.trust == "claimed" else ""
-        return percent(found.fsr) + interval(found.interval) + (f" (re-run: {reruns})" if reruns else "")
+        own = "" if found.own_tokenizer is None else f" (own tokenizer: {percent(found.own_tokenizer)})"
+        return percent(found.fsr) + interval(found.interval) + own + (f" (re-run: {reruns})" if reruns else "")
 
     def value(row: Row) -> Value:
         return getattr(row.conditions.get(condition), "fsr", None)

@@ -29,6 +29,7 @@ LEAST_ACCURACY = -0.05  # upper end of the interval of the difference from the b
 MOST_PERPLEXITY = 0.25
 MOST_TRIGGERS = 0.5
 MOST_NEAR = 0.1
+OTHER_TOKENIZER = "tokenizer differs from the base's"
 
 # What a row holds. Rates are fractions, intervals are [low, high] and cover 95 %.
 
@@ -65,6 +66,8 @@ class Detectability(Figures):
         primary: FSR of the primary target alone.
         retention: of the FSR at origin; ``None`` where that is too small to compare with.
         proof: that the modification happened, a seed each.
+        own_tokenizer: FSR under a handed-in checkpoint's tokenizer, where that is not its base's, by which all else is
+            measured.
     """
 
     fsr: float | None
@@ -76,6 +79,7 @@ class Detectability(Figures):
     retention: float | None = None
     error_bound: float | None = None
     proof: list[dict[str, Any] | None] | None = None
+    own_tokenizer: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it with the FSR of a failure, and the retention of what was measured, even if ``None``."""
@@ -371,6 +375,7 @@ def _condition(group: Group, condition: str) -> Detectability:
     p = probabilities(measured)
     paired = _by_seed(group, condition), _by_seed(group, ORIGIN)
     seeds = sorted(paired[0].keys() & paired[1].keys())
+    own = [each.result["own_tokenizer"]["mean"] for each in measured if "own_tokenizer" in each.result]
     after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
     return Detectability(
         fsr=fmean(p),
@@ -381,6 +386,7 @@ def _condition(group: Group, condition: str) -> Detectability:
         retention=retention(after, origin) if seeds and condition != ORIGIN else None,
         error_bound=max(each.result["error_bound"] for each in measured),
         proof=[each.record.proof.get("modification") for each in measured if condition != ORIGIN],
+        own_tokenizer=fmean(own) if own else None,
     )
 
 
@@ -514,8 +520,11 @@ def _provenance(group: Group) -> list[dict[str, Any]]:
 
 def _out(row: Row) -> str | None:
     """Return why a row of a method must not be ranked (protocol §8), or ``None``."""
-    if row.trust != "re-run":
-        return row.trust
+    unranked = [row.trust] * (row.trust != "re-run")
+    if any(each.own_tokenizer is not None for each in row.conditions.values()):
+        unranked.append(OTHER_TOKENIZER)
+    if unranked:
+        return ", ".join(unranked)
     found = row.utility.difference if row.utility and row.utility.difference else Difference()
     # A loss of accuracy is one where even the upper end of its interval says so.
     loss, perplexity = -found.interval[1] if found.interval else None, found.token_perplexity

@@ -34,6 +34,8 @@ class Measurement:
         draw: seed of contexts, words and near triggers.
         data: the profile's data sets (:class:`~fpbench.runs.datasets.Datasets`).
         injection: report of the injection; ``None`` where nothing was injected.
+        own_tokenizer: of a handed-in checkpoint, where it is not that of its base, which is ``tokenizer``
+            (:class:`~fpbench.models.handed_in.OwnTokenizer`).
     """
 
     tokenizer: Any
@@ -44,6 +46,7 @@ class Measurement:
     draw: int
     data: Any
     injection: Any = None
+    own_tokenizer: Any = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,12 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
         }
         for fingerprint, probability, shares, text in zip(given.fingerprints, *found, strict=True)
     ]
+    if given.own_tokenizer is not None:
+        with given.own_tokenizer.serving(model) as tokenizer:
+            own = exact_fsr(model, tokenizer, given.fingerprints, given.decoding, given.prompt)
+        result["own_tokenizer"] = {"mean": own.mean, "interval": own.interval}
+        for query, probability in zip(queries, own.per_fingerprint, strict=True):
+            query["own_tokenizer"] = probability
     return result, queries
 
 

@@ -168,6 +168,7 @@ class Bench:
             draw=subject.profile.draw,
             data=subject.datasets,
             injection=report,
+            own_tokenizer=subject.own_tokenizer,
         )
         for cell in subject.progress(cells, f"measuring {condition}"):
             try:
