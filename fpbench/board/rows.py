@@ -16,7 +16,7 @@ from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.measure import METRICS
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
-from fpbench.modifications.base import drift
+from fpbench.modifications.base import drift, without_effect
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
 from fpbench.records.record import Record
 from fpbench.text import canonical
@@ -66,6 +66,8 @@ class Detectability(Figures):
         primary: FSR of the primary target alone.
         retention: of the FSR at origin; ``None`` where that is too small to compare with.
         proof: that the modification happened, a seed each.
+        base_proof: the same figures of the base.
+        no_effect: why the modification counts as none on this checkpoint; it is then not averaged.
         own_tokenizer: FSR under a handed-in checkpoint's tokenizer, where that is not its base's, by which all else is
             measured.
     """
@@ -79,6 +81,8 @@ class Detectability(Figures):
     retention: float | None = None
     error_bound: float | None = None
     proof: list[dict[str, Any] | None] | None = None
+    base_proof: list[dict[str, Any] | None] | None = None
+    no_effect: str | None = None
     own_tokenizer: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -298,8 +302,9 @@ def rows_from_records(
 
 def _row(group: Group, base: Group | None, rescore: bool) -> Row:
     model, fingerprints, method = group.key
-    conditions = {condition: _condition(group, condition) for condition, metric in group.cells if metric == "fsr"}
-    average = [fsr for name in MODIFICATIONS if name in conditions and (fsr := conditions[name].fsr) is not None]
+    conditions = {condition: _condition(group, condition, base) for condition, metric in group.cells if metric == "fsr"}
+    six = [conditions[name] for name in MODIFICATIONS if name in conditions]
+    average = [each.fsr for each in six if each.fsr is not None and each.no_effect is None]
     complete = len(average) == len(MODIFICATIONS)
     return Row(
         model=model,
@@ -368,7 +373,7 @@ def _by_seed(group: Group, condition: str) -> dict[int, list[float]]:
     return {each.cell.seed: probabilities([each]) for each in group.finished("fsr", condition)}
 
 
-def _condition(group: Group, condition: str) -> Detectability:
+def _condition(group: Group, condition: str, base: Group | None) -> Detectability:
     measured = group.finished("fsr", condition)
     if not measured:
         return Detectability(None, next(each.reason for each in group.get("fsr", condition) if each.reason))
@@ -377,6 +382,10 @@ def _condition(group: Group, condition: str) -> Detectability:
     seeds = sorted(paired[0].keys() & paired[1].keys())
     own = [each.result["own_tokenizer"]["mean"] for each in measured if "own_tokenizer" in each.result]
     after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
+    proofs = _proofs(group, condition)
+    others = _proofs(base, condition) if base is not None and base is not group else {}
+    shared = [(proof, other) for seed, proof in proofs.items() if proof and (other := others.get(seed))]
+    none = [reason for proof, other in shared if (reason := without_effect(condition, proof, other))]
     return Detectability(
         fsr=fmean(p),
         interval=list(clopper_pearson(sum(p), len(p))),
@@ -385,9 +394,17 @@ def _condition(group: Group, condition: str) -> Detectability:
         primary=fmean(each.result["primary"] for each in measured),
         retention=retention(after, origin) if seeds and condition != ORIGIN else None,
         error_bound=max(each.result["error_bound"] for each in measured),
-        proof=[each.record.proof.get("modification") for each in measured if condition != ORIGIN],
+        proof=list(proofs.values()),
+        base_proof=[others.get(seed) for seed in proofs] if shared else None,
+        no_effect=none[0] if none else None,
         own_tokenizer=fmean(own) if own else None,
     )
+
+
+def _proofs(group: Group, condition: str) -> dict[int, dict[str, Any] | None]:
+    """Return what a modification's proof holds, by seed; nothing for an unmodified checkpoint."""
+    measured = [] if condition == ORIGIN else group.finished("fsr", condition)
+    return {each.cell.seed: each.record.proof.get("modification") for each in measured}
 
 
 def _utility(group: Group, base: Group | None) -> Utility | None:
@@ -535,7 +552,10 @@ def _out(row: Row) -> str | None:
         ("triggers", "triggers", triggers, MOST_TRIGGERS, f"{100 * (triggers or 0):.1f} %"),
         ("near", "near", near, MOST_NEAR, f"{100 * (near or 0):.1f} %"),
     )
-    reasons = [] if row.avg is not None else ["AVG incomplete"]
+    idle = [name for name in MODIFICATIONS if name in row.conditions and row.conditions[name].no_effect]
+    reasons = [f"{name} without effect" for name in idle]
+    if row.avg is None and not idle:
+        reasons.append("AVG incomplete")
     for name, metric, figure, most, shown in judged:
         if figure is None:
             failed = any(each.metric == metric for each in row.failed)

@@ -7,7 +7,8 @@ boards ask this file and the classes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from fpbench.checks import Settings, read_settings
 from fpbench.errors import CellError, InputError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 JOINT = "+"  # between the parts of a composition
+LEAST_CHANGE = 0.1  # of the base's relative change, below which a modification had no effect (protocol §4)
 
 
 class ModificationConfig(Settings):
@@ -126,6 +128,18 @@ class Modification(ABC):
         """Return what cannot be in the proof of a record, in words; ``None`` where everything can."""
         return None
 
+    @classmethod
+    def without_effect(cls, proof: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+        """Return in words how much less it did to a checkpoint than to its base; ``None`` where it did its work.
+
+        Weights can be rescaled so that they compute the same and a step of training means nothing to them.
+        """
+        own, other = (each.get("relative_change") for each in (proof, base))
+        # Written so that what is no number is no effect either.
+        if is_number(other) and not (is_number(own) and own >= LEAST_CHANGE * other):
+            return f"‖ΔW‖/‖W‖ {own:.2g} against {other:.2g} of the base" if is_number(own) else "no ‖ΔW‖/‖W‖"
+        return None
+
     # What the estimate before a run asks for, with defaults that serve whatever looks at every weight a few times.
 
     def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
@@ -201,6 +215,20 @@ def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a record's proof holds of each modification that its condition names, by name."""
     names = parts(condition)
     return {condition: proof} if len(names) == 1 else {name: proof[name] for name in names if name in proof}
+
+
+def without_effect(condition: str, proof: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+    """Return the first part of a condition that had no effect on a checkpoint, and why, against the base's proof."""
+    others = proofs(condition, base)
+    for name, own in proofs(condition, proof).items():
+        if name in others and (reason := classes(name)[0].without_effect(own, others[name])):
+            return f"{name}: {reason}"
+    return None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a figure of a proof, which may come from a stranger's record, is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def against_base(condition: str) -> bool:
