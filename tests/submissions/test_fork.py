@@ -145,6 +145,31 @@ def test_a_removed_submission_is_a_maintainer_s(checkout: Path, capsys: pytest.C
     assert "removes submission 'stranger'" in capsys.readouterr().err
 
 
+def test_the_workflow_runs_only_what_is_pinned_by_content() -> None:
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    for action in (step["uses"] for step in steps if "uses" in step):
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), f"{action}: a tag can be moved"
+    installs = [line for step in steps for line in step.get("run", "").splitlines() if "pip install" in line]
+    assert len(installs) == 2
+    for line in installs:
+        assert "--require-hashes -r trusted/locked.txt" in line or "--no-deps --no-build-isolation" in line, line
+
+
+def test_every_locked_package_has_hashes_and_the_version_of_the_constraints() -> None:
+    text = (ROOT / "locked.txt").read_text(encoding="utf-8")
+    blocks = re.split(r"\n(?=[a-z])", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
+    locked: dict[str, set[str]] = {}
+    for block in blocks:
+        name, version = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", block).groups()  # type: ignore[union-attr]
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}$", block), f"{name} has no hash"
+        locked.setdefault(name.lower().replace("_", "-"), set()).add(version)
+    pins = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+    for name, version in pins.items():
+        assert locked[name.lower().replace("_", "-")] == {version}, name
+    assert "torch" in locked and not [name for name in locked if name.startswith(("nvidia-", "cuda-"))]
+
+
 def test_the_workflow_gives_a_fork_nothing() -> None:
     text = WORKFLOW.read_text(encoding="utf-8")
     workflow = yaml.safe_load(text)
