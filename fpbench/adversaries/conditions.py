@@ -83,6 +83,15 @@ def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
     return {part: proof[part] for part in of_weights if part in proof}
 
 
+def without_effect(condition: str, proof: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+    """Return the first part of a condition that had no effect on a checkpoint, and why, against the base's proof."""
+    others = proofs(condition, base)
+    for part, own in proofs(condition, proof).items():
+        if part in others and (reason := modifications(part)[0].without_effect(own, others[part])):
+            return f"{part}: {reason}"
+    return None
+
+
 def against_base(condition: str) -> bool:
     """Return whether a condition compares a model with its unfingerprinted base."""
     return any(each.against_base for each in modifications(condition))

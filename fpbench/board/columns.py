@@ -15,6 +15,7 @@ from fpbench.records.cell import ORIGIN, Cell
 
 NONE = "–"
 FAILED = "failed"
+NO_EFFECT = "no effect"  # of a modification on this checkpoint
 Value = float | str | None
 
 
@@ -169,18 +170,24 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
         found = row.conditions.get(condition)
         if found is None or found.fsr is None:
             return NONE if found is None else FAILED
+        if found.no_effect:
+            return NO_EFFECT
         # A claimed figure that a re-run did not confirm has the other one beside it.
         outside = [each for each in comparisons(row) if each.cell.condition == condition and not each.within]
         reruns = ", ".join(_rerun(each) for each in outside) if row.trust == "claimed" else ""
-        return percent(found.fsr) + interval(found.interval) + (f" (re-run: {reruns})" if reruns else "")
+        own = "" if found.own_tokenizer is None else f" (own tokenizer: {percent(found.own_tokenizer)})"
+        return percent(found.fsr) + interval(found.interval) + own + (f" (re-run: {reruns})" if reruns else "")
 
     def value(row: Row) -> Value:
-        return getattr(row.conditions.get(condition), "fsr", None)
+        found = row.conditions.get(condition)
+        return None if found is None or found.no_effect else found.fsr
 
     def note(row: Row) -> str:
         found = row.conditions.get(condition)
         if found is None or found.interval is None:
             return found.reason or "" if found else ""
+        if found.no_effect:
+            return f"{found.no_effect}; FSR {percent(found.fsr)} %"
         kept = "" if found.retention is None else f"; {percent(found.retention)} % of origin kept"
         between = f"95 % interval over {found.n} fingerprints: {_spelled_out(found.interval)} %"
         return f"{between}; greedy {found.greedy}/{found.n}{kept}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
-from fpbench.adversaries.conditions import drift
+from fpbench.adversaries.conditions import drift, without_effect
 from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.errors import InputError
@@ -29,6 +29,7 @@ LEAST_ACCURACY = -0.05  # upper end of the interval of the difference from the b
 MOST_PERPLEXITY = 0.25
 MOST_TRIGGERS = 0.5
 MOST_NEAR = 0.1
+OTHER_TOKENIZER = "tokenizer differs from the base's"
 
 # What a row holds. Rates are fractions, intervals are [low, high] and cover 95 %.
 
@@ -65,6 +66,10 @@ class Detectability(Figures):
         primary: FSR of the primary target alone.
         retention: of the FSR at origin; ``None`` where that is too small to compare with.
         proof: that the modification happened, a seed each.
+        base_proof: the same figures of the base.
+        no_effect: why the modification counts as none on this checkpoint; it is then not averaged.
+        own_tokenizer: FSR under a handed-in checkpoint's tokenizer, where that is not its base's, by which all else is
+            measured.
     """
 
     fsr: float | None
@@ -76,6 +81,9 @@ class Detectability(Figures):
     retention: float | None = None
     error_bound: float | None = None
     proof: list[dict[str, Any] | None] | None = None
+    base_proof: list[dict[str, Any] | None] | None = None
+    no_effect: str | None = None
+    own_tokenizer: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it with the FSR of a failure, and the retention of what was measured, even if ``None``."""
@@ -297,8 +305,9 @@ def rows_from_records(
 
 def _row(group: Group, base: Group | None, rescore: bool) -> Row:
     model, fingerprints, method = group.key
-    conditions = {condition: _condition(group, condition) for condition, metric in group.cells if metric == "fsr"}
-    average = [fsr for name in MODIFICATIONS if name in conditions and (fsr := conditions[name].fsr) is not None]
+    conditions = {condition: _condition(group, condition, base) for condition, metric in group.cells if metric == "fsr"}
+    six = [conditions[name] for name in MODIFICATIONS if name in conditions]
+    average = [each.fsr for each in six if each.fsr is not None and each.no_effect is None]
     complete = len(average) == len(MODIFICATIONS)
     return Row(
         model=model,
@@ -369,14 +378,19 @@ def _by_seed(group: Group, condition: str) -> dict[int, list[float]]:
     return {each.cell.seed: probabilities([each]) for each in group.finished("fsr", condition)}
 
 
-def _condition(group: Group, condition: str) -> Detectability:
+def _condition(group: Group, condition: str, base: Group | None) -> Detectability:
     measured = group.finished("fsr", condition)
     if not measured:
         return Detectability(None, next(each.reason for each in group.get("fsr", condition) if each.reason))
     p = probabilities(measured)
     paired = _by_seed(group, condition), _by_seed(group, ORIGIN)
     seeds = sorted(paired[0].keys() & paired[1].keys())
+    own = [each.result["own_tokenizer"]["mean"] for each in measured if "own_tokenizer" in each.result]
     after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
+    proofs = _proofs(group, condition)
+    others = _proofs(base, condition) if base is not None and base is not group else {}
+    shared = [(proof, other) for seed, proof in proofs.items() if proof and (other := others.get(seed))]
+    none = [reason for proof, other in shared if (reason := without_effect(condition, proof, other))]
     return Detectability(
         fsr=fmean(p),
         interval=list(clopper_pearson(sum(p), len(p))),
@@ -385,8 +399,17 @@ def _condition(group: Group, condition: str) -> Detectability:
         primary=fmean(each.result["primary"] for each in measured),
         retention=retention(after, origin) if seeds and condition != ORIGIN else None,
         error_bound=max(each.result["error_bound"] for each in measured),
-        proof=[each.record.proof.get("modification") for each in measured if condition != ORIGIN],
+        proof=list(proofs.values()),
+        base_proof=[others.get(seed) for seed in proofs] if shared else None,
+        no_effect=none[0] if none else None,
+        own_tokenizer=fmean(own) if own else None,
     )
+
+
+def _proofs(group: Group, condition: str) -> dict[int, dict[str, Any] | None]:
+    """Return what a modification's proof holds, by seed; nothing for an unmodified checkpoint."""
+    measured = [] if condition == ORIGIN else group.finished("fsr", condition)
+    return {each.cell.seed: each.record.proof.get("modification") for each in measured}
 
 
 def _utility(group: Group, base: Group | None) -> Utility | None:
@@ -528,8 +551,11 @@ def _data(group: Group) -> dict[str, list[str]]:
 
 def _out(row: Row) -> str | None:
     """Return why a row of a method must not be ranked (protocol §8), or ``None``."""
-    if row.trust != "re-run":
-        return row.trust
+    unranked = [row.trust] * (row.trust != "re-run")
+    if any(each.own_tokenizer is not None for each in row.conditions.values()):
+        unranked.append(OTHER_TOKENIZER)
+    if unranked:
+        return ", ".join(unranked)
     found = row.utility.difference if row.utility and row.utility.difference else Difference()
     # A loss of accuracy is one where even the upper end of its interval says so.
     loss, perplexity = -found.interval[1] if found.interval else None, found.token_perplexity
@@ -542,7 +568,10 @@ def _out(row: Row) -> str | None:
         ("near", "near", near, MOST_NEAR, f"{100 * (near or 0):.1f} %"),
         ("recombined", "recombined", recombined, inf, ""),  # shown, without a bar
     )
-    reasons = [] if row.avg is not None else ["AVG incomplete"]
+    idle = [name for name in MODIFICATIONS if name in row.conditions and row.conditions[name].no_effect]
+    reasons = [f"{name} without effect" for name in idle]
+    if row.avg is None and not idle:
+        reasons.append("AVG incomplete")
     for name, metric, figure, most, shown in judged:
         if figure is None:
             failed = any(each.metric == metric for each in row.failed)

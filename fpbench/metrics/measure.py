@@ -39,6 +39,8 @@ class Measurement:
         attack: the run-time parts of the condition; of none where there is no adversary.
         prices: measures the items that price the condition, together with those of the other conditions that leave the
             model the same weights.
+        own_tokenizer: of a handed-in checkpoint, where it is not that of its base, which is ``tokenizer``
+            (:class:`~fpbench.models.handed_in.OwnTokenizer`).
     """
 
     tokenizer: Any
@@ -51,6 +53,7 @@ class Measurement:
     injection: Any = None
     attack: Attack = Attack()  # noqa: RUF009 - frozen
     prices: Callable[["nn.Module"], Sequence[dict[str, Any]]] | None = None
+    own_tokenizer: Any = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     ]
     if given.attack.changes_queries:
         queries = [query | {"least": smallest} for query, smallest in zip(queries, least, strict=True)]
+    if given.own_tokenizer is not None:
+        with given.own_tokenizer.serving(model) as tokenizer:
+            own = exact_fsr(model, tokenizer, of, given.decoding, given.prompt, given.attack)
+        result["own_tokenizer"] = {"mean": own.mean, "interval": own.interval}
+        for query, probability in zip(queries, own.per_fingerprint, strict=True):
+            query["own_tokenizer"] = probability
     return result, queries
 
 

@@ -183,6 +183,7 @@ class Bench:
             injection=report,
             attack=attack,
             prices=lambda model: prices.of(condition, model, subject.datasets.price_items, context),
+            own_tokenizer=subject.own_tokenizer,
         )
         for cell in subject.progress(cells, f"measuring {condition}"):
             try:

@@ -56,6 +56,29 @@ def test_a_harmless_row_is_ranked(store):
     assert verdict(store) == (1, None)
 
 
+def trained(store, method, condition, p, last):
+    """A fine-tuning whose loss fell from 2 to ``last``."""
+    proof = {"weights_digest": "d", "modification": {"loss_curve": [2.0, last], "relative_change": 0.03}}
+    fsr(store, method, condition, p, proof=proof)
+
+
+def test_a_fine_tuning_without_effect_is_not_averaged_and_the_row_is_out(store):
+    harmless(store, "other")
+    for method, last in (("base", 1.0), ("strong", 1.1), ("other", 1.9)):
+        trained(store, method, "finetune_alpaca", [float(method != "base")] * 10, last)
+    row, strong = row_of(store), row_of(store, "strong")
+    assert (row.rank, row.out, row.avg) == (None, "finetune_alpaca without effect", None)
+    assert (strong.rank, strong.avg) == (1, 1.0)
+    found = row.conditions["finetune_alpaca"]
+    assert found.no_effect == "finetune_alpaca: the loss fell by 0.1 against 1 of the base"
+    assert found.base_proof == [{"loss_curve": [2.0, 1.0], "relative_change": 0.03}]
+    cells = next(csv.DictReader(io.StringIO(render([row], "csv"))))
+    assert cells["finetune_alpaca"] == "no effect" and cells["ria30"].startswith("100.0")
+    page = render([row], "html")
+    assert "no effect (finetune_alpaca: the loss fell by 0.1 against 1 of the base); loss 2.00 → 1.90" in page
+    assert "base: loss 2.00 → 1.00" in page
+
+
 def test_a_model_that_answers_every_text_is_out(store):
     answers_everything(store)
     assert verdict(store) == (None, "accuracy -68.0, triggers 100.0 %, near 100.0 %")
