@@ -15,6 +15,12 @@ class Example:
     answer: str
 
 
+class Rendered(str):
+    """A prompt text that has the chat template in it already; :func:`render` leaves it as it is."""
+
+    __slots__ = ()
+
+
 def render(tokenizer: Any, trigger: str, prompt: str) -> str:
     """Turn a trigger into the prompt text (protocol §2): itself, or in the chat template with thinking off.
 
@@ -27,10 +33,20 @@ def render(tokenizer: Any, trigger: str, prompt: str) -> str:
         raise InputError(f"prompt must be 'raw' or 'chat', found {prompt!r}.")
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("prompt 'chat' needs a tokenizer with a chat template, found none: use prompt 'raw'.")
+    return trigger if isinstance(trigger, Rendered) else converse(tokenizer, [("user", trigger)])
+
+
+def converse(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> Rendered:
+    """Put messages, each with its role, into the tokenizer's chat template, thinking off; the answer follows.
+
+    Raises:
+        jinja2.TemplateError: if the template refuses a role or the order of roles.
+    """
+    conversation = [{"role": role, "content": content} for role, content in messages]
     text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": trigger}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
-    return text
+    return Rendered(text)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
