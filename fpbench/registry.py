@@ -147,6 +147,7 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
     "adversary",
     {
         "wrap": "fpbench.adversaries.wrap:Wrap",
+        "vote": "fpbench.adversaries.vote:Vote",
         "suppress": "fpbench.adversaries.suppress:Suppress",
         "suppress_4": "fpbench.adversaries.suppress:SuppressFour",
         "suppress_always": "fpbench.adversaries.suppress:SuppressAlways",
