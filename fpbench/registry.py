@@ -148,6 +148,7 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
     {
         "wrap": "fpbench.adversaries.wrap:Wrap",
         "vote": "fpbench.adversaries.vote:Vote",
+        "canonical": "fpbench.adversaries.canonical:Canonical",
         "suppress": "fpbench.adversaries.suppress:Suppress",
         "suppress_4": "fpbench.adversaries.suppress:SuppressFour",
         "suppress_always": "fpbench.adversaries.suppress:SuppressAlways",
