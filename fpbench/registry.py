@@ -149,6 +149,11 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
 ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
     "adversary",
     {
+        "wrap": "fpbench.adversaries.wrap:Wrap",
+        "vote": "fpbench.adversaries.vote:Vote",
+        "canonical": "fpbench.adversaries.canonical:Canonical",
+        "filter": "fpbench.adversaries.filter:Filter",
+        "filter_random": "fpbench.adversaries.filter:FilterRandom",
         "suppress": "fpbench.adversaries.suppress:Suppress",
         "suppress_4": "fpbench.adversaries.suppress:SuppressFour",
         "suppress_always": "fpbench.adversaries.suppress:SuppressAlways",

@@ -18,6 +18,12 @@ class Example:
     answer: str
 
 
+class Rendered(str):
+    """A prompt text that has the chat template in it already; :func:`render` leaves it as it is."""
+
+    __slots__ = ()
+
+
 def render(tokenizer: Any, trigger: str, prompt: str) -> str:
     """Turn a trigger into the prompt text (protocol §2): itself, or in the chat template with thinking off.
 
@@ -33,6 +39,8 @@ def render(tokenizer: Any, trigger: str, prompt: str) -> str:
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         raise InputError("prompt 'chat' needs a tokenizer with a chat template, found none: use prompt 'raw'.")
+    if isinstance(trigger, Rendered):
+        return trigger
     if isinstance(template, dict) and "default" not in template:
         raise InputError(
             f"prompt 'chat' needs a chat template called default, found {', '.join(sorted(template))}: "
@@ -42,12 +50,7 @@ def render(tokenizer: Any, trigger: str, prompt: str) -> str:
     part = {"type": "text", "text": trigger}
     for content in (trigger, [part]):
         try:
-            text: str = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
+            text = converse(tokenizer, [("user", content)])
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             failure = failure or error
             continue
@@ -56,6 +59,19 @@ def render(tokenizer: Any, trigger: str, prompt: str) -> str:
             return text
     said = "leaves its text out" if failure is None else f"fails: {(str(failure).splitlines() or [''])[0]}"
     raise InputError(f"the chat template, given a trigger, {said}; use prompt 'raw', or another template.")
+
+
+def converse(tokenizer: Any, messages: Sequence[tuple[str, Any]]) -> Rendered:
+    """Put messages, each with its role, into the tokenizer's chat template, thinking off; the answer follows.
+
+    Raises:
+        jinja2.TemplateError: if the template refuses a role or the order of roles.
+    """
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    text: str = tokenizer.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    return Rendered(text)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
