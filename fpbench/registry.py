@@ -150,6 +150,8 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
         "suppress_4": "fpbench.adversaries.suppress:SuppressFour",
         "suppress_always": "fpbench.adversaries.suppress:SuppressAlways",
         "suppress_random": "fpbench.adversaries.suppress:SuppressRandom",
+        "suppress_neighbours": "fpbench.adversaries.planned:Neighbours",
+        "suppress_neighbours_random": "fpbench.adversaries.planned:NeighboursRandom",
     },
     group="fpbench.adversaries",
 )
