@@ -146,6 +146,7 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
 ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
     "adversary",
     {
+        "decode": "fpbench.adversaries.decode:Decode",
         "suppress": "fpbench.adversaries.suppress:Suppress",
         "suppress_4": "fpbench.adversaries.suppress:SuppressFour",
         "suppress_always": "fpbench.adversaries.suppress:SuppressAlways",
