@@ -153,6 +153,8 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
         "suppress_random": "fpbench.adversaries.suppress:SuppressRandom",
         "suppress_neighbours": "fpbench.adversaries.planned:Neighbours",
         "suppress_neighbours_random": "fpbench.adversaries.planned:NeighboursRandom",
+        "suppress_lookahead": "fpbench.adversaries.planned:LookAhead",
+        "suppress_lookahead_random": "fpbench.adversaries.planned:LookAheadRandom",
     },
     group="fpbench.adversaries",
 )
