@@ -149,6 +149,7 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
 ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
     "adversary",
     {
+        "decode": "fpbench.adversaries.decode:Decode",
         "wrap": "fpbench.adversaries.wrap:Wrap",
         "vote": "fpbench.adversaries.vote:Vote",
         "canonical": "fpbench.adversaries.canonical:Canonical",
@@ -158,6 +159,10 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
         "suppress_4": "fpbench.adversaries.suppress:SuppressFour",
         "suppress_always": "fpbench.adversaries.suppress:SuppressAlways",
         "suppress_random": "fpbench.adversaries.suppress:SuppressRandom",
+        "suppress_neighbours": "fpbench.adversaries.planned:Neighbours",
+        "suppress_neighbours_random": "fpbench.adversaries.planned:NeighboursRandom",
+        "suppress_lookahead": "fpbench.adversaries.planned:LookAhead",
+        "suppress_lookahead_random": "fpbench.adversaries.planned:LookAheadRandom",
     },
     group="fpbench.adversaries",
 )
