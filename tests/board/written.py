@@ -3,7 +3,7 @@
 import math
 
 from fpbench.metrics.statistics import clopper_pearson
-from fpbench.records.cell import Cell
+from fpbench.records.cell import PROTOCOL, Cell
 from fpbench.records.record import Record, cell_id
 from fpbench.records.store import Store
 
@@ -20,7 +20,7 @@ def write(store, method, condition, metric, result=None, queries=(), reason=None
         condition=condition,
         metric=metric,
     )
-    protocol = changes.get("protocol", 1)
+    protocol = changes.get("protocol", PROTOCOL)
     identity = {"protocol": protocol, "method": method, "seed": seed, "condition": condition, "metric": metric}
     record = {"protocol": protocol, "id": cell_id(identity), "identity": identity, "cell": at}
     outcome = {"status": "failed", "reason": reason} if reason else {"status": "done", "result": result}
