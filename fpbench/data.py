@@ -7,11 +7,11 @@ source                                              what
 ``path/text.txt`` (also ``.raw``, ``.tokens``)      plain text
 ``bundled:boolq.jsonl``                             a file of the micro world
 ``hub:owner/name@revision:split``                   a hub data set
-``hub:owner/name/config@revision:split``            the same with a configuration
+``hub:owner/name/config@revision:split``            the same with a configuration, or one file of it
 ==================================================  ================================================
 
-A hub data set that was fetched (``fpbench fetch``) is read from the rows that were pinned then. Any other is read from
-the hub, as its revision is now.
+A hub data set for which the mirror has a file (:mod:`fpbench.hub.mirror`) is read from that. One that was fetched
+(``fpbench fetch``) is read from the rows that were pinned then. Any other is read from the hub, as its revision is now.
 """
 
 import hashlib
@@ -25,11 +25,12 @@ from typing import Any
 from fpbench.errors import InputError
 from fpbench.hub import download, lock
 from fpbench.hub.download import HubSource
+from fpbench.hub.mirror import mirrored
 from fpbench.micro import DATA
 
 Row = dict[str, Any]
 
-_HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([\w.-]+))?@([\w./-]+):([\w.-]+)")
+_HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([\w.-]+|[\w./-]+\.(?:gz|jsonl|parquet)))?@([\w./-]+):([\w.-]+)")
 _TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
 # WikiText's articles open with a level-1 heading. Two lines of its test split only look like one; they count too, since
 # the document-level data set that lm-eval scores is cut there (62 pages, not 60).
@@ -38,21 +39,42 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def parse(source: str) -> HubSource | Path:
-    """Read a source string without touching what it points to; InputError if it does not have a form shown above."""
+    """Return the hub data set, or the file that is read: the mirror's, the bundled or the named one, not looked at.
+
+    Raises:
+        InputError: if the source does not have a form shown above, or the mirror is malformed.
+    """
     if source.startswith("hub:"):
-        match = _HUB.fullmatch(source)
-        if match is None:
-            raise InputError(
-                f"data source {source!r}: expected hub:owner/name@revision:split or "
-                "hub:owner/name/config@revision:split; write it in this form or name a local file"
-            )
-        return HubSource(*match.groups())
+        of_hub = _hub_source(source)
+        return of_hub if (found := mirrored(of_hub)) is None else found.path
     if source.startswith("bundled:"):
         name = source.removeprefix("bundled:")
         if name != Path(name).name or not name:
             raise InputError(f"data source {source!r}: expected bundled:FILE, a bare file name without folders")
         return DATA / name
     return Path(source)
+
+
+def _hub_source(source: str) -> HubSource:
+    match = _HUB.fullmatch(source)
+    if match is None:
+        raise InputError(
+            f"data source {source!r}: expected hub:owner/name@revision:split or "
+            "hub:owner/name/config@revision:split; write it in this form or name a local file"
+        )
+    return HubSource(*match.groups())
+
+
+def origin(source: str) -> str:
+    """Return where rows come from: ``hub``, ``mirror``, ``stand-in: HOW IT DIFFERS``, ``bundled`` or ``file``.
+
+    Raises:
+        InputError: as :func:`parse`.
+    """
+    if source.startswith("hub:"):
+        found = mirrored(_hub_source(source))
+        return "hub" if found is None else f"stand-in: {found.stand_in}" if found.stand_in else "mirror"
+    return "bundled" if source.startswith("bundled:") else "file"
 
 
 def read_rows(source: str) -> list[Row]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fpbench import data
 from fpbench.data import digest, parse, read_rows, read_text, read_texts, require_fields
 from fpbench.errors import InputError
 from fpbench.hub.download import HubSource
@@ -127,3 +128,41 @@ def test_a_missing_field_is_named_with_its_row() -> None:
         require_fields(rows, ["a", "b"], "s")
     with pytest.raises(InputError, match="row 2.*'text'"):
         require_fields([{"text": "x"}, {}], ["text"], "s")
+
+
+MIRROR = """
+["hub:acme/rows:train"]
+path = "all.jsonl"
+stand_in = "two rows"
+["hub:acme/rows/one:train"]
+path = "one.jsonl"
+"""
+
+
+def test_a_mirror_stands_in_for_hub_data_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mirror.toml").write_text(MIRROR)
+    (tmp_path / "all.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "one.jsonl").write_text('{"text": "c"}\n')
+    of_one, of_all = "hub:acme/rows/one@v1:train", "hub:acme/rows/en/part-0.json.gz@main:train"
+    assert data.origin(of_one) == "hub"
+    monkeypatch.setenv("FPBENCH_MIRROR", str(tmp_path))
+    assert data.read_texts(of_one) == ["c"] and data.origin(of_one) == "mirror"
+    assert data.read_texts(of_all) == ["a", "b"] and data.origin(of_all) == "stand-in: two rows"
+    assert data.digest(of_all) == data.digest(str(tmp_path / "all.jsonl"))
+    assert data.origin("hub:acme/rows@v1:test") == data.origin("hub:acme/other@v1:train") == "hub"
+    assert data.origin("bundled:boolq.jsonl") == "bundled" and data.origin("rows.jsonl") == "file"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "readable mirror.toml, found: "), ("[", "readable mirror.toml, found: "), ('["a"]\nfile = "x"', "key 'a")],
+)
+def test_a_malformed_mirror_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "mirror.toml").write_text(content)
+    monkeypatch.setenv("FPBENCH_MIRROR", str(tmp_path))
+    with pytest.raises(InputError, match=message) as caught:
+        data.read_rows("hub:acme/rows@v1:train")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)

@@ -156,6 +156,12 @@ class Attack:
         """Whether any part changes or refuses queries."""
         return any(each.changes_queries() for each in self.adversaries)
 
+    @property
+    def steps(self) -> int | None:
+        """From which step on every sampler leaves the logits alone; ``None`` for never."""
+        steps = [each.steps for each in self.adversaries if each.changes_sampling()]
+        return None if None in steps else max((each for each in steps if each is not None), default=0)
+
     def inputs(self, text: str) -> list[str]:
         """Return the queries that reach the model in place of one, of which one is drawn; none where it is refused."""
         texts = [text]

@@ -45,12 +45,19 @@ def modifications(condition: str) -> list[type[Modification]]:
     return [each for each in found if issubclass(each, Modification)]
 
 
+def weights_parts(condition: str) -> list[str]:
+    """Return those parts of a condition that change weights, in order."""
+    named = {} if condition == ORIGIN else {part: class_of(name_of(part)) for part in parts(condition)}
+    return [
+        part
+        for part, found in named.items()
+        if issubclass(found, Modification) or found.weights is not Adversary.weights
+    ]
+
+
 def changes_weights(condition: str) -> bool:
     """Return whether a condition has a weights part."""
-    if condition == ORIGIN:
-        return False
-    found = [class_of(name_of(part)) for part in parts(condition)]
-    return any(issubclass(each, Modification) or each.weights is not Adversary.weights for each in found)
+    return bool(weights_parts(condition))
 
 
 def is_attack(condition: str) -> bool:

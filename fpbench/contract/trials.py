@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import InjectionContext
 from fpbench.metrics.fsr import exact_fsr
-from fpbench.models.checkpoints import quiet, resolve
+from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading
 from fpbench.models.prompts import encode, render
+from fpbench.models.quiet import quiet
 from fpbench.models.weights import Delta, Factors, difference, preserved, weights
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.injection import create_method

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from fpbench.errors import InputError
 from fpbench.http import Server
-from fpbench.models.checkpoints import quiet, resolve
+from fpbench.models.checkpoints import resolve
+from fpbench.models.quiet import quiet
 
 SHIPPED = Path(__file__).parent / "lexicon.tsv"
 

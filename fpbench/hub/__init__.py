@@ -1,1 +1,1 @@
-"""The Hugging Face hub: what is downloaded from it, pinned to a commit, and why it refuses."""
+"""The Hugging Face hub and the Python package index: what is downloaded from them, pinned, and why they refuse."""

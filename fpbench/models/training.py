@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.checkpoints import quiet
 from fpbench.models.layout import context_length
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import Example, encode_pair
+from fpbench.models.quiet import quiet
 
 WARM_UP = 0.03
 CLIP_NORM = 1.0

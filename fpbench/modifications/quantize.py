@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import CellError
-from fpbench.models.checkpoints import quiet
+from fpbench.models.quiet import quiet
 from fpbench.modifications.base import Modification, ModificationContext, Modified, require_effect
 from fpbench.registry import MODIFICATIONS
 

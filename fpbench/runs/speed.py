@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpbench.models.checkpoints import quiet
 from fpbench.models.costs import Work
 from fpbench.models.loading import Loading
+from fpbench.models.quiet import quiet
 from fpbench.models.training import LoRAConfig, adapter, answer_loss
 from fpbench.scoring.engine import log_likelihoods, read
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fpbench.data import read_rows, read_text
+from fpbench.data import read_rows, read_text, read_texts
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod
 from fpbench.metrics.measure import METRICS
@@ -122,8 +122,12 @@ class Workload(Counter):
         limit = self.profile.sizes.utility_limit
         for name, source in self.datasets.utility_sources.items():
             if name == "wikitext":
-                tokens = self.tokens([read_text(source)[:100_000]]) * max(1.0, len(read_text(source)) / 100_000)
-                work += self._reading(2 * tokens, 2 * tokens)
+                sizes, text, pages = self.profile.sizes, read_text(source), read_texts(source)
+                tokens = self.tokens([text[:100_000]]) * max(1.0, len(text) / 100_000)
+                windows, first = sizes.perplexity_windows, sizes.perplexity_pages
+                windowed = min(tokens, windows * sizes.perplexity_window if windows else tokens)
+                paged = tokens * min(1.0, first / len(pages) if first else 1.0)
+                work += self._reading(windowed + paged, windowed + paged)
             else:
                 rows = read_rows(source)[:limit]
                 texts = [" ".join(_strings([row.get(field) for field in DOCUMENTS[name]])) for row in rows]
@@ -131,6 +135,15 @@ class Workload(Counter):
                 choices = [len(_strings(row.get("choices"))) or 2 for row in rows]
                 work += self._reading(tokens, sum(choices)) + Work(questions=sum(choices))
         return work
+
+    def price(self) -> Work:
+        """Return the work of pricing the conditions of one set of weights: each item read once for all of them."""
+        items = self.datasets.price_items
+        instructions = [f"{each.prompt} {each.answer}" for each in items.instructions]
+        answers = [each.prompt for each in items.answers]
+        read = self.tokens(instructions) + self.tokens(answers)
+        windows = (items.windows or 0) * items.window or self.tokens([items.text])
+        return self._reading(read + windows, read + windows)
 
     def longest_row(self) -> int:
         """Return the tokens of the longest rows of the fine-tuning data, from a sample."""

@@ -31,11 +31,13 @@ class TokenPerplexity:
     tokens: str
 
 
-def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) -> TokenPerplexity:
+def token_perplexity(
+    model: Any, tokenizer: Any, text: str, length: int = 2048, first: int | None = None
+) -> TokenPerplexity:
     """Measure perplexity over disjoint windows of min(length, context) tokens, after Wanda (docs/methods.md §5.1).
 
     The text is tokenised at once as the tokenizer does by itself, cut into whole windows, the rest dropped; each window
-    is fed alone and predicts its tokens 2 … L.
+    is fed alone and predicts its tokens 2 … L. Only the ``first`` windows are read, if that is given.
 
     Raises:
         InputError: if ``length`` is below 2 or the text shorter than a window.
@@ -44,6 +46,7 @@ def token_perplexity(model: Any, tokenizer: Any, text: str, length: int = 2048) 
     length = min(length, context_length(model) or length)
     ids = tokenizer(text, verbose=False)["input_ids"]
     windows = len(ids) // length if length >= 2 else 0
+    windows = min(windows, first or windows)
     if not windows:
         raise InputError(f"perplexity needs a window of 2 or more tokens, found {len(ids)} for a window of {length}.")
     losses = _losses(model, [ids[start * length : (start + 1) * length] for start in range(windows)])

@@ -28,13 +28,19 @@ def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     """Add the options of every verb that loads a model; return their group."""
     group = verb.add_argument_group("model and measurement")
     group.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, or the CPU)")
-    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: float32 on the CPU)")
+    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: the profile's)")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--token-budget", type=int, metavar="N", help="padded tokens in one forward pass")
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     group.add_argument("--allow-pickle", action="store_true", help="read pickle weights where there are no others")
     group.add_argument("--offline", action="store_true", help="never ask a model hub")
     return group
+
+
+def add_profile(verb: argparse.ArgumentParser, what: str) -> None:
+    """Add the options of every verb that measures or injects as a profile says; ``what`` it takes from it."""
+    verb.add_argument("--profile", default="micro", help=f"bundled profile or .toml file: {what} (default: micro)")
+    verb.add_argument("--full", action="store_true", help="the protocol's sizes in place of the profile's, for a GPU")
 
 
 def add_loading(verb: argparse.ArgumentParser) -> None:
@@ -48,7 +54,7 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
 def add_question(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that tests a suspect's answers."""
     add, suspect = verb.add_argument, verb.add_mutually_exclusive_group(required=True)
-    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
+    suspect.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     suspect.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://HOST:8000/v1")
     add(
         "--fingerprints",
@@ -93,7 +99,9 @@ def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
     from fpbench.runs.profile import load_profile
 
     seeds = options.seeds if "seeds" in options else None if options.seed is None else [options.seed]
-    profile = load_profile(options.profile, prompt=options.prompt, seeds=seeds, **changes)
+    full = "full" in options and options.full
+    given = {"prompt": options.prompt, "dtype": options.dtype, "seeds": seeds}
+    profile = load_profile(options.profile, full=full, **given, **changes)
     if options.revision is None:
         return profile
     models = tuple(each.model_copy(update={"revision": options.revision}) for each in profile.models)

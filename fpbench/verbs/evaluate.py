@@ -2,18 +2,18 @@
 
 import argparse
 
-from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, add_profile, chosen_profile, prepare, progress_bar, tell
 
 HELP = "score any Hugging Face checkpoint that somebody hands in"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
+    verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
     verb.add_argument("--base", metavar="B", help="the unfingerprinted model, for deltas and bands")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
-    verb.add_argument("--profile", default="micro", help="decoding, data and sizes (default: micro)")
+    add_profile(verb, "decoding, data and sizes")
     verb.add_argument("--out", default="fpbench-evaluation", metavar="DIR", help="records (default: %(default)s)")
     add_loading(verb)
 

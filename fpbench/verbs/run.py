@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fpbench.verbs.common import add_loading, chosen_grid, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, add_profile, chosen_grid, prepare, progress_bar, tell
 
 HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
 
@@ -13,8 +13,8 @@ HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add = verb.add_argument
-    add("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
-    add("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    add_profile(verb, "everything that is not said here")
+    add("--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)")
     add("--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there")
     add("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
     add("--condition", nargs="+", metavar="C", help="origin and modifications")
@@ -63,7 +63,7 @@ def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
     from fpbench.models.checkpoints import resolve
     from fpbench.runs.forecast import estimate, forecast
     from fpbench.runs.memory import refuse
-    from fpbench.runs.plan import Job
+    from fpbench.runs.plan import Job, precise
 
     folders, absent = {}, {}
     for model in profile.models:
@@ -71,7 +71,7 @@ def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
             folders[model.label] = resolve(model.path, revision=model.revision, allow_pickle=loading.allow_pickle)
         except InputError as error:
             absent[model.label] = str(error)
-    job = Job(profile, folders, loading, Path(options.out))
+    job = Job(profile, folders, precise(loading, profile), Path(options.out))
     found = estimate(job, cells, absent)
     tell(forecast(found, job))
     refuse(found.needs, job)

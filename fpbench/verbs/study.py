@@ -2,7 +2,7 @@
 
 import argparse
 
-from fpbench.verbs.common import add_loading, chosen_grid, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, add_profile, chosen_grid, prepare, progress_bar, tell
 
 HELP = "one of the paper's analyses on a profile, as a table and a figure"
 
@@ -10,8 +10,10 @@ HELP = "one of the paper's analyses on a profile, as a table and a figure"
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     verb.add_argument("name", choices=["kind", "targets", "length", "ablation", "margin"], help="what is varied")
-    verb.add_argument("--profile", default="micro", help="model, data, sizes and conditions (default: micro)")
-    verb.add_argument("--model", nargs="+", metavar="M", help="folders, hub ids or 'micro' (default: the profile's)")
+    add_profile(verb, "model, data, sizes and conditions")
+    verb.add_argument(
+        "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
+    )
     verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     verb.add_argument("--out", metavar="DIR", help="records and tables (default: fpbench-study-NAME)")

@@ -9,7 +9,7 @@ from fpbench.errors import InputError
 from fpbench.hub import download, lock
 from fpbench.micro import MODEL
 from fpbench.models.checkpoints import HUB_FILES, resolve
-from fpbench.runs.fetch import add_pin
+from fpbench.records.pins import add_pin
 from tests.hub.server import Hub
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"[]"}

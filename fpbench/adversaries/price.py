@@ -1,0 +1,315 @@
+"""The price of an adversary: what users of the stolen model lose (docs/adversaries.md §3).
+
+Each channel is measured item by item, on the model as it is and under the adversary, and only then compared: a price is
+a loss against the very same model at dose 0. What the model computes does not depend on a sampler, so that all doses of
+all samplers are priced in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import exp, fsum
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from fpbench.adversaries.base import AdversaryContext, Attack
+from fpbench.adversaries.conditions import adversaries
+from fpbench.errors import CellError, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fpbench.models.prompts import Example
+    from fpbench.scoring.responses import Sampler
+
+    Line = dict[str, Any]  # one item of one channel, as the per-query results have it
+
+ANSWERED = 64  # tokens of a reference answer that count
+UNATTACKED = 0.01  # share of the model's own distribution, so that a forbidden token costs a finite amount
+LONG, SHORT = ("responses", "text", "refused"), ("answers", "refused")
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a price is measured on, all of it cached with the data.
+
+    Attributes:
+        instructions: queries with reference answers, on which nothing is trained (``responses`` and ``refused``).
+        answers: texts that one right word follows (``answers``).
+        text: ordinary language, read in windows (``text``); only weights are priced on it.
+        window: tokens of a window.
+        windows: how many; ``None`` takes all.
+    """
+
+    instructions: Sequence[Example]
+    answers: Sequence[Example]
+    text: str = ""
+    window: int = 2048
+    windows: int | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one channel loses, a fraction, with the paired bootstrap interval over its n items."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Price:
+    """The price of an adversary at a dose.
+
+    Attributes:
+        long: of long answers, the largest of ``responses``, ``text`` and ``refused``; the headline.
+        short: of short answers, the largest of ``answers`` and ``refused``.
+        channels: every loss by its channel. One below 0 is a gain, and counts as 0 in ``long`` and ``short``.
+    """
+
+    long: float
+    short: float
+    channels: Mapping[str, Loss] = field(default_factory=dict)
+
+
+# Measuring.
+
+
+def measure(
+    model: nn.Module, tokenizer: Any, conditions: Sequence[str], items: Items, context: AdversaryContext
+) -> list[list[Line]]:
+    """Measure every channel under each condition, item by item, on a model that has their weights parts already.
+
+    Instructions are asked in the model's chat template, where it has one.
+
+    Raises:
+        InputError: for a condition that is unknown or needs what ``context`` lacks, or an item that is too long.
+        CellError: if logits are not finite.
+    """
+    from fpbench.models.prompts import render
+
+    chat = "chat" if getattr(tokenizer, "chat_template", None) else "raw"
+    asked = replace(context, render=lambda text: render(tokenizer, text, chat))
+    plain = replace(context, render=lambda text: text)
+    lines: list[list[Line]] = [[] for _ in conditions]
+    attacks = [Attack.on(adversaries(condition), asked) for condition in conditions]
+    responses = _together(attacks, lambda some: _response_losses(model, tokenizer, some, items, asked))
+    for own, attack, found in zip(lines, attacks, responses, strict=True):
+        own += [{"channel": "responses", "index": index} | each for index, each in enumerate(found) if each]
+        refused = [not attack.inputs(each.prompt) for each in items.instructions]
+        own += [{"channel": "refused", "index": index, "refused": each} for index, each in enumerate(refused)]
+    attacks = [Attack.on(adversaries(condition), plain) for condition in conditions]
+    answers = _together(attacks, lambda some: _answer_probabilities(model, tokenizer, some, items, plain))
+    for own, found in zip(lines, answers, strict=True):
+        own += [{"channel": "answers", "index": index} | each for index, each in enumerate(found)]
+    if items.text:
+        windows = _window_losses(model, tokenizer, items)
+        for own in lines:
+            own += [{"channel": "text", "index": index} | each for index, each in enumerate(windows)]
+    return lines
+
+
+def _together(attacks: Sequence[Attack], read: Callable[[Sequence[Attack]], list[list[Line]]]) -> list[list[Line]]:
+    """Read what leaves the queries alone in one pass, and everything else by itself."""
+    alike = [number for number, attack in enumerate(attacks) if not attack.changes_queries]
+    found = dict(zip(alike, read([attacks[number] for number in alike]), strict=True)) if alike else {}
+    for number, attack in enumerate(attacks):
+        if number not in found:
+            (found[number],) = read([attack])
+    return [found[number] for number in range(len(attacks))]
+
+
+def _response_losses(
+    model: Any, tokenizer: Any, attacks: Sequence[Attack], items: Items, context: AdversaryContext
+) -> list[list[Line]]:
+    """Return −Σ log p (nats) of the first tokens of every reference answer, which the model is given as if it were its.
+
+    Where a query becomes one of several, the mean over these; nothing where it is refused.
+    """
+    from fpbench.models.prompts import encode_pair
+
+    # All of the attacks ask the same.
+    asked = [
+        (number, text) for number, each in enumerate(items.instructions) for text in attacks[0].inputs(each.prompt)
+    ]
+    if not asked:
+        return [[{} for _ in items.instructions] for _ in attacks]
+    pairs = [encode_pair(tokenizer, context.render(text), items.instructions[number].answer) for number, text in asked]
+    prompts, answers = [prompt for prompt, _ in pairs], [answer[:ANSWERED] for _, answer in pairs]
+    samplers = [(attack.sampler, attack.steps) for attack in attacks]
+    results = []
+    for losses in _teacher_forced(model, prompts, answers, samplers):
+        of_item: dict[int, list[tuple[float, int]]] = {}
+        for (number, _), loss, answer in zip(asked, losses, answers, strict=True):
+            of_item.setdefault(number, []).append((loss, len(answer)))
+        results.append([_mean_loss(of_item.get(number, [])) for number in range(len(items.instructions))])
+    return results
+
+
+def _wordings(attack: Attack, examples: Sequence[Example]) -> list[tuple[int, str]]:
+    """Return every query that reaches the model, with the number of its example."""
+    return [(number, text) for number, each in enumerate(examples) for text in attack.inputs(each.prompt)]
+
+
+def _mean_loss(found: Sequence[tuple[float, int]]) -> Line:
+    """Return the line of an item of which every wording has a loss and a number of tokens; empty if refused."""
+    return {"loss": fmean(loss for loss, _ in found), "tokens": found[0][1]} if found else {}
+
+
+def _teacher_forced(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    samplers: Sequence[tuple[Sampler | None, int | None]],
+    chunk: int = 256,
+) -> list[list[float]]:
+    """Return for every sampler the loss (nats) of every answer after its prompt; with each sampler its last step."""
+    import torch
+
+    from fpbench.scoring.engine import read
+    from fpbench.scoring.forward import Level
+
+    def work(level: Level) -> dict[int, list[float]]:
+        places = [
+            (step, node, number)
+            for number, nodes in level.nodes.items()
+            for step, node in enumerate(nodes)
+        ]  # fmt: skip
+        # Places of one step stand together, so that a sampler that acts on the first ones sees few chunks.
+        places.sort()
+        totals = {number: [0.0] * len(samplers) for number in level.nodes}
+        for start in range(0, len(places), chunk):
+            part = places[start : start + chunk]
+            logits = level.logits[torch.tensor([node for _, node, _ in part])].float()  # (n, V)
+            labels = torch.tensor([answers[number][step] for step, _, number in part], device=logits.device)
+            own = _of_labels(logits, labels)
+            plain = (-own).tolist()
+            for index, (sampler, steps) in enumerate(samplers):
+                touched = [at for at, (step, _, _) in enumerate(part) if steps is None or step < steps]
+                figures = plain
+                if sampler is not None and touched:
+                    asked = [prompts[part[at][2]] for at in touched]
+                    begun = [tuple(answers[part[at][2]][: part[at][0]]) for at in touched]
+                    attacked = _of_labels(sampler(asked, begun, logits[touched]).float(), labels[touched])
+                    mixed = torch.log((1 - UNATTACKED) * attacked.exp() + UNATTACKED * own[touched].exp())
+                    figures = list(plain)
+                    for at, figure in zip(touched, (-mixed).tolist(), strict=True):
+                        figures[at] = figure
+                for (_, _, number), figure in zip(part, figures, strict=True):
+                    totals[number][index] += figure
+        return totals
+
+    sequences = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    found = read(model, sequences, [len(answer) for answer in answers], work)
+    return [[each[index] for each in found] for index in range(len(samplers))]
+
+
+def _of_labels(logits: Any, labels: Any) -> Any:
+    """Return log p [n] of tokens ``labels`` [n] from logits [n, V], in float64; −∞ for a forbidden one."""
+    chosen = logits.gather(1, labels[:, None])[:, 0].double()
+    return chosen - logits.logsumexp(dim=-1).double()
+
+
+def _answer_probabilities(
+    model: Any, tokenizer: Any, attacks: Sequence[Attack], items: Items, context: AdversaryContext
+) -> list[list[Line]]:
+    """Return the exact probability that a response begins with the right word; 0 where the query is refused."""
+    from fpbench.models.prompts import encode_all
+    from fpbench.scoring.responses import begin_with_under, response_length
+
+    asked = _wordings(attacks[0], items.answers)
+    if not asked:
+        return [[{"probability": 0.0} for _ in items.answers] for _ in attacks]
+    prompts = encode_all(tokenizer, [context.render(text) for _, text in asked])
+    targets = [[items.answers[number].answer] for number, _ in asked]
+    length = response_length(tokenizer, [target for (target,) in targets])
+    samplers = [attack.sampler for attack in attacks]
+    found = begin_with_under(model, tokenizer, prompts, targets, context.decoding, length, samplers)
+    results = []
+    for outcomes in found:
+        of_item: dict[int, list[float]] = {}
+        for (number, _), outcome in zip(asked, outcomes, strict=True):
+            of_item.setdefault(number, []).append(outcome.probability)
+        means = (fmean(of_item[number]) if number in of_item else 0.0 for number in range(len(items.answers)))
+        results.append([{"probability": mean} for mean in means])
+    return results
+
+
+def _window_losses(model: Any, tokenizer: Any, items: Items) -> list[Line]:
+    from fpbench.scoring.perplexity import token_perplexity
+
+    found = token_perplexity(model, tokenizer, items.text, items.window, items.windows)
+    return [{"loss": loss, "tokens": found.length - 1} for loss in found.losses]
+
+
+# From items to figures.
+
+
+def summary(lines: Iterable[Line]) -> dict[str, Any]:
+    """Return the figures of a record from its items: perplexities, mean probability, share of refusals."""
+    found = _by_channel(lines)
+    result: dict[str, Any] = {"responses": None, "answers": None, "refused": None, "text": None}
+    for name in ("responses", "text"):
+        if own := list(found.get(name, {}).values()):
+            tokens = sum(each["tokens"] for each in own)
+            mean = fsum(each["loss"] for each in own) / tokens
+            if not mean < 700:  # exp overflows at 710
+                raise CellError(f"mean loss of {name} is {mean}: the model gives no usable probabilities.")
+            result[name] = {"perplexity": exp(mean), "tokens": tokens, "n": len(own)}
+    if answers := list(found.get("answers", {}).values()):
+        result["answers"] = {"accuracy": fmean(each["probability"] for each in answers), "n": len(answers)}
+    if refused := list(found.get("refused", {}).values()):
+        result["refused"] = fmean(each["refused"] for each in refused)
+    return result
+
+
+def compare(unattacked: Iterable[Line], attacked: Iterable[Line]) -> Price:
+    """Return the price from the items of the same model at dose 0 and under an adversary, paired by item.
+
+    1 − PPL₀/PPL for ``responses`` and ``text``, 1 − a/a₀ for ``answers``, the further share that is refused.
+
+    Raises:
+        InputError: if the two do not have the same items.
+    """
+    before, after = _by_channel(unattacked), _by_channel(attacked)
+    channels = {}
+    for name in ("responses", "answers", "text", "refused"):
+        own, reference = after.get(name, {}), before.get(name, {})
+        if name == "text" and not own:
+            continue
+        if not own.keys() <= reference.keys() or (name != "responses" and own.keys() != reference.keys()):
+            raise InputError(f"price: the items of channel {name!r} are not those of the model at dose 0.")
+        if own:
+            channels[name] = _loss(name, [(reference[key], own[key]) for key in sorted(own)])
+    long, short = (max([0.0, *(channels[each].value for each in names if each in channels)]) for names in (LONG, SHORT))
+    return Price(long, short, channels)
+
+
+def _by_channel(lines: Iterable[Line]) -> dict[str, dict[int, Line]]:
+    found: dict[str, dict[int, Line]] = {}
+    for line in lines:
+        found.setdefault(line["channel"], {})[line["index"]] = line
+    return found
+
+
+def _loss(channel: str, pairs: Sequence[tuple[Line, Line]]) -> Loss:
+    """Return a channel's loss and its interval: 2.5 % and 97.5 % of resampled items."""
+    import numpy as np
+
+    if channel in ("responses", "text"):
+        columns = [[a["loss"], b["loss"], b["tokens"]] for a, b in pairs]
+        value = lambda sums: -np.expm1((sums[..., 0] - sums[..., 1]) / sums[..., 2])  # noqa: E731
+    elif channel == "answers":
+        columns = [[a["probability"], b["probability"], 1.0] for a, b in pairs]
+        value = lambda sums: 1 - sums[..., 1] / np.maximum(sums[..., 0], 1e-12)  # noqa: E731
+    else:
+        columns = [[float(a["refused"]), float(b["refused"]), 1.0] for a, b in pairs]
+        value = lambda sums: (sums[..., 1] - sums[..., 0]) / sums[..., 2]  # noqa: E731
+    table = np.array(columns, dtype=float)  # (n, 3)
+    n = len(table)
+    drawn = np.random.default_rng(42).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    low, high = np.quantile(value(drawn @ table), [0.025, 0.975])
+    return Loss(float(value(table.sum(0))), float(low), float(high), n)
