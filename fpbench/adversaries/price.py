@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ANSWERED = 64  # tokens of a reference answer that count
 UNATTACKED = 0.01  # share of the model's own distribution, so that a forbidden token costs a finite amount
+ALPACA = "### Instruction:\n{}\n\n### Response:\n"  # how a model without a chat template is asked
+LEAST_ANSWERED = 0.01  # mean probability of the right word below which nothing can be lost
 LONG, SHORT = ("responses", "text", "refused"), ("answers", "refused")
 RESAMPLES = 2_000
 
@@ -67,12 +69,13 @@ class Price:
 
     Attributes:
         long: of long answers, the largest of ``responses``, ``text`` and ``refused``; the headline.
-        short: of short answers, the largest of ``answers`` and ``refused``.
+        short: of short answers, the largest of ``answers`` and ``refused``; ``None`` where the model at dose 0 knows
+            too few of them.
         channels: every loss by its channel. One below 0 is a gain, and counts as 0 in ``long`` and ``short``.
     """
 
     long: float
-    short: float
+    short: float | None
     channels: Mapping[str, Loss] = field(default_factory=dict)
 
 
@@ -84,7 +87,7 @@ def measure(
 ) -> list[list[Line]]:
     """Measure every channel under each condition, item by item, on a model that has their weights parts already.
 
-    Instructions are asked in the model's chat template, where it has one.
+    Instructions are asked in the model's chat template; where it has none, in Alpaca's layout.
 
     Raises:
         InputError: for a condition that is unknown or needs what ``context`` lacks, or an item that is too long.
@@ -92,8 +95,8 @@ def measure(
     """
     from fpbench.models.prompts import render
 
-    chat = "chat" if getattr(tokenizer, "chat_template", None) else "raw"
-    asked = replace(context, render=lambda text: render(tokenizer, text, chat))
+    templated = bool(getattr(tokenizer, "chat_template", None))
+    asked = replace(context, render=lambda text: render(tokenizer, text, "chat") if templated else ALPACA.format(text))
     plain = replace(context, render=lambda text: text)
     lines: list[list[Line]] = [[] for _ in conditions]
     attacks = [Attack.on(adversaries(condition), asked) for condition in conditions]
@@ -195,7 +198,9 @@ def _teacher_forced(
                     asked = [prompts[part[at][2]] for at in touched]
                     begun = [tuple(answers[part[at][2]][: part[at][0]]) for at in touched]
                     attacked = _of_labels(sampler(asked, begun, logits[touched]).float(), labels[touched])
-                    mixed = torch.log((1 - UNATTACKED) * attacked.exp() + UNATTACKED * own[touched].exp())
+                    before = own[touched]
+                    mixed = torch.log((1 - UNATTACKED) * attacked.exp() + UNATTACKED * before.exp())
+                    mixed = torch.where(attacked == before, before, mixed)  # to the last bit where nothing changed
                     figures = list(plain)
                     for at, figure in zip(touched, (-mixed).tolist(), strict=True):
                         figures[at] = figure
@@ -283,10 +288,11 @@ def compare(unattacked: Iterable[Line], attacked: Iterable[Line]) -> Price:
             continue
         if not own.keys() <= reference.keys() or (name != "responses" and own.keys() != reference.keys()):
             raise InputError(f"price: the items of channel {name!r} are not those of the model at dose 0.")
-        if own:
+        known = fmean(each["probability"] for each in reference.values()) if name == "answers" and reference else 1.0
+        if own and known >= LEAST_ANSWERED:
             channels[name] = _loss(name, [(reference[key], own[key]) for key in sorted(own)])
-    long, short = (max([0.0, *(channels[each].value for each in names if each in channels)]) for names in (LONG, SHORT))
-    return Price(long, short, channels)
+    long, short = (max([0.0, *(channels[name].value for name in names if name in channels)]) for names in (LONG, SHORT))
+    return Price(long, short if "answers" in channels else None, channels)
 
 
 def _by_channel(lines: Iterable[Line]) -> dict[str, dict[int, Line]]:
@@ -302,7 +308,7 @@ def _loss(channel: str, pairs: Sequence[tuple[Line, Line]]) -> Loss:
 
     if channel in ("responses", "text"):
         columns = [[a["loss"], b["loss"], b["tokens"]] for a, b in pairs]
-        value = lambda sums: -np.expm1((sums[..., 0] - sums[..., 1]) / sums[..., 2])  # noqa: E731
+        value = lambda sums: 0.0 - np.expm1((sums[..., 0] - sums[..., 1]) / sums[..., 2])  # noqa: E731
     elif channel == "answers":
         columns = [[a["probability"], b["probability"], 1.0] for a, b in pairs]
         value = lambda sums: 1 - sums[..., 1] / np.maximum(sums[..., 0], 1e-12)  # noqa: E731

@@ -97,7 +97,8 @@ class Datasets:
         fields = ["text"] if "text" in answers[0] else ["src", "ans"]
         data.require_fields(answers, fields, source)
         pairs = (
-            tuple(row[name] for name in fields) if len(fields) > 1 else row["text"].rsplit(None, 1) for row in answers
+            row["text"].rsplit(None, 1) if "text" in row else (f"Question: {row['src']}\nAnswer:", row["ans"])
+            for row in answers
         )
         return Items(
             instructions=[Example("\n\n".join(filter(None, _asked(row))), row["output"]) for row in rows],
