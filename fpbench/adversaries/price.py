@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import exp, fsum
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -316,6 +317,13 @@ def _loss(channel: str, pairs: Sequence[tuple[Line, Line]]) -> Loss:
         value = lambda sums: (sums[..., 1] - sums[..., 0]) / sums[..., 2]  # noqa: E731
     table = np.array(columns, dtype=float)  # (n, 3)
     n = len(table)
-    drawn = np.random.default_rng(42).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    low, high = np.quantile(value(drawn @ table), [0.025, 0.975])
+    low, high = np.quantile(value(_drawn(n) @ table), [0.025, 0.975])
     return Loss(float(value(table.sum(0))), float(low), float(high), n)
+
+
+@lru_cache(maxsize=8)
+def _drawn(n: int) -> Any:
+    """Return how often each of n items is drawn in each resample, [RESAMPLES, n]; a board asks many times."""
+    import numpy as np
+
+    return np.random.default_rng(42).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)

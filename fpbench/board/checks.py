@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from fpbench.adversaries.conditions import dose_of, modifications, proofs
+from fpbench.adversaries.price import summary
 from fpbench.board.groups import Group, Measurement
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS, UTILITY_TASKS
@@ -29,8 +30,10 @@ KEYS = {
     "triggers": "conditions average activated n interval error_bound cut",
     "bands": "mean deviation counts auc benign histogram edges",
     "utility": "accuracy tasks word_perplexity max_length token_perplexity",
+    "price": "responses answers refused text",
     "cost": "seconds peak_memory fraction relative_norm bytes dense_bytes rank weights_digest",
 }
+MOST_LOSS = 700.0  # nats a token; exp overflows at 710
 TASK_KEYS = "accuracy accuracy_normalized n truncated data anchors"
 TEXT_KEYS = "perplexity length windows predicted tokens"
 
@@ -171,6 +174,36 @@ def _check_utility(measured: Measurement) -> None:
             _same(measured, "token perplexity", text["perplexity"], exp(mean))
 
 
+def _check_price(measured: Measurement) -> None:
+    result = measured.result
+    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for query in measured.queries:
+        channel, index = query["channel"], query["index"]
+        if channel not in KEYS["price"].split() or index in found[channel]:
+            raise _impossible(measured, f"item {printable(repr(index))} of channel {printable(repr(channel))}")
+        found[channel][index] = query
+        if channel == "answers":
+            _within(measured, "probability of an answer", query["probability"], 1.0)
+        elif channel != "refused":
+            _within(measured, f"tokens of an item of {channel}", query["tokens"], inf)
+            _within(measured, f"loss of an item of {channel}", query["loss"], MOST_LOSS * query["tokens"])
+    _count(measured, list(found["refused"].values()), "refused")
+    # What is refused has no response, and everything else has one.
+    answered = {index for index, query in found["refused"].items() if not query["refused"]}
+    if found["responses"].keys() != answered:
+        raise _impossible(measured, "its responses are not those to the instructions that were not refused")
+    for name, expected in summary(measured.queries).items():
+        given = result[name]
+        if not isinstance(expected, dict):
+            expected, given = {"share": expected}, {"share": given}
+        _known(measured, name, given, list(expected))
+        for figure, value in expected.items():
+            if value is None and given[figure] is not None:
+                raise _impossible(measured, f"{name} without an item")
+            if value is not None:
+                _same(measured, f"{name}: {figure}", given[figure], value)
+
+
 def _check_cost(measured: Measurement) -> None:
     for name, value in measured.result["seconds"].items():
         _within(measured, f"seconds of {printable(name)}", value, inf)
@@ -186,6 +219,7 @@ CHECKS = {
     "triggers": _check_triggers,
     "bands": _check_bands,
     "utility": _check_utility,
+    "price": _check_price,
     "cost": _check_cost,
 }
 

@@ -1,15 +1,18 @@
 """The columns of every table: Markdown, CSV, LaTeX, the page and studies walk these lists."""
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from fpbench.adversaries.conditions import modifications
+from fpbench.adversaries.conditions import JOINT, class_of, level, modifications
 from fpbench.board.checks import Comparison
+from fpbench.board.removal import WORST, Product, Removal, Thief
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
 from fpbench.metrics.measure import METRICS, Metric
+from fpbench.metrics.removal import BUDGETS, RemovalPrice
 from fpbench.metrics.statistics import BANDS
 from fpbench.records.cell import ORIGIN, Cell
 
@@ -214,6 +217,131 @@ DETECTABILITY = [RANK, *NAMES, DATA, TRUST, GREEDY, FSR, *SIX, AVERAGE]
 def further_columns(rows: Sequence[Row]) -> list[Column]:
     """Return a column for each condition outside the protocol's seven."""
     return [fsr_column(condition) for condition in further_conditions(rows)]
+
+
+# What is left of it, and what removal costs.
+
+ONE_IN_A_HUNDRED, ONE_IN_TEN = (f"{budget:g}" for budget in BUDGETS)  # as rows name the budgets
+INCOMPLETE = "incomplete"
+
+
+def _remarks(row: Row, missing: Sequence[str]) -> str:
+    """Write in brackets what weakens a figure: the thief knew too much, or not everything was tried."""
+    oracle = row.removal is not None and row.removal.thief == "oracle"
+    found = [INCOMPLETE] * bool(missing) + ["oracle"] * oracle
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _left_column(name: str, help: str, thief: Callable[[Removal], Thief | None]) -> Column:
+    """Return the column of what a thief leaves who gives up at most 10 % of long answers."""
+
+    def found(row: Row) -> Thief | None:
+        return thief(row.removal) if row.removal else None
+
+    def text(row: Row) -> str:
+        if (of := found(row)) is None or not (of.within or of.missing):
+            return NONE
+        if not of.within:
+            return INCOMPLETE
+        left = of.within[ONE_IN_TEN]
+        return percent(left.fsr) + interval(left.interval) + _remarks(row, of.missing)
+
+    def value(row: Row) -> Value:
+        of = found(row)
+        return of.within[ONE_IN_TEN].fsr if of and of.within else None
+
+    def note(row: Row) -> str:
+        if (of := found(row)) is None:
+            return ""
+        said = []
+        if of.within:
+            left, less = of.within[ONE_IN_TEN], of.within[ONE_IN_A_HUNDRED]
+            said = [
+                f"by {', '.join(dict.fromkeys(left.chosen))} at a price of {percent(left.price)} %",
+                f"95 % interval: {_spelled_out(left.interval)} %",
+                f"within 1 %: {percent(less.fsr)} %",
+            ]
+        if of.edge:
+            said.append(f"tuned on these very fingerprints: {percent(of.edge[ONE_IN_TEN])} %")
+        if of.missing:
+            said.append(f"failed or not measured: {', '.join(of.missing)}")
+        return "; ".join(said)
+
+    return Column(name, help, text, value, note, better=+1)
+
+
+def _price_column(product: Product, what: str) -> Column:
+    def text(row: Row) -> str:
+        price: RemovalPrice | None = getattr(row.removal, product, None)
+        if row.removal is None or price is None:
+            return NONE
+        remarks = _remarks(row, row.removal.missing)
+        if price.high is None:
+            return INCOMPLETE + remarks.replace(f" ({INCOMPLETE})", "") if row.removal.missing else f"> 25 %{remarks}"
+        if row.removal.missing:
+            return f"≤ {percent(price.high)} %{remarks}"
+        low = f"{percent(price.low)}–" if percent(price.low) != percent(price.high) else ""
+        return f"{low}{percent(price.high)} %{remarks}"
+
+    def value(row: Row) -> Value:
+        price: RemovalPrice | None = getattr(row.removal, product, None)
+        if row.removal is None or price is None:
+            return None
+        # A censored one stands above every price, and one that may yet be found nowhere.
+        return price.high if price.high is not None else None if row.removal.missing else 1.0
+
+    help = (
+        f"What a thief who serves {what} loses, in % of its quality, until ownership can be claimed less often than "
+        "every other time: between the last dose at which it can be claimed and the first at which it cannot. "
+        "> 25 %: no dose that was tried does it for less."
+    )
+    return Column(f"removal price, {product}", help, text, value, better=+1)
+
+
+def _removal_rank(row: Row) -> Value:
+    return row.removal.rank if row.removal else None
+
+
+def _removal_rank_text(row: Row) -> str:
+    if row.removal is not None and row.removal.out:
+        return f"out: {row.removal.out}"
+    found = _removal_rank(row)
+    return NONE if found is None else str(found)
+
+
+REMOVAL_RANK = Column(
+    "removal rank",
+    "As rank, by what the removal of each fingerprint costs, at most 25 %; out: why a row has no rank.",
+    _removal_rank_text,
+    _removal_rank,
+)
+PRICES = [_price_column("long", "long answers"), _price_column("short", "short answers")]
+
+
+def _description(adversary: str) -> str:
+    """Return what the adversary does, in its own words, and its threat level."""
+    said = (inspect.getdoc(class_of(name)) or "" for name in adversary.split(JOINT))
+    does = " ".join(each.partition("\n")[0] for each in said)
+    return f"{does} Level {level(adversary)}; FSR in % where it costs at most 10 % of long answers."
+
+
+def removal_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of the third table, or none where no row was attacked."""
+    attacked = [row.removal for row in rows if row.removal]
+    if not attacked:
+        return []
+    names = dict.fromkeys(name for each in attacked for name in each.adversaries)
+
+    def alone(name: str) -> Callable[[Removal], Thief | None]:
+        return lambda found: found.adversaries.get(name)
+
+    def upto(most: str) -> Callable[[Removal], Thief | None]:
+        return lambda found: found.worst.get(most)
+
+    own = [_left_column(f"FSR@10 %: {name}", _description(name), alone(name)) for name in names]
+    help = "FSR@10 % of the worst of all adversaries up to this threat level."
+    worst = [_left_column(f"worst {most}", help, upto(most)) for most in WORST]
+    return [REMOVAL_RANK, *NAMES, *own, *worst, *PRICES]
 
 
 # What it costs the model, how it gives itself away, what it takes.

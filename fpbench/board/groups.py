@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.adversaries.conditions import check, known, name_of, parts
+from fpbench.adversaries.price import Price, compare
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL, Cell
@@ -76,6 +77,7 @@ class Group:
     key: RowKey
     submission: str | None = None
     cells: dict[tuple[str, str], list[Measurement]] = field(default_factory=lambda: defaultdict(list))
+    _prices: dict[str, dict[int, Price]] = field(default_factory=dict, repr=False)
 
     def measurements(self) -> Iterator[Measurement]:
         """Yield every measurement."""
@@ -89,6 +91,29 @@ class Group:
         """Return the same, or nothing if the cell failed under any seed."""
         found = self.get(metric, condition)
         return [] if any(each.reason for each in found) else found
+
+    def by_seed(self, condition: str = ORIGIN) -> dict[int, list[float]]:
+        """Return p_i of every fingerprint by seed; none if the cell failed under any seed."""
+        finished = self.finished("fsr", condition)
+        return {each.cell.seed: [query["probability"] for query in each.queries] for each in finished}
+
+    def prices(self, condition: str) -> dict[int, Price]:
+        """Return by seed what a condition costs on this row's own model, against itself at origin; none likewise.
+
+        Raises:
+            InputError: if the two do not have the same items.
+        """
+        if condition not in self._prices:
+            origin = {each.cell.seed: each for each in self.finished("price")}
+            found = {}
+            for each in self.finished("price", condition):
+                if (before := origin.get(each.cell.seed)) is not None:
+                    try:
+                        found[each.cell.seed] = compare(before.queries, each.queries)
+                    except InputError as error:
+                        raise InputError(f"record {each.cell}: {error}") from None
+            self._prices[condition] = found
+        return self._prices[condition]
 
     def failures(self) -> list[Measurement]:
         """Return every measurement that has no result."""

@@ -13,11 +13,12 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fpbench.adversaries.conditions import modifications, proofs
+from fpbench.adversaries.conditions import is_attack, level, modifications, proofs
 from fpbench.board import columns
 from fpbench.board.columns import FAILED, METHOD, NONE, Column, Value, percent, with_minus
 from fpbench.board.escaping import slug
 from fpbench.board.figures import Drawing
+from fpbench.board.removal import Removal
 from fpbench.board.rows import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
 from fpbench.metrics.statistics import BANDS
 from fpbench.records.cell import ORIGIN
@@ -114,6 +115,12 @@ def tables_of(rows: Sequence[Row]) -> list[Table]:
     if further := columns.further_columns(rows):
         caption = "Outside the six and outside AVG; exact FSR in % with its 95 % interval."
         found.append(_table("further", "Further conditions", caption, [*columns.NAMES, *further], measured))
+    if attacked := [row for row in measured if row.removal]:
+        caption = (
+            "Exact FSR in % with its 95 % interval that a thief leaves who gives up at most 10 % of the quality of "
+            "long answers, and what removing the fingerprint costs him."
+        )
+        found.append(_table("removal", "Removal", caption, columns.removal_columns(attacked), attacked))
     if 0 < len(measured) < len(rows):
         caption = (
             "The authors' sampled figures beside exact ones measured here, method by method. Only rows of one model "
@@ -184,13 +191,15 @@ def _method(name: str, rows: Sequence[Row], drawings: Sequence[Drawing]) -> dict
 
 
 def _result(row: Row) -> dict[str, Any]:
-    origin_first = sorted(row.conditions.items(), key=lambda item: (item[0] != ORIGIN, item[0]))
+    unattacked = [item for item in row.conditions.items() if not is_attack(item[0])]
+    origin_first = sorted(unattacked, key=lambda item: (item[0] != ORIGIN, item[0]))
     return {
         "row": row,
         "cost": row.cost and _cost(row.cost),
         "bands": row.bands and _bands(row.bands),
         "claim": row.claim and _claim(row.claim),
         "conditions": [[name, *_condition(name, found)] for name, found in origin_first],
+        "attacks": _attacks(row.removal) if row.removal else [],
         "triggers": _triggers(row),
         "tasks": _tasks(row.utility),
         "provenance": [_provenance(each) for each in row.provenance],
@@ -219,6 +228,26 @@ def _proven(condition: str, found: Detectability) -> str:
     )
     parts = [f"no effect ({found.no_effect})"] * bool(found.no_effect) + list(own)
     return "; ".join(parts + [f"base: {each}" for each in base]) or NONE
+
+
+def _attacks(removal: Removal) -> list[list[str]]:
+    """Return what every adversary does at every dose: FSR, and both prices with their intervals over items."""
+    return [
+        [
+            name,
+            level(name),
+            _between(found.fsr, found.interval),
+            _between(found.long, found.long_interval),
+            _between(found.short, found.short_interval),
+        ]
+        for name, found in removal.conditions.items()
+    ]
+
+
+def _between(value: float | None, bounds: Sequence[float] | None) -> str:
+    if value is None or bounds is None:
+        return NONE
+    return with_minus(f"{percent(value)} ({' to '.join(percent(bound) for bound in bounds)})")
 
 
 def _proof(condition: str, proof: Mapping[str, Any]) -> str:

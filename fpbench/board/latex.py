@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from fpbench.adversaries.conditions import modifications
-from fpbench.board.columns import DETECTABILITY, HARM, Column, both_figures, comparisons
+from fpbench.board.columns import (
+    DETECTABILITY,
+    HARM,
+    NAMES,
+    NONE,
+    PRICES,
+    REMOVAL_RANK,
+    Column,
+    both_figures,
+    comparisons,
+    removal_columns,
+)
 from fpbench.board.escaping import latex
 from fpbench.board.rows import MODIFICATIONS, Row
 from fpbench.records.cell import BASE
@@ -34,18 +45,53 @@ def latex_tables(rows: Sequence[Row]) -> str:
     tables: dict[tuple[str, str, bool], list[Row]] = {}
     for row in rows:
         tables.setdefault((row.model, row.fingerprints, row.trust == "reported"), []).append(row)
-    return "\n".join([PREAMBLE, *map(_table, tables.values())])
+    attacked = [[row for row in table if row.removal] for table in tables.values()]
+    return "\n".join([PREAMBLE, *map(_table, tables.values()), *(_removal_table(table) for table in attacked if table)])
 
 
 def _table(rows: Sequence[Row]) -> str:
     bases = [row for row in rows if row.method == BASE]
     methods = [row for row in rows if row.method != BASE]
-    columns = [_marked(column, methods) for column in COLUMNS]
+    judged = [not row.out for row in methods]
+    columns = [_marked(column, methods, judged) for column in COLUMNS]
     lines = [_line(row, [_typeset(_figure(column, row)) for column in COLUMNS]) for row in bases]
     lines += [r"    \midrule"] if bases and methods else []
     lines += [_line(row, figures) for row, *figures in zip(methods, *columns, strict=True)]
     start = [r"\begin{table}", r"  \centering", r"  \small", f"  \\caption{{{_caption(rows)}}}"]
     start += [f"  \\begin{{tabular}}{{l{'r' * len(COLUMNS)}}}", _head()]
+    return "\n".join([*start, *lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+
+
+def _removal_table(rows: Sequence[Row]) -> str:
+    """Write what adversaries leave turned on its side, since there are more of them than a page is wide."""
+    methods = [row for row in rows if row.method != BASE]
+    reasons = {row.method: row.removal.out for row in methods if row.removal and row.removal.out}
+    heads = [latex(row.method) + r"\textsuperscript{\S}" * (row.method in reasons) for row in methods]
+    lines = [rf"    {' & '.join(['', *heads])} \\", r"    \midrule"]
+    for column in removal_columns(methods):
+        if column in NAMES:
+            continue
+        if column is REMOVAL_RANK:
+            figures = [latex(NONE if row.removal and row.removal.out else column.text(row)) for row in methods]
+        elif column in PRICES:
+            figures = [latex(column.text(row).partition(" (")[0]) for row in methods]
+        else:
+            figures = _marked(column, methods, [row.method not in reasons for row in methods])
+        lines.append(rf"    {latex(column.name)} & {' & '.join(figures)} \\")
+    caption = (
+        f"{_what(rows[0])}exact FSR in \\% that an adversary leaves who gives up at most 10\\,\\% of the quality of "
+        "long answers; worst: of all up to a threat level; removal price: quality lost, in \\%, where ownership can no "
+        "longer be claimed at $10^{-3}$."
+    )
+    if any(row.removal and row.removal.thief == "oracle" for row in methods):
+        caption += " With one seed, adversaries tune on the very fingerprints that are scored."
+    if incomplete := [row.method for row in methods if row.removal and row.removal.missing]:
+        caption += f" Incomplete, so that an adversary may do better: {latex(', '.join(incomplete))}."
+    if reasons:
+        said = "; ".join(f"{method} ({reason})" for method, reason in reasons.items())
+        caption += f" \\textsuperscript{{\\S}}Not ranked: {latex(said)}."
+    start = [r"\begin{table}", r"  \centering", r"  \small", f"  \\caption{{{caption}}}"]
+    start += [f"  \\begin{{tabular}}{{l{'r' * len(methods)}}}", r"    \toprule"]
     return "\n".join([*start, *lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
 
@@ -60,10 +106,10 @@ def _figure(column: Column, row: Row) -> str:
     return column.text(row).split(" ")[0]
 
 
-def _marked(column: Column, rows: Sequence[Row]) -> list[str]:
+def _marked(column: Column, rows: Sequence[Row], judged: Sequence[bool]) -> list[str]:
     """Return a column with its best and second best set off; rows without a rank, such as claims, are not judged."""
     figures = [_figure(column, row) for row in rows]
-    values = [None if row.out else _value(each) for row, each in zip(rows, figures, strict=True)]
+    values = [_value(figure) if own else None for figure, own in zip(figures, judged, strict=True)]
     order = sorted({value for value in values if value is not None}, reverse=column.better > 0)
     marks = dict(zip(order, (r"\textbf", r"\underline"), strict=False))
     found = []
@@ -85,9 +131,13 @@ def _typeset(figure: str) -> str:
     return f"$-${latex(figure[1:])}" if figure.startswith("-") else latex(figure)
 
 
+def _what(row: Row) -> str:
+    return f"Fingerprint set \\texttt{{{latex(row.fingerprints)}}} in \\texttt{{{latex(row.model)}}}: "
+
+
 def _caption(rows: Sequence[Row]) -> str:
     first = rows[0]
-    what = f"Fingerprint set \\texttt{{{latex(first.fingerprints)}}} in \\texttt{{{latex(first.model)}}}: "
+    what = _what(first)
     if first.source is not None:
         return f"{what}sampled FSR in \\%, reported in {latex(first.source.partition(';')[0])}."
     n = max((found.n or 0 for row in rows for found in row.conditions.values()), default=0)

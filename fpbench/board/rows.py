@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
-from fpbench.adversaries.conditions import drift, without_effect
+from fpbench.adversaries.conditions import drift, is_attack, without_effect
 from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
+from fpbench.board.removal import Removal, attacks, prices_by_fingerprint, removal
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.measure import METRICS
@@ -22,7 +23,6 @@ from fpbench.records.record import Record
 from fpbench.text import canonical
 
 MODIFICATIONS = drift()
-CLAIM_LEVEL = 1e-3
 
 # Bars of harmlessness (protocol §8): a row is ranked only within them.
 LEAST_ACCURACY = -0.05  # upper end of the interval of the difference from the base
@@ -46,7 +46,7 @@ class Figures:
 
 def _json(value: Any) -> Any:
     match value:
-        case Figures() | Checked():
+        case Figures() | Checked() | Removal():
             return value.to_dict()
         case dict():
             return {key: _json(each) for key, each in value.items()}
@@ -215,6 +215,7 @@ class Row(Figures):
         unreliable: why the method is contested.
         cells: paths of the records behind the row.
         data: where the data sets were read from, by name (:func:`fpbench.data.origin`); several where records differ.
+        removal: what thieves leave and what it costs them; ``None`` where nobody attacked.
         others: figures of further metrics, by name.
     """
 
@@ -241,6 +242,7 @@ class Row(Figures):
     unreliable: str | None = None
     cells: list[str] = field(default_factory=list)
     source: str | None = None
+    removal: Removal | None = None
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, list[str]] = field(default_factory=dict)
 
@@ -250,8 +252,9 @@ class Row(Figures):
         return self.model, self.fingerprints, self.method
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every figure, even if ``None``, but those that reported or measured rows never have."""
-        absent = {"others"} | ({"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"})
+        """Return every figure, even if ``None``, but those that reported, measured or unattacked rows never have."""
+        absent = {"others"} | ({"removal"} if self.removal is None else set())
+        absent |= {"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"}
         return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
 
 
@@ -281,12 +284,17 @@ def rows_from_records(
         check(group)
     bases = {(each.submission, *each.key): each for each in (*claimed, *groups.values()) if each.key[2] == BASE}
     handed_in = {each.key: each for each in claimed if each.key[2] != BASE}
+    asked = {key[:2]: attacks([each for each in groups.values() if each.key[:2] == key[:2]]) for key in groups}
     theirs = {
-        each.key: claimed_row(each, bases.get((each.submission, *each.key[:2], BASE)), rescore) for each in claimed
+        each.key: claimed_row(
+            each, bases.get((each.submission, *each.key[:2], BASE)), rescore, asked.get(each.key[:2], ())
+        )
+        for each in claimed
     }
     shown = {key: group for key, group in groups.items() if key not in handed_in or covers(group, handed_in[key])}
-    rows = [_row(group, bases.get((None, *key[:2], BASE)), rescore) for key, group in shown.items()]
+    rows = [_row(group, bases.get((None, *key[:2], BASE)), rescore, asked[key[:2]]) for key, group in shown.items()]
     ranks = _ranks([row for row in rows if row.method != BASE and _out(row) is None], groups)
+    rows = _with_removal_ranks(rows, groups)
     rows += [row for key, row in theirs.items() if key not in shown]
     reasons = contested(folder, {row.method for row in rows}) if rows else {}
     rows = [
@@ -303,7 +311,7 @@ def rows_from_records(
     return rows + reported_rows()
 
 
-def _row(group: Group, base: Group | None, rescore: bool) -> Row:
+def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] = ()) -> Row:
     model, fingerprints, method = group.key
     conditions = {condition: _condition(group, condition, base) for condition, metric in group.cells if metric == "fsr"}
     six = [conditions[name] for name in MODIFICATIONS if name in conditions]
@@ -333,6 +341,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
             for each in group.failures()
         ],
         cells=sorted(each.cell.path for each in group.measurements()),
+        removal=removal(group, base, asked),
         others={
             metric: found.result
             for metric in sorted({metric for _, metric in group.cells})
@@ -342,15 +351,16 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
     )
 
 
-def claimed_row(group: Group, base: Group | None, rescore: bool = False) -> Row:
-    """Make the row of what somebody handed in, whose records may hold anything.
+def claimed_row(group: Group, base: Group | None, rescore: bool = False, asked: Sequence[str] = ()) -> Row:
+    """Make the row of what somebody handed in, whose records may hold anything; ``asked`` are its table's attacks.
 
     Raises:
         InputError: if they hold a figure that cannot be, or are not what this harness writes.
     """
     try:
         check(group)
-        return replace(_row(group, base, rescore), trust="claimed")
+        row = _row(group, base, rescore, asked)
+        return replace(row, trust="claimed", removal=row.removal and replace(row.removal, out="claimed"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise InputError(
             f"records of {' / '.join(group.key)} that were handed in are not what this harness writes "
@@ -359,8 +369,9 @@ def claimed_row(group: Group, base: Group | None, rescore: bool = False) -> Row:
 
 
 def further_conditions(rows: Sequence[Row]) -> list[str]:
-    """Return the conditions that are none of the protocol's seven, such as ``merge`` or ``finetune_math+nf4``."""
-    return sorted({name for row in rows for name in row.conditions} - {ORIGIN, *MODIFICATIONS})
+    """Return the conditions that are none of the protocol's seven and no attack, such as ``finetune_math+nf4``."""
+    found = {name for row in rows for name in row.conditions if not is_attack(name)}
+    return sorted(found - {ORIGIN, *MODIFICATIONS})
 
 
 def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float] | None:
@@ -369,21 +380,12 @@ def _average_interval(conditions: Mapping[str, Detectability], average: float) -
     return None if n is None or any(other != n for other in others) else list(clopper_pearson(average * n, n))
 
 
-def probabilities(measurements: Sequence[Measurement]) -> list[float]:
-    """Return p_i of every fingerprint, seeds one after another."""
-    return [query["probability"] for each in measurements for query in each.queries]
-
-
-def _by_seed(group: Group, condition: str) -> dict[int, list[float]]:
-    return {each.cell.seed: probabilities([each]) for each in group.finished("fsr", condition)}
-
-
 def _condition(group: Group, condition: str, base: Group | None) -> Detectability:
     measured = group.finished("fsr", condition)
     if not measured:
         return Detectability(None, next(each.reason for each in group.get("fsr", condition) if each.reason))
-    p = probabilities(measured)
-    paired = _by_seed(group, condition), _by_seed(group, ORIGIN)
+    paired = group.by_seed(condition), group.by_seed()
+    p = [each for found in paired[0].values() for each in found]
     seeds = sorted(paired[0].keys() & paired[1].keys())
     own = [each.result["own_tokenizer"]["mean"] for each in measured if "own_tokenizer" in each.result]
     after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
@@ -490,7 +492,7 @@ def _near(group: Group, metric: str, rescore: bool) -> Near | None:
         return None
     found = Near(**measured.result)
     if rescore:
-        p = probabilities([measured])
+        p = [query["probability"] for query in measured.queries]
         found = replace(found, rate=fmean(p), n=len(p))
     return found
 
@@ -509,13 +511,12 @@ def _first(group: Group, metric: str) -> Measurement | None:
 def _claim(group: Group, base: Group | None) -> Claim | None:
     if base is None or base is group:
         return None
-    null = _by_seed(base, ORIGIN)
-    measured = [each for each in group.finished("fsr") if each.cell.seed in null]
-    if not measured:
-        return None
+    null, own = base.by_seed(), group.by_seed()
     # Sets of several seeds are several tests; the first is shown, as is its set.
-    first = measured[0]
-    found = claim(probabilities([first]), [null[first.cell.seed]], CLAIM_LEVEL)
+    seed = next((each for each in own if each in null), None)
+    if seed is None:
+        return None
+    found = claim(own[seed], [null[seed]])
     return Claim(found.level, found.threshold, len(found.null), found.p_value, found.power, found.largest_null)
 
 
@@ -556,6 +557,15 @@ def _out(row: Row) -> str | None:
         unranked.append(OTHER_TOKENIZER)
     if unranked:
         return ", ".join(unranked)
+    idle = [name for name in MODIFICATIONS if name in row.conditions and row.conditions[name].no_effect]
+    reasons = [f"{name} without effect" for name in idle]
+    if row.avg is None and not idle:
+        reasons.append("AVG incomplete")
+    return ", ".join([*reasons, *_harm(row)]) or None
+
+
+def _harm(row: Row) -> list[str]:
+    """Return what puts a row out for harm: what is beyond its bar, or was not measured."""
     found = row.utility.difference if row.utility and row.utility.difference else Difference()
     # A loss of accuracy is one where even the upper end of its interval says so.
     loss, perplexity = -found.interval[1] if found.interval else None, found.token_perplexity
@@ -568,10 +578,7 @@ def _out(row: Row) -> str | None:
         ("near", "near", near, MOST_NEAR, f"{100 * (near or 0):.1f} %"),
         ("recombined", "recombined", recombined, inf, ""),  # shown, without a bar
     )
-    idle = [name for name in MODIFICATIONS if name in row.conditions and row.conditions[name].no_effect]
-    reasons = [f"{name} without effect" for name in idle]
-    if row.avg is None and not idle:
-        reasons.append("AVG incomplete")
+    reasons = []
     for name, metric, figure, most, shown in judged:
         if figure is None:
             failed = any(each.metric == metric for each in row.failed)
@@ -580,7 +587,7 @@ def _out(row: Row) -> str | None:
         # Written so that a NaN is out, and a figure at the bar is not by its rounding.
         elif not figure <= most + 1e-9:
             reasons.append(f"{name} {shown}")
-    return ", ".join(reasons) or None
+    return reasons
 
 
 def _ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, int]:
@@ -590,7 +597,7 @@ def _ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, 
         tables.setdefault((row.model, row.fingerprints), []).append(row)
     ranks: dict[RowKey, int] = {}
     for place, table in tables.items():
-        measured = {row.method: [_by_seed(groups[row.key], name) for name in MODIFICATIONS] for row in table}
+        measured = {row.method: [groups[row.key].by_seed(name) for name in MODIFICATIONS] for row in table}
         # Fingerprints are paired: only seeds that every row of the table has can be compared.
         seeds = sorted(set.intersection(*(set(found) for conditions in measured.values() for found in conditions)))
         means = {
@@ -599,6 +606,37 @@ def _ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, 
         }
         ranks |= {(*place, method): each for method, each in (rank(means) if seeds else {}).items()}
     return ranks
+
+
+def _with_removal_ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> list[Row]:
+    """Rank rows within the same model and set by what the removal of each fingerprint costs."""
+    out = {row.key: _out_of_removal(row) for row in rows if row.removal and row.method != BASE}
+    ranks: dict[RowKey, int] = {}
+    for place in dict.fromkeys(key[:2] for key, reason in out.items() if reason is None):
+        table = {key: groups[key] for key, reason in out.items() if reason is None and key[:2] == place}
+        # Fingerprints are paired, and every thief tunes on as many seeds: only those that every row has count.
+        seeds = sorted(set.intersection(*(set(group.by_seed()) for group in table.values())))
+        base = groups.get((*place, BASE))
+        prices = {key[2]: prices_by_fingerprint(group, base, seeds) for key, group in table.items()} if seeds else {}
+        ranks |= {(*place, method): each for method, each in rank(prices).items()}
+
+    def ranked(row: Row) -> Row:
+        if row.removal is None or row.method == BASE:
+            return row
+        reason = out[row.key] or (None if row.key in ranks else "no seed in common")
+        return replace(row, removal=replace(row.removal, rank=ranks.get(row.key), out=reason))
+
+    return [ranked(row) for row in rows]
+
+
+def _out_of_removal(row: Row) -> str | None:
+    """Return why a row has no rank in the removal table, or ``None``."""
+    if row.trust != "re-run" or row.removal is None:
+        return row.trust
+    reasons = _harm(row)
+    if not row.removal.claimable:
+        reasons.append("no claim at origin")
+    return ", ".join(reasons + ["incomplete"] * bool(row.removal.missing)) or None
 
 
 # The paper's own figures as rows: reported by its authors, not reproduced here.

@@ -31,6 +31,14 @@ with a target (and how many of the set's triggers any of them activates); near: 
 the power to get them from one response a fingerprint. [Intervals] cover 95 %. Equal ranks are ties: not behind the
 best row both significantly and by more than 1 point. out: why there is no rank. Ranked are re-run rows with accuracy Δ
 ≥ -5 points (upper end of the interval), perplexity Δ ≤ +25 %, triggers ≤ 50 %, near ≤ 10 %."""
+REMOVAL = "Exact FSR in % that a thief leaves who gives up at most 10 % of the quality of long answers"
+REMOVAL_LEGEND = """\
+The thief knows the method and tunes on fingerprints of his own, those of the other seeds; (oracle): there is one seed,
+and he tunes on the very fingerprints that are scored. worst: of all adversaries up to a threat level (L1: knows the
+method; L3: also has other models and the base). removal price: what the thief loses, in % of the quality of long or of
+short answers, until ownership can be claimed (at 1e-3) less often than every other time: from the last dose at which it
+can to the first at which it cannot; > 25 %: no dose that was tried does it for less. incomplete: cells failed or were
+not measured, so a thief may do better. removal rank: as rank, by the price of each single fingerprint."""
 STATISTICS = "cost is without key statistics, which are computed once a model"
 
 
@@ -60,7 +68,16 @@ def summary(rows: Sequence[Row]) -> str:
     if further := columns.further_columns(rows):
         parts += ["", FURTHER, _table(rows, [*NAMES, *further], visible)]
     harm = [*NAMES, *columns.harm_columns(rows)]
-    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, harm, visible), "", LEGEND]
+    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, harm, visible)]
+    if attacked := [row for row in rows if row.removal]:
+        parts += [
+            "",
+            f"Removal: {REMOVAL}",
+            _table(attacked, columns.removal_columns(attacked), visible),
+            "",
+            REMOVAL_LEGEND,
+        ]
+    parts += ["", LEGEND]
     parts += _statistics(rows, visible)
     for title, lines in (("Failed cells", _failures), (CHECKED, _checked), ("Unreliable", _unreliable)):
         if found := lines(rows, visible):
@@ -80,6 +97,9 @@ def _markdown(rows: Sequence[Row]) -> str:
         harm = [*NAMES, *columns.harm_columns(measured)]
         parts += ["## Harmlessness, imperceptibility, cost", _table(measured, harm, markdown)]
         parts += ["\n".join([LEGEND, *_statistics(measured, markdown)])]
+    if attacked := [row for row in measured if row.removal]:
+        table = _table(attacked, columns.removal_columns(attacked), markdown)
+        parts += ["## Removal", f"{REMOVAL}.", table, REMOVAL_LEGEND]
     if found := _failures(measured, markdown):
         parts += ["## Failed cells", "\n".join(found)]
     if found := _checked(measured, markdown):
@@ -122,7 +142,9 @@ def _unreliable(rows: Sequence[Row], escape: Escape) -> list[str]:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    shown = [*DETECTABILITY, *columns.further_columns(rows), *columns.harm_columns(rows), columns.UNRELIABLE]
+    shown = [*DETECTABILITY, *columns.further_columns(rows), *columns.harm_columns(rows)]
+    shown += [column for column in columns.removal_columns(rows) if column not in NAMES]
+    shown += [columns.UNRELIABLE]
     lines = [[column.name for column in shown], *([column.text(row) for column in shown] for row in rows)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in line] for line in lines)

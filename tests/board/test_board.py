@@ -12,7 +12,7 @@ from fpbench.board.rows import Bands, Failure, Row, rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS, Metric
-from fpbench.records.cell import Cell
+from fpbench.records.cell import PROTOCOL, Cell
 from fpbench.records.store import Store, read_records
 from tests.board.written import MODIFIED, fsr, grid, near, utility, write
 
@@ -108,8 +108,8 @@ def test_missing_or_changed_query_results_are_a_failure(store):
 
 
 def test_protocols_are_never_mixed(store):
-    fsr(store, "strong", "origin", [1.0] * 10, protocol=1)
-    with pytest.raises(InputError, match="strong/seed-42/origin/fsr is of protocol 1"):
+    fsr(store, "strong", "origin", [1.0] * 10, protocol=PROTOCOL - 1)
+    with pytest.raises(InputError, match=f"strong/seed-42/origin/fsr is of protocol {PROTOCOL - 1}"):
         rows_of(store)
 
 

@@ -75,6 +75,28 @@ def cost(store, method, result=None, **more):
     write(store, method, "origin", "cost", figures | (result or {}), **more)
 
 
+def price(store, method, condition, long=0.0, short=0.0, refused=0, text=None, result=None, **more):
+    """A record of what four instructions, four answers and two windows of text give at prices ``long`` and ``short``.
+
+    The first ``refused`` instructions have no response; ``text`` is the price of language, measured where it is given.
+    """
+    loss = 2.0 - math.log(1 - long)  # nats a token; 2 at origin
+    queries = [{"channel": "responses", "index": i, "loss": 10 * loss, "tokens": 10} for i in range(refused, 4)]
+    queries += [{"channel": "refused", "index": i, "refused": i < refused} for i in range(4)]
+    queries += [{"channel": "answers", "index": i, "probability": 0.5 * (1 - short)} for i in range(4)]
+    figures = {
+        "responses": {"perplexity": math.exp(loss), "tokens": 10 * (4 - refused), "n": 4 - refused},
+        "answers": {"accuracy": 0.5 * (1 - short), "n": 4},
+        "refused": refused / 4,
+        "text": None,
+    }
+    if text is not None:
+        loss = 3.0 - math.log(1 - text)
+        queries += [{"channel": "text", "index": i, "loss": 511 * loss, "tokens": 511} for i in range(2)]
+        figures["text"] = {"perplexity": math.exp(loss), "tokens": 1022, "n": 2}
+    write(store, method, condition, "price", figures | (result or {}), queries, **more)
+
+
 def utility(store, method, right, perplexity, figures=None):
     """Two tasks of the same answers, and four windows; ``figures`` replace what follows from them."""
     queries = [{"task": task, "index": i, "correct": each} for task in ("boolq", "rte") for i, each in enumerate(right)]
