@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
+from fpbench.board.updates import alike
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.measure import METRICS
@@ -205,6 +206,8 @@ class Row(Figures):
         out: why the row has no rank; ``None`` if it has one, for a base, and where reported.
         checked: what re-running a part of a claimed row gave.
         unreliable: why the method is contested.
+        alike: cosine of ΔW with that of a method whose update is nearly the same, by its name.
+        unconfined: what the code of a submission could reach when it was run, as far as its records say.
         cells: paths of the records behind the row.
         others: figures of further metrics, by name.
     """
@@ -229,6 +232,8 @@ class Row(Figures):
     failed: list[Failure] = field(default_factory=list)
     checked: Checked | None = None
     unreliable: str | None = None
+    alike: dict[str, float] | None = None
+    unconfined: list[str] | None = None
     cells: list[str] = field(default_factory=list)
     source: str | None = None
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -241,6 +246,7 @@ class Row(Figures):
     def to_dict(self) -> dict[str, Any]:
         """Return every figure, even if ``None``, but those that reported or measured rows never have."""
         absent = {"others"} | ({"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"})
+        absent |= {name for name in ("alike", "unconfined") if getattr(self, name) is None}
         return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
 
 
@@ -278,6 +284,7 @@ def rows_from_records(
     ranks = _ranks([row for row in rows if row.method != BASE and _out(row) is None], groups)
     rows += [row for key, row in theirs.items() if key not in shown]
     reasons = contested(folder, {row.method for row in rows}) if rows else {}
+    same = alike({each.key: each for each in (*claimed, *groups.values())}.values())
     rows = [
         replace(
             row,
@@ -285,6 +292,7 @@ def rows_from_records(
             out=None if row.method == BASE or row.key in ranks else _out(row) or "no seed in common",
             checked=checked(groups[row.key], handed_in[row.key]) if row.key in groups.keys() & handed_in else None,
             unreliable=reasons.get(row.method),
+            alike=same.get(row.key),
         )
         for row in rows
     ]
@@ -314,6 +322,7 @@ def _row(group: Group, base: Group | None, rescore: bool) -> Row:
         claim=_claim(group, base),
         cost=_cost(group),
         provenance=_provenance(group),
+        unconfined=_unconfined(group),
         failed=[
             Failure(each.cell.condition, each.cell.metric, each.cell.seed, each.reason or "")
             for each in group.failures()
@@ -510,6 +519,14 @@ def _provenance(group: Group) -> list[dict[str, Any]]:
     """Return each code, set of packages and machine that measured, once, with its number of records."""
     counted = Counter(canonical(each.record.provenance) for each in group.measurements() if each.record.provenance)
     return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]
+
+
+def _unconfined(group: Group) -> list[str] | None:
+    """Return what a submission was not kept from in any of its records; ``None`` if nothing, or none says."""
+    kept = [each.record.provenance.get("confinement") for each in group.measurements()]
+    missing = [each.get("missing") for each in kept if isinstance(each, dict)]
+    names = {name for each in missing if isinstance(each, list) for name in each if isinstance(name, str)}
+    return sorted(name for name in names if name.isascii() and name.isalpha() and len(name) < 20) or None
 
 
 def _out(row: Row) -> str | None:
