@@ -23,7 +23,7 @@ NOSUID, NODEV, READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 2, 4, 1, 32, 4096,
 DETACH = 2
 MOUNT_SETATTR, PIVOT_ROOT = 442, {"x86_64": 155}.get(os.uname().machine, 41)
 AT_RECURSIVE, HERE = 0x8000, -100
-DEATH_SIGNAL, BOUNDING_DROP, NO_NEW_PRIVILEGES, AMBIENT, CLEAR_ALL = 1, 24, 38, 47, 4
+DEATH_SIGNAL, DUMPABLE, BOUNDING_DROP, NO_NEW_PRIVILEGES, AMBIENT, CLEAR_ALL = 1, 4, 24, 38, 47, 4
 CAPABILITIES = 0x20080522  # version of the structure
 # Of /proc, what root could change for the whole machine.
 OF_THE_MACHINE = ("sys", "sysrq-trigger", "irq", "bus", "fs")
@@ -71,6 +71,7 @@ def _first(view: dict[str, Any], command: list[str]) -> int:
     except OSError as error:
         print(f"namespaces: {error}", file=sys.stderr, flush=True)
         return 1
+    call("prctl", DUMPABLE, 0, 0, 0, 0)  # the command must not write into this process, which nothing filters
     os.closerange(0, 1024)  # the command's own pipes end with the command
     while True:
         ended, status = os.wait()

@@ -370,7 +370,7 @@ class ChildProcess:
         for each in family:
             with contextlib.suppress(psutil.Error):
                 held += each.memory_info().rss
-        kept, files = self._kept(process.pid)
+        kept, files = self._kept(family)
         held += kept if self._by else 0  # private folders are memory then, and on the disk otherwise
         self.peak_memory = max(self.peak_memory, held)
         places, limits = len(sandbox.PRIVATE) if self._by else 1, self.limits
@@ -385,17 +385,17 @@ class ChildProcess:
                     f"the adapter took more than {limit / unit:.0f} {what}: found {found / unit:.0f}; make it smaller."
                 )
 
-    def _kept(self, pid: int) -> tuple[int, int]:
+    def _kept(self, family: list[psutil.Process]) -> tuple[int, int]:
         """Return bytes and number of files in the private folders, with those that have no name any more."""
         if self._by is None:
             return self._on_disk()
         if self.confinement is None:  # it may not have entered its own root yet
             return 0, 0
-        with contextlib.suppress(OSError, psutil.Error, StopIteration):  # it ended
-            first = next(iter(psutil.Process(pid).children()))
-            found = [os.statvfs(f"/proc/{first.pid}/root{path}") for path in sandbox.PRIVATE]
-            used = sum((each.f_blocks - each.f_bfree) * each.f_frsize for each in found)
-            return used, sum(each.f_files - each.f_ffree for each in found)
+        for each in family:  # which share one root; some may have ended
+            with contextlib.suppress(OSError):
+                found = [os.statvfs(f"/proc/{each.pid}/root{path}") for path in sandbox.PRIVATE]
+                used = sum((each.f_blocks - each.f_bfree) * each.f_frsize for each in found)
+                return used, sum(each.f_files - each.f_ffree for each in found)
         return 0, 0
 
     def _on_disk(self) -> tuple[int, int]:

@@ -65,6 +65,8 @@ def view(root: Path, shown: Iterable[Path], size: int, files: int) -> View:
 
 def files_of(base: Path) -> list[Path]:
     """Return the files of a checkpoint, and of the base that an adapter names; its folder may hold more than these."""
+    if base.is_file():  # GGUF
+        return [base]
     found = [path for path in base.iterdir() if path.is_file() or path.name in BESIDE]
     below = base_of_adapter(base)
     return found + (files_of(below) if below is not None and below.is_dir() else [])

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from fpbench.micro import MODEL
-from tests.conftest import require
+from tests.conftest import require, require_confinement
 from tests.kills import COMMAND, gone, start, table
 from tests.runs.grids import SHORT, write_tiny
 from tests.submissions.hostile import DAEMON, NAME, WEAK, write
@@ -24,6 +24,7 @@ TOP = f"import time\n{DAEMON}\nif daemon():\n    time.sleep(600)"
 
 def test_a_submission_killed_thirty_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require(MODEL)
+    require_confinement()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LANG", mark := f"mark-{os.getpid()}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -19,7 +19,7 @@ from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.submissions.discovery import register_submissions
 from fpbench.submissions.process import ChildProcess, Limits, read_changes
-from tests.conftest import require
+from tests.conftest import require, require_confinement
 from tests.runs.grids import write_tiny
 from tests.submissions.hostile import DAEMON, NAME, WEAK, write
 
@@ -30,6 +30,7 @@ DECODING = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     require(MODEL)
+    require_confinement()
     monkeypatch.chdir(tmp_path)
     register_submissions()
     return tmp_path

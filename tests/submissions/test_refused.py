@@ -11,6 +11,7 @@ import pytest
 
 from fpbench.cli import main
 from fpbench.submissions import check
+from tests.conftest import require_confinement
 from tests.submissions.hostile import CASES, NAME, Case
 
 
@@ -27,6 +28,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def refuse(case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if case.child:
+        require_confinement()
     case.make(Path("submissions") / NAME)
     if case.name == "hangs":
         monkeypatch.setattr(check, "LIMITS", replace(check.LIMITS, seconds=5))

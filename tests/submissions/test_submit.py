@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fpbench.board.updates import cosine
 from fpbench.cli import main
 from fpbench.micro import MODEL
+from fpbench.submissions.process import PROMISES
 from tests.conftest import require
 from tests.docs import test_tutorial
 from tests.runs.grids import SHORT, write_tiny
@@ -88,10 +90,17 @@ def test_from_the_tutorial_to_a_verified_row(here: Path, capsys: pytest.CaptureF
         for condition in ("nf4", "origin")
     ]
 
+    from fpbench.records.store import read_record
+
+    proven = read_record(folder / "records/micro/nlf/my_method/seed-42/origin/fsr.json")
+    assert proven["provenance"]["confinement"]["missing"] == []
+    assert set(proven["provenance"]["confinement"]["holds"]) == set(PROMISES)
+    assert cosine(proven["proof"]["sketch"], proven["proof"]["sketch"]) == pytest.approx(1.0)
+
     # A figure is made more beautiful: the record is written anew, with a checksum, as anybody can.
     from fpbench.records.cell import Cell
     from fpbench.records.record import Record
-    from fpbench.records.store import Store, read_record
+    from fpbench.records.store import Store
 
     cell = Cell("micro", "nlf", "my_method", 42, "nf4", "fsr")
     path = folder / "records" / f"{cell.path}.json"
