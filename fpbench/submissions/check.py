@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from fpbench.checks import Checklist, Finding
 from fpbench.errors import CellError
 from fpbench.submissions.folder import RECORDS, Submission, inspect
-from fpbench.submissions.process import ChildProcess, Confinement, Description, Limits
+from fpbench.submissions.process import REMEDY, ChildProcess, Confinement, Description, Limits
 from fpbench.text import printable
 
 MIB = 2**20
@@ -94,14 +94,10 @@ def _records(submission: Submission) -> str | None:
     return None
 
 
-@OF_ADAPTER.add(
-    CONFINED,
-    "a machine that keeps a submission from what is not its own",
-    "or read docs/submissions.md on --unconfined",
-)
+@OF_ADAPTER.add(CONFINED, "a machine that keeps a submission from what is not its own", REMEDY)
 def _confined(running: RunningAdapter) -> str | None:
-    running.child.start()
-    return None
+    found = running.child.tried()
+    return None if running.child.unconfined else found.unkept()
 
 
 @OF_ADAPTER.add(

@@ -98,6 +98,7 @@ PROMISES = {
     "calls": "make calls to the system that its work does not need",
 }
 assert PROMISES.keys() == TRIALS.keys()
+REMEDY = "allow user namespaces (docs/submissions.md), or give --unconfined"
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,18 @@ class Confinement:
         """Return it as provenance."""
         return {"by": self.by, "landlock": self.landlock, "holds": list(self.holds), "missing": self.missing}
 
-    def refused(self, unconfined: bool) -> str | None:
-        """Return why a submission must not run here, unless it may run ``unconfined``."""
-        if unconfined or not self.missing:
+    def unkept(self) -> str | None:
+        """Return what a submission could do that it must not, and why this machine lets it; ``None`` if nothing."""
+        if not self.missing:
             return None
         why = "; ".join(f"{name}: {printable(sandbox.fails(name) or 'works')}" for name in sandbox.STARTS)
-        return (
-            f"this machine does not keep a submission from everything: it could {PROMISES[self.missing[0]]} "
-            f"(not kept: {', '.join(self.missing)}; {why}); allow user namespaces, or give --unconfined."
-        )
+        return f"it could {PROMISES[self.missing[0]]} (not kept: {', '.join(self.missing)}; {why})"
+
+    def refused(self, unconfined: bool) -> str | None:
+        """Return why a submission must not run here, unless it may run ``unconfined``."""
+        if unconfined or not (found := self.unkept()):
+            return None
+        return f"this machine does not keep a submission from everything: {found}; {REMEDY}."
 
 
 def confinement() -> Confinement:
@@ -200,19 +204,27 @@ class ChildProcess:
         self._open.close()
 
     def start(self) -> Confinement:
-        """Start the process and return what it could not do; again nothing but that, if it was started.
+        """Start the process, if it was not, and return what it could not do.
 
         Raises:
             CellError: if it does not start, or a promise does not hold and it may not run unconfined.
         """
+        found = self.tried()
+        if why := found.refused(self.unconfined):
+            raise CellError(why)
+        return found
+
+    def tried(self) -> Confinement:
+        """Start the process, if it was not, and return what it could not do, whatever that is; CellError if it fails.
+
+        Where nothing sets it apart, and it may not run unconfined, it is not even started.
+        """
         if self.confinement is None:
             self._by = sandbox.best()
-            if self._by is None and (why := Confinement(None, 0, ()).refused(self.unconfined)):
-                raise CellError(why)
+            if self._by is None and not self.unconfined:
+                return Confinement(None, 0, ())
             answer = self._reply(self._start(), START).answer
             self.confinement = Confinement(self._by, int(answer["landlock"]), tuple(answer["holds"]))
-        if why := self.confinement.refused(self.unconfined):
-            raise CellError(why)
         return self.confinement
 
     def _start(self) -> subprocess.Popen[bytes]:

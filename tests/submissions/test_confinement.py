@@ -144,7 +144,7 @@ def test_it_is_refused(words: list[str], nothing: None, here: Path, capsys: pyte
     write(here / "submissions" / NAME, top=f"open({str(here / 'it-ran')!r}, 'w')")
     assert main(words) == 2
     told = capsys.readouterr()
-    assert "does not keep a submission from everything" in told.err and "give --unconfined" in told.err
+    assert "it could see the run's store, your files" in told.err and "give --unconfined" in told.err
     assert "namespaces: Operation not permitted" in told.err
     assert told.err.count("\n") == 1
     assert sorted(path.name for path in here.iterdir()) == ["submissions"], "nothing was run or written"

@@ -11,7 +11,7 @@ from fpbench.board.updates import cosine
 from fpbench.cli import main
 from fpbench.micro import MODEL
 from fpbench.submissions.process import PROMISES
-from tests.conftest import require
+from tests.conftest import require, require_confinement
 from tests.docs import test_tutorial
 from tests.runs.grids import SHORT, write_tiny
 from tests.submissions.hostile import NAME, write
@@ -59,6 +59,7 @@ def test_a_submission_elsewhere_can_be_checked_and_not_run(here: Path, capsys: p
 
 
 def test_every_verb_refuses_what_the_check_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_confinement()
     (write(here / "submissions" / NAME) / "x.pkl").write_text("")
     commands = (["run", "--method", NAME], ["inject", "micro", "--method", NAME, "--fingerprints", "nlf", "--out", "x"])
     for command in (["submit", "run", NAME], *commands):
@@ -68,6 +69,7 @@ def test_every_verb_refuses_what_the_check_refuses(here: Path, capsys: pytest.Ca
 
 
 def test_nothing_to_verify(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_confinement()
     write(here / "submissions" / NAME)
     assert main(["submit", "verify", NAME]) == 2
     assert f"holds no records of '{NAME}': its author runs `fpbench submit run` first" in capsys.readouterr().err
