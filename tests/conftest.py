@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,20 @@ def require(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"needs {path}, which is not here")
     return path
+
+
+@cache
+def unkept() -> str | None:
+    """Why submissions are refused on this machine, if they are."""
+    from fpbench.submissions.process import confinement
+
+    return confinement().refused(unconfined=False)
+
+
+def require_confinement() -> None:
+    """Skip the test, saying what is missing, where this machine cannot confine a submission."""
+    if why := unkept():
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="session")

@@ -135,6 +135,9 @@ def _trust(row: Row) -> str:
     if row.checked and row.checked.compared:
         outside = f"{row.checked.outside} of them outside" if row.checked.outside else "all within"
         parts.append(f"{len(row.checked.compared)}/{row.checked.of} cells compared, {outside}")
+    if row.unconfined:
+        parts.append(f"UNCONFINED ({', '.join(row.unconfined)} not kept)")
+    parts += [f"update like {name}'s (cosine {found:.4f})" for name, found in sorted((row.alike or {}).items())]
     return ", ".join(parts + ["unreliable"] * bool(row.unreliable))
 
 
@@ -143,8 +146,8 @@ TRUST = Column(
     "Where the figures come from.",
     _trust,
     attrgetter("trust"),
-    note=lambda row: _trust(row) if row.checked else "",
-    brief=attrgetter("trust"),
+    note=lambda row: _trust(row) if row.checked or row.unconfined or row.alike else "",
+    brief=lambda row: f"{row.trust}, UNCONFINED" if row.unconfined else row.trust,
 )
 UNRELIABLE = Column(
     "unreliable", "Why it is contested.", lambda row: row.unreliable or NONE, attrgetter("unreliable"), submitted=True

@@ -14,6 +14,7 @@ from fpbench.adversaries.conditions import drift, is_attack, without_effect
 from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.board.removal import Removal, attacks, prices_by_fingerprint, removal
+from fpbench.board.updates import alike
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.measure import METRICS
@@ -213,6 +214,8 @@ class Row(Figures):
         out: why the row has no rank; ``None`` if it has one, for a base, and where reported.
         checked: what re-running a part of a claimed row gave.
         unreliable: why the method is contested.
+        alike: cosine of ΔW with that of a method whose update is nearly the same, by its name.
+        unconfined: what the code of a submission could reach when it was run, as far as its records say.
         cells: paths of the records behind the row.
         data: where the data sets were read from, by name (:func:`fpbench.data.origin`); several where records differ.
         removal: what thieves leave and what it costs them; ``None`` where nobody attacked.
@@ -240,6 +243,8 @@ class Row(Figures):
     failed: list[Failure] = field(default_factory=list)
     checked: Checked | None = None
     unreliable: str | None = None
+    alike: dict[str, float] | None = None
+    unconfined: list[str] | None = None
     cells: list[str] = field(default_factory=list)
     source: str | None = None
     removal: Removal | None = None
@@ -253,7 +258,7 @@ class Row(Figures):
 
     def to_dict(self) -> dict[str, Any]:
         """Return every figure, even if ``None``, but those that reported, measured or unattacked rows never have."""
-        absent = {"others"} | ({"removal"} if self.removal is None else set())
+        absent = {"others"} | {name for name in ("alike", "removal", "unconfined") if getattr(self, name) is None}
         absent |= {"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"}
         return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
 
@@ -297,6 +302,7 @@ def rows_from_records(
     rows = _with_removal_ranks(rows, groups)
     rows += [row for key, row in theirs.items() if key not in shown]
     reasons = contested(folder, {row.method for row in rows}) if rows else {}
+    same = alike({each.key: each for each in (*claimed, *groups.values())}.values())
     rows = [
         replace(
             row,
@@ -304,6 +310,7 @@ def rows_from_records(
             out=None if row.method == BASE or row.key in ranks else _out(row) or "no seed in common",
             checked=checked(groups[row.key], handed_in[row.key]) if row.key in groups.keys() & handed_in else None,
             unreliable=reasons.get(row.method),
+            alike=same.get(row.key),
         )
         for row in rows
     ]
@@ -336,6 +343,7 @@ def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] =
         cost=_cost(group),
         provenance=_provenance(group),
         data=_data(group),
+        unconfined=_unconfined(group),
         failed=[
             Failure(each.cell.condition, each.cell.metric, each.cell.seed, each.reason or "")
             for each in group.failures()
@@ -548,6 +556,14 @@ def _data(group: Group) -> dict[str, list[str]]:
         for name, origin in dict(each.record.provenance.get("data") or {}).items():
             found.setdefault(str(name), set()).add(str(origin))
     return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _unconfined(group: Group) -> list[str] | None:
+    """Return what a submission was not kept from in any of its records; ``None`` if nothing, or none says."""
+    kept = [each.record.provenance.get("confinement") for each in group.measurements()]
+    missing = [each.get("missing") for each in kept if isinstance(each, dict)]
+    names = {name for each in missing if isinstance(each, list) for name in each if isinstance(name, str)}
+    return sorted(name for name in names if name.isascii() and name.isalpha() and len(name) < 20) or None
 
 
 def _out(row: Row) -> str | None:

@@ -34,7 +34,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Loading:
-    """Options of loading, as the command line gives them; ``token_budget`` is in padded tokens of a forward pass."""
+    """Options of loading, as the command line gives them; ``token_budget`` is in padded tokens of a forward pass.
+
+    ``unconfined`` allows a submission to load and edit the model where this machine cannot confine it.
+    """
 
     device: str
     dtype: str | None = None
@@ -42,6 +45,7 @@ class Loading:
     token_budget: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    unconfined: bool = False
 
     @property
     def precision(self) -> str:

@@ -108,7 +108,7 @@ def main(checkout: Path, base: str, author: str) -> int:
         return 2
     for finding in report.findings:
         print(printable(str(finding), 1_000))
-    return 0 if not report.refused else 2 if report.confined is None else 1
+    return 0 if not report.refused else 1 if report.ran else 2
 
 
 if __name__ == "__main__":

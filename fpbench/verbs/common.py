@@ -53,6 +53,31 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
         group.add_argument("--seed", type=int, help="seed of injection and modifications (default: the profile's)")
 
 
+def add_unconfined(verb: argparse.ArgumentParser) -> None:
+    """Add the option of every verb that runs submissions."""
+    verb.add_argument(
+        "--unconfined",
+        action="store_true",
+        help="run a submission where this machine does not keep it from your files, network and processes",
+    )
+
+
+def confine(options: argparse.Namespace, methods: Iterable[str]) -> None:
+    """See that submissions among ``methods`` are confined here, and say so if they are not.
+
+    Raises:
+        InputError: if this machine does not keep every promise and ``--unconfined`` was not given.
+    """
+    from fpbench.submissions.discovery import Discovery
+
+    if not set(methods) & set(Discovery().names()):
+        return
+    from fpbench.submissions.process import require
+
+    for line in require(options.unconfined).warnings():
+        tell(line)
+
+
 def add_question(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that tests a suspect's answers."""
     add, suspect = verb.add_argument, verb.add_mutually_exclusive_group(required=True)
@@ -127,6 +152,8 @@ def prepare(options: argparse.Namespace) -> Any:
     from fpbench.models.loading import Loading, pick_device
 
     given = _named(options, "dtype", "revision", "token_budget", "trust_remote_code", "allow_pickle")
+    if "unconfined" in options:
+        given["unconfined"] = options.unconfined
     return Loading(pick_device(options.device), **given)
 
 
