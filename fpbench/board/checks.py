@@ -28,7 +28,7 @@ KEYS = {
     "triggers": "conditions average activated n interval error_bound cut",
     "bands": "mean deviation counts auc benign histogram edges",
     "utility": "accuracy tasks word_perplexity max_length token_perplexity",
-    "cost": "seconds peak_memory fraction relative_norm bytes dense_bytes rank weights_digest",
+    "cost": "seconds peak_memory fraction relative_norm bytes dense_bytes rank weights_digest text",
 }
 TASK_KEYS = "accuracy accuracy_normalized n truncated data anchors"
 TEXT_KEYS = "perplexity length windows predicted tokens"
@@ -170,7 +170,9 @@ def _check_cost(measured: Measurement) -> None:
     for name, value in measured.result["seconds"].items():
         _within(measured, f"seconds of {printable(name)}", value, inf)
     _within(measured, "fraction", measured.result["fraction"], 1.0)
-    for name in measured.result.keys() - {"seconds", "weights_digest"}:
+    for name, value in measured.result.get("text", {}).items():
+        _within(measured, f"text of key statistics: {printable(name)}", value, inf)
+    for name in measured.result.keys() - {"seconds", "weights_digest", "text"}:
         _within(measured, name, measured.result[name], inf)
 
 

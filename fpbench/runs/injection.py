@@ -4,7 +4,7 @@ import logging
 from collections import UserDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class InjectionReport:
     # stored delta, "dense_bytes" of the changed parameters, and the largest "rank" of a change stored as factors.
     changed: Mapping[str, float]
     delta: Delta  # the changed parameters with their new values
+    text: Mapping[str, int] = field(default_factory=dict)  # that key statistics were taken over; none if there are none
     search: Mapping[str, Any] | None = None  # the rate that was searched for, and the record of the search
 
     def save(self, path: Path) -> None:
@@ -42,6 +43,7 @@ class InjectionReport:
             set_aside(path)
         write_bytes(path, self.delta.to_bytes())
         figures = {"seconds": dict(self.seconds), "peak_memory": self.peak_memory, "changed": dict(self.changed)}
+        figures["text"] = dict(self.text)
         write_record(path.with_suffix(".json"), figures | {"weights_digest": self.delta.digest})
 
     @staticmethod
@@ -60,7 +62,7 @@ class InjectionReport:
         match figures:
             case {"seconds": dict(seconds), "peak_memory": int(peak), "changed": dict(changed), "weights_digest": name}:
                 if delta is not None and delta.digest == name:
-                    return InjectionReport(seconds, peak, changed, delta)
+                    return InjectionReport(seconds, peak, changed, delta, figures.get("text", {}))
         logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
         set_aside(path)
         return None
@@ -97,7 +99,7 @@ def inject_with(
     changed |= {"bytes": delta.size, "dense_bytes": delta.dense_size, "rank": delta.rank}
     # A method that works in another process has timed itself; the rest of its time here is spent waiting for it.
     seconds = {"total": meter.seconds} | context.seconds
-    return InjectionReport(seconds, context.peak_memory or meter.peak_memory, changed, delta)
+    return InjectionReport(seconds, context.peak_memory or meter.peak_memory, changed, delta, context.text)
 
 
 class Spectra(UserDict[str, KeyStatistics]):
