@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench import data
 from fpbench.adversaries.price import Items
 from fpbench.errors import InputError
-from fpbench.metrics.measure import UTILITY_TASKS
+from fpbench.metrics.measure import LINES, UTILITY_TASKS
 from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.prompts import Example
 from fpbench.modifications.base import Modification, ModificationContext
@@ -132,6 +132,8 @@ class Datasets:
                 getattr(self, {"zsre": "pairs", "answers": "price_items"}.get(name, name))
         for name in self.utility_sources:
             data.read_text(named[name]) if name == "wikitext" else data.read_rows(named[name])
+        if LINES in named:
+            data.read_lines(named[LINES])
         if "tinymmlu" in named:
             _ = self.item_parameters
 
