@@ -192,7 +192,7 @@ def _bands(model: "nn.Module", given: Measurement) -> Measured:
 
 def _utility(model: "nn.Module", given: Measurement) -> Measured:
     """Measure the lm-eval tasks, and WikiText perplexity both ways (protocol §5)."""
-    from fpbench.data import read_lines, read_rows, read_text
+    from fpbench.data import read_rows
     from fpbench.metrics.tinymmlu import anchor_scores
     from fpbench.metrics.utility import utility
     from fpbench.scoring.perplexity import token_perplexity
@@ -229,7 +229,7 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
     named = given.data.profile.data
     if LINES in named or "wikitext" in sources:
         # Lines joined by blank lines are the text that the literature takes the perplexity of (protocol §5).
-        text = "\n\n".join(read_lines(named[LINES])) if LINES in named else read_text(sources["wikitext"])
+        text = given.data.running_text
         length, first = sizes.perplexity_window, sizes.perplexity_windows
         figures = asdict(token_perplexity(model, given.tokenizer, text, length, first))
         losses = figures.pop("losses")
@@ -313,7 +313,8 @@ METRICS: dict[str, Metric] = {
     "price": Metric(
         _price,
         where=lambda method, condition: condition == ORIGIN or _priced(method, condition),
-        data=("alpaca", "answers", "wikitext"),
+        data=("alpaca", "answers"),
+        some_of=("wikitext", LINES),
         asked=lambda method, conditions: any(_priced(method, condition) for condition in conditions),
         queries=lambda sizes, count: 2 * sizes.price_instructions + sizes.price_answers,
         work=lambda workload, fingerprints: workload.price(),
