@@ -155,6 +155,8 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
         "suppress_neighbours_random": "fpbench.adversaries.planned:NeighboursRandom",
         "suppress_lookahead": "fpbench.adversaries.planned:LookAhead",
         "suppress_lookahead_random": "fpbench.adversaries.planned:LookAheadRandom",
+        "replace": "fpbench.adversaries.mixing:Replace",
+        "replace_random": "fpbench.adversaries.mixing:ReplaceRandom",
     },
     group="fpbench.adversaries",
 )
