@@ -157,6 +157,8 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
         "suppress_lookahead_random": "fpbench.adversaries.planned:LookAheadRandom",
         "replace": "fpbench.adversaries.mixing:Replace",
         "replace_random": "fpbench.adversaries.mixing:ReplaceRandom",
+        "ensemble": "fpbench.adversaries.mixing:Ensemble",
+        "ensemble_random": "fpbench.adversaries.mixing:EnsembleRandom",
     },
     group="fpbench.adversaries",
 )

@@ -1,4 +1,4 @@
-"""Mixing: the distribution of other models in place of the stolen one's."""
+"""Mixing: the distribution of other models in place of the stolen one's, or averaged with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fpbench.adversaries.base import Adversary
-from fpbench.errors import CellError
+from fpbench.adversaries.base import Adversary, AdversaryContext
+from fpbench.errors import CellError, InputError
 from fpbench.modifications.base import Dose
 from fpbench.registry import ADVERSARIES
 
@@ -59,6 +59,62 @@ class ReplaceRandom(Replace):
     def instead(self, logits: Tensor, base: Tensor) -> Tensor:
         """Return the model's own logits with noise."""
         return moved_at_random(logits, base, self.context.seed)
+
+
+@ADVERSARIES.register("ensemble")
+class Ensemble(Adversary):
+    """Averages three models, two fingerprinted otherwise, over the tokens that two of them list (arXiv 2601.04261).
+
+    Tokens are kept that are among the K likeliest of at least two models; where there is none, all of the three lists.
+    Probabilities, at temperature 1, are averaged.
+    """
+
+    level = "L2"
+    pays: ClassVar[dict[str, float]] = {"inference": 3, "parameters": 2}
+    needs = ("siblings",)
+    dose: ClassVar[Dose | None] = Dose("tokens listed", default=20, list=(30, 20, 10), least=1, weaker_is_larger=True)
+    control = "ensemble_random"
+
+    def prepare(self, context: AdversaryContext) -> None:
+        """Take two siblings.
+
+        Raises:
+            InputError: if there are fewer.
+        """
+        super().prepare(context)
+        self.siblings = context.siblings()[:2]
+        if len(self.siblings) < 2:
+            raise InputError(f"adversary {self.name!r} needs two siblings of the model, found {len(self.siblings)}.")
+
+    def sample(self, prompts: Prompts, prefixes: Prompts, logits: Tensor) -> Tensor:
+        """Return the logarithm of the mean distribution, [n, V]."""
+        import torch
+
+        all_three = [logits, *self.others(prompts, prefixes, logits)]
+        count = min(int(self.amount), logits.shape[1])
+        listed = torch.zeros_like(logits)  # by how many models, (n, V)
+        for each in all_three:
+            listed.scatter_add_(1, each.topk(count).indices, torch.ones_like(logits[:, :count]))
+        kept = listed >= 2
+        kept |= (listed >= 1) & ~kept.any(dim=-1, keepdim=True)
+        mean = torch.stack([torch.log_softmax(each, dim=-1) for each in all_three]).logsumexp(dim=0) - math.log(3)
+        return mean.masked_fill(~kept, -math.inf)
+
+    def others(self, prompts: Prompts, prefixes: Prompts, logits: Tensor) -> Sequence[Tensor]:
+        """Return the siblings' logits, each [n, V], at n nodes."""
+        return [logits_of(each, prompts, prefixes, logits) for each in self.siblings]
+
+
+@ADVERSARIES.register("ensemble_random")
+class EnsembleRandom(Ensemble):
+    """The same with two models as far from the stolen one, in its logits, as the siblings are, in random directions."""
+
+    control = ""
+
+    def others(self, prompts: Prompts, prefixes: Prompts, logits: Tensor) -> Sequence[Tensor]:
+        """Return the model's own logits with noise, twice."""
+        siblings = super().others(prompts, prefixes, logits)
+        return [moved_at_random(logits, each, self.context.seed + number) for number, each in enumerate(siblings)]
 
 
 def logits_of(model: Any, prompts: Prompts, prefixes: Prompts, logits: Tensor) -> Tensor:
