@@ -140,6 +140,7 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
         "merge_slerp": "fpbench.modifications.merge:Spherical",
         "fsft_alpaca": "fpbench.modifications.fsft:FSFTAlpaca",
         "fsft_math": "fpbench.modifications.fsft:FSFTMath",
+        "activation": "fpbench.modifications.activation:Activation",
     },
     group="fpbench.modifications",
 )
