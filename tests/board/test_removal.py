@@ -175,6 +175,24 @@ def test_the_base_is_not_merged_with_itself(store):
     assert rows_of(store)["base"].removal.missing == ()
 
 
+def test_a_model_that_knows_no_answers_has_no_short_price(store):
+    for seed in SEEDS:
+        for condition in ("origin", *SAMPLERS):
+            long = SAMPLERS.get(condition, (0.0,))[0]
+            price(store, "base", condition, long=long, short=0.99, text=0.0, seed=seed)
+    found = rows_of(store)["strong"].removal
+    assert found.conditions["suppress@3"].short is None and found.missing == ()
+    line = csv_of(store)["strong"]
+    assert line["removal price, long"] == "3.0–4.3 %"
+    # The merge, 40 %, is all that has one: nothing that is affordable was tried.
+    assert line["removal price, short"] == "incomplete"
+    for seed in SEEDS:
+        for condition in ("origin", "merge@0.3"):
+            price(store, "strong", condition, short=0.99, text=0.0, seed=seed)
+            price(store, "weak", condition, short=0.99, text=0.0, seed=seed)
+    assert csv_of(store)["strong"]["removal price, short"] == "–"
+
+
 # Rank.
 
 
