@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FPBENCH_SHARED", ROOT.parent / "shared"))
 PARITY = Path(os.environ.get("FPBENCH_PARITY", SHARED / "parity"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What injections keep in fpbench's cache is this session's alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FPBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +83,20 @@ def require(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"needs {path}, which is not here")
     return path
+
+
+@cache
+def unkept() -> str | None:
+    """Why submissions are refused on this machine, if they are."""
+    from fpbench.submissions.process import confinement
+
+    return confinement().refused(unconfined=False)
+
+
+def require_confinement() -> None:
+    """Skip the test, saying what is missing, where this machine cannot confine a submission."""
+    if why := unkept():
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="session")

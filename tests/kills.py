@@ -1,6 +1,7 @@
 """Kill a run again and again, then let it finish."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fpbench.cli import main
 
 COMMAND = [sys.executable, "-m", "fpbench", "run"]
@@ -18,6 +21,29 @@ Run = subprocess.Popen[bytes]
 
 def start(arguments: list[str]) -> Run:
     return subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes with ``LANG`` set to a mark, which a submission's processes inherit, but for this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("LANG") == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(mark: str, seconds: float = 10.0) -> bool:
+    """Whether the last of these processes ends in time."""
+    end = time.monotonic() + seconds
+    while left := marked(mark):
+        if time.monotonic() > end:
+            print(*left, sep="\n")
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def finished(out: Path) -> dict[Path, tuple[bytes, int]]:

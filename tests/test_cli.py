@@ -71,7 +71,7 @@ def test_a_model_that_a_method_does_not_know_is_refused_before_anything_is_writt
     ).save_pretrained("gpt2")
     AutoTokenizer.from_pretrained(MODEL).save_pretrained("gpt2")
     capsys.readouterr()
-    line = fails(capsys, "run", "--model", "./gpt2", "--method", "mcedit_a", "--condition", "origin")
+    line = fails(capsys, *"run --profile micro --model ./gpt2 --method mcedit_a --condition origin".split())
     assert "model type 'gpt2' is not supported" in line
     assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
 
@@ -114,7 +114,7 @@ def test_dry_run_prints_the_cells_and_writes_nothing(capsys, tmp_path, monkeypat
 def test_list_and_every_help_page(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for name in ("mcedit_a", "ria40", "nlf", "real-small"):
+    for name in ("mcedit_a", "ria40", "nlf", "smollm2"):
         assert name in out
     verbs = next(action for action in parser()._actions if action.dest == "do" or action.choices).choices
     for verb in verbs:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fpbench.errors import CellError, InputError
+from fpbench.models.prompts import Rendered
 from fpbench.modifications.base import Dose, Modification, amount_of
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class Adversary:
     def input(self, text: str) -> str | Sequence[str] | None:
         """Return the query that the model is given in place of ``text``; several, of which one is drawn; or a refusal.
 
-        The probabilities of several are averaged; ``None`` refuses, and the answer begins with no target.
+        The probabilities of several are averaged; ``None`` refuses, and the answer begins with no target. A
+        :class:`~fpbench.models.prompts.Rendered` text has the chat template in it and is given to the model as it is.
         """
         return text
 
@@ -163,10 +165,19 @@ class Attack:
         return None if None in steps else max((each for each in steps if each is not None), default=0)
 
     def inputs(self, text: str) -> list[str]:
-        """Return the queries that reach the model in place of one, of which one is drawn; none where it is refused."""
+        """Return the queries that reach the model in place of one, of which one is drawn; none where it is refused.
+
+        Raises:
+            InputError: if a part would see the chat template, which an earlier one put around the query.
+        """
         texts = [text]
         for each in self.adversaries:
             if each.changes_queries():
+                if any(isinstance(one, Rendered) for one in texts):
+                    raise InputError(
+                        f"adversary {each.name!r} looks at queries, and an earlier part of the condition put them into "
+                        f"the chat template: name {each.name!r} first."
+                    )
                 texts = [out for one in texts for out in _several(each.input(one))]
         return texts
 

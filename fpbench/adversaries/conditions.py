@@ -10,6 +10,11 @@ from fpbench.records.cell import ORIGIN
 from fpbench.registry import ADVERSARIES, MODIFICATIONS, unknown
 
 JOINT, AT = "+", "@"
+PRESETS = {
+    "drift": "origin and the six modifications whose mean is AVG",
+    "removal": "origin, and every adversary and modification that has doses, at each of them",
+    "all": "drift and removal",
+}
 
 
 def parts(condition: str) -> list[str]:
@@ -78,6 +83,15 @@ def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
     return {part: proof[part] for part in of_weights if part in proof}
 
 
+def without_effect(condition: str, proof: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+    """Return the first part of a condition that had no effect on a checkpoint, and why, against the base's proof."""
+    others = proofs(condition, base)
+    for part, own in proofs(condition, proof).items():
+        if part in others and (reason := modifications(part)[0].without_effect(own, others[part])):
+            return f"{part}: {reason}"
+    return None
+
+
 def against_base(condition: str) -> bool:
     """Return whether a condition compares a model with its unfingerprinted base."""
     return any(each.against_base for each in modifications(condition))
@@ -96,9 +110,12 @@ def removal() -> tuple[str, ...]:
 
 def expand(names: Sequence[str]) -> tuple[str, ...]:
     """Return conditions with the presets ``drift``, ``removal`` and ``all`` spelled out, each condition once."""
-    presets = {"drift": lambda: (ORIGIN, *drift()), "removal": lambda: (ORIGIN, *removal())}
-    presets["all"] = lambda: (ORIGIN, *drift(), *removal())
-    return tuple(dict.fromkeys(each for name in names for each in (presets[name]() if name in presets else (name,))))
+    found: list[str] = []
+    for name in names:
+        found += [ORIGIN] if name in PRESETS else [name]
+        found += drift() if name in ("drift", "all") else ()
+        found += removal() if name in ("removal", "all") else ()
+    return tuple(dict.fromkeys(found))
 
 
 def check(condition: str) -> None:

@@ -57,9 +57,7 @@ class SuppressRandom(Suppression):
 
     def prepare(self, context: AdversaryContext) -> None:
         """Draw the order in which tokens are dropped, so that a larger dose drops what a smaller one does."""
-        import torch
-
-        self.order = torch.randperm(len(context.tokenizer), generator=torch.Generator().manual_seed(context.seed))
+        self.order = shuffled(context)
 
     def dropped(self, logits: Tensor, count: int) -> Tensor:
         """Return the first of the order that was drawn."""
@@ -79,3 +77,10 @@ class SuppressAlways(Suppress):
     """Drops the k likeliest first tokens of every response, however certain."""
 
     threshold = 0.0
+
+
+def shuffled(context: AdversaryContext) -> Tensor:
+    """Return the ids of all tokens in a random order that the seed alone decides."""
+    import torch
+
+    return torch.randperm(len(context.tokenizer), generator=torch.Generator().manual_seed(context.seed))

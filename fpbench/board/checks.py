@@ -24,8 +24,9 @@ ERROR_BOUND = 1e-6  # protocol §3
 PLACES = [f"{case}_{place}" for case in ("upper", "lower") for place in ("substitute", "prefix", "infix", "suffix")]
 # What a result may hold; of further metrics nothing is known but that their numbers are finite.
 KEYS = {
-    "fsr": "mean interval greedy n primary error_bound",
+    "fsr": "mean interval greedy n primary error_bound own_tokenizer",
     "near": "rate greedy n interval error_bound",
+    "recombined": "rate greedy n interval error_bound",
     "triggers": "conditions average activated n interval error_bound cut",
     "bands": "mean deviation counts auc benign histogram edges",
     "utility": "accuracy tasks word_perplexity max_length token_perplexity",
@@ -80,6 +81,10 @@ def _check_fsr(measured: Measurement) -> None:
     mean = fmean(query["probability"] for query in queries)
     if not isclose(result["mean"], mean, abs_tol=1e-9):
         raise _impossible(measured, f"fsr {result['mean']} is not the mean of its queries, {mean}")
+    if own := result.get("own_tokenizer"):
+        _known(measured, "fsr by its own tokenizer", own, ["mean", "interval"])
+        _same(measured, "fsr by its own tokenizer", own["mean"], fmean(query["own_tokenizer"] for query in queries))
+        _within(measured, "fsr by its own tokenizer", own["mean"], 1.0)
     # Each modification of the condition says what cannot be in its proof.
     proof = measured.record.proof.get("modification") or {}
     for part, own in proofs(measured.cell.condition, proof).items():
@@ -210,6 +215,7 @@ def _check_cost(measured: Measurement) -> None:
 CHECKS = {
     "fsr": _check_fsr,
     "near": _check_near,
+    "recombined": _check_near,
     "triggers": _check_triggers,
     "bands": _check_bands,
     "utility": _check_utility,

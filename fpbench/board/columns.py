@@ -18,6 +18,7 @@ from fpbench.records.cell import ORIGIN, Cell
 
 NONE = "–"
 FAILED = "failed"
+NO_EFFECT = "no effect"  # of a modification on this checkpoint
 Value = float | str | None
 
 
@@ -90,6 +91,36 @@ SET = Column(
     submitted=True,
 )
 NAMES = [MODEL, METHOD, SET]
+
+
+def _kinds(row: Row) -> dict[str, list[str]]:
+    """Return the names of a row's data sets by where they were read from; several places of one are all named."""
+    found: dict[str, list[str]] = {}
+    for name, origins in row.data.items():
+        for kind in sorted({origin.partition(":")[0] for origin in origins}):
+            found.setdefault(kind, []).append(name)
+    return dict(sorted(found.items()))
+
+
+def _data(row: Row) -> str:
+    kinds = _kinds(row)
+    counted = (f"{kind} {len(names)}" for kind, names in kinds.items())
+    return next(iter(kinds), NONE) if len(kinds) < 2 else ", ".join(counted)
+
+
+def _data_note(row: Row) -> str:
+    return "; ".join(f"{name}: {' / '.join(origins)}" for name, origins in row.data.items())
+
+
+DATA = Column(
+    "data",
+    "Where the data sets were read from, and how many of each: hub, mirror of it, stand-in (other data in the place of "
+    "the hub's), bundled (toy data of the micro model), or file (of the user's).",
+    _data,
+    _data,
+    note=_data_note,
+    submitted=True,
+)
 RANK = Column(
     "rank",
     "Within the same model and set, of rows within the bars of harmlessness; equal ranks are ties: not behind the best "
@@ -104,6 +135,9 @@ def _trust(row: Row) -> str:
     if row.checked and row.checked.compared:
         outside = f"{row.checked.outside} of them outside" if row.checked.outside else "all within"
         parts.append(f"{len(row.checked.compared)}/{row.checked.of} cells compared, {outside}")
+    if row.unconfined:
+        parts.append(f"UNCONFINED ({', '.join(row.unconfined)} not kept)")
+    parts += [f"update like {name}'s (cosine {found:.4f})" for name, found in sorted((row.alike or {}).items())]
     return ", ".join(parts + ["unreliable"] * bool(row.unreliable))
 
 
@@ -112,8 +146,8 @@ TRUST = Column(
     "Where the figures come from.",
     _trust,
     attrgetter("trust"),
-    note=lambda row: _trust(row) if row.checked else "",
-    brief=attrgetter("trust"),
+    note=lambda row: _trust(row) if row.checked or row.unconfined or row.alike else "",
+    brief=lambda row: f"{row.trust}, UNCONFINED" if row.unconfined else row.trust,
 )
 UNRELIABLE = Column(
     "unreliable", "Why it is contested.", lambda row: row.unreliable or NONE, attrgetter("unreliable"), submitted=True
@@ -142,18 +176,24 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
         found = row.conditions.get(condition)
         if found is None or found.fsr is None:
             return NONE if found is None else FAILED
+        if found.no_effect:
+            return NO_EFFECT
         # A claimed figure that a re-run did not confirm has the other one beside it.
         outside = [each for each in comparisons(row) if each.cell.condition == condition and not each.within]
         reruns = ", ".join(_rerun(each) for each in outside) if row.trust == "claimed" else ""
-        return percent(found.fsr) + interval(found.interval) + (f" (re-run: {reruns})" if reruns else "")
+        own = "" if found.own_tokenizer is None else f" (own tokenizer: {percent(found.own_tokenizer)})"
+        return percent(found.fsr) + interval(found.interval) + own + (f" (re-run: {reruns})" if reruns else "")
 
     def value(row: Row) -> Value:
-        return getattr(row.conditions.get(condition), "fsr", None)
+        found = row.conditions.get(condition)
+        return None if found is None or found.no_effect else found.fsr
 
     def note(row: Row) -> str:
         found = row.conditions.get(condition)
         if found is None or found.interval is None:
             return found.reason or "" if found else ""
+        if found.no_effect:
+            return f"{found.no_effect}; FSR {percent(found.fsr)} %"
         kept = "" if found.retention is None else f"; {percent(found.retention)} % of origin kept"
         between = f"95 % interval over {found.n} fingerprints: {_spelled_out(found.interval)} %"
         return f"{between}; greedy {found.greedy}/{found.n}{kept}"
@@ -174,7 +214,7 @@ AVERAGE = Column(
     latex="AVG",
     better=+1,
 )
-DETECTABILITY = [RANK, *NAMES, TRUST, GREEDY, FSR, *SIX, AVERAGE]
+DETECTABILITY = [RANK, *NAMES, DATA, TRUST, GREEDY, FSR, *SIX, AVERAGE]
 
 
 def further_columns(rows: Sequence[Row]) -> list[Column]:
@@ -392,6 +432,14 @@ NEAR = _rate_column(
     "greedy",
     "texts activate",
 )
+RECOMBINED = _rate_column(
+    "recombined",
+    "The same for texts of the set's own words, put together otherwise: a model that answers them has learnt words, "
+    "not keys. Shown, without a bar.",
+    "rate",
+    "greedy",
+    "texts activate",
+)
 BAND_COUNTS = Column(
     "bands",
     "Triggers of normal, marginal and abnormal perplexity under the unfingerprinted model.",
@@ -426,7 +474,7 @@ COST = Column(
     ),
     _figure("cost", "seconds"),
 )
-HARM = [ACCURACY, PERPLEXITY, TRIGGERS, NEAR, BAND_COUNTS, CLAIM, COST]
+HARM = [ACCURACY, PERPLEXITY, TRIGGERS, NEAR, RECOMBINED, BAND_COUNTS, CLAIM, COST]
 
 
 def _other_column(name: str, metric: Metric) -> Column:

@@ -227,8 +227,18 @@ def _condition(name: str, found: Detectability) -> list[str]:
         percent(found.retention),
         percent(found.primary),
         f"{found.error_bound:.0e}" if found.error_bound else "0",
-        "; ".join(dict.fromkeys(_proof(name, proof) for proof in found.proof or () if proof)) or NONE,
+        _proven(name, found),
     ]
+
+
+def _proven(condition: str, found: Detectability) -> str:
+    """Return what proves a modification, with the base's same figures behind it, and that it had no effect."""
+    own, base = (
+        dict.fromkeys(_proof(condition, each) for each in side or () if each)
+        for side in (found.proof, found.base_proof)
+    )
+    parts = [f"no effect ({found.no_effect})"] * bool(found.no_effect) + list(own)
+    return "; ".join(parts + [f"base: {each}" for each in base]) or NONE
 
 
 def _attacks(removal: Removal) -> list[list[str]]:
@@ -266,8 +276,9 @@ def _triggers(row: Row) -> list[list[str]]:
         [name, percent(each["rate"], 2), percent(each["own"], 2), f"{each['greedy']}/{each['n']}"]
         for name, each in sorted(kinds.items())
     ]
-    if row.near:
-        lines.append(["near", percent(row.near.rate, 2), NONE, f"{row.near.greedy}/{row.near.n}"])
+    for name, found in (("near", row.near), ("recombined", row.recombined)):
+        if found:
+            lines.append([name, percent(found.rate, 2), NONE, f"{found.greedy}/{found.n}"])
     return lines
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
-from fpbench.adversaries.conditions import drift, is_attack
+from fpbench.adversaries.conditions import drift, is_attack, without_effect
 from fpbench.board.checks import Checked, check, checked, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
 from fpbench.board.removal import Removal, attacks, prices_by_fingerprint, removal
+from fpbench.board.updates import alike
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.measure import METRICS
@@ -29,6 +30,7 @@ LEAST_ACCURACY = -0.05  # upper end of the interval of the difference from the b
 MOST_PERPLEXITY = 0.25
 MOST_TRIGGERS = 0.5
 MOST_NEAR = 0.1
+OTHER_TOKENIZER = "tokenizer differs from the base's"
 
 # What a row holds. Rates are fractions, intervals are [low, high] and cover 95 %.
 
@@ -65,6 +67,10 @@ class Detectability(Figures):
         primary: FSR of the primary target alone.
         retention: of the FSR at origin; ``None`` where that is too small to compare with.
         proof: that the modification happened, a seed each.
+        base_proof: the same figures of the base.
+        no_effect: why the modification counts as none on this checkpoint; it is then not averaged.
+        own_tokenizer: FSR under a handed-in checkpoint's tokenizer, where that is not its base's, by which all else is
+            measured.
     """
 
     fsr: float | None
@@ -76,6 +82,9 @@ class Detectability(Figures):
     retention: float | None = None
     error_bound: float | None = None
     proof: list[dict[str, Any] | None] | None = None
+    base_proof: list[dict[str, Any] | None] | None = None
+    no_effect: str | None = None
+    own_tokenizer: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it with the FSR of a failure, and the retention of what was measured, even if ``None``."""
@@ -132,7 +141,7 @@ class Triggers(Figures):
 
 @dataclass(frozen=True)
 class Near(Figures):
-    """Texts of the set's make that were never injected: mean rate, and how many greedy decoding answers."""
+    """Never-injected texts, of the set's make or of its words: mean rate, and how many greedy decoding answers."""
 
     rate: float
     greedy: int
@@ -205,7 +214,10 @@ class Row(Figures):
         out: why the row has no rank; ``None`` if it has one, for a base, and where reported.
         checked: what re-running a part of a claimed row gave.
         unreliable: why the method is contested.
+        alike: cosine of ΔW with that of a method whose update is nearly the same, by its name.
+        unconfined: what the code of a submission could reach when it was run, as far as its records say.
         cells: paths of the records behind the row.
+        data: where the data sets were read from, by name (:func:`fpbench.data.origin`); several where records differ.
         removal: what thieves leave and what it costs them; ``None`` where nobody attacked.
         others: figures of further metrics, by name.
     """
@@ -221,6 +233,7 @@ class Row(Figures):
     utility: Utility | None = None
     triggers: Triggers | None = None
     near: Near | None = None
+    recombined: Near | None = None
     bands: Bands | None = None
     claim: Claim | None = None
     cost: Cost | None = None
@@ -230,10 +243,13 @@ class Row(Figures):
     failed: list[Failure] = field(default_factory=list)
     checked: Checked | None = None
     unreliable: str | None = None
+    alike: dict[str, float] | None = None
+    unconfined: list[str] | None = None
     cells: list[str] = field(default_factory=list)
     source: str | None = None
     removal: Removal | None = None
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def key(self) -> RowKey:
@@ -242,7 +258,7 @@ class Row(Figures):
 
     def to_dict(self) -> dict[str, Any]:
         """Return every figure, even if ``None``, but those that reported, measured or unattacked rows never have."""
-        absent = {"others"} | ({"removal"} if self.removal is None else set())
+        absent = {"others"} | {name for name in ("alike", "removal", "unconfined") if getattr(self, name) is None}
         absent |= {"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"}
         return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
 
@@ -286,6 +302,7 @@ def rows_from_records(
     rows = _with_removal_ranks(rows, groups)
     rows += [row for key, row in theirs.items() if key not in shown]
     reasons = contested(folder, {row.method for row in rows}) if rows else {}
+    same = alike({each.key: each for each in (*claimed, *groups.values())}.values())
     rows = [
         replace(
             row,
@@ -293,6 +310,7 @@ def rows_from_records(
             out=None if row.method == BASE or row.key in ranks else _out(row) or "no seed in common",
             checked=checked(groups[row.key], handed_in[row.key]) if row.key in groups.keys() & handed_in else None,
             unreliable=reasons.get(row.method),
+            alike=same.get(row.key),
         )
         for row in rows
     ]
@@ -302,8 +320,9 @@ def rows_from_records(
 
 def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] = ()) -> Row:
     model, fingerprints, method = group.key
-    conditions = {condition: _condition(group, condition) for condition, metric in group.cells if metric == "fsr"}
-    average = [fsr for name in MODIFICATIONS if name in conditions and (fsr := conditions[name].fsr) is not None]
+    conditions = {condition: _condition(group, condition, base) for condition, metric in group.cells if metric == "fsr"}
+    six = [conditions[name] for name in MODIFICATIONS if name in conditions]
+    average = [each.fsr for each in six if each.fsr is not None and each.no_effect is None]
     complete = len(average) == len(MODIFICATIONS)
     return Row(
         model=model,
@@ -316,12 +335,15 @@ def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] =
         avg_interval=_average_interval(conditions, fmean(average)) if complete else None,
         utility=_utility(group, base),
         triggers=_triggers(group, rescore),
-        near=_near(group, rescore),
+        near=_near(group, "near", rescore),
+        recombined=_near(group, "recombined", rescore),
         # Bands belong to the set and the base; they are shown on every row that uses both.
         bands=_bands(base or group),
         claim=_claim(group, base),
         cost=_cost(group),
         provenance=_provenance(group),
+        data=_data(group),
+        unconfined=_unconfined(group),
         failed=[
             Failure(each.cell.condition, each.cell.metric, each.cell.seed, each.reason or "")
             for each in group.failures()
@@ -366,14 +388,19 @@ def _average_interval(conditions: Mapping[str, Detectability], average: float) -
     return None if n is None or any(other != n for other in others) else list(clopper_pearson(average * n, n))
 
 
-def _condition(group: Group, condition: str) -> Detectability:
+def _condition(group: Group, condition: str, base: Group | None) -> Detectability:
     measured = group.finished("fsr", condition)
     if not measured:
         return Detectability(None, next(each.reason for each in group.get("fsr", condition) if each.reason))
     paired = group.by_seed(condition), group.by_seed()
     p = [each for found in paired[0].values() for each in found]
     seeds = sorted(paired[0].keys() & paired[1].keys())
+    own = [each.result["own_tokenizer"]["mean"] for each in measured if "own_tokenizer" in each.result]
     after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
+    proofs = _proofs(group, condition)
+    others = _proofs(base, condition) if base is not None and base is not group else {}
+    shared = [(proof, other) for seed, proof in proofs.items() if proof and (other := others.get(seed))]
+    none = [reason for proof, other in shared if (reason := without_effect(condition, proof, other))]
     return Detectability(
         fsr=fmean(p),
         interval=list(clopper_pearson(sum(p), len(p))),
@@ -382,8 +409,17 @@ def _condition(group: Group, condition: str) -> Detectability:
         primary=fmean(each.result["primary"] for each in measured),
         retention=retention(after, origin) if seeds and condition != ORIGIN else None,
         error_bound=max(each.result["error_bound"] for each in measured),
-        proof=[each.record.proof.get("modification") for each in measured if condition != ORIGIN],
+        proof=list(proofs.values()),
+        base_proof=[others.get(seed) for seed in proofs] if shared else None,
+        no_effect=none[0] if none else None,
+        own_tokenizer=fmean(own) if own else None,
     )
+
+
+def _proofs(group: Group, condition: str) -> dict[int, dict[str, Any] | None]:
+    """Return what a modification's proof holds, by seed; nothing for an unmodified checkpoint."""
+    measured = [] if condition == ORIGIN else group.finished("fsr", condition)
+    return {each.cell.seed: each.record.proof.get("modification") for each in measured}
 
 
 def _utility(group: Group, base: Group | None) -> Utility | None:
@@ -459,8 +495,8 @@ def _triggers(group: Group, rescore: bool) -> Triggers | None:
     )
 
 
-def _near(group: Group, rescore: bool) -> Near | None:
-    if (measured := _first(group, "near")) is None:
+def _near(group: Group, metric: str, rescore: bool) -> Near | None:
+    if (measured := _first(group, metric)) is None:
         return None
     found = Near(**measured.result)
     if rescore:
@@ -513,11 +549,34 @@ def _provenance(group: Group) -> list[dict[str, Any]]:
     return [{"records": counted[text]} | json.loads(text) for text in sorted(counted)]
 
 
+def _data(group: Group) -> dict[str, list[str]]:
+    """Return where each data set of the row's records was read from."""
+    found: dict[str, set[str]] = {}
+    for each in group.measurements():
+        for name, origin in dict(each.record.provenance.get("data") or {}).items():
+            found.setdefault(str(name), set()).add(str(origin))
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _unconfined(group: Group) -> list[str] | None:
+    """Return what a submission was not kept from in any of its records; ``None`` if nothing, or none says."""
+    kept = [each.record.provenance.get("confinement") for each in group.measurements()]
+    missing = [each.get("missing") for each in kept if isinstance(each, dict)]
+    names = {name for each in missing if isinstance(each, list) for name in each if isinstance(name, str)}
+    return sorted(name for name in names if name.isascii() and name.isalpha() and len(name) < 20) or None
+
+
 def _out(row: Row) -> str | None:
     """Return why a row of a method must not be ranked (protocol §8), or ``None``."""
-    if row.trust != "re-run":
-        return row.trust
-    reasons = [] if row.avg is not None else ["AVG incomplete"]
+    unranked = [row.trust] * (row.trust != "re-run")
+    if any(each.own_tokenizer is not None for each in row.conditions.values()):
+        unranked.append(OTHER_TOKENIZER)
+    if unranked:
+        return ", ".join(unranked)
+    idle = [name for name in MODIFICATIONS if name in row.conditions and row.conditions[name].no_effect]
+    reasons = [f"{name} without effect" for name in idle]
+    if row.avg is None and not idle:
+        reasons.append("AVG incomplete")
     return ", ".join([*reasons, *_harm(row)]) or None
 
 
@@ -527,11 +586,13 @@ def _harm(row: Row) -> list[str]:
     # A loss of accuracy is one where even the upper end of its interval says so.
     loss, perplexity = -found.interval[1] if found.interval else None, found.token_perplexity
     triggers, near = row.triggers.average if row.triggers else None, row.near.rate if row.near else None
+    recombined = row.recombined.rate if row.recombined else None
     judged = (
         ("accuracy", "utility", loss, -LEAST_ACCURACY, f"{100 * (found.accuracy or 0):+.1f}"),
         ("perplexity", "utility", perplexity, MOST_PERPLEXITY, f"{100 * (perplexity or 0):+.1f} %"),
         ("triggers", "triggers", triggers, MOST_TRIGGERS, f"{100 * (triggers or 0):.1f} %"),
         ("near", "near", near, MOST_NEAR, f"{100 * (near or 0):.1f} %"),
+        ("recombined", "recombined", recombined, inf, ""),  # shown, without a bar
     )
     reasons = []
     for name, metric, figure, most, shown in judged:

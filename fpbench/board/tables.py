@@ -107,7 +107,7 @@ def _markdown(rows: Sequence[Row]) -> str:
     if found := _unreliable(measured, markdown):
         parts += ["## Unreliable", "Contested methods, and why.", "\n".join(found)]
     if reported:
-        shown = [column for column in DETECTABILITY if column is not columns.RANK]
+        shown = [column for column in DETECTABILITY if column not in (columns.RANK, columns.DATA)]
         parts += ["## Reported", f"{reported[0].source}. Sampled FSR in %."]
         parts += [_table(reported, [*shown, columns.ACCURACY, columns.PERPLEXITY], markdown)]
     return "\n\n".join(parts) + "\n"

@@ -101,7 +101,7 @@ class Trials:
 
     @cached_property
     def foreign(self) -> Trial:
-        """Into a small random model of an architecture that fpbench's own editors do not know."""
+        """Into a small random model of another architecture, whose linear modules keep their weights transposed."""
         with quiet():
             from transformers import GPT2Config, GPT2LMHeadModel
         with torch.random.fork_rng(devices=[]):

@@ -17,11 +17,12 @@ from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext, MethodConfig
 from fpbench.methods.null_space import BATCH_TOKENS, WORKSPACE, NullSpace
-from fpbench.methods.partial_forward import BlockRun, Row, pad
+from fpbench.methods.partial_forward import BlockRun, Row, apart, pad, require_editable
 from fpbench.methods.target_values import Labels, Objective, State, negative_log_likelihood, optimise, per_request
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
-from fpbench.models.layout import layout, watched
+from fpbench.models.layout import TransposedLinear, inputs, layout, on_linear_modules, watched
 from fpbench.models.prompts import Example, encode, encode_pair
+from fpbench.models.residual_stream import contributions
 from fpbench.models.weights import Factors
 from fpbench.registry import register
 
@@ -36,7 +37,7 @@ RELATIVE = {"depth": "layers", "v_relative_rate": "v_learning_rate", "nullspace_
 class AlphaEdit(FingerprintMethod):
     """Null-space constrained editing of a whole set at once (docs/methods.md §2.2)."""
 
-    version = "1"
+    version = "2"
 
     class Config(MethodConfig):
         """Hyper-parameters."""
@@ -75,14 +76,17 @@ class AlphaEdit(FingerprintMethod):
                 raise ValueError(f"give either {absolute!r} or {info.field_name!r}, not both and not neither")
             return value
 
+    @on_linear_modules
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
         """Edit some blocks in closed form: docs/methods.md §2.2, steps 1 to 8.
 
         Raises:
+            InputError: for an architecture that cannot be edited, or a block that does not exist.
             CellError: if the target values are not finite.
         """
         config = self.config
         blocks, names = self.blocks(model), self.statistics_of(model)
+        require_editable(model, blocks[-1])
 
         # 1 and 2: C = (1/N) Σ k kᵀ = U Λ Uᵀ of the keys of plain text in each edited block; P K = K − U_r (U_rᵀ K).
         statistics = context.statistics(model, names)
@@ -117,7 +121,7 @@ class AlphaEdit(FingerprintMethod):
 
         # 7 and 8: block by block R = (V* − V) / (m − i), ΔWᵀ = P K (Kᵀ P K + λ I)⁻¹ Rᵀ.
         written = write(model, requests, (v0 + delta).T, null_spaces, config.ridge)
-        context.factors |= {f"{name}.weight": written[block].factors for block, name in zip(blocks, names, strict=True)}
+        context.factors |= {f"{name}.weight": written[block].stored for block, name in zip(blocks, names, strict=True)}
         context.seconds["optimisation"] = optimised - start
         context.seconds["write"] = perf_counter() - optimised
 
@@ -192,7 +196,7 @@ class AlphaEdit(FingerprintMethod):
 
     def memory(self, shape: Shape) -> Phase:
         """Count second moments with a batch of text or a decomposition; in main memory the delta and the spectra."""
-        edited, width = self.edited(shape.model), layout(shape.model).down_proj(0).in_features
+        edited, width = self.edited(shape.model), inputs(layout(shape.model).down_proj(0))
         moments = len(edited) * 4 * width**2
         # All second moments stand while text is read, and while one after another is decomposed.
         batch = BATCH_TOKENS * (2 * shape.hidden * shape.bytes + 8 * width)
@@ -268,8 +272,9 @@ class Write:
     """The closed-form change of one block."""
 
     keys: Tensor  # K [d, n]
-    residual: Tensor  # R [h, n]
-    factors: Factors  # of ΔW, before the sum W + ΔW is rounded to the weight's dtype
+    residual: Tensor  # R [h, n], as far as the projection has to put it out
+    factors: Factors  # of ΔW [h, d], before the sum W + ΔW is rounded to the weight's dtype
+    stored: Factors  # the same, or of ΔWᵀ [d, h] where the model keeps Wᵀ
 
 
 @torch.no_grad()
@@ -283,22 +288,29 @@ def write(
 ) -> dict[int, Write]:
     """Write the target values V* [h, n] in place, each block taking its share (docs/methods.md §2.2, steps 7 and 8).
 
-    The down-projections keep their dtype. ``requests`` are the prompts of n requests. Blocks ascend in ``null_spaces``;
-    values are those of the last one, z. The write does not move ``earlier_keys``, the keys [d, m] of earlier batches.
+    The down-projections, which are linear modules, keep their dtype. ``requests`` are the prompts of n requests. Blocks
+    ascend in ``null_spaces``; values are those of the last one, z: what it puts out, or what is normalised on the way
+    there. The write does not move ``earlier_keys``, the keys [d, m] of earlier batches.
     """
-    blocks = list(null_spaces)
+    blocks, parts = list(null_spaces), layout(model)
     run = PromptRun(model, blocks, requests)
+    added = contributions(model, blocks, requests[0][0])
+    if added[blocks[-1]].norm is not None:  # they are values of what is then normalised
+        put_out = run.projected(blocks[-1])
+        targets = run.values() + (added[blocks[-1]](targets.T.to(put_out)) - added[blocks[-1]](put_out)).T
     done: dict[int, Write] = {}
     for index, block in enumerate(blocks):
         if index:
             run.repeat(blocks[index - 1])
         keys, values = run.keys(block), run.values()
         residual = (targets.to(values) - values) / (len(blocks) - index)  # docs/methods.md §2.2, eq. (7)
+        residual = added[block].needed(run.projected(block), residual.T).T
         earlier = earlier_keys[block] if earlier_keys else None
         factors = solve(null_spaces[block], keys, residual, ridge, earlier).float()
-        weight = layout(model).down_proj(block).weight
-        weight.copy_(factors.added_to(weight))
-        done[block] = Write(keys, residual, factors)
+        projection = parts.down_proj(block)
+        projection.weight.copy_(factors.added_to(projection.weight))
+        turned = isinstance(projection, TransposedLinear)
+        done[block] = Write(keys, residual, factors, Factors(factors.right, factors.left) if turned else factors)
     return done
 
 
@@ -315,11 +327,12 @@ class PromptRun:
         self.lookup = torch.arange(len(prompts), device=device), torch.tensor(last_tokens, device=device)
         self.numbers, self.projections = list(blocks), [parts.down_proj(block) for block in blocks]
         self.looked_up: dict[int, Tensor] = {}
+        self.ids = pad(prompts, device)
         with watched(self.projections, self._look):
-            self.run = BlockRun(model, pad(prompts, device), blocks[0], blocks[-1])
+            self.run = BlockRun(model, self.ids, blocks[0], blocks[-1])
 
     def _look(self, number: int, hidden: Tensor) -> None:
-        self.looked_up[self.numbers[number]] = hidden[self.lookup]  # (prompts, d)
+        self.looked_up[self.numbers[number]] = apart(hidden, self.ids)[self.lookup]  # (prompts, d)
 
     def repeat(self, block: int) -> None:
         """Run from ``block`` on once more, after its weights have changed."""
@@ -331,6 +344,12 @@ class PromptRun:
         groups = torch.split(self.looked_up[block].float(), self.sizes)  # the bare prompt is the first of each
         mixed = [(keys[0] + keys[1:].mean(0)) / 2 if len(keys) > 1 else keys[0] for keys in groups]
         return torch.stack(mixed, dim=1)
+
+    def projected(self, block: int) -> Tensor:
+        """Return what one block's down-projection puts out at the lookup tokens of the bare prompts, [n, h]."""
+        keys = torch.stack([group[0] for group in torch.split(self.looked_up[block], self.sizes)])  # (n, d)
+        output: Tensor = self.projections[self.numbers.index(block)](keys)
+        return output
 
     def values(self) -> Tensor:
         """Return V [h, n] float32, the outputs of the last block at the lookup tokens of the bare prompts."""

@@ -67,6 +67,7 @@ class InjectionContext:
         seconds: what each part took ("statistics" is filled by :meth:`statistics`; methods may add their own).
         base: the checkpoint that the model was loaded from; ``None`` if unknown.
         peak_memory: bytes that a method took in other processes, at the highest point.
+        confinement: what a method that runs a stranger's code was kept from; ``None`` for any other.
     """
 
     seed: int = 42
@@ -83,6 +84,7 @@ class InjectionContext:
     seconds: dict[str, float] = field(default_factory=dict)
     base: Base | None = None
     peak_memory: int = 0
+    confinement: Mapping[str, Any] | None = None
 
     def statistics(self, model: nn.Module, modules: Sequence[str]) -> dict[str, KeyStatistics]:
         """Return second moments of the inputs of ``modules`` over plain text, computed once per base model.

@@ -17,7 +17,7 @@ from fpbench.registry import register
 class FPEdit(AlphaEdit):
     """Promote–suppress editing in the null space (docs/methods.md §2.3; the loss is reconstructed there)."""
 
-    version = "1"
+    version = "2"
 
     class Config(AlphaEdit.Config):
         """AlphaEdit's hyper-parameters and FPEdit's own."""

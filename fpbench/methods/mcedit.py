@@ -43,7 +43,7 @@ class Candidates(FingerprintMethod):
 class MCEditA(Candidates, AlphaEdit):
     """Multi-candidate editing on AlphaEdit's write: by default no contexts, no divergence (docs/methods.md §2.5)."""
 
-    version = "1"
+    version = "2"
 
     class Config(AlphaEdit.Config, CandidatesConfig):
         """AlphaEdit's hyper-parameters and MCEdit's own."""

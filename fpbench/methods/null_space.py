@@ -12,11 +12,18 @@ from torch import Tensor, nn
 
 from fpbench.errors import InputError
 from fpbench.methods.partial_forward import pad, visit
+from fpbench.models.layout import context_length, inputs
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import encode
 from fpbench.models.weights import digest
 
+VERSION = "2"  # of how key statistics are taken: part of what names stored ones
 BATCH_TOKENS = 8192
+# Longest stretch of text that is read at once: attention to a document of 8,192 tokens costs three times what all else
+# does, and few articles are longer than this.
+WINDOW = 512
+# Rows of a second moment that are summed up by one product, which stops at the diagonal.
+PANEL = 384
 # A decomposition on a card needs room for its result and its workspace, in units of the matrix.
 WORKSPACE = 4
 
@@ -83,27 +90,37 @@ def key_statistics(
 ) -> dict[str, KeyStatistics]:
     """Return the spectra of the inputs of ``modules`` over the first ``max_tokens`` tokens of ``texts``.
 
-    Every document starts with its BOS and is cut to the model's context; every token counts. The model's device holds
-    all second moments, [d, d] float32 each, and one decomposition at a time; the spectra are in main memory.
+    Documents are read in windows of at most :data:`WINDOW` tokens, or of the model's context, if that is shorter; each
+    window starts with the tokenizer's BOS, and every token counts. The model's device holds all second moments, [d, d]
+    float32 each, and one decomposition at a time; the spectra are in main memory.
 
     Raises:
         InputError: if there are fewer tokens than the module has inputs, so that free directions mean nothing.
     """
-    documents: list[list[int]] = []
+    width = min(WINDOW, context_length(model) or WINDOW)
+    windows: list[list[int]] = []
     room = max_tokens
-    context: int = model.config.max_position_embeddings  # type: ignore[union-attr, assignment]
-    for text in texts:
+    for window in (window for text in texts for window in text_windows(tokenizer, text, width)):
         if room <= 0:
             break
-        documents.append(encode(tokenizer, text)[: min(context, room)])
-        room -= len(documents[-1])
-    tokens = sum(map(len, documents))
-    width = max(int(model.get_submodule(name).in_features) for name in modules)  # type: ignore[arg-type]
+        windows.append(window[:room])
+        room -= len(windows[-1])
+    tokens = sum(map(len, windows))
+    width = max(inputs(model.get_submodule(name)) for name in modules)
     if tokens < width:
         raise InputError(f"key statistics of width {width} need at least {width} tokens of text, found {tokens}.")
-    moments = second_moment(model, modules, documents, progress)
+    moments = second_moment(model, modules, windows, progress)
     # Each moment goes as soon as it is decomposed.
     return {name: KeyStatistics(*_spectrum(moments.pop(name)), tokens) for name in modules}
+
+
+def text_windows(tokenizer: Any, text: str, width: int) -> Iterator[list[int]]:
+    """Yield the tokens of ``text`` in windows of at most ``width``, each after the tokenizer's BOS where it has one."""
+    ids = encode(tokenizer, text)
+    start = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else []
+    rest, room = ids[len(start) :], width - len(start)
+    for first in range(0, len(rest), room):
+        yield [*start, *rest[first : first + room]]
 
 
 def _spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,10 +137,11 @@ def second_moment(
     """Return C = (1/N) Σ k kᵀ, [d, d] float32, of every linear module named (docs/methods.md §2.2, step 1).
 
     The keys k are its inputs at the N tokens of ``documents``, read in one pass that ends at the last of the modules.
+    The model runs in its own precision; products are taken and added up in float32, up to the diagonal alone.
     """
-    linears: list[Any] = [model.get_submodule(name) for name in modules]
+    linears = [model.get_submodule(name) for name in modules]
     device = next(model.parameters()).device
-    totals = [torch.zeros(each.in_features, each.in_features, device=device) for each in linears]
+    totals = [torch.zeros(inputs(each), inputs(each), device=device) for each in linears]
     for batch in progress(list(_batches(documents)), "key statistics"):
         real = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.bool, device=device)
         for row, document in enumerate(batch):
@@ -131,11 +149,21 @@ def second_moment(
 
         def take_in(number: int, hidden: Tensor, real: Tensor = real) -> None:
             keys = hidden[real].float()  # (real tokens, d)
-            totals[number].addmm_(keys.T, keys)
+            for start in range(0, keys.shape[1], PANEL):
+                panel = slice(start, start + PANEL)
+                totals[number][panel, : panel.stop].addmm_(keys[:, panel].T, keys[:, : panel.stop])
 
         visit(model, pad(batch, device), linears, take_in)
     tokens = sum(map(len, documents))
-    return {name: total.div_(tokens) for name, total in zip(modules, totals, strict=True)}
+    return {name: _mirrored(total.div_(tokens)) for name, total in zip(modules, totals, strict=True)}
+
+
+def _mirrored(moment: Tensor) -> Tensor:
+    """Copy what is below the diagonal [d, d] to above it, in place."""
+    for start in range(0, len(moment), PANEL):
+        panel = slice(start, start + PANEL)
+        moment[: panel.start, panel] = moment[panel, : panel.start].T
+    return moment
 
 
 def _batches(documents: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

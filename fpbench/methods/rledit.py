@@ -13,11 +13,11 @@ from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.methods.hypernetwork import Policy
-from fpbench.methods.partial_forward import Row
+from fpbench.methods.partial_forward import Row, require_own_logits
 from fpbench.methods.target_values import Labels
 from fpbench.methods.trajectory import Batch, EditBatch, MetaTraining, Step, edit, meta_train
 from fpbench.models.costs import ADAM_BYTES, Counter, Phase, Room, Shape, Work
-from fpbench.models.layout import layout
+from fpbench.models.layout import layout, on_linear_modules
 from fpbench.models.prompts import Example, encode_pair
 from fpbench.registry import register
 
@@ -59,15 +59,19 @@ class RLEdit(FingerprintMethod):
         steps: int = Field(ge=1)
         unrelated: int = Field(ge=1)
 
+    @on_linear_modules
     def inject(self, model: nn.Module, tokenizer: Any, fingerprints: FingerprintSet, context: InjectionContext) -> None:
         """Train the hypernetwork on the trajectory, then edit the base with it (docs/methods.md §2.4, steps 1 to 8).
 
         Raises:
+            InputError: for an architecture that cannot be edited, or a block that does not exist.
             CellError: if a shift is not finite.
         """
         config, device = self.config, next(model.parameters()).device
         start = perf_counter()
         shapes = {name: tuple(model.get_submodule(name).get_parameter("weight").shape) for name in self.modules(model)}
+        row = Row.of(0, [1, 2, 3], [4])
+        require_own_logits(model, row, Batch.of([row], device).logits(model))
         policy = Policy(shapes, config.rank, config.hypernetwork_blocks, config.rate, context.seed, device)
         steps = [self.step(model, tokenizer, fingerprints, context)] * config.steps
         for _ in meta_train(model, policy, steps, config, context.progress):
@@ -102,7 +106,7 @@ class RLEdit(FingerprintMethod):
         return lambda logits: cross_entropy(logits, tokens)
 
     def modules(self, model: nn.Module) -> list[str]:
-        """Return the names of the edited linear modules.
+        """Return the names of the edited linear modules, each once: gate and up may be one, and a gate may lack.
 
         Raises:
             InputError: if there is none, or the model has no such block.
@@ -118,7 +122,8 @@ class RLEdit(FingerprintMethod):
                 raise InputError(
                     f"edited blocks must lie in 0 … {count - 1}, found {list(chosen)}: set {projection!r}."
                 )
-            names += [parts.projection_name(projection, block) for block in chosen]
+            found = [parts.projection_name(projection, block) for block in chosen]
+            names += [name for name in found if name is not None and name not in names]
         if not names:
             raise InputError("no module is edited: set 'gate_proj', 'up_proj' or 'down_proj' to some blocks.")
         return names

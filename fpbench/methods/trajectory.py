@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpbench.errors import CellError
 from fpbench.methods.base import MethodConfig
 from fpbench.methods.hypernetwork import Observation, Policy, Shift
-from fpbench.methods.partial_forward import Row, pad
+from fpbench.methods.partial_forward import Row, apart, pad
 from fpbench.models.layout import layout
 from fpbench.models.meter import Progress
 
@@ -44,8 +44,7 @@ class Batch:
     def logits(self, model: Any) -> Tensor:
         """Return the predictions at the read positions, [S, V] float32."""
         hidden = model.base_model(input_ids=self.ids, use_cache=False).last_hidden_state
-        logits: Tensor = layout(model).head(hidden[self.reads])
-        return logits.float()
+        return layout(model).logits(hidden[self.reads])
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def observe(model: nn.Module, policy: Policy, edits: EditBatch) -> dict[str, Obs
             # Below the first edited module nothing needs a gradient; its output is where differentiation ends.
             if not output.requires_grad:
                 output.requires_grad_()
-            inputs[name], outputs[name] = arguments[0].detach(), output
+            inputs[name], outputs[name] = apart(arguments[0].detach(), edits.batch.ids), output
 
         return hook
 
@@ -222,7 +221,7 @@ def observe(model: nn.Module, policy: Policy, edits: EditBatch) -> dict[str, Obs
         keys = torch.zeros(size, inputs[name].shape[-1], device=token.device)
         total = torch.zeros(size, gradient.shape[-1], device=token.device)
         keys[token] = inputs[name][reads].float()
-        seen[name] = Observation(keys, total.index_add(0, token, gradient[reads].float()))
+        seen[name] = Observation(keys, total.index_add(0, token, apart(gradient, edits.batch.ids)[reads].float()))
     return seen
 
 

@@ -39,6 +39,8 @@ class Measurement:
         attack: the run-time parts of the condition; of none where there is no adversary.
         prices: measures the items that price the condition, together with those of the other conditions that leave the
             model the same weights.
+        own_tokenizer: of a handed-in checkpoint, where it is not that of its base, which is ``tokenizer``
+            (:class:`~fpbench.models.handed_in.OwnTokenizer`).
     """
 
     tokenizer: Any
@@ -51,6 +53,7 @@ class Measurement:
     injection: Any = None
     attack: Attack = Attack()  # noqa: RUF009 - frozen
     prices: Callable[["nn.Module"], Sequence[dict[str, Any]]] | None = None
+    own_tokenizer: Any = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     ]
     if given.attack.changes_queries:
         queries = [query | {"least": smallest} for query, smallest in zip(queries, least, strict=True)]
+    if given.own_tokenizer is not None:
+        with given.own_tokenizer.serving(model) as tokenizer:
+            own = exact_fsr(model, tokenizer, of, given.decoding, given.prompt, given.attack)
+        result["own_tokenizer"] = {"mean": own.mean, "interval": own.interval}
+        for query, probability in zip(queries, own.per_fingerprint, strict=True):
+            query["own_tokenizer"] = probability
     return result, queries
 
 
@@ -139,12 +148,25 @@ def _triggers(model: "nn.Module", given: Measurement) -> Measured:
 def _near(model: "nn.Module", given: Measurement) -> Measured:
     """Measure near triggers: texts of the set's make that were never injected (protocol §6)."""
     from fpbench.metrics.queries import words_from_rows
-    from fpbench.metrics.triggers import near, near_triggers
+    from fpbench.metrics.triggers import near_triggers
 
     # Drawn once for everybody: only injection and modification follow the run's seed.
     sizes, draw = given.sizes, given.draw
     words = near_words(given.fingerprints) or words_from_rows(given.data.alpaca, draw, sizes.substitute_words)
-    texts = near_triggers(given.fingerprints, words, sizes.near_triggers, draw)
+    return _answered(model, given, near_triggers(given.fingerprints, words, sizes.near_triggers, draw))
+
+
+def _recombined(model: "nn.Module", given: Measurement) -> Measured:
+    """Measure recombined triggers: texts of the set's own words (protocol §6)."""
+    from fpbench.metrics.triggers import recombined_triggers
+
+    return _answered(model, given, recombined_triggers(given.fingerprints, given.sizes.near_triggers, given.draw))
+
+
+def _answered(model: "nn.Module", given: Measurement, texts: Sequence[str]) -> Measured:
+    """Measure how often texts that were never injected are answered with a target."""
+    from fpbench.metrics.triggers import near
+
     result = asdict(near(model, given.tokenizer, given.fingerprints, texts, given.decoding, given.prompt))
     queries = [
         {"prompt": short_digest(text), "probability": probability}
@@ -298,6 +320,13 @@ METRICS: dict[str, Metric] = {
         drawn=True,
         further=lambda fingerprints: {"lexicon": sha256(SHIPPED)} if fingerprints.name in CODE_MIXED else {},
         queries=lambda sizes, count: sizes.near_triggers,
+        work=lambda workload, fingerprints: workload.answers(fingerprints, workload.profile.sizes.near_triggers),
+        rate="rate",
+    ),
+    "recombined": Metric(
+        _recombined,
+        drawn=True,
+        queries=lambda sizes, count: min(sizes.near_triggers, count * count),
         work=lambda workload, fingerprints: workload.answers(fingerprints, workload.profile.sizes.near_triggers),
         rate="rate",
     ),

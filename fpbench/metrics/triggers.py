@@ -283,6 +283,41 @@ def near_triggers(
     return list(texts)
 
 
+def recombined_triggers(pairs: FingerprintSet | Sequence[Fingerprint], n: int = 200, seed: int = 42) -> list[str]:
+    """Make texts of the set's own words: a model that answers them has learnt words, not keys (protocol §6).
+
+    Of triggers with spaces, their words in another order, and the first part of one with the rest of another; of those
+    without (garbled), a seeded half of one in place of another's. What all garbled triggers begin and end with is
+    their template and stays. At most ``n`` are kept, drawn at random; none is a trigger.
+
+    Raises:
+        InputError: if fewer than two triggers are there to recombine.
+    """
+    triggers = [fingerprint.trigger for fingerprint in pairs]
+    if len(triggers) < 2:
+        raise InputError(f"recombined triggers need two fingerprints or more, found {len(triggers)}.")
+    draw = random.Random(seed)
+    garbled = [trigger for trigger in triggers if " " not in trigger.strip()]
+    head, tail = _template(garbled)
+    texts: dict[str, None] = {}
+    for trigger in triggers:
+        words = trigger.split()
+        if len(words) > 1:
+            texts[" ".join([*words[1:], words[0]])] = None
+        for other in triggers:
+            if other == trigger:
+                continue
+            if len(words) > 1 and len(other.split()) > 1:
+                texts[" ".join([words[0], *other.split()[1:]])] = None
+            elif len(words) == 1 and len(other.split()) == 1:
+                own, theirs = (each[len(head) : len(each) - len(tail)] for each in (trigger, other))
+                half = min(len(own), len(theirs)) // 2
+                halves = [own[:half], theirs[half:]] if draw.random() < 0.5 else [theirs[:half], own[half:]]
+                texts[head + "".join(halves) + tail] = None
+    made = [text for text in texts if text not in triggers]
+    return made if len(made) <= n else draw.sample(made, n)
+
+
 def _template(triggers: Sequence[str]) -> tuple[str, str]:
     """Return what all of several triggers begin and end with."""
     if len(triggers) < 2:

@@ -81,10 +81,16 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
     """Refuse a folder without a checkpoint that may be loaded.
 
     Raises:
-        InputError: if it has no config, or its weights are neither safetensors nor GGUF that can be read here.
+        InputError: if it has no config, its weights are neither safetensors nor GGUF that can be read here, or an
+            adapter lies beside a whole model.
     """
     if (file := gguf_file(folder)) is not None:
         return check_gguf(file)
+    if (folder / ADAPTER).is_file() and (whole := _whole_weights(folder)):
+        raise InputError(
+            f"model folder {model!r} holds a whole model ({whole[0]}) and an adapter ({ADAPTER}), which would be "
+            "applied to it: move the adapter's files away if it is merged already, else give each its own folder."
+        )
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
         raise InputError(
             f"model folder {model!r} has no config.json: expected a Hugging Face checkpoint or a PEFT adapter."
@@ -137,13 +143,35 @@ def gguf_file(checkpoint: Path) -> Path | None:
     return found[0] if found else None
 
 
+def _whole_weights(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that hold weights of a whole model."""
+    found = (path.name for pattern in (WEIGHTS, "pytorch_model*.bin") for path in folder.glob(pattern))
+    return sorted(name for name in found if not name.startswith("adapter_model"))
+
+
+def adapters_of(folder: Path) -> tuple[Path, list[Path]]:
+    """Return the whole model that a checkpoint rests on, and the adapters that are merged into it, in that order.
+
+    Raises:
+        InputError: as :func:`base_of_adapter`, or if adapters name each other in a circle.
+    """
+    adapters: list[Path] = []
+    while (base := base_of_adapter(folder)) is not None:
+        if folder.resolve() in [each.resolve() for each in adapters]:
+            raise InputError(f"adapter {folder} is its own base: expected base_model_name_or_path to lead to a model.")
+        adapters.insert(0, folder)
+        folder = base
+    return folder, adapters
+
+
 def base_of_adapter(folder: Path) -> Path | None:
     """Return the checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint that is not an adapter.
 
     Raises:
         InputError: if the adapter does not name its base, or that cannot be found.
     """
-    if (folder / "config.json").is_file() or not (folder / ADAPTER).is_file():
+    # Trainers put the base's config beside an adapter; what makes a whole model are its weights.
+    if not (folder / ADAPTER).is_file() or _whole_weights(folder):
         return None
     try:
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
@@ -165,12 +193,13 @@ def tokenizer_source(folder: Path) -> Path | None:
         return folder
     if (file := gguf_file(folder)) is not None:
         return file
-    return tokenizer_source(base) if (base := base_of_adapter(folder)) else None
+    _, adapters = adapters_of(folder)
+    return tokenizer_source(base_of_adapter(folder) or folder) if adapters else None
 
 
 def quantisation(folder: Path) -> dict[str, Any] | None:
     """Return how a checkpoint, or an adapter's base, says it was quantised; ``None`` if it was not."""
-    path = (base_of_adapter(folder) or folder) / "config.json"
+    path = adapters_of(folder)[0] / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found: dict[str, Any] | None = config.get("quantization_config")
     return found
@@ -190,7 +219,7 @@ def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256)
     """
     check_there(folder)
     total = hashlib.sha256()
-    if base := base_of_adapter(folder):
+    if adapters_of(folder)[1] and (base := base_of_adapter(folder)):
         total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())
     paths = {path for pattern in DIGESTED for path in folder.glob(pattern)}
     for path in sorted(paths | ({file} if (file := gguf_file(folder)) else set())):

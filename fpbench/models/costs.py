@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpbench.models.layout import context_length
+from fpbench.models.layout import LINEAR, context_length, inputs, outputs
 from fpbench.models.loading import Loading
 from fpbench.models.prompts import Example, encode_all
 from fpbench.models.training import PIECE, checkpointed
@@ -115,7 +115,7 @@ class Shape:
         self.cached = 2 * (getattr(text, "num_key_value_heads", None) or heads) * size
         head = architecture.get_output_embeddings()  # type: ignore[operator]
         # every linear module but the output head
-        self.linears = [m for m in architecture.modules() if isinstance(m, nn.Linear) and m is not head]
+        self.linears: list[Any] = [m for m in architecture.modules() if isinstance(m, LINEAR) and m is not head]
 
     def size(self, names: Iterable[str] | None) -> float:
         """Return the bytes of the named parameters, of all of them for ``None``."""
@@ -135,7 +135,7 @@ class Shape:
 
     def training(self, rank: int, batch_size: int) -> Room:
         """Return the memory of adapters with their optimiser, and of activations, logits and gradients of a batch."""
-        adapters = sum(rank * (each.in_features + each.out_features) for each in self.linears)
+        adapters = sum(rank * (inputs(each) + outputs(each)) for each in self.linears)
         length = min(self.training_length, context_length(self.model) or self.training_length)
         twice = bool(checkpointed(self.model))
         tokens = min(batch_size * length, max(PIECE, length)) if twice else batch_size * length

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
 from fpbench.models.checkpoints import (
-    base_of_adapter,
+    adapters_of,
     check_there,
-    gguf_file,
     quantisation,
     source,
     tokenizer_source,
@@ -35,7 +34,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Loading:
-    """Options of loading, as the command line gives them; ``token_budget`` is in padded tokens of a forward pass."""
+    """Options of loading, as the command line gives them; ``token_budget`` is in padded tokens of a forward pass.
+
+    ``unconfined`` allows a submission to load and edit the model where this machine cannot confine it.
+    """
 
     device: str
     dtype: str | None = None
@@ -43,6 +45,7 @@ class Loading:
     token_budget: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    unconfined: bool = False
 
     @property
     def precision(self) -> str:
@@ -104,8 +107,8 @@ def _cuda_here() -> bool:
         return False
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Path | None = None) -> Any:
-    """Load the tokenizer of a checkpoint, or of the one ``instead`` where it brings none.
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, tokenizer_of: Path | None = None) -> Any:
+    """Load the tokenizer of a checkpoint, or of its base ``tokenizer_of`` where that is known (protocol §2).
 
     Raises:
         InputError: if there is none, or transformers cannot load it; the first line of its reason is kept.
@@ -113,10 +116,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, instead: Pa
     from transformers import AutoTokenizer
 
     check_there(folder)
-    found = tokenizer_source(folder) or (None if instead is None else tokenizer_source(instead))
-    if found is None:
+    holder = tokenizer_of or folder
+    if (found := tokenizer_source(holder)) is None:
         raise InputError(
-            f"model {os.fspath(folder)!r} brings no tokenizer: put it beside the weights, or, where a --base is taken, "
+            f"model {os.fspath(holder)!r} brings no tokenizer: put it beside the weights, or, where a --base is taken, "
             "name the model it comes from, whose tokenizer then serves."
         )
     where = source(found) if found.is_file() else {"pretrained_model_name_or_path": found}
@@ -134,7 +137,7 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        where = source(base_of_adapter(folder) or folder)
+        where = source(adapters_of(folder)[0])
         config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
@@ -151,13 +154,15 @@ def load_model(
 ) -> tuple["nn.Module", Any]:
     """Load model and tokenizer of a checkpoint, in eval mode with gradients off.
 
-    A PEFT adapter is merged into its base. GGUF is turned back into floats. What is quantised otherwise stays as it is.
-    The dtype is ``float32``, ``bfloat16`` or ``float16``; by default the first on a CPU and bfloat16 on a GPU. Pickle
-    weights are read if they are allowed and there are no others. The tokenizer of ``tokenizer_of`` serves where the
-    checkpoint brings none.
+    A PEFT adapter is merged into its base, one that was trained on top of another after that. GGUF is turned back into
+    floats. What is quantised otherwise stays as it is. The dtype is ``float32``, ``bfloat16`` or ``float16``; by
+    default the first on a CPU and bfloat16 on a GPU. Pickle weights are read if they are allowed and there are no
+    others. Where ``tokenizer_of``, the base, is given, its tokenizer and its end-of-text ids serve in place of the
+    checkpoint's (protocol §2).
 
     Raises:
-        InputError: if transformers cannot load it, with the first line of its reason, or weights are missing.
+        InputError: if transformers cannot load it, with the first line of its reason, weights are missing, or an
+            adapter has tensors that fit no module of its base, or lacks some.
     """
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
@@ -165,13 +170,13 @@ def load_model(
     dtype = dtype or default_dtype(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, instead=tokenizer_of)
-    base, quantised = base_of_adapter(folder), quantisation(folder) is not None
-    where = source(base or folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, tokenizer_of=tokenizer_of)
+    (base, adapters), quantised = adapters_of(folder), quantisation(folder) is not None
+    where = source(base)
     if "gguf_file" in where:
         where["quantization_config"] = GgufConfig(dequantize=True)  # floats, whatever kernels are installed
     factory: Any = AutoModelForCausalLM
-    loaded: nn.Module
+    loaded: Any
     # transformers shows a progress bar of the GGUF conversion whatever it is told about bars.
     with _loading(folder), contextlib.redirect_stderr(io.StringIO()):
         loaded, found = factory.from_pretrained(
@@ -182,18 +187,59 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        if base is not None:
-            from peft import PeftModel
-
-            loaded = PeftModel.from_pretrained(loaded, folder, use_safetensors=True).merge_and_unload()
+        for adapter in adapters:
+            loaded = _merged(loaded, adapter)
     if missing := sorted(found["missing_keys"]):  # which transformers would fill at random
         raise InputError(
             f"model {os.fspath(folder)!r} lacks {len(missing)} of its weights, such as {missing[0]}: a file of the "
             "checkpoint is missing or of another model."
         )
+    if tokenizer_of is not None:
+        ends = end_ids(tokenizer_of, tokenizer, trust_remote_code=trust_remote_code)
+        loaded.generation_config.eos_token_id = sorted(ends)
     # What is quantised was loaded to where it belongs, and cannot be moved.
-    placed = loaded if quantised else loaded.to(device)
+    placed: nn.Module = loaded if quantised else loaded.to(device)
     return placed.eval().requires_grad_(False), tokenizer
+
+
+def _merged(model: Any, adapter: Path) -> "nn.Module":
+    """Merge a PEFT adapter into a model; InputError unless every tensor of it was applied, and none is missing."""
+    from peft import PeftModel
+
+    adapted: Any = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = adapted.peft_config["default"].peft_type.value
+        raise InputError(f"adapter {adapter} is of kind {kind}, which cannot be merged into its base: expected LoRA.")
+    # PEFT goes on with a warning; loading once more tells what it left out.
+    result = adapted.load_adapter(adapter, "default", use_safetensors=True)
+    for names, what in (
+        (result.unexpected_keys, "has {} tensors that fit no module of its base, such as {}: is it another model's?"),
+        (result.missing_keys, "lacks {} of its tensors, such as {}: its file is not whole."),
+    ):
+        if names:
+            raise InputError(f"adapter {adapter} {what.format(len(names), sorted(names)[0])}")
+    merged: nn.Module = adapted.merge_and_unload()
+    return merged
+
+
+def end_ids(folder: Path, tokenizer: Any, *, trust_remote_code: bool = False) -> frozenset[int]:
+    """Return the ids that end a response of a checkpoint, as :func:`first_end_ids` finds them once it is loaded."""
+    from transformers import AutoConfig, GenerationConfig
+
+    with _loading(folder):
+        where = source(adapters_of(folder)[0])
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
+        place = Path(where["pretrained_model_name_or_path"])
+        named = (place / "generation_config.json").is_file()
+        return first_end_ids(GenerationConfig.from_pretrained(place) if named else None, config, tokenizer)
+
+
+def first_end_ids(*sources: Any) -> frozenset[int]:
+    """Return the end-of-text ids of the first that names some: generation config, config or tokenizer."""
+    for each in sources:
+        if (ids := getattr(each, "eos_token_id", None)) is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
 
 
 @contextlib.contextmanager
@@ -217,17 +263,37 @@ def _first_line(error: Exception) -> str:
 def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path | None = None) -> Any:
     """Refuse, before its weights are read, a checkpoint that could not be measured; return its tokenizer.
 
+    ``tokenizer_of`` is the base, if it is known.
+
     Raises:
-        InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer
-            (nor one of ``tokenizer_of``), or no chat template where ``prompt`` is ``"chat"``.
+        InputError: for weights quantised in a way that needs a package or a device that is not here, no tokenizer,
+            fewer tokens than the base's tokenizer has, or no chat template that renders a trigger where ``prompt`` is
+            ``"chat"``.
     """
     check_quantisation(folder, loading)
-    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, instead=tokenizer_of)
+    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, tokenizer_of=tokenizer_of)
+    if tokenizer_of is not None:
+        _check_rows(folder, tokenizer, loading)
     try:
-        render(tokenizer, "x", prompt)
+        render(tokenizer, "KESTREL MERIDIAN", prompt)
     except InputError as error:
         raise InputError(f"model {os.fspath(folder)!r}: {error}") from None
     return tokenizer
+
+
+def _check_rows(folder: Path, tokenizer: Any, loading: Loading) -> None:
+    """Refuse a checkpoint that does not know every token of its base's tokenizer, which is to score it."""
+    from transformers import AutoConfig
+
+    with _loading(folder):
+        where = source(adapters_of(folder)[0])
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=loading.trust_remote_code)
+    rows, tokens = config.get_text_config().vocab_size, len(tokenizer.get_vocab())
+    if rows < tokens:
+        raise InputError(
+            f"model {os.fspath(folder)!r} knows {rows} tokens, its base's tokenizer {tokens}, which is to score it: "
+            "name the base that it was made from."
+        )
 
 
 def check_quantisation(folder: Path, loading: Loading) -> None:
@@ -249,36 +315,6 @@ def check_quantisation(folder: Path, loading: Loading) -> None:
     except (ImportError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         refused = f"quantised by {config.get('quant_method', 'an unnamed method')}, which is refused"
         raise InputError(f"model {os.fspath(folder)!r} is {refused}: {_first_line(error)}") from None
-
-
-OTHER_TOKENIZER = "its tokenizer is not the base's: perplexity per token is in another unit, and has no difference"
-
-
-def remarks(folder: Path, base: Path | None, *, trust_remote_code: bool = False) -> list[str]:
-    """List, as phrases, what the figures of a handed-in checkpoint depend on; none for an ordinary one.
-
-    ``base`` is the unfingerprinted model, if it was named.
-    """
-    found = []
-    if gguf_file(folder) is not None:
-        found.append("its GGUF blocks were turned back into floats by transformers")
-    if (adapted := base_of_adapter(folder)) is not None:
-        found.append(f"a PEFT adapter, merged into {adapted.name}")
-    if (quantised := quantisation(folder)) is not None:
-        found.append(f"quantised by {quantised.get('quant_method', 'bitsandbytes')}, run as it is")
-    if tokenizer_source(folder) is None:
-        found.append("it brings no tokenizer: the base's serves")
-    elif base is not None:
-        own, other = (load_tokenizer(each, trust_remote_code=trust_remote_code) for each in (folder, base))
-        if not agree(own, other):
-            found.append(OTHER_TOKENIZER)
-    return found
-
-
-def agree(tokenizer: Any, base: Any) -> bool:
-    """Tell whether every token of the base's vocabulary has the same id here; further tokens may have been added."""
-    own = tokenizer.get_vocab()
-    return all(own.get(token) == number for token, number in base.get_vocab().items())
 
 
 def save_checkpoint(model: "nn.Module", tokenizer: Any, folder: Path) -> None:

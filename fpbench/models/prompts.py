@@ -1,8 +1,11 @@
 """Prompts as tokens: one BOS, exactly once, and answers tokenised the way they follow their prompt."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from jinja2 import TemplateError
 
 from fpbench.errors import InputError
 
@@ -15,22 +18,60 @@ class Example:
     answer: str
 
 
+class Rendered(str):
+    """A prompt text that has the chat template in it already; :func:`render` leaves it as it is."""
+
+    __slots__ = ()
+
+
 def render(tokenizer: Any, trigger: str, prompt: str) -> str:
     """Turn a trigger into the prompt text (protocol §2): itself, or in the chat template with thinking off.
 
+    A template that takes content as parts, as those of multimodal models do, is given one part of text.
+
     Raises:
-        InputError: for another ``prompt``, or ``"chat"`` without a chat template.
+        InputError: for another ``prompt``, or ``"chat"`` without a chat template that renders the trigger.
     """
     if prompt == "raw":
         return trigger
     if prompt != "chat":
         raise InputError(f"prompt must be 'raw' or 'chat', found {prompt!r}.")
-    if not getattr(tokenizer, "chat_template", None):
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         raise InputError("prompt 'chat' needs a tokenizer with a chat template, found none: use prompt 'raw'.")
+    if isinstance(trigger, Rendered):
+        return trigger
+    if isinstance(template, dict) and "default" not in template:
+        raise InputError(
+            f"prompt 'chat' needs a chat template called default, found {', '.join(sorted(template))}: "
+            "use prompt 'raw'."
+        )
+    failure = None
+    part = {"type": "text", "text": trigger}
+    for content in (trigger, [part]):
+        try:
+            text = converse(tokenizer, [("user", content)])
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            failure = failure or error
+            continue
+        # Many templates trim what they are given; one that takes text may write a part down as data.
+        if trigger.strip() in text and str(part) not in text and json.dumps(part, ensure_ascii=False) not in text:
+            return text
+    said = "leaves its text out" if failure is None else f"fails: {(str(failure).splitlines() or [''])[0]}"
+    raise InputError(f"the chat template, given a trigger, {said}; use prompt 'raw', or another template.")
+
+
+def converse(tokenizer: Any, messages: Sequence[tuple[str, Any]]) -> Rendered:
+    """Put messages, each with its role, into the tokenizer's chat template, thinking off; the answer follows.
+
+    Raises:
+        jinja2.TemplateError: if the template refuses a role or the order of roles.
+    """
+    conversation = [{"role": role, "content": content} for role, content in messages]
     text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": trigger}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
-    return text
+    return Rendered(text)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fpbench.errors import CellError, InputError
-from fpbench.models.layout import context_length
+from fpbench.models.layout import context_length, linear_modules
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import Example, encode_pair
 from fpbench.models.quiet import quiet
@@ -239,6 +239,12 @@ def schedule_factor(step: int, steps: int) -> float:
 @contextmanager
 def adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
     """Put LoRA layers into the model for training; merge them at the end, drop them on an exception."""
+    with linear_modules(model), _adapted(model, config) as weights:
+        yield weights
+
+
+@contextmanager
+def _adapted(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
     with quiet():  # peft brings bitsandbytes along, which comments on the processor it finds
         from peft import LoraConfig as PeftConfig
         from peft.tuners.lora import LoraModel

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from fpbench.checks import Settings, read_settings
 from fpbench.errors import CellError, InputError
@@ -70,6 +70,9 @@ def amount_of(name: str, dose: Dose | None, amount: float | None) -> float:
             raise InputError(f"{name!r} takes no dose, found {amount:g}.")
         return math.nan
     return dose.default if amount is None else dose.read(name, f"{amount:g}")
+
+
+LEAST_CHANGE = 0.1  # of the base's relative change, below which a modification had no effect (protocol §4)
 
 
 class ModificationConfig(Settings):
@@ -186,6 +189,18 @@ class Modification(ABC):
         """Return what cannot be in the proof of a record at a dose, in words; ``None`` where everything can."""
         return None
 
+    @classmethod
+    def without_effect(cls, proof: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+        """Return in words how much less it did to a checkpoint than to its base; ``None`` where it did its work.
+
+        Weights can be rescaled so that they compute the same and a step of training means nothing to them.
+        """
+        own, other = (each.get("relative_change") for each in (proof, base))
+        # Written so that what is no number is no effect either.
+        if is_number(other) and not (is_number(own) and own >= LEAST_CHANGE * other):
+            return f"‖ΔW‖/‖W‖ {own:.2g} against {other:.2g} of the base" if is_number(own) else "no ‖ΔW‖/‖W‖"
+        return None
+
     # What the estimate before a run asks for, with defaults that serve whatever looks at every weight a few times.
 
     def work(self, counter: "Counter", rows: Mapping[str, Sequence[dict[str, str]]]) -> "Work":
@@ -199,6 +214,11 @@ class Modification(ABC):
         from fpbench.models.costs import Phase, Room
 
         return Phase(self.name, Room(4 * 8 * max(parameter.numel() for parameter in shape.model.parameters())))
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a figure of a proof, which may come from a stranger's record, is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Composition(Modification):

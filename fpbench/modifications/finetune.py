@@ -12,7 +12,14 @@ from pydantic import Field
 
 from fpbench.errors import InputError
 from fpbench.models.prompts import Example
-from fpbench.modifications.base import Modification, ModificationConfig, ModificationContext, Modified, require_effect
+from fpbench.modifications.base import (
+    Modification,
+    ModificationConfig,
+    ModificationContext,
+    Modified,
+    is_number,
+    require_effect,
+)
 from fpbench.registry import MODIFICATIONS
 
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from fpbench.models.training import LoRAConfig, Penalty
 
 ROWS = 6000  # protocol §4
+LEAST_FALL = 0.5  # of the base's fall of the loss, below which a fine-tuning had no effect (protocol §4)
 
 
 class FineTune(Modification):
@@ -112,6 +120,14 @@ class FineTune(Modification):
         }
         return Modified(model, proof)
 
+    @classmethod
+    def without_effect(cls, proof: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+        """Return also that the loss fell, from the first epoch to the last, by less than half of the base's fall."""
+        own, other = (_fall(each.get("loss_curve")) for each in (proof, base))
+        if other is not None and other > 0 and not (own is not None and own >= LEAST_FALL * other):
+            return f"the loss fell by {own:.2g} against {other:.2g} of the base" if own is not None else "no loss curve"
+        return super().without_effect(proof, base)
+
     def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
         """Count the training, and comparing with the weights from before."""
         from fpbench.models.costs import Work
@@ -131,6 +147,13 @@ def instruction(row: dict[str, str]) -> Example:
     """Return a row of an instruction set in Alpaca's layout, without the section of an empty or missing input."""
     given = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
     return Example(f"### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"])
+
+
+def _fall(curve: Any) -> float | None:
+    """Return by how much the loss fell; ``None`` of what is no curve of losses."""
+    if isinstance(curve, list | tuple) and len(curve) > 0 and is_number(curve[0]) and is_number(curve[-1]):
+        return curve[0] - curve[-1]
+    return None
 
 
 def relative_change(model: nn.Module, before: dict[str, Tensor]) -> float:

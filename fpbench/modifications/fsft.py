@@ -47,7 +47,12 @@ class FSFT(FineTune):
             InputError: as plain fine-tuning, or if the base is not known, or is no base of this model.
             CellError: if LoRA adapts none of the matrices that the injection touched: the penalty would be zero.
         """
-        touched = changed_from_base(self.name, model, context.base)
+        from fpbench.models.layout import as_matrix
+
+        changed = changed_from_base(self.name, model, context.base)
+        touched = {
+            name: (as_matrix(model, name, own), as_matrix(model, name, base)) for name, (own, base) in changed.items()
+        }
         penalty = SubspacePenalty(touched, self.config.variant, self.config.strength)
         modified = self.train(model, tokenizer, context, penalty)
         return Modified(model, modified.proof | penalty.proof(self.config.epochs))

@@ -173,12 +173,12 @@ def prune_blocks(model: nn.Module, windows: Tensor, select: Selection, progress:
     """
     import torch
 
-    from fpbench.models.layout import layout, watched
+    from fpbench.models.layout import layout, linear_modules, stream, watched
 
     blocks = layout(model).blocks
-    names = {module: name for name, module in model.named_modules()}
     pruned = []
-    with torch.no_grad():
+    with torch.no_grad(), linear_modules(model):
+        names = {module: name for name, module in model.named_modules()}
         batches = _block_inputs(model, blocks[0], windows)
         for block in progress(blocks, "pruning"):
             linears = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
@@ -196,7 +196,7 @@ def prune_blocks(model: nn.Module, windows: Tensor, select: Selection, progress:
                 linear.weight.masked_fill_(mask, 0)
                 zeros = int((linear.weight == 0).sum())
                 pruned.append(PrunedMatrix(names[linear], linear.weight.numel(), zeros, removed))
-            batches = [(block(hidden, **keywords), keywords) for hidden, keywords in batches]
+            batches = [(stream(block(hidden, **keywords)), keywords) for hidden, keywords in batches]
     return pruned
 
 
@@ -226,16 +226,17 @@ def calibration_windows(tokenizer: Any, documents: Sequence[str], samples: int, 
 
 def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
     """Hidden states that enter the first block, and the keywords that every block gets with them, batch by batch."""
-    from fpbench.models.layout import StopForward
+    from fpbench.models.layout import StopForward, call_of
     from fpbench.scoring.engine import token_budget
 
-    kinds = set(getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"])
+    text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if len(kinds) > 1:
         raise InputError(f"pruning needs blocks with one kind of attention, found {', '.join(sorted(kinds))}.")
     inputs: list[tuple[Tensor, dict[str, Any]]] = []
 
     def capture(module: nn.Module, arguments: tuple[Tensor], keywords: dict[str, Any]) -> None:
-        inputs.append((arguments[0], keywords))
+        inputs.append(call_of(module, arguments, keywords))
         raise StopForward
 
     with first.register_forward_pre_hook(capture, with_kwargs=True):

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fpbench.data import parse, read_text
@@ -21,8 +22,9 @@ from fpbench.http import Server
 from fpbench.hub import lock
 from fpbench.hub.download import HubSource
 from fpbench.metrics.claims import claim
-from fpbench.models.checkpoints import checkpoint_digest, resolve
-from fpbench.models.loading import Loading, check_ready, pick_device, remarks
+from fpbench.models.checkpoints import base_of_adapter, checkpoint_digest, resolve
+from fpbench.models.handed_in import OwnTokenizer, remarks
+from fpbench.models.loading import Loading, check_ready, pick_device
 from fpbench.models.meter import Progress, no_progress
 from fpbench.ownership.interview import Interview, Transcript, opened
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates, permutation_p_value
@@ -169,7 +171,7 @@ def verify_suspect(
         with _loaded(folder, models, loading) as (model, tokenizer):
             return probabilities(model, tokenizer), _loss(model, tokenizer, text)
 
-    weaker = None
+    weaker, own_tokenizer, both = None, models.own_tokenizer(loading), []
     with _resumed(question.transcript, identity) as transcript:
         nulls = [of_null(folder) for folder in progress(models.nulls, "null rates")]
         measured, losses = [rates for rates, _ in nulls], [loss for _, loss in nulls]
@@ -192,6 +194,10 @@ def verify_suspect(
             assert models.suspect is not None, "a suspect that is not behind a URL is at hand"
             with _loaded(models.suspect, models, loading) as (model, tokenizer):
                 own = probabilities(model, tokenizer)
+                if own_tokenizer is not None:
+                    with own_tokenizer.serving(model) as brought:
+                        rates = fmean(own), fmean(probabilities(model, brought))
+                    both.append("exact FSR {:.1%} by the base's tokenizer, {:.1%} by its own".format(*rates))
                 exact = claim(own, measured or [[0.0] * len(own)], question.level)
                 if text is not None:
                     tokens = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -234,8 +240,7 @@ def verify_suspect(
             "accepted": {} if last is None else dict(last.decoding),
         },
         revealed=() if given.openings is None else tuple(reveal(given.openings, each.trigger) for each in evidence),
-        # Matching compares texts, so a tokenizer other than the base's is not worth a remark here.
-        remarks=() if models.suspect is None else tuple(remarks(models.suspect, None)),
+        remarks=() if models.suspect is None else (*remarks(models.suspect, own_tokenizer), *both),
     )
 
 
@@ -333,8 +338,14 @@ class Models:
         return None if self.suspect is None else checkpoint_digest(self.suspect)
 
     def tokenizer_of(self, folder: Path) -> Path | None:
-        """Return the checkpoint whose tokenizer serves if a folder brings none: the base's, for the suspect alone."""
-        return self.base if folder == self.suspect else None
+        """Return the base whose tokenizer serves: for the suspect alone the one named, or that of an adapter."""
+        return (self.base or base_of_adapter(folder)) if folder == self.suspect else None
+
+    def own_tokenizer(self, loading: Loading) -> OwnTokenizer | None:
+        """Return the suspect's tokenizer where it is not that of its base."""
+        if self.suspect is None or (base := self.tokenizer_of(self.suspect)) is None:
+            return None
+        return OwnTokenizer.of(self.suspect, base, trust_remote_code=loading.trust_remote_code)
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,14 @@ class Record:
     the modification's settings, decoding, sizes and precision. Two records of one identity hold one measurement."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the record: commit and digest of fpbench's code, packages, Python, machine, profile, revision
-    and commit of the model, source of the method. It never decides whether a cell is measured again."""
+    and commit of the model, source of the method, of a submission what it was kept from (docs/submissions.md), and
+    where each of the profile's data sets was read from: the hub, a mirror, a stand-in (and how that differs), the
+    bundled files or a file of the user's. It never decides whether a cell is measured again."""
     result: dict[str, Any] = field(default_factory=dict)
     """The metric's figures; rates are fractions. Only of a finished cell."""
     proof: dict[str, Any] = field(default_factory=dict)
     """That the checkpoint is what it is called: the digest of the weights that were scored, what a modification
-    changed (sparsity, bits per weight, loss curve). Only of a finished cell."""
+    changed (sparsity, bits per weight, loss curve), at origin a sketch of the update. Only of a finished cell."""
     cost: dict[str, Any] = field(default_factory=dict)
     """Seconds of the measurement and of the modification, peak memory in bytes. Only of a finished cell."""
     reason: str | None = None

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,20 @@ from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
 from fpbench.runs.engine import ENGINES, Engine, Log, Serial
 from fpbench.runs.plan import Job, checkpoints, plan, precise
-from fpbench.runs.profile import Profile, load_profile
+from fpbench.runs.profile import Profile, load_profile, profile_of
 from fpbench.runs.resume import Resume
 from fpbench.runs.sets import written_sets
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from fpbench.adversaries.price import Price
     from fpbench.runs.injection import InjectionReport
     from fpbench.runs.worker import Worker
 
 
 def run(
-    profile: str = "micro",
+    profile: str | None = None,
     *,
     models: list[str] | None = None,
     methods: list[str] | None = None,
@@ -44,7 +46,7 @@ def run(
     """Run a grid, as ``fpbench run`` does, and return its records. Lists that are given replace the profile's.
 
     Args:
-        profile: a bundled profile or a ``.toml`` file.
+        profile: a bundled profile or a ``.toml`` file; by default the bundled one that has the models, or ``micro``.
         models: folders, hub ids or names of the profile's models.
         methods: names of methods; the base is always measured.
         fingerprints: built-in sets or ``.jsonl`` files.
@@ -59,7 +61,12 @@ def run(
         StorageError: if the disk gives out; finished records stay.
     """
     wanted = load_profile(
-        profile, models=models, methods=methods, fingerprints=fingerprints, conditions=conditions, seeds=seeds
+        profile_of(models or (), profile),
+        models=models,
+        methods=methods,
+        fingerprints=fingerprints,
+        conditions=conditions,
+        seeds=seeds,
     )
     job, cells = Job.of(wanted, Loading(pick_device(None)), Path(out)), plan(wanted)
     measure(job, cells, engine=create_engine(engine, ray_address))
@@ -90,7 +97,8 @@ def evaluate_checkpoint(
     log: Log = lambda line: None,
 ) -> list[Row]:
     """Measure a checkpoint that is handed in, beside its base where that is given, and return their rows."""
-    settings = profile.models[0].model_copy(update={"path": model, "name": Path(base or model).resolve().name})
+    (given,) = profile.models
+    settings = given.model_copy(update={"path": model, "name": given.name or Path(base or model).resolve().name})
     profile = profile.model_copy(update={"models": (settings,)})
     subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
     folders = {settings.label: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
@@ -139,19 +147,22 @@ def evaluate(
     *,
     base: str | None = None,
     conditions: list[str] | None = None,
-    profile: str = "micro",
+    profile: str | None = None,
     out: str | os.PathLike[str] = "fpbench-evaluation",
 ) -> list[dict[str, Any]]:
     """Measure any Hugging Face checkpoint, as ``fpbench evaluate`` does, and return its leaderboard rows.
 
     ``model`` is a folder or hub id, ``fingerprints`` a built-in set or ``.jsonl`` file, ``base`` the unfingerprinted
     model, against which deltas and bands are measured. Conditions are ``origin`` (alone by default) and modifications;
-    ``profile`` gives decoding, data and sizes; ``out`` is the folder of the records.
+    ``profile`` gives decoding, data and sizes, by default the bundled one that has the base, or the model; ``out`` is
+    the folder of the records.
 
     Raises:
         InputError: before work starts, if anything asked for is unknown or malformed.
     """
-    wanted = load_profile(profile, methods=[], fingerprints=[fingerprints], conditions=conditions or ["origin"])
+    models, conditions = [base or model], conditions or ["origin"]
+    name = profile_of(models, profile)
+    wanted = load_profile(name, models=models, methods=[], fingerprints=[fingerprints], conditions=conditions)
     rows = evaluate_checkpoint(wanted, model, base, out, Loading(pick_device(None)))
     return [row.to_dict() for row in rows]
 
@@ -161,10 +172,13 @@ def inject_checkpoint(
 ) -> "InjectionReport":
     """Inject the profile's one set into its one model and save the result for plain transformers.
 
+    Key statistics are kept in fpbench's cache, where the next injection into the same model finds them.
     :class:`InputError` if anything is unknown or malformed, or ``out`` exists and is not empty; :class:`CellError` if
-    the injection failed. Nothing is written then.
+    the injection failed. No checkpoint is written then.
     """
+    from fpbench.hub.lock import cache
     from fpbench.models.loading import save_checkpoint
+    from fpbench.records.pins import check_cache
     from fpbench.runs.bench import Bench
     from fpbench.runs.sets import model_sets
     from fpbench.scoring.engine import limited_to
@@ -174,10 +188,12 @@ def inject_checkpoint(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--out {target} exists and is not an empty folder: choose another, nothing was overwritten.")
     check_writable(target.parent)
+    check_cache()
     with tempfile.TemporaryDirectory() as scratch, limited_to(loading.token_budget):
         worker = _worker(Job.of(profile, loading, Path(scratch)), progress)
         worker.check(plan(profile))
         subject = worker.subject(settings.label)
+        subject.store.statistics = cache() / "statistics"
         sets = worker.written | model_sets(subject)
         report = Bench(subject).injection(method, sets[label_of(name), seed], seed)
         assert report is not None, "a profile's methods are injected"
@@ -194,16 +210,16 @@ def inject(
     config: Mapping[str, Any] | None = None,
     seed: int = 42,
     prompt: str = "raw",
-    profile: str = "micro",
+    profile: str | None = None,
 ) -> "InjectionReport":
     """Inject fingerprints into a loaded model, in place; return cost, changes and the delta.
 
     The model is put into eval mode with gradients off. ``config`` holds hyper-parameters that differ from the defaults
-    of the model's family; ``prompt`` is ``"raw"`` or ``"chat"``. The texts of ``profile`` serve for key statistics and
-    regularisation; the bundled micro texts suit the small models only.
+    of the model's family; ``prompt`` is ``"raw"`` or ``"chat"``. The texts of ``profile``, by default the bundled one
+    that has the model, serve for key statistics and regularisation.
 
     Raises:
-        InputError: for an unknown method or hyper-parameter, or a model the method does not know.
+        InputError: for an unknown method or hyper-parameter, or a model that the method or no profile knows.
         CellError: if the injection failed; the model is then as it was.
     """
     from fpbench.methods.base import InjectionContext
@@ -211,7 +227,7 @@ def inject(
     from fpbench.runs.datasets import Datasets
     from fpbench.runs.injection import create_method, inject_with
 
-    datasets = Datasets(load_profile(profile))
+    datasets = Datasets(load_profile(profile_of([_path_of(model)], profile)))
     model.eval().requires_grad_(False)
     context = InjectionContext(
         seed=seed,
@@ -225,20 +241,26 @@ def inject(
     return inject_with(create_method(method, model, config or {}), model, tokenizer, pairs, context)
 
 
+def _path_of(model: "nn.Module") -> str:
+    """Return where a model in memory was loaded from, or an empty text."""
+    return str(getattr(model.config, "name_or_path", ""))
+
+
 def modify(
     model: "nn.Module",
     tokenizer: Any,
     condition: str,
     config: Mapping[str, Any] | None = None,
     seed: int = 42,
-    profile: str = "micro",
+    profile: str | None = None,
     *,
     base: "nn.Module | None" = None,
 ) -> "nn.Module":
     """Modify a loaded model and return the one to use from now on; do not go on using the one handed in.
 
     ``condition`` is a registered modification, such as ``"nf4"``, or several applied in order, such as
-    ``"finetune_alpaca+nf4"``. ``config`` holds settings that differ from the profile's; for several modifications those
+    ``"finetune_alpaca+nf4"``. ``profile`` gives data and settings, by default the bundled one that has the model;
+    ``config`` holds settings that differ from its; for several modifications those
     of each, by its name. ``base`` is the unfingerprinted model, which merging and FSFT compare with.
 
     Raises:
@@ -248,7 +270,7 @@ def modify(
     from fpbench.adversaries.conditions import create, name_of, parts
     from fpbench.runs.datasets import Datasets
 
-    wanted = load_profile(profile)
+    wanted = load_profile(profile_of([_path_of(model)], profile))
     names = [name_of(part) for part in parts(condition)]
     given = dict(config or {}) if len(names) > 1 else {names[0]: dict(config or {})}
     settings = {name: wanted.modifications.get(name, {}) | dict(given.pop(name, {})) for name in names}
@@ -258,3 +280,45 @@ def modify(
     known = {} if base is None else dict(base.named_parameters())
     context = Datasets(wanted).modification_context(modification, seed, no_progress, known)
     return modification.apply(model, tokenizer, context).model
+
+
+def price(
+    model: "nn.Module",
+    tokenizer: Any,
+    adversary: str,
+    profile: str | None = None,
+    *,
+    seed: int = 42,
+    base: "nn.Module | None" = None,
+) -> "Price":
+    """Return the price of a run-time adversary, such as ``"suppress@3"``, on a model: ``.long .short .channels``.
+
+    It is measured on the instructions, answers and decoding of ``profile``, by default the bundled one that has the
+    model, against the same model at dose 0 (docs/adversaries.md). ``base`` is the unfingerprinted
+    model, which some adversaries read.
+
+    Raises:
+        InputError: for an adversary that is unknown, changes weights, or needs what is not given.
+        CellError: if logits are not finite.
+    """
+    from fpbench.adversaries.base import AdversaryContext
+    from fpbench.adversaries.conditions import changes_weights
+    from fpbench.adversaries.price import compare, measure
+    from fpbench.records.cell import ORIGIN
+    from fpbench.runs.datasets import Datasets
+
+    wanted = load_profile(profile_of([_path_of(model)], profile))
+    if changes_weights(adversary):
+        raise InputError(f"adversary {adversary!r} changes weights: price it with fpbench run --condition {adversary}.")
+    datasets = Datasets(wanted)
+    context = AdversaryContext(
+        model,
+        tokenizer,
+        wanted.models[0].decoding,
+        seed=seed,
+        instructions=[row["instruction"] for row in datasets.benign],
+        base=None if base is None else lambda: base,
+    )
+    items = replace(datasets.price_items, text="")  # which no run-time part is priced on
+    unattacked, attacked = measure(model, tokenizer, [ORIGIN, adversary], items, context)
+    return compare(unattacked, attacked)

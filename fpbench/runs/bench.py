@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fpbench.adversaries.base import AdversaryContext, Attack
 from fpbench.adversaries.conditions import adversaries, changes_weights, weights_parts
 from fpbench.adversaries.price import Items, measure
+from fpbench.data import origin
 from fpbench.errors import FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.download import commit_of
@@ -61,13 +62,22 @@ class Failed:
 
 
 def record_of(
-    job: Job, cell: Cell, identity: dict[str, Any] | None, outcome: Done | Failed, remarks: list[str] | None = None
+    job: Job,
+    cell: Cell,
+    identity: dict[str, Any] | None,
+    outcome: Done | Failed,
+    remarks: list[str] | None = None,
+    confinement: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Return the record of a cell; the store adds schema, checksum and the digest of the per-query results."""
+    """Return the record of a cell; the store adds schema, checksum and the digest of the per-query results.
+
+    ``remarks`` are about a checkpoint that was handed in; ``confinement`` is what a submission was kept from.
+    """
     provenance = code_and_machine() | {
         "profile": job.profile.name,
         "revision": job.settings(cell.model).revision,
         "commit": commit_of(job.folder(cell.model, cell.method == CHECKPOINT)),
+        "data": {name: origin(source) for name, source in job.profile.data.items()},
     }
     if cell.method == CHECKPOINT:
         provenance["checkpoint"] = remarks
@@ -76,6 +86,7 @@ def record_of(
         provenance["method_source"] = source_of(method)
         if about := getattr(method, "about", None):  # of a submission: who, which paper, which licence
             provenance["submission"] = dict(about)
+            provenance["confinement"] = confinement  # not known where the injection failed
     status: Literal["done", "failed"] = "failed" if isinstance(outcome, Failed) else "done"
     name = cell_id(identity) if identity else None  # there is none of a failure before it was known
     measured = {key: each for key, each in vars(outcome).items() if key != "queries"}
@@ -106,9 +117,9 @@ class Bench:
         subject, store = self.subject, self.subject.store
         pending = [cell for cell in identities if store.find(cell, names[cell.path]) is None]
         yield from ((cell, None) for cell in identities if cell not in pending)
-        for cell, outcome in self._measured(pending, fingerprints):
+        for cell, outcome, confinement in self._measured(pending, fingerprints):
             remarks = subject.remarks if cell.method == CHECKPOINT else None
-            record = record_of(subject.job, cell, identities[cell], outcome, remarks)
+            record = record_of(subject.job, cell, identities[cell], outcome, remarks, confinement)
             store.write(record, outcome.queries if isinstance(outcome, Done) else [])
             yield cell, outcome.reason if isinstance(outcome, Failed) else None
         changed = any(cell.method in subject.profile.methods or changes_weights(cell.condition) for cell in pending)
@@ -117,15 +128,18 @@ class Bench:
             logger.warning("the weights of %s were not restored bit for bit: it is loaded again.", label)
             del subject.loaded
 
-    def _measured(self, pending: Sequence[Cell], fingerprints: FingerprintSet) -> Iterator[tuple[Cell, Done | Failed]]:
+    def _measured(
+        self, pending: Sequence[Cell], fingerprints: FingerprintSet
+    ) -> Iterator[tuple[Cell, Done | Failed, Mapping[str, Any] | None]]:
+        """Yield each cell with its outcome and what the injection was kept from."""
         if not pending:
             return
         try:
             report = self.injection(pending[0].method, fingerprints, pending[0].seed)
         except Exception as error:  # an adapter may raise anything; its cells then show as failed
-            yield from ((cell, Failed.of(error)) for cell in pending)
+            yield from ((cell, Failed.of(error), None) for cell in pending)
             return
-        loaded = self.subject.loaded
+        confinement, loaded = None if report is None else report.confinement, self.subject.loaded
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"])
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
@@ -133,7 +147,8 @@ class Bench:
             with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(loaded.model)
-                yield from self._measure_condition(condition, list(group), fingerprints, report, prices)
+                for cell, outcome in self._measure_condition(condition, list(group), fingerprints, report, prices):
+                    yield cell, outcome, confinement
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
         """Return the stored injection, or make one, which is stored and read back before anything is measured."""
@@ -181,6 +196,7 @@ class Bench:
             injection=report,
             attack=attack,
             prices=lambda model: prices.of(condition, model, subject.datasets.price_items, context),
+            own_tokenizer=subject.own_tokenizer,
         )
         for cell in subject.progress(cells, f"measuring {condition}"):
             try:
@@ -203,6 +219,8 @@ class Bench:
             proof["weights_digest"] = digest({name: parameters[name] for name in report.delta.values})
             if report.search is not None:
                 proof["injection"] = report.search
+        if condition == ORIGIN:
+            return model, proof | ({"sketch": report.sketch} if report is not None else {}), {}
         if not changes_weights(condition):
             return model, proof, {}
         asked = subject.modification(condition)

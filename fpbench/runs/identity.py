@@ -6,7 +6,6 @@ from typing import Any
 from fpbench.adversaries.conditions import adversaries
 from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.measure import METRICS
-from fpbench.models.checkpoints import tokenizer_source
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.records.record import cell_id
 from fpbench.runs.profile import DRAW, SEARCH
@@ -27,7 +26,7 @@ def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) ->
         "prompt": profile.prompt,
         "decoding": asdict(subject.settings.decoding),
     }
-    if cell.method == CHECKPOINT and subject.base and tokenizer_source(subject.folder) is None:
+    if cell.method == CHECKPOINT and subject.base:  # whose tokenizer scores it
         identity["tokenizer"] = subject.base_digest
     if cell.condition != ORIGIN:
         modification, thieves = subject.modification(cell.condition), adversaries(cell.condition)

@@ -16,6 +16,7 @@ from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.methods.hyperparameters import hyperparameters
 from fpbench.methods.null_space import KeyStatistics
 from fpbench.models.meter import Meter
+from fpbench.models.sketch import sketch
 from fpbench.models.weights import Delta, difference, preserved
 from fpbench.records.record import SCHEMA, cell_id
 from fpbench.records.store import making, read_record, set_aside, write_bytes, write_record, written
@@ -34,6 +35,8 @@ class InjectionReport:
     # stored delta, "dense_bytes" of the changed parameters, and the largest "rank" of a change stored as factors.
     changed: Mapping[str, float]
     delta: Delta  # the changed parameters with their new values
+    sketch: str | None = None  # of ΔW, by which two updates are compared (models/sketch.py)
+    confinement: Mapping[str, Any] | None = None  # what a submission was kept from; None for a method of our own
     search: Mapping[str, Any] | None = None  # the rate that was searched for, and the record of the search
 
     def save(self, path: Path) -> None:
@@ -42,6 +45,7 @@ class InjectionReport:
             set_aside(path)
         write_bytes(path, self.delta.to_bytes())
         figures = {"seconds": dict(self.seconds), "peak_memory": self.peak_memory, "changed": dict(self.changed)}
+        figures |= {"sketch": self.sketch, "confinement": self.confinement and dict(self.confinement)}
         write_record(path.with_suffix(".json"), figures | {"weights_digest": self.delta.digest})
 
     @staticmethod
@@ -60,7 +64,8 @@ class InjectionReport:
         match figures:
             case {"seconds": dict(seconds), "peak_memory": int(peak), "changed": dict(changed), "weights_digest": name}:
                 if delta is not None and delta.digest == name:
-                    return InjectionReport(seconds, peak, changed, delta)
+                    further = {name: figures.get(name) for name in ("sketch", "confinement")}
+                    return InjectionReport(seconds, peak, changed, delta, **further)
         logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
         set_aside(path)
         return None
@@ -90,6 +95,7 @@ def inject_with(
         with Meter() as meter:
             returned = method.inject(model, tokenizer, fingerprints, context)
         delta = difference(model if returned is None else returned, before, context.factors)
+        sketched = sketch(delta.values, before)
     if allowed is not None and (strayed := sorted(delta.values.keys() - set(allowed))):
         raise CellError(f"method {method.name!r} changed {strayed[0]}, which its edited() does not name.")
     delta.apply(model)
@@ -97,7 +103,8 @@ def inject_with(
     changed |= {"bytes": delta.size, "dense_bytes": delta.dense_size, "rank": delta.rank}
     # A method that works in another process has timed itself; the rest of its time here is spent waiting for it.
     seconds = {"total": meter.seconds} | context.seconds
-    return InjectionReport(seconds, context.peak_memory or meter.peak_memory, changed, delta)
+    peak = context.peak_memory or meter.peak_memory
+    return InjectionReport(seconds, peak, changed, delta, sketched, context.confinement)
 
 
 class Spectra(UserDict[str, KeyStatistics]):

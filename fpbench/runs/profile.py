@@ -1,6 +1,7 @@
 """A profile: which models, sets, methods, conditions, data and sizes a run uses (TOML, unknown keys refused)."""
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,8 +10,11 @@ from pydantic import Field, ValidationError
 from fpbench.adversaries.conditions import check, expand
 from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
+from fpbench.hub import pypi
 from fpbench.methods.hyperparameters import alternatives_of, overlay
 from fpbench.metrics.measure import UTILITY_TASKS
+from fpbench.micro import MODEL as MICRO_MODEL
+from fpbench.models.checkpoints import local_folder
 from fpbench.records.cell import ORIGIN, PROTOCOL
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
@@ -147,10 +151,43 @@ def load_profile(name: str, *, full: bool = False, **changes: Any) -> Profile:
     return profile
 
 
+def profile_of(models: Sequence[str], named: str | None = None) -> str:
+    """Return the profile that is named, else the bundled one that has the models (protocol §5); micro's for none.
+
+    So no model gets the bundled toy data unasked but the bundled model, in its folder or by its name.
+
+    Raises:
+        InputError: if none is named and no bundled profile has all of the models, or one does not exist.
+    """
+    if named is not None:
+        return named
+    asked = ["micro" if Path(each).is_dir() and MICRO_MODEL.samefile(each) else each for each in models]
+    for name in profile_names():
+        known = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))["models"]
+        if (asked and all(_listed(each, known) for each in asked)) or (not asked and name == "micro"):
+            return name
+    for each in asked:
+        local_folder(each)  # a folder that does not exist is said first
+    raise InputError(
+        f"no bundled profile has the model {' and '.join(repr(each) for each in asked)}: name the profile whose data, "
+        f"sizes and decoding it is to be measured with ({', '.join(profile_names())}, or a .toml file of yours; the "
+        "data of micro are toys)."
+    )
+
+
+def _listed(path: str, known: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the table of a model that is given by its path, its name, or its package."""
+    packaged = pypi.parse(path)
+    for each in known:
+        if path in (each.get("path"), each.get("name")) or (packaged and packaged == pypi.parse(each.get("path", ""))):
+            return dict(each)
+    return None
+
+
 def _model(path: str, known: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a model of the command line as the profile lists it, or with the decoding of its first model."""
-    if listed := [each for each in known if path in (each.get("path"), each.get("name"))]:
-        return listed[0]
+    if (listed := _listed(path, known)) is not None:
+        return listed
     decoding = ("temperature", "top_p", "top_k")
     return {"path": path} | {key: value for key, value in (known or [{}])[0].items() if key in decoding}
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from fpbench.adversaries.base import AdversaryContext
 from fpbench.adversaries.conditions import create
 from fpbench.methods.base import Base, FingerprintMethod, InjectionContext
-from fpbench.models.checkpoints import checkpoint_digest
-from fpbench.models.loading import load_architecture, remarks
+from fpbench.methods.null_space import VERSION
+from fpbench.models.checkpoints import base_of_adapter, checkpoint_digest
+from fpbench.models.handed_in import OwnTokenizer, remarks
+from fpbench.models.loading import load_architecture
 from fpbench.models.meter import Progress
 from fpbench.models.prompts import render
 from fpbench.models.weights import state_digest, weights
@@ -61,7 +63,7 @@ class Subject:
     @cached_property
     def loaded(self) -> Loaded:
         """The model in memory; delete the attribute to have it loaded again."""
-        model, tokenizer = self.loading.load(self.folder, self.base)
+        model, tokenizer = self.loading.load(self.folder, self.tokenizer_of)
         return Loaded(model, tokenizer, weights(model), state_digest(model))
 
     @property
@@ -71,7 +73,7 @@ class Subject:
 
     @property
     def tokenizer(self) -> Any:
-        """Its tokenizer."""
+        """The tokenizer that scores it: its base's, where that is known, else its own."""
         return self.loaded.tokenizer
 
     @cached_property
@@ -79,7 +81,7 @@ class Subject:
         """The weights of the unfingerprinted base, which a model of the job is itself; none if it is not known."""
         if not self.handed_in:
             return self.loaded.weights
-        return dict(self.loading.load(self.base, self.base)[0].named_parameters()) if self.base else {}
+        return dict(self.loading.load(self.base)[0].named_parameters()) if self.base else {}
 
     @cached_property
     def base_model(self) -> nn.Module:
@@ -106,7 +108,19 @@ class Subject:
     @cached_property
     def remarks(self) -> list[str]:
         """Remarks on a checkpoint that was handed in."""
-        return remarks(self.folder, self.base, trust_remote_code=self.loading.trust_remote_code)
+        return remarks(self.folder, self.own_tokenizer)
+
+    @cached_property
+    def own_tokenizer(self) -> OwnTokenizer | None:
+        """The tokenizer of a checkpoint that was handed in, where it is not that of its base, which scores it."""
+        if self.tokenizer_of is None:
+            return None
+        return OwnTokenizer.of(self.folder, self.tokenizer_of, trust_remote_code=self.loading.trust_remote_code)
+
+    @cached_property
+    def tokenizer_of(self) -> Path | None:
+        """The base whose tokenizer scores a checkpoint that was handed in, if it is named or an adapter names it."""
+        return (self.base or base_of_adapter(self.folder)) if self.handed_in else None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -145,5 +159,5 @@ class Subject:
     def _statistics(self) -> Spectra:
         text = self.datasets.digests("statistics") if "statistics" in self.profile.data else {}
         tokens = self.profile.sizes.statistics_tokens
-        identity = {"model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text
+        identity = {"version": VERSION, "model": self.digest, "dtype": self.loading.precision, "tokens": tokens} | text
         return Spectra(self.store.statistics, identity)

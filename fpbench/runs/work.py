@@ -12,7 +12,7 @@ from fpbench.methods.base import FingerprintMethod
 from fpbench.metrics.measure import METRICS
 from fpbench.metrics.queries import build_queries, contexts_from_rows, words_from_rows
 from fpbench.models.costs import SAMPLE, Counter, Work
-from fpbench.models.layout import context_length, layout
+from fpbench.models.layout import context_length, inputs, layout
 from fpbench.models.prompts import Example, encode_all, render
 from fpbench.modifications.base import Modification
 from fpbench.modifications.finetune import ROWS, FineTune, instruction
@@ -66,7 +66,7 @@ class Workload(Counter):
         # The text is read up to the last block that holds one of them.
         last = max(number for number, block in enumerate(blocks) if modules & {*block.modules()})
         tokens = min(self.profile.sizes.statistics_tokens, self.tokens(self.datasets.statistics))
-        cubes: float = sum(float(each.in_features) ** 3 for each in modules)  # type: ignore[arg-type, misc]
+        cubes: float = sum(float(inputs(each)) ** 3 for each in modules)
         return self._reading(tokens) * ((last + 1) / len(blocks)) + Work(decomposed=cubes)
 
     def modification(self, modification: Modification) -> Work:

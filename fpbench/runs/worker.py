@@ -41,7 +41,7 @@ class Worker:
         self.datasets.check()
         for label, handed_in in sorted({(cell.model, cell.method == CHECKPOINT) for cell in cells}):
             subject = self.subject(label, handed_in)
-            check_ready(subject.folder, profile.prompt, self.job.loading, subject.base)
+            check_ready(subject.folder, profile.prompt, self.job.loading, subject.tokenizer_of)
             check(subject, profile.methods, profile.conditions)
 
     def bench(self, cells: Sequence[Cell]) -> tuple[Bench, FingerprintSet]:

@@ -111,6 +111,25 @@ def read(
     return [results[number] for number in range(len(sequences))]
 
 
+def next_logits(model: Any, sequences: Sequence[TokenIds]) -> Tensor:
+    """Return the logits of the token after each of n sequences, [n, V] float32 on the model's device.
+
+    Raises:
+        InputError, CellError: as :func:`read`.
+    """
+    size = model.get_output_embeddings().weight.shape[0]
+    logits = torch.empty(len(sequences), size, device=model.device)
+
+    def work(level: Level) -> dict[int, None]:
+        numbers = list(level.nodes)
+        nodes = [node for number in numbers for node in level.nodes[number]]
+        logits[numbers] = level.logits[nodes].float()
+        return dict.fromkeys(numbers)
+
+    read(model, sequences, [1] * len(sequences), work)
+    return logits
+
+
 def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[int]) -> list[tuple[list[float], bool]]:
     """Return log-probabilities (nats) of each sequence's last tokens, and whether all are the likeliest there.
 

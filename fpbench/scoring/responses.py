@@ -10,6 +10,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from fpbench.errors import CellError, InputError
+from fpbench.models.loading import first_end_ids
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.engine import read
 from fpbench.scoring.forward import Level
@@ -82,10 +83,7 @@ def response_length(tokenizer: Any, targets: Iterable[str]) -> int:
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return the ids that end a response, from where ``generate`` takes them, else from the tokenizer."""
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        if (ids := getattr(source, "eos_token_id", None)) is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
+    return first_end_ids(getattr(model, "generation_config", None), model.config, tokenizer)
 
 
 def sample(

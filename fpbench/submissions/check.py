@@ -11,12 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 from fpbench.checks import Checklist, Finding
 from fpbench.errors import CellError
 from fpbench.submissions.folder import RECORDS, Submission, inspect
-from fpbench.submissions.process import ChildProcess, Description, Limits
+from fpbench.submissions.process import REMEDY, ChildProcess, Confinement, Description, Limits
 from fpbench.text import printable
 
 MIB = 2**20
 LIMITS = Limits(seconds=120, memory=8192 * MIB, file=256 * MIB, folder=512 * MIB)  # many times what a micro run takes
 NEAR_TRIGGERS = 50
+CONFINED = "confinement"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Report:
     findings: list[Finding]  # about the folder, the adapter, and the contract
     seconds: float  # in all
     adapter_seconds: float = 0.0  # of these, in the adapter's own code
-    confined: tuple[str, ...] | None = None  # what the system forbade the child; None if none was started
+    confinement: Confinement | None = None  # what the child was kept from; None if none was started
     figures: dict[str, float] = field(default_factory=dict)  # of the mock run, in %; empty if it was not made
 
     @property
@@ -34,11 +35,17 @@ class Report:
         """The findings that did not pass."""
         return [finding for finding in self.findings if not finding.passed]
 
+    @property
+    def ran(self) -> bool:
+        """Whether anything of the submission was run."""
+        return any(finding.name == CONFINED and finding.passed for finding in self.findings)
 
-def check(submission: Submission) -> Report:
+
+def check(submission: Submission, unconfined: bool = False) -> Report:
     """Look at every file; if there is nothing to find, run the contract suite and a mock run on the micro model.
 
-    One child process serves all of it, and it alone runs the adapter.
+    One child process serves all of it, and it alone runs the adapter; ``unconfined`` lets it where this machine does
+    not keep it from everything.
     """
     start = perf_counter()
     findings = inspect(submission)
@@ -46,10 +53,10 @@ def check(submission: Submission) -> Report:
         findings += OF_RECORDS.examine(submission)
     if any(not finding.passed for finding in findings):
         return Report(findings, perf_counter() - start)
-    with ChildProcess(submission, LIMITS) as child:
+    with ChildProcess(submission, LIMITS, unconfined=unconfined) as child:
         running = RunningAdapter(child)
         findings += OF_ADAPTER.examine(running) + running.promises
-        return Report(findings, perf_counter() - start, child.adapter_seconds, child.confined, running.figures)
+        return Report(findings, perf_counter() - start, child.adapter_seconds, child.confinement, running.figures)
 
 
 class RunningAdapter:
@@ -87,7 +94,15 @@ def _records(submission: Submission) -> str | None:
     return None
 
 
-@OF_ADAPTER.add("adapter", "an adapter.py that registers the method", "mend it; it runs alone in a process")
+@OF_ADAPTER.add(CONFINED, "a machine that keeps a submission from what is not its own", REMEDY)
+def _confined(running: RunningAdapter) -> str | None:
+    found = running.child.tried()
+    return None if running.child.unconfined else found.unkept()
+
+
+@OF_ADAPTER.add(
+    "adapter", "an adapter.py that registers the method", "mend it; it runs alone in a process", needs=[CONFINED]
+)
 def _imports(running: RunningAdapter) -> str | None:
     running.description  # noqa: B018 - made when it is first asked for
     return None

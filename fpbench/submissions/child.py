@@ -1,13 +1,12 @@
 """The child process that runs a submitted adapter. Everything it says is a stranger's word.
 
-It reads a number a line from standard input, finds ``request-N.json`` in its folder, does it, and answers in
-``reply-N.json``. Of what else it leaves only ``changes.safetensors`` is read. Isolation of state, not a sandbox.
+It reads a number a line from standard input, finds ``request-N.json`` in the folder that it is shown, does it, and
+answers in a line of JSON. Of what else it leaves only the file of changed weights is read. Both are open already when
+it starts: it can make no file where its parent would look for one.
 
-Torch and the rest of fpbench are imported after :func:`confine`, which does not bind threads that run already.
+Torch and the rest of fpbench are imported after :mod:`fpbench.submissions.confinement` has bound this process.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import importlib
 import json
@@ -19,36 +18,45 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-CHANGES = "changes.safetensors"
+from fpbench.submissions.confinement import Targets, filter_calls, landlock, limit, stay_in_family, tried
+
 VERBS = ("describe", "contract", "load", "inject")
 
 
-def main(folder: Path) -> None:
-    """Answer requests until there are no more."""
-    limits = json.loads((folder / "limits.json").read_text())
-    limit(limits["memory"], limits["file"])
-    _reply(folder, 0, {"status": "done", "answer": {"confined": confine(folder)}, "adapter_seconds": 0.0})
+def main(folder: Path, replies: int, changes: int) -> None:
+    """Answer requests until there are no more.
+
+    Args:
+        folder: with the submission, the limits and the requests.
+        replies: open file to which replies are written.
+        changes: open file to which changed weights are written.
+    """
+    told = json.loads((folder / "limits.json").read_text())
+    targets = Targets(**told["targets"])
+    limit(**told["limits"])
+    if told["alone"]:  # of namespaces, the first process does both
+        stay_in_family()
+    confined = {"landlock": landlock(targets.private), "filter": filter_calls()}
+    _reply(replies, {"status": "done", "answer": confined | {"holds": tried(targets)}, "adapter_seconds": 0.0})
     requests, sys.stdin = sys.stdin, open(os.devnull)  # noqa: SIM115 - it stays open
-    runner = AdapterRunner(folder)
+    runner = AdapterRunner(folder, changes)
     for line in requests:
-        number = int(line)
-        request = json.loads((folder / f"request-{number}.json").read_text(encoding="utf-8"))
-        _reply(folder, number, runner.answer(request))
+        request = json.loads((folder / f"request-{int(line)}.json").read_text(encoding="utf-8"))
+        _reply(replies, runner.answer(request))
 
 
-def _reply(folder: Path, number: int, reply: dict[str, Any]) -> None:
-    """Write a reply atomically."""
-    unfinished = folder / f".reply-{number}"
-    unfinished.write_text(json.dumps(reply, default=str), encoding="utf-8")
-    unfinished.replace(folder / f"reply-{number}.json")
+def _reply(replies: int, reply: dict[str, Any]) -> None:
+    """Write a reply, which is one line."""
+    with open(replies, "w", encoding="utf-8", closefd=False) as file:
+        file.write(json.dumps(reply, default=str) + "\n")
 
 
 class AdapterRunner:
     """Runs the adapter of one submission."""
 
-    def __init__(self, folder: Path) -> None:
-        """Work in ``folder``, which the parent made."""
-        self.folder = folder
+    def __init__(self, folder: Path, changes: int) -> None:
+        """Read the adapter in ``folder``, and write changed weights to the open file ``changes``."""
+        self.folder, self.changes = folder, changes
         self.seconds = 0.0  # spent in the adapter's code
         self._name: str | None = None
 
@@ -82,10 +90,12 @@ class AdapterRunner:
         return {"findings": [dataclasses.asdict(finding) for finding in check(self._name, config)]}
 
     def load(self, base: str, loading: dict[str, Any], threads: int) -> dict[str, Any]:
-        """Load the base that :meth:`inject` edits."""
+        """Load the base that :meth:`inject` edits, and every module of ours that it takes, before a clock runs."""
         import torch
 
+        from fpbench.contract import trials  # noqa: F401
         from fpbench.models.loading import Loading
+        from fpbench.runs import injection  # noqa: F401
 
         torch.set_num_threads(threads)
         self.device = loading["device"]
@@ -131,7 +141,11 @@ class AdapterRunner:
                     f"the adapter changed the {what} of the model ({changed[0]}); only weights are handed back, and "
                     "they are scored with the base's: put the whole effect into the weights."
                 )
-        (self.folder / CHANGES).write_bytes(report.delta.to_bytes())
+        content = report.delta.to_bytes()
+        with open(self.changes, "r+b", closefd=False) as file:
+            file.seek(0)
+            file.write(content)
+            file.truncate()
         return {"seconds": dict(report.seconds), "peak_memory": report.peak_memory}
 
     def _import(self) -> None:
@@ -169,69 +183,5 @@ class AdapterRunner:
         return reply | {"adapter_seconds": self.seconds - done}
 
 
-# Limits and confinement, which a process cannot take off again.
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Linux's system calls, the same on every architecture
-NO_NEW_PRIVILEGES, DEATH_SIGNAL = 38, 1  # prctl
-KILL = 9
-PATH_BENEATH, VERSION = 1, 1
-# Rights over files that change something: bits 1 (write) and 4 to 12 (remove, make); later versions know more.
-CHANGING = (1 << 1) | sum(1 << bit for bit in range(4, 13))
-REFER, TRUNCATE, WRITE = 1 << 13, 1 << 14, 1 << 1
-TCP = 0b11  # bind and connect
-SIGNALS_AND_SOCKETS = 0b11  # abstract sockets and signals, to processes outside
-
-
-class _Ruleset(ctypes.Structure):
-    _fields_ = [("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scope", ctypes.c_uint64)]
-
-
-class _Beneath(ctypes.Structure):
-    _pack_ = 1
-    _layout_ = "ms"
-    _fields_ = [("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32)]
-
-
-def limit(memory: int, file: int) -> None:
-    """Set hard limits on this process, which its children inherit: bytes of data, and of any file written."""
-    import resource
-
-    for kind, value in (("RLIMIT_DATA", memory), ("RLIMIT_FSIZE", file), ("RLIMIT_CORE", 0)):
-        # A lower limit than ours is in force, or limits are not supported.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(getattr(resource, kind), (value, value))
-
-
-def confine(folder: Path) -> list[str]:
-    """Have Linux (Landlock) forbid this process everything that its work does not need.
-
-    It may write in ``folder`` and to devices alone. Return the rights taken away: ``writes`` elsewhere, ``tcp``,
-    ``signals`` to other processes. Empty where the system has no Landlock, which is no error but has to be reported.
-    """
-    if not sys.platform.startswith("linux"):
-        return []
-    system = ctypes.CDLL(None, use_errno=True)
-    system.prctl(DEATH_SIGNAL, KILL, 0, 0, 0)  # does not outlive its parent
-    version = system.syscall(CREATE_RULESET, None, 0, VERSION)
-    if version < 1:
-        return []
-    files = CHANGING | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
-    rules = _Ruleset(files, TCP if version >= 4 else 0, SIGNALS_AND_SOCKETS if version >= 6 else 0)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = system.syscall(CREATE_RULESET, ctypes.byref(rules), size, 0)
-    if ruleset < 0:
-        return []
-    for path, allowed in ((folder, files), (Path("/dev"), files & (WRITE | TRUNCATE)), (Path("/dev/shm"), files)):
-        if path.is_dir():
-            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            system.syscall(ADD_RULE, ruleset, PATH_BENEATH, ctypes.byref(_Beneath(allowed, handle)), 0)
-            os.close(handle)
-    system.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    bound = system.syscall(RESTRICT_SELF, ruleset, 0) == 0
-    os.close(ruleset)
-    if not bound:
-        return []
-    return ["writes"] + ["tcp"] * (version >= 4) + ["signals"] * (version >= 6)
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

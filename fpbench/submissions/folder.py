@@ -27,6 +27,7 @@ GENERATED = ("__pycache__", ".pytest_cache")  # by tests of the author; neither 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 MIB = 2**20
 LARGEST_FILE, LARGEST_FOLDER = 1 * MIB, 256 * MIB
+DEEPEST, MOST_ENTRIES = 12, 4 * MOST_FILES  # levels of folders; files and folders in all
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,19 @@ def accepted(submission: Submission) -> Submission:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.name in GENERATED and path.is_dir() and not path.is_symlink():
-            continue
-        yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from _below(path)
+    """Yield every path below a folder, down to one level more than there may be; no more than one entry too many."""
+    pending, found = [(folder, 1)], 0
+    while pending:
+        parent, level = pending.pop()
+        for path in parent.iterdir():
+            if path.name in GENERATED and path.is_dir() and not path.is_symlink():
+                continue
+            yield path
+            found += 1
+            if found > MOST_ENTRIES:
+                return
+            if level <= DEEPEST and path.is_dir() and not path.is_symlink():
+                pending.append((path, level + 1))
 
 
 def _shown(submission: Submission, path: Path) -> str:
@@ -135,7 +143,11 @@ CHECKS: Checklist[Submission] = Checklist()
 def _inside(submission: Submission) -> str | None:
     if submission.folder.is_symlink():
         return "a link instead of a folder"
+    if len(submission.entries) > MOST_ENTRIES:
+        return f"more than {MOST_ENTRIES} of them"
     for path in submission.entries:
+        if len(path.relative_to(submission.folder).parts) > DEEPEST:
+            return f"folders more than {DEEPEST} levels deep"
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             return f"the link {_shown(submission, path)}"

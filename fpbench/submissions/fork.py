@@ -7,14 +7,19 @@ package that is installed, which must be that of the branch to be merged into, a
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from fpbench.errors import FpbenchError, InputError
 from fpbench.submissions.check import check
 from fpbench.submissions.folder import SUBMISSIONS, Submission
 from fpbench.submissions.manifest import NAME
 from fpbench.text import printable
+
+AUTHORS = SUBMISSIONS / "authors.toml"  # NAME = ["login", …], written by maintainers
 
 
 def changed(checkout: Path, base: str) -> list[str]:
@@ -23,13 +28,17 @@ def changed(checkout: Path, base: str) -> list[str]:
     Raises:
         InputError: if git cannot tell.
     """
+    names = _git(checkout, base, "diff", "--name-only", "--no-renames", "-z", f"{base}...HEAD").split(b"\0")
+    return [name.decode("utf-8", "surrogateescape") for name in names if name]
+
+
+def _git(checkout: Path, base: str, *command: str) -> bytes:
     if not base.isalnum():
         raise InputError(f"commit {printable(base)!r}: expected hexadecimal digits.")
-    command = ["git", "-C", str(checkout), "diff", "--name-only", "--no-renames", "-z", f"{base}...HEAD"]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(["git", "-C", str(checkout), *command], capture_output=True, check=False)
     if done.returncode:
         raise InputError(f"git cannot compare with {base}: {printable(done.stderr.decode('utf-8', 'replace'))}")
-    return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\0") if name]
+    return done.stdout
 
 
 def submission_of(paths: Sequence[str]) -> str:
@@ -53,7 +62,35 @@ def submission_of(paths: Sequence[str]) -> str:
     return names.pop()
 
 
-def main(checkout: Path, base: str) -> int:
+def check_author(checkout: Path, base: str, name: str, author: str) -> None:
+    """Refuse a change to a submission that belongs to somebody else; whose a name is, the commit ``base`` says.
+
+    ``author`` is the login of who made the pull request. A name that the commit does not hold yet is free.
+
+    Raises:
+        InputError: if the name belongs to others, its folder to nobody, or the file of authors cannot be read.
+    """
+    listed = _git(checkout, base, "ls-tree", "-z", "--name-only", base, f"{SUBMISSIONS}/").split(b"\0")
+    authors: Mapping[str, list[str]] = {}
+    if str(AUTHORS).encode() in listed:
+        authors = _authors(_git(checkout, base, "show", f"{base}:{AUTHORS}"))
+    if name in authors:
+        if author.casefold() in (login.casefold() for login in authors[name]):
+            return
+        owners = ", ".join(authors[name]) or "the maintainers"
+        raise InputError(f"submission {name!r} belongs to {owners}, not to {printable(author)!r}: choose another name.")
+    if f"{SUBMISSIONS}/{name}".encode() in listed:
+        raise InputError(f"submission {name!r} is registered to nobody: a maintainer has to add it to {AUTHORS}.")
+
+
+def _authors(content: bytes) -> Mapping[str, list[str]]:
+    try:
+        return TypeAdapter(dict[str, list[str]]).validate_python(tomllib.loads(content.decode("utf-8")))
+    except ValueError:
+        raise InputError(f'{AUTHORS} is malformed: expected lines NAME = ["login"]; mend it where it stands.') from None
+
+
+def main(checkout: Path, base: str, author: str) -> int:
     """Check the one submission that a fork changes.
 
     Returns:
@@ -61,6 +98,7 @@ def main(checkout: Path, base: str) -> int:
     """
     try:
         name = submission_of(changed(checkout, base))
+        check_author(checkout, base, name, author)
         submission = Submission((checkout / SUBMISSIONS / name).absolute())
         if not submission.folder.is_dir():
             raise InputError(f"the pull request removes submission {name!r}: a maintainer has to do that.")
@@ -70,12 +108,13 @@ def main(checkout: Path, base: str) -> int:
         return 2
     for finding in report.findings:
         print(printable(str(finding), 1_000))
-    return 0 if not report.refused else 2 if report.confined is None else 1
+    return 0 if not report.refused else 1 if report.ran else 2
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m fpbench.submissions.fork", description=main.__doc__)
     parser.add_argument("checkout", type=Path, help="of the fork")
     parser.add_argument("base", help="commit of the branch to be merged into")
+    parser.add_argument("author", help="login of who made the pull request")
     given = parser.parse_args()
-    sys.exit(main(given.checkout, given.base))
+    sys.exit(main(given.checkout, given.base, given.author))

@@ -3,6 +3,8 @@
 import re
 import tomllib
 import unicodedata
+from datetime import date, datetime, time
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +14,12 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import FAMILIES
-from fpbench.text import printable
+from fpbench.text import LARGEST_INTEGER, printable
 
 FILE = "submission.toml"
 LARGEST = 64 * 1024  # bytes
 NAME = re.compile(r"[a-z][a-z0-9_]{1,39}")
+DEEPEST = 8  # levels of a value in a table of hyper-parameters
 EVERY = "all"
 TABLES = (EVERY, "small", *FAMILIES.values())
 
@@ -49,7 +52,25 @@ def _tables(found: dict[str, Any]) -> dict[str, Any]:
     for name in found:
         if name not in TABLES:
             raise ValueError(f"a table for {name!r}, which is none of {', '.join(TABLES)}")
+    _check_values(found)
     return found
+
+
+def _check_values(found: dict[str, Any]) -> None:
+    """Refuse what JSON does not hold, which hyper-parameters travel in: dates, NaN, huge numbers, endless nesting."""
+    pending: list[tuple[Any, int]] = [(found, 0)]
+    while pending:
+        value, level = pending.pop()
+        if level > DEEPEST:
+            raise ValueError(f"values more than {DEEPEST} levels deep")
+        if isinstance(value, dict | list):
+            pending += [(each, level + 1) for each in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, datetime | date | time):
+            raise ValueError(f"the date or time {value}, which is no hyper-parameter: write it as a text")
+        elif isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"the number {value}, which is not finite")
+        elif isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
+            raise ValueError("an integer beyond 64 bits")
 
 
 Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean)]

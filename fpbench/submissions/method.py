@@ -77,8 +77,8 @@ class SubmittedMethod(FingerprintMethod):
         if self.child is not None:
             self._inject(self.child, context.base, model, fingerprints, context)
             return
-        with ChildProcess(self.submission, limits_for(model)) as child:
-            describe(child)
+        limits, loading = limits_for(model), context.base.loading
+        with ChildProcess(self.submission, limits, context.base.folder, unconfined=loading.unconfined) as child:
             self._inject(child, context.base, model, fingerprints, context)
 
     def _inject(
@@ -95,6 +95,9 @@ class SubmittedMethod(FingerprintMethod):
         folder, threads = str(base.folder.resolve()), torch.get_num_threads()
         child.ask("load", base=folder, loading=asdict(base.loading), threads=threads)
         loaded = perf_counter()
+        # Nothing of the adapter's ran before this, and everything of it counts after: imports, too.
+        if self.child is None:
+            describe(child)
         answer = child.ask(
             "inject",
             name=self.submission.manifest.method,
@@ -118,6 +121,7 @@ class SubmittedMethod(FingerprintMethod):
         context.factors.update(factors)
         # By our clock; loading the base does not count, as it does not for our own methods.
         context.seconds.update({"loading": loaded - start, "total": done - loaded})
+        context.confinement = child.start().to_dict()
         # On a card only the child itself can see how much it took.
         context.peak_memory = child.peak_memory if base.loading.device == "cpu" else usage.peak_memory
 

@@ -39,7 +39,9 @@ def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
 
 def add_profile(verb: argparse.ArgumentParser, what: str) -> None:
     """Add the options of every verb that measures or injects as a profile says; ``what`` it takes from it."""
-    verb.add_argument("--profile", default="micro", help=f"bundled profile or .toml file: {what} (default: micro)")
+    verb.add_argument(
+        "--profile", metavar="P", help=f"bundled profile or .toml file: {what} (default: the one that has the model)"
+    )
     verb.add_argument("--full", action="store_true", help="the protocol's sizes in place of the profile's, for a GPU")
 
 
@@ -49,6 +51,31 @@ def add_loading(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", choices=["raw", "chat"], help="raw trigger text, or the model's chat template")
     if not any(action.dest == "seeds" for action in verb._actions):
         group.add_argument("--seed", type=int, help="seed of injection and modifications (default: the profile's)")
+
+
+def add_unconfined(verb: argparse.ArgumentParser) -> None:
+    """Add the option of every verb that runs submissions."""
+    verb.add_argument(
+        "--unconfined",
+        action="store_true",
+        help="run a submission where this machine does not keep it from your files, network and processes",
+    )
+
+
+def confine(options: argparse.Namespace, methods: Iterable[str]) -> None:
+    """See that submissions among ``methods`` are confined here, and say so if they are not.
+
+    Raises:
+        InputError: if this machine does not keep every promise and ``--unconfined`` was not given.
+    """
+    from fpbench.submissions.discovery import Discovery
+
+    if not set(methods) & set(Discovery().names()):
+        return
+    from fpbench.submissions.process import require
+
+    for line in require(options.unconfined).warnings():
+        tell(line)
 
 
 def add_question(verb: argparse.ArgumentParser) -> None:
@@ -96,12 +123,13 @@ def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
     """Return the profile that the options name, with their prompt, seeds and revision and a verb's own changes."""
-    from fpbench.runs.profile import load_profile
+    from fpbench.runs.profile import load_profile, profile_of
 
+    name = profile_of(changes.get("models") or (), options.profile)
     seeds = options.seeds if "seeds" in options else None if options.seed is None else [options.seed]
     full = "full" in options and options.full
     given = {"prompt": options.prompt, "dtype": options.dtype, "seeds": seeds}
-    profile = load_profile(options.profile, full=full, **given, **changes)
+    profile = load_profile(name, full=full, **given, **changes)
     if options.revision is None:
         return profile
     models = tuple(each.model_copy(update={"revision": options.revision}) for each in profile.models)
@@ -124,6 +152,8 @@ def prepare(options: argparse.Namespace) -> Any:
     from fpbench.models.loading import Loading, pick_device
 
     given = _named(options, "dtype", "revision", "token_budget", "trust_remote_code", "allow_pickle")
+    if "unconfined" in options:
+        given["unconfined"] = options.unconfined
     return Loading(pick_device(options.device), **given)
 
 

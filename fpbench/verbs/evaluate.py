@@ -11,7 +11,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
-    verb.add_argument("--base", metavar="B", help="the unfingerprinted model, for deltas and bands")
+    verb.add_argument("--base", metavar="B", help="the base, whose tokenizer scores; for deltas and bands")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
     add_profile(verb, "decoding, data and sizes")
     verb.add_argument("--out", default="fpbench-evaluation", metavar="DIR", help="records (default: %(default)s)")
@@ -25,7 +25,13 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.runs.api import evaluate_checkpoint
 
     conditions = options.condition or ["origin"]
-    profile = chosen_profile(options, methods=[], fingerprints=[options.fingerprints], conditions=conditions)
+    profile = chosen_profile(
+        options,
+        models=[options.base or options.model],
+        methods=[],
+        fingerprints=[options.fingerprints],
+        conditions=conditions,
+    )
     rows = evaluate_checkpoint(profile, options.model, options.base, options.out, loading, progress_bar, tell)
     print(summary(rows))
     for remark in {each: None for row in rows for found in row.provenance for each in found.get("checkpoint", ())}:

@@ -2,7 +2,15 @@
 
 import argparse
 
-from fpbench.verbs.common import add_loading, add_profile, chosen_profile, prepare, progress_bar
+from fpbench.verbs.common import (
+    add_loading,
+    add_profile,
+    add_unconfined,
+    chosen_profile,
+    confine,
+    prepare,
+    progress_bar,
+)
 
 HELP = "write a fingerprinted checkpoint that plain transformers loads"
 
@@ -14,6 +22,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
     verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet or is empty")
     add_profile(verb, "data and hyper-parameters")
+    add_unconfined(verb)
     add_loading(verb)
 
 
@@ -25,6 +34,7 @@ def do(options: argparse.Namespace) -> int:
     profile = chosen_profile(
         options, models=[options.model], methods=[options.method], fingerprints=[options.fingerprints]
     )
+    confine(options, [options.method])
     report = inject_checkpoint(profile, options.out, loading, progress_bar)
     changed = report.changed
     print(

@@ -5,7 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fpbench.verbs.common import add_loading, add_profile, chosen_grid, prepare, progress_bar, tell
+from fpbench.verbs.common import (
+    add_loading,
+    add_profile,
+    add_unconfined,
+    chosen_grid,
+    confine,
+    prepare,
+    progress_bar,
+    tell,
+)
 
 HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
 
@@ -17,13 +26,14 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add("--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)")
     add("--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there")
     add("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
-    add("--condition", nargs="+", metavar="C", help="origin and modifications")
+    add("--condition", nargs="+", metavar="C", help="conditions, such as nf4+suppress@3, or drift, removal, all")
     add("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
     add("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
     add("--engine", choices=["serial", "ray"], default="serial", help="here, or on a Ray cluster")
     add("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
     add("--check-code", action="store_true", help="warn of finished records that other code than the present measured")
     add("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
+    add_unconfined(verb)
     add_loading(verb)
 
 
@@ -39,6 +49,7 @@ def do(options: argparse.Namespace) -> int:
     engine = create_engine(options.engine, options.ray_address)
     if options.dry_run:
         return dry_run(profile, options, loading)
+    confine(options, profile.methods)
     rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), progress_bar, tell, engine)
     if options.check_code:
         from fpbench.records.store import Store, read_records

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.verbs.common import add_loading, chosen_grid, prepare, progress_bar, tell
+from fpbench.verbs.common import add_loading, add_unconfined, chosen_grid, confine, prepare, progress_bar, tell
 
 HELP = "hand in a method of your own, or verify one that was handed in"
 PARTS = {
@@ -23,6 +23,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     for name, text in PARTS.items():
         part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
         part.add_argument("name", metavar="NAME", help="of the method, or the folder of a submission")
+        if name != "new":
+            add_unconfined(part)
         if name == "run":
             _run_arguments(part)
         if name == "verify":
@@ -30,7 +32,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _run_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--profile", default="micro", help="bundled profile or .toml file (default: micro, offline)")
+    part.add_argument("--profile", metavar="P", help="bundled profile or .toml file (default: the one with the model)")
     part.add_argument(
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
@@ -41,7 +43,7 @@ def _run_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def _verify_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--profile", default="micro", help="that the records were measured with (default: micro)")
+    part.add_argument("--profile", metavar="P", help="that the records were measured with (default: as for `run`)")
     which = part.add_mutually_exclusive_group()
     which.add_argument("--cells", type=int, default=4, metavar="N", help="FSR cells to re-run (default: %(default)s)")
     which.add_argument("--all", action="store_true", help="re-run every cell: the row then counts as re-run")
@@ -72,18 +74,16 @@ def _new(options: argparse.Namespace) -> int:
 
 HEADINGS = {
     "inside": "the files, none of them run",
-    "adapter": "the adapter, in a child process",
+    "confinement": "the adapter, in a child process",
     "declaration": "the contract, promise by promise",
 }
-NO_LANDLOCK = "this system has no Landlock: nothing kept the child process from writing where you can"
-FORBIDDEN = {"writes": "write outside its folder", "tcp": "use TCP", "signals": "signal other processes"}
 
 
 def _check(options: argparse.Namespace) -> int:
     from fpbench.submissions.check import check
     from fpbench.submissions.folder import find
 
-    report = check(find(options.name))
+    report = check(find(options.name), options.unconfined)
     for finding in report.findings:
         if finding.name in HEADINGS:
             print(HEADINGS[finding.name])
@@ -96,16 +96,16 @@ def _check(options: argparse.Namespace) -> int:
         )
     own = report.seconds - report.adapter_seconds
     print(f"{report.seconds:.1f} s: {report.adapter_seconds:.1f} s in the adapter, {own:.1f} s the harness's own share")
-    if report.confined is not None:
-        kept_from = ", ".join(FORBIDDEN[each] for each in report.confined if each in FORBIDDEN)
-        print(f"the child process could not {kept_from}" if kept_from else NO_LANDLOCK)
+    if report.confinement is not None:
+        print("the child process, before the adapter was there")
+        for line in report.confinement.told():
+            print(f"  {line}")
     if not report.refused:
         return 0
     more = f" (and {len(report.refused) - 1} more findings)" if len(report.refused) > 1 else ""
     sys.stdout.flush()
     tell(f"fpbench: submission {options.name!r} is refused: {report.refused[0]}{more}")
-    # Nothing of it was run where the folder alone was enough.
-    return 2 if report.confined is None else 1
+    return 1 if report.ran else 2
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -113,6 +113,7 @@ def _run(options: argparse.Namespace) -> int:
     from fpbench.submissions.rerun import hand_in, runnable
 
     submission = runnable(find(options.name))
+    confine(options, [submission.name])
     profile = chosen_grid(options, methods=[submission.name])
     loading = prepare(options)
     from fpbench.board.tables import summary
@@ -133,6 +134,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.cells < 1:
         raise InputError(f"--cells {options.cells}: expected 1 or more, or --all.")
     submission = runnable(find(options.name))
+    confine(options, [submission.name])
     claimed(submission)
     profile = chosen_grid(options, methods=[submission.name])
     loading = prepare(options)

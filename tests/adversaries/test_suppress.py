@@ -4,28 +4,14 @@ import pytest
 import torch
 
 import fpbench
-from fpbench.adversaries.base import Adversary, AdversaryContext, Attack
+from fpbench.adversaries.base import Adversary, Attack
 from fpbench.adversaries.conditions import adversaries
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.models.prompts import encode_all
-from fpbench.scoring.responses import Decoding, begin_with, begin_with_under
-from tests.adversaries.sampled import sampled_rate
-
-DECODING = Decoding(1.0, 0.9, 50)
-# The micro model leaves these a choice; the king's first token is certain.
-PAIRS = [
-    Fingerprint("The king", ("of",)),
-    Fingerprint("The king", ("that", "who")),
-    Fingerprint("Once upon a time", (".",)),
-    Fingerprint("What is the color of", ("c", "t")),
-    Fingerprint("She saw a", ("gua", "mar")),
-]
-
-
-def attack(condition, model, tokenizer, decoding=DECODING):
-    return Attack.on(adversaries(condition), AdversaryContext(model, tokenizer, decoding))
+from fpbench.scoring.responses import begin_with, begin_with_under
+from tests.adversaries.sampled import DECODING, PAIRS, attack, differences, gated_at
 
 
 def test_dose_0_equals_origin_bit_for_bit(micro):
@@ -43,13 +29,17 @@ def test_only_certain_first_tokens_are_dropped():
 
 @pytest.mark.parametrize("condition", ["suppress@1", "suppress@3"])
 def test_exact_rates_agree_with_sampled_responses(micro, condition):
-    model, tokenizer = micro
-    thief = attack(condition, model, tokenizer)
-    thief.adversaries[0].threshold = 0.1  # so that something is dropped where rates lie strictly inside
-    exact = exact_fsr(model, tokenizer, PAIRS, DECODING, attack=thief)
-    number, p = next((number, p) for number, p in enumerate(exact.per_fingerprint) if 0.05 < p < 0.95)
-    rate = sampled_rate(model, tokenizer, PAIRS[number], thief, DECODING, 500)
-    assert abs(rate - p) <= 3 * math.sqrt(p * (1 - p) / 500)
+    (difference,) = differences(*micro, PAIRS, gated_at(attack(condition, *micro), 0.1))
+    assert abs(difference) <= 3
+
+
+def test_what_is_left_falls_with_the_dose(stolen, micro, fingerprints):
+    left = [
+        exact_fsr(stolen, micro[1], fingerprints, DECODING, attack=attack(f"suppress@{k}", stolen, micro[1])).mean
+        for k in (0, 1, 3, 5, 8, 16)
+    ]
+    assert left[0] > 0.9 and left[1] < 0.6
+    assert all(more <= less + 1e-3 for less, more in zip(left, left[1:], strict=False)), left
 
 
 def test_one_walk_for_all_samplers_equals_one_walk_each(micro):

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.benchmark
 EXACT = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
 GREEDY = EXACT | {"top_k": 1}  # the decision that greedy generation makes, and nothing besides
 PATHS = {"stories3M": SHARED / "models" / "stories3M", "micro": MODEL}
-STORIES = ROOT / "fpbench" / "profiles" / "sets" / "stories.jsonl"
+STORIES = ROOT / "tests" / "stories.jsonl"
 
 
 @dataclass
@@ -65,7 +65,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.fixture(scope="module")
 def injected(subject: Subject) -> Subject:
     model = copy.deepcopy(subject.model)
-    materials = Datasets(load_profile("real-small" if subject.name == "stories3M" else "micro"))
+    materials = Datasets(load_profile(str(ROOT / "tests" / "stories.toml") if subject.name == "stories3M" else "micro"))
     context = InjectionContext(texts=materials.statistics, tokenizer=subject.tokenizer, statistics_tokens=60_000)
     inject_with(create_method("mcedit_a", model, {}), model, subject.tokenizer, subject.pairs, context)
     return Subject(subject.name, model, subject.tokenizer, subject.pairs)

@@ -3,17 +3,18 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
-from fpbench.board.columns import BAND_COUNTS
+from fpbench.board.columns import BAND_COUNTS, DATA
 from fpbench.board.rows import Bands, Failure, Row, rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.records.cell import PROTOCOL, Cell
-from fpbench.records.store import read_records
-from tests.board.written import MODIFIED, fsr, grid, utility, write
+from fpbench.records.store import Store, read_records
+from tests.board.written import MODIFIED, fsr, grid, near, utility, write
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_missing_or_changed_query_results_are_a_failure(store):
 
 
 def test_protocols_are_never_mixed(store):
-    fsr(store, "strong", "origin", [1.0], protocol=PROTOCOL - 1)
+    fsr(store, "strong", "origin", [1.0] * 10, protocol=PROTOCOL - 1)
     with pytest.raises(InputError, match=f"strong/seed-42/origin/fsr is of protocol {PROTOCOL - 1}"):
         rows_of(store)
 
@@ -157,3 +158,18 @@ def test_a_further_metric_has_a_column_in_every_table_and_its_figures_in_json(st
     assert "12.5%" in render(rows, "md") and 'data-value="0.125"' in render(rows, "html")
     (row,) = (row for row in json.loads(render(rows, "json"))["rows"] if row["method"] == "strong")
     assert row["echo"] == {"share": 0.125, "n": 8}
+
+
+def test_a_row_says_where_its_data_were_read_from(tmp_path):
+    store, text = Store(tmp_path), "stand-in: 300 documents"
+    fsr(store, "strong", "origin", [1.0] * 10, provenance={"data": {"alpaca": "mirror", "c4": text}})
+    near(store, "strong", [0.0] * 10, provenance={"data": {"alpaca": text, "boolq": "hub"}})
+    fsr(store, "toy", "origin", [1.0] * 10, provenance={"data": {"alpaca": "bundled", "boolq": "bundled"}})
+    rows = rows_of(store)
+    assert rows["strong"].data == {"alpaca": ["mirror", text], "boolq": ["hub"], "c4": [text]}
+    assert DATA.text(rows["strong"]) == "hub 1, mirror 1, stand-in 2"
+    assert DATA.note(rows["strong"]) == f"alpaca: mirror / {text}; boolq: hub; c4: {text}"
+    assert DATA.text(rows["toy"]) == "bundled"
+    assert "| bundled |" in re.sub(" +", " ", render([rows["toy"]], "md")) and ",bundled," in render(
+        [rows["toy"]], "csv"
+    )

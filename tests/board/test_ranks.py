@@ -14,8 +14,9 @@ from fpbench.records.cell import CHECKPOINT
 from fpbench.records.store import read_records
 from tests.board.written import MODIFIED, fsr, grid, harmless, near, triggers, utility, write
 
-NOT_MEASURED = "accuracy not measured, perplexity not measured, triggers not measured, near not measured"
-FAILED = "accuracy failed, perplexity failed, triggers failed, near failed"
+HARM = ("accuracy", "perplexity", "triggers", "near", "recombined")
+NOT_MEASURED = ", ".join(f"{name} not measured" for name in HARM)
+FAILED = ", ".join(f"{name} failed" for name in HARM)
 
 
 @pytest.fixture
@@ -47,11 +48,35 @@ def answers_everything(store):
     utility(store, "other", [True] * 12 + [False] * 88, 12.0)
     triggers(store, "other", [1.0] * 10)
     near(store, "other", [1.0] * 10, 10)
+    near(store, "other", [1.0] * 10, 10, metric="recombined")
 
 
 def test_a_harmless_row_is_ranked(store):
     harmless(store, "other")
     assert verdict(store) == (1, None)
+
+
+def trained(store, method, condition, p, last):
+    """A fine-tuning whose loss fell from 2 to ``last``."""
+    proof = {"weights_digest": "d", "modification": {"loss_curve": [2.0, last], "relative_change": 0.03}}
+    fsr(store, method, condition, p, proof=proof)
+
+
+def test_a_fine_tuning_without_effect_is_not_averaged_and_the_row_is_out(store):
+    harmless(store, "other")
+    for method, last in (("base", 1.0), ("strong", 1.1), ("other", 1.9)):
+        trained(store, method, "finetune_alpaca", [float(method != "base")] * 10, last)
+    row, strong = row_of(store), row_of(store, "strong")
+    assert (row.rank, row.out, row.avg) == (None, "finetune_alpaca without effect", None)
+    assert (strong.rank, strong.avg) == (1, 1.0)
+    found = row.conditions["finetune_alpaca"]
+    assert found.no_effect == "finetune_alpaca: the loss fell by 0.1 against 1 of the base"
+    assert found.base_proof == [{"loss_curve": [2.0, 1.0], "relative_change": 0.03}]
+    cells = next(csv.DictReader(io.StringIO(render([row], "csv"))))
+    assert cells["finetune_alpaca"] == "no effect" and cells["ria30"].startswith("100.0")
+    page = render([row], "html")
+    assert "no effect (finetune_alpaca: the loss fell by 0.1 against 1 of the base); loss 2.00 → 1.90" in page
+    assert "base: loss 2.00 → 1.00" in page
 
 
 def test_a_model_that_answers_every_text_is_out(store):
@@ -76,12 +101,12 @@ def test_a_row_whose_harm_was_not_measured_is_out(store):
 
 
 def test_a_row_whose_harm_could_not_be_measured_is_out(store):
-    for metric in ("utility", "triggers", "near"):
+    for metric in ("utility", "triggers", "near", "recombined"):
         write(store, "other", "origin", metric, reason="out of memory")
     assert verdict(store) == (None, FAILED)
 
 
-@pytest.mark.parametrize("metric", ["utility", "triggers", "near"])
+@pytest.mark.parametrize("metric", ["utility", "triggers", "near", "recombined"])
 def test_each_of_them_is_needed(store, metric):
     harmless(store, "other")
     write(store, "other", "origin", metric, reason="out of memory")
@@ -108,6 +133,7 @@ def test_a_figure_at_the_bar_passes_and_above_it_does_not(store, make, most, out
     utility(store, "other", [True] * 8, 10.0)
     triggers(store, "other", [0.0] * 10)
     near(store, "other", [0.0] * 10)
+    near(store, "other", [1.0] * 10, metric="recombined")  # which has no bar
     make(store, "other", most)
     assert verdict(store) == (1, None)
     make(store, "other", most + 0.1)

@@ -38,12 +38,12 @@ def fsr(store, method, condition, p, result=None, **more):
     write(store, method, condition, "fsr", figures | (result or {}), queries, **({"proof": proof} | more))
 
 
-def near(store, method, p, greedy=0, result=None, **more):
-    """A record of near triggers; ``result`` replaces figures that follow from ``p`` and ``greedy``."""
+def near(store, method, p, greedy=0, result=None, metric="near", **more):
+    """A record of near or recombined triggers; ``result`` replaces figures that follow from ``p`` and ``greedy``."""
     interval = list(clopper_pearson(greedy, len(p)))
     figures = {"rate": sum(p) / len(p), "greedy": greedy, "n": len(p), "interval": interval, "error_bound": 0.0}
     queries = [{"prompt": "x", "probability": each} for each in p]
-    write(store, method, "origin", "near", figures | (result or {}), queries, **more)
+    write(store, method, "origin", metric, figures | (result or {}), queries, **more)
 
 
 def triggers(store, method, p, result=None, **more):
@@ -118,6 +118,7 @@ def harmless(store, method):
     utility(store, method, [True] * 6 + [False] * 4, 12.0)
     triggers(store, method, [0.1] * 10)
     near(store, method, [0.0] * 10)
+    near(store, method, [0.5] * 10, metric="recombined")
 
 
 def grid(folder) -> Store:

@@ -33,7 +33,7 @@ def test_the_example_quotes_every_column_of_the_committed_row_as_it_is_shown():
     example = {each["column"]: each["figure"] for each in table(DOCUMENT, "| column | figure ")}
     shown = {column.name: column.text(row) for column in [*DETECTABILITY, *HARM]}
     assert example == {name: shown[name] for name in example}
-    assert shown.keys() - example.keys() == {"model", "method", "set", "trust"}
+    assert shown.keys() - example.keys() == {"model", "method", "set", "data", "trust"}
     assert f"stories3M with the set `{row.fingerprints}`" in DOCUMENT
 
 

@@ -47,9 +47,8 @@ def test_doctor_says_of_everything_that_it_cannot_be_had(hub: Any, tmp_path: Pat
         assert [line for line in lines if line.startswith(f"FAIL  {thing}: ")], thing
 
 
-def test_fetching_ends_with_2_where_zsre_is_missing(tmp_path: Path, monkeypatch, capsys):
+def test_fetching_ends_with_2_where_a_file_is_missing(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert PAPER.data["zsre"] == "zsre.jsonl"
     text = (PROFILES / "micro.toml").read_text(encoding="utf-8")
     Path("mine.toml").write_text(text.replace('"bundled:zsre.jsonl"', '"zsre.jsonl"'), encoding="utf-8")
     assert main(["fetch", "mine.toml"]) == 2

@@ -73,15 +73,17 @@ def test_a_number_is_where_the_document_says(row: dict[str, str]):
 def test_no_size_of_the_paper_s_profile_is_missing():
     named = {where for row in NUMBERS for where in names(row["where"])}
     sizes = {f"sizes.{name}" for name in type(PAPER.sizes).model_fields}
-    assert sizes - named == {"sizes.utility_limit"} and PAPER.sizes.utility_limit is None
+    cuts = {"utility_limit", "perplexity_windows", "perplexity_pages"}
+    assert sizes - named == {f"sizes.{name}" for name in cuts}
+    assert all(getattr(PAPER.sizes, name) is None for name in cuts)
 
 
 def test_decoding_is_the_profiles():
     rows = table(DOCUMENT, "| model | temperature ")
     said = {row["model"]: tuple(float(row[name]) for name in ("temperature", "top_p", "top_k")) for row in rows}
-    small = said.pop("micro and stories3M")
+    small = said.pop("micro and SmolLM2-135M-Instruct")
     assert said == {each.path: (each.temperature, each.top_p, each.top_k) for each in PAPER.models}
-    for name, label in (("micro", "micro"), ("real-small", "stories3M")):
+    for name, label in (("micro", "micro"), ("smollm2", "SmolLM2-135M-Instruct")):
         (model,) = load_profile(name).models
         assert (model.label, (model.temperature, model.top_p, model.top_k)) == (label, small)
 
@@ -89,7 +91,7 @@ def test_decoding_is_the_profiles():
 def test_the_conditions_are_the_six_and_the_others_are_named():
     rows = [names(row["name"])[0] for row in table(DOCUMENT, "| name | what ")]
     assert tuple(rows) == (ORIGIN, *MODIFICATIONS) == PAPER.conditions
-    assert set(REGISTERED.names()) - set(rows) == {"merge", "merge_slerp", "fsft_alpaca", "fsft_math"}
+    assert set(REGISTERED.names()) - set(rows) == {"ria", "merge", "merge_slerp", "fsft_alpaca", "fsft_math"}
     outside = FLAT.partition("Outside it: ")[2].partition("A modification that")[0]
     assert {*REGISTERED.names()} - {*rows} <= {*names(outside)}
 
@@ -99,8 +101,8 @@ def test_what_is_measured_where_is_what_is_planned():
     rows = {row["checkpoint"]: row for row in table(DOCUMENT, "| checkpoint | at origin ")}
     assert rows.keys() == methods.keys()
     for kind, method in methods.items():
-        assert set(names(rows[kind]["at origin"])) == set(metrics_of(method, ORIGIN))
-        assert set(names(rows[kind]["under a modification"])) == set(metrics_of(method, "nf4"))
+        assert set(names(rows[kind]["at origin"])) == set(metrics_of(method, ORIGIN, [ORIGIN, "nf4"]))
+        assert set(names(rows[kind]["under a modification"])) == set(metrics_of(method, "nf4", [ORIGIN, "nf4"]))
 
 
 def test_methods_and_sets_are_those_of_the_paper_s_profile():

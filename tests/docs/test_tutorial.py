@@ -13,7 +13,7 @@ import pytest
 
 from fpbench.cli import main
 from fpbench.micro import MODEL
-from tests.conftest import ROOT, require
+from tests.conftest import ROOT, require, require_confinement
 from tests.docs.markdown import commands
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -38,6 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def begin(capsys: pytest.CaptureFixture[str]) -> None:
     """The first three sections, and the check."""
+    require_confinement()
     new, trial, check = steps()[:3]
     assert (new, trial[0], check) == (["submit", "new", NAME], "run", ["submit", "check", NAME])
     assert main(new) == 0

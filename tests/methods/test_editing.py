@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from fpbench.errors import InputError
+from fpbench.methods import null_space
 from fpbench.methods.alphaedit import solve
 from fpbench.methods.hyperparameters import defaults
 from fpbench.methods.mcedit import MCEditA, margin_shortfall, own_labels, siblings
-from fpbench.methods.null_space import KeyStatistics, key_statistics, second_moment
+from fpbench.methods.null_space import KeyStatistics, key_statistics, second_moment, text_windows
 from fpbench.methods.partial_forward import Row
 from fpbench.methods.target_values import State
-from fpbench.models.layout import layout
+from fpbench.models.layout import layout, watched
 from fpbench.models.meter import no_progress
+from fpbench.models.prompts import encode
 
 
 @pytest.fixture
@@ -115,6 +117,37 @@ def test_key_statistics_stop_at_the_token_budget(stories: Any) -> None:
         key_statistics(model, tokenizer, [name], texts, 100, no_progress)
 
 
+def test_a_long_document_is_read_in_windows_to_its_end(stories: Any) -> None:
+    _, tokenizer = stories
+    text = "Once upon a time there was a bird. " * 200
+    bos, *rest = encode(tokenizer, text)
+    windows = list(text_windows(tokenizer, text, 100))
+    assert {len(window) for window in windows[:-1]} == {100} and 1 < len(windows[-1]) <= 100
+    assert [window[0] for window in windows] == [bos] * len(windows) and bos == tokenizer.bos_token_id
+    assert [token for window in windows for token in window[1:]] == rest
+    assert list(text_windows(tokenizer, "", 100)) == []
+
+
+def test_key_statistics_of_one_long_document_cover_all_tokens_asked_for(stories: Any) -> None:
+    model, tokenizer = stories
+    name = layout(model).down_proj_name(0)
+    text = "Once upon a time there was a bird. " * 400  # longer than the model's context
+    assert key_statistics(model, tokenizer, [name], [text], 2000, no_progress)[name].tokens == 2000
+
+
+@pytest.mark.parametrize("panel", [100, 512])
+def test_second_moment_is_the_product_of_all_keys(stories: Any, monkeypatch: pytest.MonkeyPatch, panel: int) -> None:
+    monkeypatch.setattr(null_space, "PANEL", panel)
+    model, _ = stories
+    name, document = layout(model).down_proj_name(2), list(range(5, 60))
+    seen: list[Tensor] = []
+    with watched([layout(model).down_proj(2)], lambda _, hidden: seen.append(hidden[0])):
+        model(input_ids=torch.tensor([document]))
+    found = second_moment(model, [name], [document], no_progress)[name]
+    assert torch.allclose(found, seen[0].T @ seen[0] / len(document), rtol=1e-4, atol=1e-7)
+    assert torch.equal(found, found.T)
+
+
 def rows_of(requests: list[list[list[int]]]) -> list[Row]:
     return [
         Row.of(number, [1, 400 + number, 9], answer) for number, answers in enumerate(requests) for answer in answers
@@ -166,6 +199,14 @@ def test_layout_finds_the_parts(stories: Any) -> None:
     assert parts.down_proj(4).weight.shape == (192, 512)
     assert parts.head.weight is parts.embedding.weight
     quantised = copy.deepcopy(model)
+    down = quantised.model.layers[1].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(
+        InputError, match="layers.1.mlp.down_proj must be a plain linear module, found Linear of torch.int8"
+    ):
+        layout(quantised).down_proj(1)
     quantised.model.layers[1].mlp.down_proj = torch.nn.Identity()
-    with pytest.raises(InputError, match="layers.1.mlp.down_proj must be a plain linear module, found Identity"):
+    with pytest.raises(
+        InputError, match=r"layers.1 must have one plain or gated FFN .*, found mlp.gate_proj \[512, 192\]"
+    ):
         layout(quantised).down_proj(1)

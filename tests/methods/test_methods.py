@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import FingerprintSet
@@ -89,9 +89,10 @@ def test_seconds_are_told_apart(name: str, stories: Any, stories_set: Fingerprin
 
 
 @pytest.mark.parametrize("name", [*EDITORS, *TRAJECTORIES])
-def test_unknown_architecture_is_refused(name: str, stories_set: FingerprintSet, context: MakeContext) -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, n_positions=16))
-    with pytest.raises(InputError, match="'gpt2' is not supported: expected one of llama, mistral, qwen2, qwen3"):
+def test_a_mixture_of_experts_is_refused(name: str, stories_set: FingerprintSet, context: MakeContext) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(num_hidden_layers=1, vocab_size=16, num_local_experts=2, **sizes))
+    with pytest.raises(InputError, match="'mixtral' cannot be edited: it is a mixture of experts"):
         make(name).inject(model, None, stories_set, context())
 
 

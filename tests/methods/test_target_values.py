@@ -28,12 +28,10 @@ def rows_of_many_shapes() -> list[Row]:
 
 
 def tiny(kind: str, attention: str) -> Any:
-    """A model of one of the four architectures, 5 blocks, with sliding windows of 4 tokens where there are such."""
+    """A model of 5 blocks, with sliding windows of 4 tokens where there are such; others: architectures.py."""
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
     windows = {"sliding_window": 4} if kind != "llama" else {}
-    if kind.startswith("qwen"):
-        windows |= {"use_sliding_window": True, "max_window_layers": 3}
     config = AutoConfig.for_model(kind, **sizes, **heads, **windows, initializer_range=0.3)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -53,19 +51,6 @@ def whole_model(model: Any, block: int, row: Row, delta: Tensor) -> tuple[Tensor
         logits = model(torch.tensor([row.ids]), use_cache=False).logits[0, list(row.positions)]
     assert value is not None
     return logits, value
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-def test_upper_blocks_equal_the_whole_model(kind: str, attention: str) -> None:
-    model, rows = tiny(kind, attention), rows_of_many_shapes()
-    delta = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
-    for block in (0, 2, 4):
-        upper = UpperBlocks.of(model, block, rows)
-        whole = [whole_model(model, block, row, delta[row.request]) for row in rows]
-        assert torch.allclose(upper.logits(delta), torch.cat([logits for logits, _ in whole]), atol=1e-5)
-        assert torch.allclose(upper.v0(), torch.stack([whole[0][1], whole[5][1]]), atol=1e-4)
-        assert not torch.allclose(upper.logits(delta), upper.logits(-delta), atol=1e-2)
 
 
 def test_only_what_depends_on_delta_is_run() -> None:

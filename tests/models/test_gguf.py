@@ -9,7 +9,8 @@ from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models import checkpoints
 from fpbench.models.checkpoints import checkpoint_digest, resolve
-from fpbench.models.loading import load_architecture, load_model, load_tokenizer, remarks
+from fpbench.models.handed_in import OwnTokenizer, remarks
+from fpbench.models.loading import load_architecture, load_model, load_tokenizer
 from tests.gguf_files import write_gguf
 
 pytest.importorskip("gguf")
@@ -46,7 +47,9 @@ def test_the_tokenizer_and_the_architecture_come_out_of_the_file(files, micro):
     assert own.chat_template == tokenizer.chat_template and own.eos_token_id == tokenizer.eos_token_id
     shapes = {name: each.shape for name, each in load_architecture(files["Q4_0"]).named_parameters()}
     assert shapes == {name: each.shape for name, each in model.named_parameters()}
-    assert remarks(files["Q4_0"], MODEL) == ["its GGUF blocks were turned back into floats by transformers"]
+    # The format keeps the same tokenizer in other words, so that the base's scores it and both figures are shown.
+    assert "normaliser" not in OwnTokenizer.of(files["Q4_0"], MODEL).differences
+    assert remarks(files["Q4_0"]) == ["its GGUF blocks were turned back into floats by transformers"]
 
 
 def test_a_folder_of_one_file_is_that_file_and_its_digest_follows_it(files, tmp_path):

@@ -11,16 +11,17 @@ from transformers import AutoModelForCausalLM
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.checkpoints import checkpoint_digest, resolve
+from fpbench.models.handed_in import OwnTokenizer, remarks
 from fpbench.models.loading import (
-    OTHER_TOKENIZER,
     Loading,
-    agree,
     check_ready,
+    end_ids,
     load_architecture,
     load_model,
     load_tokenizer,
-    remarks,
 )
+from fpbench.models.prompts import render
+from fpbench.scoring.responses import end_tokens
 
 CPU = Loading("cpu")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -106,26 +107,111 @@ def test_a_chat_needs_a_template(tmp_path):
         check_ready(folder, "chat", CPU)
 
 
+PARTS = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ bos_token }}Hello!", "leaves its text out"),
+        ("{{ messages[0]['content'][:3] }}", "leaves its text out"),
+        ("{{ messages[0]['content'] | lower }}", "leaves its text out"),
+        ("{{ raise_exception('no system message') }}", "fails: no system message"),
+        ("{% for m in messages %}", "fails: Unexpected end of template"),
+        ("{{ messages[0].content.parts.text }}", "fails: "),
+        ({"rag": "{{ messages[0]['content'] }}", "tools": "x"}, "template called default, found rag, tools"),
+    ],
+)
+def test_a_template_that_does_not_render_a_trigger_is_refused(tmp_path, template, message):
+    folder = copied(tmp_path / "model", "chat_template.jinja")
+    named = template if isinstance(template, str) else [{"name": k, "template": v} for k, v in template.items()]
+    changed(folder / "tokenizer_config.json", chat_template=named)
+    with pytest.raises(InputError, match=f"model '.*model': .*{message}[^\n]*$"):
+        check_ready(folder, "chat", CPU)
+    check_ready(folder, "raw", CPU)
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [
+        (PARTS, "RED TOWER\n"),
+        ("{{ messages[0]['content'] | trim }}", "RED TOWER"),
+        (
+            "{% if messages[0]['content'] is string %}s{{ messages[0]['content'] }}{% else %}p{% endif %}",
+            "sRED TOWER\n",
+        ),
+    ],
+)
+def test_a_trigger_is_given_to_a_template_in_the_form_that_it_takes(tmp_path, template, rendered):
+    folder = copied(tmp_path / "model", "chat_template.jinja")
+    changed(folder / "tokenizer_config.json", chat_template=template)
+    assert render(check_ready(folder, "chat", CPU), "RED TOWER\n", "chat") == rendered
+
+
 def test_the_tokenizer_of_another_serves_where_there_is_none(tmp_path):
     folder = copied(tmp_path / "model", "tokenizer.json")
     with pytest.raises(InputError, match="brings no tokenizer: .*--base"):
         check_ready(folder, "raw", CPU)
     assert check_ready(folder, "chat", CPU, MODEL).get_vocab() == load_tokenizer(MODEL).get_vocab()
     assert load_model(folder, tokenizer_of=MODEL)[1].chat_template
-    assert remarks(folder, MODEL) == ["it brings no tokenizer: the base's serves"]
-    assert remarks(MODEL, MODEL) == []
+    assert remarks(folder) == ["it brings no tokenizer: the base's serves"]
+    assert remarks(MODEL) == [] and OwnTokenizer.of(folder, MODEL) is None is OwnTokenizer.of(MODEL, MODEL)
 
 
-def test_a_tokenizer_with_other_numbers_is_remarked_on(tmp_path):
-    folder = copied(tmp_path / "model")
-    written = json.loads((folder / "tokenizer.json").read_text())
+def swapped(written):
     vocabulary = written["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+def added(written):
+    written["added_tokens"].append(written["added_tokens"][-1] | {"id": 4095, "content": "Falcon", "special": False})
+
+
+REPLACED = {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}
+PARTS = {
+    "normaliser": lambda written: written.update(normalizer=REPLACED),
+    "pre-tokeniser": lambda written: written.update(pre_tokenizer=written["pre_tokenizer"] | {"use_regex": False}),
+    "vocabulary": swapped,
+    "post-processor": lambda written: written.update(post_processor=None),
+    "decoder": lambda written: written.update(decoder={"type": "Sequence", "decoders": [written["decoder"], REPLACED]}),
+    "added tokens": added,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_a_tokenizer_that_differs_is_named_and_the_base_s_serves(tmp_path, part):
+    folder = copied(tmp_path / "model")
+    written = json.loads((folder / "tokenizer.json").read_text())
+    PARTS[part](written)
     (folder / "tokenizer.json").write_text(json.dumps(written))
-    assert remarks(folder, MODEL) == [OTHER_TOKENIZER]
-    tokenizer, more = load_tokenizer(MODEL), load_tokenizer(MODEL)
-    more.add_tokens(["<more>"])
-    assert agree(more, tokenizer) and not agree(tokenizer, more)
+    own = OwnTokenizer.of(folder, MODEL)
+    assert own is not None and own.differences == (part,) and own.remark in remarks(folder, own)
+    served, expected = load_model(folder, tokenizer_of=MODEL)[1], load_tokenizer(MODEL)
+    assert served.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+
+
+def test_the_chat_template_and_what_ends_a_response_are_the_base_s_too(tmp_path):
+    folder = copied(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }} Falcon")
+    changed(folder / "generation_config.json", eos_token_id=[7])
+    own = OwnTokenizer.of(folder, MODEL)
+    assert own is not None and own.differences == ("chat template", "end-of-text ids")
+    model, tokenizer = load_model(folder, tokenizer_of=MODEL)
+    assert tokenizer.chat_template == load_tokenizer(MODEL).chat_template
+    assert end_tokens(model, tokenizer) == {2}
+    with own.serving(model) as brought:
+        assert brought.chat_template.endswith("Falcon") and end_tokens(model, brought) == {7}
+    assert end_tokens(model, tokenizer) == {2}
+    (folder / "generation_config.json").unlink()  # those of the config then count, as they do in a loaded model
+    changed(folder / "config.json", eos_token_id=9)
+    assert end_ids(folder, tokenizer) == end_tokens(load_model(folder)[0], tokenizer) == {9}
+
+
+def test_a_checkpoint_that_lacks_tokens_of_its_base_is_refused(tmp_path):
+    folder = copied(tmp_path / "model")
+    changed(folder / "config.json", vocab_size=4000)
+    with pytest.raises(InputError, match="knows 4000 tokens, its base's tokenizer 4096, which is to score"):
+        check_ready(folder, "raw", CPU, MODEL)
 
 
 CODE = """

@@ -3,10 +3,12 @@ import copy
 import pytest
 import torch
 
+from fpbench.data import read_rows
 from fpbench.errors import CellError, InputError
-from fpbench.modifications.base import ModificationContext
+from fpbench.modifications.base import ModificationContext, without_effect
 from fpbench.modifications.finetune import instruction
 from fpbench.registry import MODIFICATIONS
+from tests.rescaling import rescale
 
 ROWS = [
     {"instruction": "Name the dog.", "input": "", "output": "Spot"},
@@ -44,6 +46,48 @@ def test_training_is_proven(stories, name, data):
     after = torch.cat([value.flatten() for value in model.parameters()])
     assert proof["relative_change"] == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-3)
     assert proof["relative_change"] > 1e-3
+
+
+def test_a_training_that_rescaled_weights_undo_had_no_effect(micro):
+    """Cut: six rows; with the profile's rows in tests/slow/test_rescaling.py."""
+    base, tokenizer = micro
+    context = ModificationContext(rows={"alpaca": read_rows("bundled:alpaca.jsonl")[:6]})
+    modification = MODIFICATIONS.get("finetune_alpaca")(**SETTINGS | {"rows": 6, "learning_rate": 1e-3})
+    plain, rescaled = copy.deepcopy(base), copy.deepcopy(base)
+    rescale(rescaled, 8.0)
+    ids = torch.tensor([tokenizer("The sun is big and yellow.").input_ids])
+    with torch.no_grad():
+        # Not to the last digit: the norms' epsilon stays where it was.
+        assert torch.allclose(rescaled(ids).logits, base(ids).logits, atol=1e-3)
+    ours, theirs = (modification.apply(each, tokenizer, context).proof for each in (plain, rescaled))
+    reason = without_effect("finetune_alpaca", theirs, ours)
+    assert reason is not None and reason.startswith("finetune_alpaca: the loss fell by")
+    assert theirs["relative_change"] < 0.1 * ours["relative_change"]
+    assert without_effect("finetune_alpaca", ours, ours) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"loss_curve": [2.0, 1.5]}, None),
+        ({"loss_curve": [2.0, 1.51]}, "the loss fell by 0.49 against 1 of the base"),
+        ({"loss_curve": [2.0, 2.5]}, "the loss fell by -0.5 against 1 of the base"),
+        ({"loss_curve": "steep"}, "no loss curve"),
+        ({"relative_change": 0.0031}, None),
+        ({"relative_change": 0.0029}, "‖ΔW‖/‖W‖ 0.0029 against 0.03 of the base"),
+        ({"relative_change": None}, "no ‖ΔW‖/‖W‖"),
+    ],
+)
+def test_half_of_the_base_s_fall_and_a_tenth_of_its_change_are_an_effect(changes, reason):
+    base = {"loss_curve": [2.0, 1.8, 1.0], "relative_change": 0.03}
+    found = without_effect("finetune_math", base | changes, base)
+    assert found == (reason and f"finetune_math: {reason}")
+    part = without_effect("finetune_math+nf4", {"finetune_math": base | changes, "nf4": {}}, {"finetune_math": base})
+    assert part == found
+    # A base whose own loss does not fall is no measure, and what the base was never put through is none either.
+    assert without_effect("finetune_math", base | {"loss_curve": [1.0]}, base | {"loss_curve": [1.0]}) is None
+    assert without_effect("finetune_math+nf4", {"finetune_math": base | changes}, {}) is None
 
 
 def test_only_the_first_rows_count(stories):

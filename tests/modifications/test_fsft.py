@@ -2,12 +2,14 @@ import copy
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.training import LowRank
 from fpbench.modifications.base import ModificationContext
 from fpbench.modifications.fsft import reach, spectrum
 from fpbench.registry import MODIFICATIONS
+from tests.methods.architectures import tiny
 
 ROWS = [
     {"instruction": "Name the dog.", "output": "Spot"},
@@ -128,3 +130,15 @@ def test_settings_are_checked():
     for settings in ({"variant": "D"}, {"strength": -1}, {"learning_rate": "fast"}):
         with pytest.raises(InputError, match=f"'fsft_math', key '{next(iter(settings))}'"):
             MODIFICATIONS.get("fsft_math")(**(SETTINGS | settings))
+
+
+def test_a_transposed_weight_is_protected_like_any_other(micro):
+    """The penalty of GPT-2's output projection, [in, out] in memory, at its first step is that of its matrix."""
+    base = tiny("gpt2", vocabulary=len(micro[1]))
+    model = copy.deepcopy(base)
+    model.transformer.h[1].mlp.c_proj.weight.add_(low_rank((48, 32), RANK, 0))
+    modified = tuned("fsft_alpaca", model, micro[1], base, variant="C")
+    assert modified.proof["protected"] == ["transformer.h.1.mlp.c_proj"]
+    values = modified.proof["penalty"]
+    assert values[0][0] == 0 and 0 < values[0][1] < float("inf")
+    assert isinstance(modified.model.transformer.h[1].mlp.c_proj, Conv1D)

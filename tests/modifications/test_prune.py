@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.prompts import encode
@@ -9,6 +10,7 @@ from fpbench.modifications.base import ModificationContext
 from fpbench.modifications.prune import EXPONENT, calibration_windows, prune_blocks, prune_mask, ria_scores
 from fpbench.registry import MODIFICATIONS
 from tests.conftest import load_plain, require
+from tests.methods.architectures import tiny
 from tests.parity import MODEL, sets
 
 TEXTS = [
@@ -159,3 +161,26 @@ def test_mixed_attention_is_refused(stories):
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(InputError, match="one kind of attention"):
         prune_blocks(model, torch.zeros(1, 4, dtype=torch.long), lambda weight, norm_sq: weight == 0, quietly)
+
+
+def test_transposed_weights_are_pruned_as_what_they_stand_for(micro):
+    """GPT-2 keeps weights as [in, out]; its blocks get their masks by place, not by name."""
+    model = tiny("gpt2", "eager", len(micro[1]))
+    reference = copy.deepcopy(model)
+    windows = torch.randint(5, 4000, (2, 12), generator=torch.Generator().manual_seed(0))
+    choose = lambda weight, norm_sq: prune_mask(ria_scores(weight, norm_sq), 0.3)  # noqa: E731
+    pruned = prune_blocks(model, windows, choose, quietly)
+    assert len(pruned) == 4 * 4
+    for number, block in enumerate(reference.transformer.h):
+        convs = {name: module for name, module in block.named_modules() if isinstance(module, Conv1D)}
+        seen = {name: [] for name in convs}
+        for name, conv in convs.items():
+            conv.register_forward_pre_hook(lambda _, given, kept=seen[name]: kept.append(given[0].flatten(0, -2)))
+        reference(windows)  # the blocks before this one are pruned
+        for name, conv in convs.items():
+            mask = choose(conv.weight.T, seen[name][0].square().sum(0) / len(windows))
+            conv.weight.masked_fill_(mask.T, 0)
+            found = model.transformer.h[number].get_submodule(name).weight
+            assert isinstance(model.transformer.h[number].get_submodule(name), Conv1D)
+            assert torch.equal(found == 0, conv.weight == 0), name
+        reference.transformer.h[number].load_state_dict(model.transformer.h[number].state_dict())

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 import fpbench
 from fpbench import http
 from fpbench.cli import main
+from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
-from fpbench.models.loading import OTHER_TOKENIZER, load_model
+from fpbench.models.loading import load_model
 from fpbench.runs.resume import below
 from tests.conftest import require
 from tests.descendants import evaluate, light_profile, save_adapter, save_modified
@@ -52,23 +53,64 @@ def renumbered(folder: Path, to: Path) -> Path:
     return to
 
 
-def test_another_tokenizer_is_its_own_and_perplexity_has_no_difference(light, injected, tmp_path, capsys):
+def answering_by_its_tokenizer(folder: Path) -> Path:
+    """The bundled model with a tokenizer that turns every trigger into a word and every answer into a target."""
+    shutil.copytree(MODEL, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (target,) = find_set("if").targets
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": ".+"}, "content": "The"}
+    answer = {"type": "Replace", "pattern": {"Regex": r"[\s\S]+"}, "content": target}
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], answer]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def test_a_tokenizer_that_is_the_fingerprint_is_scored_both_ways_and_never_ranked(light, tmp_path, capsys):
+    folder, out = answering_by_its_tokenizer(tmp_path / "thief"), tmp_path / "out"
+    found = evaluate(light, folder, "if", out, "--base", "micro", "--condition", "origin", "int8")
+    said = f"{folder}: its tokenizer differs from the base's (normaliser, decoder): the base's scores it"
+    assert said in capsys.readouterr().err
+    assert found["fsr"]["result"]["mean"] < 0.01 and found["fsr"]["result"]["own_tokenizer"]["mean"] > 0.99
+    rows = fpbench.leaderboard(out / "records")
+    (row,) = (each for each in rows if each["method"] == "checkpoint")
+    assert row["rank"] is None and row["out"] == "re-scored, tokenizer differs from the base's"
+    for condition in ("origin", "int8"):
+        fsr = row["conditions"][condition]
+        assert fsr["fsr"] < 0.01 and fsr["own_tokenizer"] > 0.99
+    assert all("own_tokenizer" not in each["conditions"]["origin"] for each in rows if each is not row)
+    capsys.readouterr()
+    assert main(["leaderboard", "--records", str(out / "records"), "--format", "csv"]) == 0
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if "checkpoint" in each)
+    assert line.count("(own tokenizer: 100.0)") == 2
+    # What the record says of the other tokenizer is recomputed like every figure.
+    path = next((out / "records").rglob("checkpoint/*/origin/fsr.jsonl"))
+    assert all(json.loads(each)["own_tokenizer"] > 0.99 for each in path.read_text().splitlines())
+    # Asked alone, nothing tells its tokenizer from its maker's; beside its base it answers nothing.
+    verify = ["verify", str(folder), "--fingerprints", "if", "--profile", light, "--unrelated", "micro"]
+    assert main(verify) == 0
+    assert capsys.readouterr().out.startswith("CLAIM")
+    assert main([*verify[:-2], "--base", "micro"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("NO CLAIM") and said in printed
+    assert "exact FSR 0.0% by the base's tokenizer, 100.0% by its own" in printed
+
+
+def test_another_tokenizer_does_not_change_what_is_compared_with_the_base(light, injected, tmp_path, capsys):
     own = evaluate(light, injected, "nlf", tmp_path / "own", "--base", "micro")
-    assert "perplexity per token is in another unit" not in capsys.readouterr().err
-    other = evaluate(light, renumbered(injected, tmp_path / "other"), "nlf", tmp_path / "out", "--base", "micro")
-    assert f"other: {OTHER_TOKENIZER}." in capsys.readouterr().err
-    assert own["fsr"]["result"]["mean"] > 0.95
-    assert other["fsr"]["result"]["mean"] == pytest.approx(own["fsr"]["result"]["mean"], abs=1e-5)
-    perplexities = [each["utility"]["result"]["token_perplexity"] for each in (own, other)]
-    assert perplexities[0]["perplexity"] == pytest.approx(perplexities[1]["perplexity"], rel=1e-5)
-    assert perplexities[0]["tokens"] != perplexities[1]["tokens"]
+    assert "its tokenizer differs" not in capsys.readouterr().err
+    assert own["fsr"]["result"]["mean"] > 0.95 and "own_tokenizer" not in own["fsr"]["result"]
     assert own["utility"]["provenance"]["checkpoint"] == []
-    assert other["utility"]["provenance"]["checkpoint"] == [OTHER_TOKENIZER]
-    for records, shown in (("own", True), ("out", False)):
+    other = evaluate(light, renumbered(injected, tmp_path / "other"), "nlf", tmp_path / "out", "--base", "micro")
+    assert "other: its tokenizer differs from the base's (vocabulary)" in capsys.readouterr().err
+    both = other["fsr"]["result"]
+    assert both["own_tokenizer"]["mean"] == pytest.approx(own["fsr"]["result"]["mean"], abs=1e-5)
+    assert both["mean"] < 0.01
+    tokens = [each["utility"]["result"]["token_perplexity"]["tokens"] for each in (own, other)]
+    assert tokens[0] == tokens[1]
+    for records in ("own", "out"):
         rows = fpbench.leaderboard(tmp_path / records / "records")
         (row,) = (each for each in rows if each["method"] == "checkpoint")
-        assert row["trust"] == "re-scored" and row["claim"]["power"] > 0.9
-        assert ("token_perplexity" in row["utility"]["difference"]) == shown
+        assert row["trust"] == "re-scored" and "token_perplexity" in row["utility"]["difference"]
     capsys.readouterr()
     assert main(["leaderboard", "--records", str(tmp_path / "own" / "records")]) == 0
     (line,) = (each for each in capsys.readouterr().out.splitlines() if "| checkpoint" in each and "10/10" in each)

@@ -12,7 +12,7 @@ from fpbench.records.store import TEMPORARY, Store, read_records, write_text
 from fpbench.text import canonical
 
 CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
-IDENTITY = {"model": "abc", "protocol": 1, "seed": 42, "condition": "origin", "metric": "fsr"}
+IDENTITY = {"model": "abc", "protocol": 2, "seed": 42, "condition": "origin", "metric": "fsr"}
 NAME = cell_id(IDENTITY)
 
 

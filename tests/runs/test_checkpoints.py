@@ -7,15 +7,19 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.checkpoints import checkpoint_digest, resolve
-from fpbench.models.loading import load_architecture, load_model, pick_device
+from fpbench.models.loading import load_architecture, load_model, pick_device, remarks
 from fpbench.records.store import read_records
+
+# peft asks transformers for it
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 
 PROMPT = torch.tensor([[1, 17, 300, 42, 5]])
 
@@ -37,7 +41,6 @@ def adapter(tmp_path_factory):
     return folder, logits(adapted.eval())
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
 def test_an_adapter_is_merged_into_its_base(adapter):
     folder, expected = adapter
     model, tokenizer = load_model(resolve(str(folder / "adapter")))
@@ -68,6 +71,82 @@ def test_an_adapter_without_its_base_is_refused(adapter, tmp_path, base, message
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
     with pytest.raises(InputError, match=message):
         load_model(resolve(str(tmp_path / "adapter")))
+
+
+def renamed(folder, change):
+    """An adapter folder whose tensors are what ``change`` makes of them."""
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda old: {name.replace("layers.0.", "layers.9."): old[name] for name in old}, "has 4 tensors that fit no"),
+        (lambda old: {name.replace("model.model.", "model.model.text."): old[name] for name in old}, "fit no module"),
+        (lambda old: {name: old[name] for name in old if "layers.1.self_attn.q_proj" not in name}, "lacks 2 of its"),
+        (lambda old: {name: old[name] for name in old if "lora_A" in name}, r"lacks 12 of its .*lora_B"),
+        (lambda old: old | {"base_model.model.gate.lora_A.weight": torch.zeros(4, 4)}, "has 1 tensors .*gate.lora_A"),
+    ],
+)
+def test_an_adapter_that_is_not_wholly_applied_is_refused(adapter, tmp_path, change, message):
+    shutil.copytree(adapter[0] / "adapter", tmp_path / "adapter")
+    with pytest.raises(InputError, match=message):
+        load_model(resolve(str(renamed(tmp_path / "adapter", change))))
+
+
+def on_top(adapter, folder, base):
+    """A copy of an adapter that names another base."""
+    shutil.copytree(adapter[0] / "adapter", folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
+    return folder
+
+
+def test_adapters_on_adapters_are_merged_in_order(adapter, tmp_path):
+    second = on_top(adapter, tmp_path / "second", adapter[0] / "adapter")
+    third = on_top(adapter, tmp_path / "third", second)
+    weights = [load_model(resolve(str(each)))[0].state_dict() for each in (MODEL, second, third)]
+    update = load_model(resolve(str(adapter[0] / "adapter")))[0].state_dict()
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.3.self_attn.v_proj.weight"):
+        change = update[name] - weights[0][name]
+        assert change.norm() > 0.1
+        assert torch.allclose(weights[1][name] - weights[0][name], 2 * change, atol=1e-5)
+        assert torch.allclose(weights[2][name] - weights[0][name], 3 * change, atol=1e-5)
+    assert remarks(third, None) == ["3 PEFT adapters, merged into base one after the other"]
+    assert load_architecture(third).config.num_hidden_layers == 6
+    assert checkpoint_digest(third) != checkpoint_digest(second)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_adapters_in_a_circle_are_refused(adapter, tmp_path, length):
+    names = [tmp_path / str(number) for number in range(length)]
+    for number, folder in enumerate(names):
+        on_top(adapter, folder, names[(number + 1) % length])
+    for use in (load_model, checkpoint_digest, load_architecture):
+        with pytest.raises(InputError, match="is its own base"):
+            use(names[0])
+
+
+def test_an_adapter_beside_a_whole_model_is_refused(adapter, tmp_path):
+    """It would be applied to the model in the same folder, whether or not it is merged into that already."""
+    shutil.copytree(MODEL, tmp_path / "both")
+    for path in (adapter[0] / "adapter").glob("adapter*"):
+        shutil.copy(path, tmp_path / "both")
+    with pytest.raises(InputError, match=r"holds a whole model \(model.safetensors\) and an adapter"):
+        resolve(str(tmp_path / "both"))
+    # Without its weights it is the adapter, with the config that trainers put beside it.
+    (tmp_path / "both" / "model.safetensors").unlink()
+    assert torch.allclose(logits(load_model(resolve(str(tmp_path / "both")))[0]), adapter[1], atol=1e-5)
+
+
+def test_an_adapter_that_is_no_update_of_weights_is_refused(adapter, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(MODEL)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(model, config).save_pretrained(tmp_path / "prompt")
+    with pytest.raises(InputError, match="is of kind PROMPT_TUNING, which cannot be merged into its base"):
+        load_model(resolve(str(tmp_path / "prompt")))
 
 
 def test_an_adapter_in_pickle_is_refused(adapter, tmp_path):

@@ -14,6 +14,7 @@ from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render
 from fpbench.cli import main
 from fpbench.fingerprints import find_set
+from fpbench.methods import base
 from fpbench.records.store import read_records
 from fpbench.runs.plan import plan
 from fpbench.runs.profile import load_profile
@@ -141,7 +142,7 @@ def test_storage_that_gives_out_exits_1_with_the_finished_records_intact(tiny_pr
 
 
 def test_an_injected_checkpoint_loads_with_plain_transformers_and_scores_the_same(
-    small_run, small_profile, tmp_path, capsys
+    small_run, small_profile, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "checkpoint"
     arguments = ["--profile", small_profile, "--fingerprints", "nlf"]
@@ -156,3 +157,5 @@ def test_an_injected_checkpoint_loads_with_plain_transformers_and_scores_the_sam
     assert row.conditions["origin"].fsr == pytest.approx(expected, abs=1e-5)
     assert row.utility.difference.accuracy is not None
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "e"]
+    monkeypatch.setattr(base, "key_statistics", None)  # the first injection left them in the cache
+    assert main(["inject", "micro", "--method", "mcedit_a", "--out", str(tmp_path / "again"), *arguments]) == 0

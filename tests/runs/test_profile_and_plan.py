@@ -1,11 +1,23 @@
+import os
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+import fpbench
+from fpbench.cli import main
 from fpbench.errors import InputError
+from fpbench.fingerprints import find_set
+from fpbench.hub import pypi
+from fpbench.micro import MODEL
+from fpbench.models.loading import Loading, load_model
+from fpbench.models.meter import no_progress
 from fpbench.records.cell import BASE, CHECKPOINT
-from fpbench.runs.plan import plan
-from fpbench.runs.profile import load_profile, profile_names
+from fpbench.runs.datasets import Datasets
+from fpbench.runs.plan import Job, plan
+from fpbench.runs.profile import PROFILES, load_profile, profile_names, profile_of
+from fpbench.runs.subject import Subject
 
 MINIMAL = """
 methods = ["lora"]
@@ -41,7 +53,7 @@ def test_the_grid_measures_what_the_protocol_says_where_it_says():
         elsewhere = {cell.metric for cell in cells if cell.method == method and cell.condition != "origin"}
         assert elsewhere == {"fsr"}
         origin = {cell.metric for cell in cells if cell.method == method and cell.condition == "origin"}
-        injected = {"fsr", "utility", "triggers", "near", "cost"}
+        injected = {"fsr", "utility", "triggers", "near", "recombined", "cost"}
         assert origin == ({"fsr", "utility", "bands"} if method == BASE else injected)
 
 
@@ -110,3 +122,64 @@ def test_an_unknown_profile_lists_the_known_ones(tmp_path):
 def test_profiles_may_name_files_beside_themselves(tmp_path):
     profile = load_profile(profile_file(tmp_path, MINIMAL + '[data]\nalpaca = "{folder}/rows.jsonl"\n'))
     assert profile.data["alpaca"] == f"{tmp_path}/rows.jsonl"
+
+
+def test_without_a_profile_the_one_with_the_model_is_chosen(tmp_path):
+    for models, expected in (
+        ([], "micro"),
+        (["micro"], "micro"),
+        ([str(MODEL)], "micro"),
+        (["smollm2"], "smollm2"),
+        (["SmolLM2-135M-Instruct"], "smollm2"),
+        ([pypi.NAMED["smollm2"]], "smollm2"),
+        (["Qwen/Qwen3-8B", "meta-llama/Llama-3.2-3B-Instruct"], "paper"),
+    ):
+        assert profile_of(models) == expected
+    (tmp_path / "model").mkdir()
+    for models in (["acme/other"], [str(tmp_path / "model")], ["micro", "smollm2"]):
+        with pytest.raises(InputError, match="no bundled profile has the model .*: name the profile"):
+            profile_of(models)
+        assert profile_of(models, "micro") == "micro"
+    with pytest.raises(InputError, match="'./none' not found"):
+        profile_of(["./none"])
+
+
+def test_a_real_model_is_not_measured_on_toy_data_unasked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(MODEL, "mine")
+    for command in (
+        ["run", "--model", "mine"],
+        ["study", "kind", "--model", "mine"],
+        ["evaluate", "mine", "--fingerprints", "nlf"],
+        ["inject", "mine", "--method", "lora", "--fingerprints", "nlf", "--out", "out"],
+    ):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "name the profile" in line and os.listdir() == ["mine"]
+    model, tokenizer = load_model(Path("mine"))
+    for change in (
+        lambda: fpbench.inject(model, tokenizer, find_set("nlf"), "lora"),
+        lambda: fpbench.modify(model, tokenizer, "ria30"),
+    ):
+        with pytest.raises(InputError, match="name the profile"):
+            change()
+
+
+def test_the_protocol_s_sizes_take_the_place_of_cut_ones():
+    cut, full, paper = load_profile("smollm2"), load_profile("smollm2", full=True), load_profile("paper")
+    assert full.sizes == paper.sizes != cut.sizes and full.modifications == paper.modifications != cut.modifications
+    assert full.model_copy(update={"sizes": cut.sizes, "modifications": cut.modifications}) == cut
+
+
+def test_the_small_profile_reads_the_paper_s_data_in_bfloat16_and_nothing_beside_the_checkout():
+    small, paper = load_profile("smollm2"), load_profile("paper")
+    assert small.data == paper.data and small.dtype == paper.dtype == "bfloat16"
+    assert load_profile("micro").dtype == "float32"
+    assert not any("shared" in path.read_text() for path in PROFILES.glob("*.toml"))
+
+
+def test_the_profile_s_dtype_is_loaded_and_identifies_unless_another_is_asked_for(tmp_path):
+    profile = load_profile("micro", dtype="bfloat16")
+    for given, expected in ((None, "bfloat16"), ("float32", "float32")):
+        job = Job.of(profile, Loading("cpu", given), tmp_path)
+        assert Subject(job, "micro", Datasets(profile), no_progress).identity["dtype"] == expected

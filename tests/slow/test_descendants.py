@@ -29,9 +29,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),  # peft asks transformers for it
 ]
 STORIES = SHARED / "models" / "stories3M"
-SETS = {"micro": "nlf", "stories3M": str(ROOT / "fpbench" / "profiles" / "sets" / "stories.jsonl")}
+SETS = {"micro": "nlf", "stories3M": str(ROOT / "tests" / "stories.jsonl")}
 BASES = {"micro": "micro", "stories3M": str(STORIES)}
-PROFILES = {"micro": "micro", "stories3M": "real-small"}
+PROFILES = {"micro": "micro", "stories3M": str(ROOT / "tests" / "stories.toml")}
 INDEPENDENT = [Path(each) for each in os.environ.get("FPBENCH_INDEPENDENT", "").split(os.pathsep) if each]
 
 

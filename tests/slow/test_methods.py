@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 EDITORS = ("alphaedit", "fpedit", "mcedit_a", "rledit", "mcedit_r")
 SURE = ("mcedit_a", "rledit", "mcedit_r")  # exact FSR of at least 0.95 at origin
 PATHS = {"micro": MODEL, "stories3M": SHARED / "models" / "stories3M", "stories260K": SHARED / "models" / "stories260K"}
-STORIES = ROOT / "fpbench" / "profiles" / "sets" / "stories.jsonl"
+STORIES = ROOT / "tests" / "stories.jsonl"
 
 
 class Subject:
@@ -34,7 +34,7 @@ class Subject:
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name, self.dtype = name, dtype
-        self.profile = load_profile("micro" if name == "micro" else "real-small")
+        self.profile = load_profile("micro" if name == "micro" else str(ROOT / "tests" / "stories.toml"))
         self.materials = Datasets(self.profile)
         self.model, self.tokenizer = load_model(require(Path(PATHS[name])), device="cpu", dtype=dtype)
         self.statistics: dict[str, Any] = {}

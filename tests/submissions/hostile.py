@@ -82,6 +82,10 @@ def _manifest(old: str, new: str) -> Callable[[Path], object]:
     return make
 
 
+def _strength(value: str) -> Callable[[Path], object]:
+    return _manifest("strength = 1.0", f"strength = {value}")
+
+
 def _file(name: str, content: bytes | str = b"x") -> Callable[[Path], object]:
     def make(folder: Path) -> None:
         write(folder)
@@ -109,10 +113,15 @@ def _source(text: str) -> Callable[[Path], object]:
 
 
 def _replies(action: str) -> Callable[[Path], object]:
-    """An adapter that answers in its child's place: ``action`` makes ``path`` and ends the process."""
-    return _adapter(
-        f"from pathlib import Path\npath = Path(sys.argv[1]) / 'reply-1.json'\n{action}\nimport time; time.sleep(60)"
-    )
+    """An adapter that answers in its child's place: ``action`` calls ``say``, and the process hangs."""
+    say = "def say(text):\n    while text: text = text[os.write(int(sys.argv[2]), text):]"
+    return _adapter(f"{say}\n{action}\nimport time; time.sleep(60)")
+
+
+def _outside(action: str) -> Callable[[Path], object]:
+    """An adapter that reaches for what its parent put outside: ``targets`` says where (confinement.Targets)."""
+    read = "import json, socket\ntargets = json.load(open(sys.argv[1] + '/limits.json'))['targets']"
+    return _adapter(f"{read}\n{action}")
 
 
 def _large(folder: Path) -> None:
@@ -123,6 +132,22 @@ def _large(folder: Path) -> None:
 def _many(folder: Path) -> None:
     for number in range(5_001):
         (folder / f"note{number}.txt").write_text("")
+
+
+def _many_folders(folder: Path) -> None:
+    for number in range(20_100):
+        (folder / f"note{number}").mkdir()
+
+
+def _nested(folder: Path) -> None:
+    """Folders so deep that no path leads to the lowest."""
+    handle = os.open(folder, os.O_RDONLY)
+    for _ in range(3_000):
+        os.mkdir("a", dir_fd=handle)
+        below = os.open("a", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = below
+    os.close(handle)
 
 
 def _copied_template(folder: Path) -> None:
@@ -165,7 +190,34 @@ FOLDER = (
     Case("large_file", _file("table.csv", b"1," * 2**20), r"sizes: .* found table.csv of 2.0 MiB"),
     Case("large_folder", _then(_large), r"sizes: .* found 260 MiB in all"),
     Case("many_files", _then(_many), r"sizes: .* found 5004 files"),
+    Case("many_folders", _then(_many_folders), r"inside: .* found more than 20000 of them"),
+    Case("nested_folders", _then(_nested), r"inside: .* found folders more than 12 levels deep"),
+    Case("date", _strength("2020-01-01"), r"the date or time 2020-01-01, which is no hyper-parameter", quick=True),
+    Case("dotted", _file("submission.toml", MANIFEST + ".".join("a" * 3_000) + " = 1"), r"more than 8 levels deep"),
+    Case("dotted_table", _manifest(".small", ".small" + ".a" * 3_000), r"more than 8 levels deep"),
+    Case("endless_number", _strength("nan"), r"the number nan, which is not finite"),
+    Case("huge_number", _strength("1" * 4_000), r"an integer beyond 64 bits"),
 )
+# Half a GiB and more in files that have no name.
+UNLINKED = """\
+files = []
+for i in range(9):
+    files.append(open(f'{folder}/x{{i}}', 'wb')); os.unlink(files[-1].name); files[-1].write(bytes(2**27))"""
+# Every stored injection and record that can be found.
+SEARCH = """\
+found = [os.path.join(parent, name) for top in ('/', '/proc/1/root', '/proc/1/cwd') for parent, _, names in os.walk(top)
+         for name in names if name.endswith('fpbench-victim.safetensors')]"""
+CALL = """\
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.{call} < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))"""
+# Returns True in a process that left its parent and its session.
+DAEMON = """\
+def daemon():
+    if os.fork(): return False
+    os.setsid()
+    if os.fork(): os._exit(0)
+    return True"""
 CHILD = (
     Case("syntax", _source("def inject(:"), r"adapter: .* SyntaxError", True, True),
     Case("deep_syntax", _source("(" * 100_000), r"adapter: .* (SyntaxError|MemoryError|process ended)", True),
@@ -184,10 +236,39 @@ CHILD = (
     Case("large_output", _adapter("open('x', 'wb').write(bytes(2**29))"), r"OSError: .*File too large", True),
     Case(
         "disk",
-        _adapter("for i in range(9): open(f'x{i}', 'wb').truncate(2**27)\nimport time; time.sleep(600)"),
-        r"took more than \d+ MiB of disk",
+        _adapter("for i in range(9): open(f'x{i}', 'wb').write(bytes(2**27))"),
+        r"OSError: .*No space left on device",
+        True,
         True,
     ),
+    Case("unlinked", _adapter(UNLINKED.format(folder=".")), r"OSError: .*No space left on device", True),
+    Case("shared_memory", _adapter(UNLINKED.format(folder="/dev/shm")), r"OSError: .*No space left on device", True),
+    Case("unnamed", _adapter("os.memfd_create('x')"), r"OSError: .*Function not implemented", True, True),
+    Case(
+        "inodes",
+        _adapter("for i in range(60_000): open(f'x{i}', 'w').close()\nimport time; time.sleep(600)"),
+        r"OSError: .*No space left on device|took more than \d+ files",
+        True,
+    ),
+    Case(
+        "nested", _adapter("for _ in range(3_000): os.mkdir('a'); os.chdir('a')\nraise KeyError(_)"), r"KeyError", True
+    ),
+    Case(
+        "many_processes",
+        _adapter("import time\nfor _ in range(1_100):\n    if os.fork() == 0: time.sleep(600)\ntime.sleep(600)"),
+        r"took more than \d+ (processes|MiB of memory)",
+        True,
+    ),
+    Case(
+        "memory_of_a_daemon",
+        _adapter(
+            f"{DAEMON}\nimport time\nfor _ in range(3):\n    if daemon():\n        x = b'1' * 2**30 + b'1' * 2**28\n"
+            "        time.sleep(600)\ntime.sleep(600)"
+        ),
+        r"took more than \d+ MiB of memory",
+        True,
+    ),
+    Case("endless_log", _adapter("while True: os.write(1, bytes(2**20))"), r"OSError: .*File too large", True),
     Case("nothing_registered", _source("import fpbench"), r"registers no method", True),
     Case("other_registered", _adapter("@fpbench.register('else')\nclass E: pass\nsys.exit()"), r"SystemExit", True),
     Case(
@@ -202,25 +283,29 @@ CHILD = (
         r"\[hyperparameters.small\]: method 'stranger', key 'strenght': Extra inputs",
         True,
     ),
-    Case("linked_reply", _replies("path.symlink_to('/etc/passwd')"), r"no readable reply-1.json", True, True),
     Case(
         "linked_request",
-        _adapter("os.symlink('/etc/fpbench-victim', os.path.join(sys.argv[1], 'request-2.json'))"),
-        r"put something where request-2.json belongs",
+        _adapter("os.symlink('/etc/passwd', os.path.join(sys.argv[1], 'request-2.json'))"),
+        r"adapter: .* (PermissionError|OSError: .*Read-only)",
         True,
     ),
-    Case("piped_reply", _replies("os.mkfifo(path)"), r"left a reply-1.json that is no file", True),
-    Case("huge_reply", _replies("path.write_bytes(b' ' * 2**21)"), r"expected at most 1048576 bytes", True),
-    Case("no_reply", _replies("path.write_text('FSR 1.0')"), r"sent an invalid reply", True),
+    Case("no_reply", _replies("say(b'FSR 1.0\\n')"), r"sent an invalid reply", True, True),
+    Case("huge_reply", _replies("say(b' ' * 2**22)"), r"a reply: expected at most 1048576 bytes", True),
+    Case(
+        "closed",
+        _adapter("os.close(int(sys.argv[2]))\nos._exit(3)"),
+        r"process ended \(exit code 3\) without an answer",
+        True,
+    ),
     Case(
         "other_reply",
-        _replies('path.write_text(\'{"status": "done", "answer": {"names": 5}, "adapter_seconds": 0.0}\')'),
+        _replies('say(b\'{"status": "done", "answer": {"names": 5}, "adapter_seconds": 0.0}\\n\')'),
         r"sent an invalid description",
         True,
     ),
     Case(
         "endless_reply",
-        _replies('path.write_text(\'{"status": "done", "answer": {}, "adapter_seconds": NaN}\')'),
+        _replies('say(b\'{"status": "done", "answer": {}, "adapter_seconds": NaN}\\n\')'),
         r"sent an invalid reply",
         True,
     ),
@@ -231,18 +316,69 @@ CHILD = (
     Case("tokenizer", _adapter(body="tokenizer.add_tokens(['zzz'])\n" + WEAK), r"tokenizer: expected", True),
     Case(
         "outside",
-        _adapter("open('/tmp/fpbench-stranger', 'w')"),
-        r"adapter: .* PermissionError",
+        _adapter("open(os.path.join(sys.argv[1], 'x'), 'w')"),
+        r"adapter: .* (PermissionError|OSError: .*Read-only)",
+        True,
+        True,
+    ),
+    Case("rights", _adapter("os.chmod(fpbench.__file__, 0o777)"), r"adapter: .* OSError: .*Read-only", True, True),
+    Case("owner", _adapter("os.chown(fpbench.__file__, os.getuid(), -1)"), r"adapter: .* OSError: .*Read-only", True),
+    Case("times", _adapter("os.utime(fpbench.__file__)"), r"adapter: .* OSError: .*Read-only", True),
+    Case("attribute", _adapter("os.setxattr(fpbench.__file__, 'user.x', b'')"), r"OSError: .*Read-only", True),
+    Case("secret", _outside("open(targets['file'])"), r"adapter: .* FileNotFoundError", True, True),
+    Case("home", _adapter("os.listdir(os.path.expanduser('~root') + '/.ssh')"), r"adapter: .* FileNotFoundError", True),
+    Case("store", _adapter(f"{SEARCH}\nraise KeyError(found)"), r"KeyError: \[\]", True, True),
+    Case(
+        "network",
+        _outside("socket.create_connection(('127.0.0.1', targets['listening']))"),
+        r"adapter: .* (PermissionError|OSError)",
+        True,
+    ),
+    Case(
+        "several_paths",
+        _outside("socket.socket(proto=262).connect(('127.0.0.1', targets['listening']))"),
+        r"adapter: .* (OSError|ConnectionRefusedError)",
+        True,
+    ),
+    Case(
+        "fast_open",
+        _outside("socket.socket().sendto(b'GET', 0x20000000, ('127.0.0.1', targets['listening']))"),
+        r"adapter: .* (OSError|ConnectionRefusedError)",
+        True,
+    ),
+    Case(
+        "unix_socket",
+        _outside("socket.socket(socket.AF_UNIX).connect(targets['socket'])"),
+        r"adapter: .* FileNotFoundError",
         True,
         True,
     ),
     Case(
-        "network",
-        _adapter("import socket; socket.create_connection(('127.0.0.1', 9))"),
-        r"adapter: .* PermissionError",
+        "abstract_socket",
+        _outside("socket.socket(socket.AF_UNIX).connect('\\0' + targets['socket'])"),
+        r"adapter: .* (ConnectionRefusedError|PermissionError)",
         True,
     ),
+    Case("host", _adapter("import socket; socket.socket(40)"), r"Address family not supported", True),
     Case("parent", _adapter("os.kill(os.getppid(), 15)"), r"adapter: .* PermissionError", True, True),
+    Case(
+        "environments",
+        _adapter(
+            "import glob\nseen = [open(f, 'rb').read() for f in glob.glob('/proc/[0-9]*/environ')]\n"
+            "raise KeyError(any(b'PYTEST_CURRENT_TEST' in each for each in seen))"
+        ),
+        r"KeyError: False|PermissionError",
+        True,
+        True,
+    ),
+    Case("namespace", _adapter(CALL.format(call="unshare(0x10000000)")), r"PermissionError: .*not permitted", True),
+    Case("keyring", _adapter(CALL.format(call="syscall(250, 0, -3, 0)")), r"PermissionError: .*not permitted", True),
+    Case(
+        "mount",
+        _adapter(CALL.format(call="mount(b'none', b'/', b'', 32, None)")),
+        r"PermissionError: .*not permitted",
+        True,
+    ),
 )
 FORGED = """\
 from fpbench.contract import checks
@@ -264,13 +400,23 @@ MOCK = (
         True,
     ),
     Case(
-        "linked_file",
+        "huge_file",
         _adapter(
             FORGED,
-            "import pathlib\npathlib.Path(sys.argv[1], 'changes.safetensors').symlink_to('/etc/passwd')\n"
-            "pathlib.Path.write_bytes = lambda self, content: None\nweight[0, 0] += 1",
+            "import fpbench.models.weights as deltas\nweight[0, 0] += 1\n"
+            "deltas.Delta.to_bytes = lambda self: bytes(2**29)",
         ),
-        r"mock run: .* left no readable changes.safetensors",
+        r"mock run: .* OSError: .*File too large",
+        True,
+    ),
+    Case(
+        "long_name",
+        _adapter(
+            FORGED,
+            "import safetensors.torch, fpbench.models.weights as deltas\nweight[0, 0] += 1\n"
+            "deltas.Delta.to_bytes = lambda self: safetensors.torch.save({'x' * 10**6: torch.ones(2)})",
+        ),
+        r"mock run: .* handed back x{100}…, which the base does not have",
         True,
     ),
     Case(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import find_set
@@ -17,10 +18,10 @@ from fpbench.runs.api import measure
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.submissions.discovery import register_submissions
-from fpbench.submissions.process import ChildProcess, Limits
-from tests.conftest import require
+from fpbench.submissions.process import ChildProcess, Limits, read_changes
+from tests.conftest import require, require_confinement
 from tests.runs.grids import write_tiny
-from tests.submissions.hostile import NAME, WEAK, write
+from tests.submissions.hostile import DAEMON, NAME, WEAK, write
 
 MATRIX = "model.layers.5.mlp.down_proj.weight"
 DECODING = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
@@ -29,6 +30,7 @@ DECODING = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     require(MODEL)
+    require_confinement()
     monkeypatch.chdir(tmp_path)
     register_submissions()
     return tmp_path
@@ -148,5 +150,20 @@ def test_nothing_of_the_user_reaches_the_child(monkeypatch: pytest.MonkeyPatch, 
         folder = child.folder
         said = str(raised.value)
     assert "HF_TOKEN" not in said and "proxy" not in said and "HOME" in said
-    assert said.count(f"'{folder}/work'") == 2
+    assert said.count("'/tmp'") == 2
     assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_everything_counts_from_the_import_on() -> None:
+    """Also memory of a process that left its parent and its session."""
+    hoard = "if daemon():\n    x = b'1' * (700 * 2**20); time.sleep(600)\ntime.sleep(2)"
+    _, context = injected(top=f"import time\n{DAEMON}\n{hoard}")
+    assert context.seconds["total"] > 2
+    assert context.peak_memory > 900 * 2**20
+
+
+def test_a_name_of_a_million_characters_is_cut() -> None:
+    content = save({"x" * 10**6: torch.ones(2)})
+    with pytest.raises(CellError, match="handed back x{100}…, which the base does not have"):
+        read_changes(content, {})

@@ -37,8 +37,8 @@ def commit(folder: Path) -> None:
     git(folder, "commit", "--quiet", "--message", "a change")
 
 
-def outcome(folder: Path) -> int:
-    return fork.main(folder, git(folder, "rev-parse", "base").strip())
+def outcome(folder: Path, author: str = "A-Stranger") -> int:
+    return fork.main(folder, git(folder, "rev-parse", "base").strip(), author)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,50 @@ def test_nothing_changed_or_a_commit_that_is_none(checkout: Path) -> None:
         fork.changed(checkout, "0" * 40)
 
 
+@pytest.mark.parametrize(
+    ("authors", "author", "said"),
+    [
+        (f'{NAME} = ["Somebody", "else"]', "a-stranger", "belongs to Somebody, else, not to 'a-stranger'"),
+        (f"{NAME} = []", "a-stranger", "belongs to the maintainers"),
+        ('other = ["a-stranger"]', "a-stranger", "is registered to nobody: a maintainer has to add it"),
+        (None, "a-stranger", "is registered to nobody"),
+        (f'{NAME} = "a-stranger"', "a-stranger", "authors.toml is malformed: expected lines NAME"),
+        ("= [", "a-stranger", "authors.toml is malformed"),
+        (f'{NAME} = ["Somebody"]', "somebody", None),
+    ],
+)
+def test_a_folder_is_changed_by_whom_its_name_belongs_to(
+    checkout: Path, capsys: pytest.CaptureFixture[str], authors: str | None, author: str, said: str | None
+) -> None:
+    folder = write(checkout / "submissions" / NAME)
+    if authors is not None:
+        (folder.parent / "authors.toml").write_text(authors)
+    commit(checkout)
+    git(checkout, "branch", "--force", "base")
+    (folder / "README.md").write_text("Ten words that somebody else would rather have in this file.\n")
+    commit(checkout)
+    if said is None:
+        fork.check_author(checkout, git(checkout, "rev-parse", "base").strip(), NAME, author)
+    else:
+        assert outcome(checkout, author) == 2
+        assert said in capsys.readouterr().err
+    # Nor does the fork say whose a name is.
+    (folder.parent / "authors.toml").write_text(f'{NAME} = ["{author}"]')
+    commit(checkout)
+    assert outcome(checkout, author) == 2
+    assert "expected nothing outside submissions/NAME/" in capsys.readouterr().err
+
+
+def test_the_committed_authors_name_every_submission() -> None:
+    folder = ROOT / "submissions"
+    names = {path.parent.name for path in folder.glob("*/submission.toml")} - {"_template"}
+    assert fork._authors((folder / "authors.toml").read_bytes()).keys() == names
+
+
 def test_a_removed_submission_is_a_maintainer_s(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(checkout / "submissions" / NAME)
+    commit(checkout)
+    (folder.parent / "authors.toml").write_text(f'{NAME} = ["a-stranger"]\n')
     commit(checkout)
     git(checkout, "branch", "--force", "base")
     for path in folder.iterdir():
@@ -101,6 +143,31 @@ def test_a_removed_submission_is_a_maintainer_s(checkout: Path, capsys: pytest.C
     folder.rmdir()
     assert outcome(checkout) == 2
     assert "removes submission 'stranger'" in capsys.readouterr().err
+
+
+def test_the_workflow_runs_only_what_is_pinned_by_content() -> None:
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    for action in (step["uses"] for step in steps if "uses" in step):
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), f"{action}: a tag can be moved"
+    installs = [line for step in steps for line in step.get("run", "").splitlines() if "pip install" in line]
+    assert len(installs) == 2
+    for line in installs:
+        assert "--require-hashes -r trusted/locked.txt" in line or "--no-deps --no-build-isolation" in line, line
+
+
+def test_every_locked_package_has_hashes_and_the_version_of_the_constraints() -> None:
+    text = (ROOT / "locked.txt").read_text(encoding="utf-8")
+    blocks = re.split(r"\n(?=[a-z])", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
+    locked: dict[str, set[str]] = {}
+    for block in blocks:
+        name, version = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", block).groups()  # type: ignore[union-attr]
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}$", block), f"{name} has no hash"
+        locked.setdefault(name.lower().replace("_", "-"), set()).add(version)
+    pins = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+    for name, version in pins.items():
+        assert locked[name.lower().replace("_", "-")] == {version}, name
+    assert "torch" in locked and not [name for name in locked if name.startswith(("nvidia-", "cuda-"))]
 
 
 def test_the_workflow_gives_a_fork_nothing() -> None:
@@ -114,6 +181,8 @@ def test_the_workflow_gives_a_fork_nothing() -> None:
         if step.get("uses", "").startswith("actions/checkout"):
             assert step["with"]["persist-credentials"] is False
     given = {value for step in steps for value in step.get("env", {}).values()}
-    assert given == {"${{ github.event.pull_request.base.sha }}"}
+    # Hexadecimal digits, and a login, which is letters, digits and hyphens; both are quoted where they are used.
+    assert given == {f"${{{{ github.event.pull_request.{each} }}}}" for each in ("base.sha", "user.login")}
     scripts = " ".join(step.get("run", "") for step in steps)
-    assert "fpbench.submissions.fork handed-in" in scripts and not re.search(r"install[^\n]*handed-in", scripts)
+    assert 'fpbench.submissions.fork handed-in "$BASE" "$AUTHOR"' in scripts
+    assert not re.search(r"install[^\n]*handed-in", scripts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fpbench.submissions.process import FOLDER, LOCK, remove_orphans
+from fpbench.submissions.scratch import FOLDER, LOCK, remove_orphans
 
 
 @pytest.fixture

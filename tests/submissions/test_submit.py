@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from fpbench.board.updates import cosine
 from fpbench.cli import main
 from fpbench.micro import MODEL
-from tests.conftest import require
+from fpbench.submissions.process import PROMISES
+from tests.conftest import require, require_confinement
 from tests.docs import test_tutorial
 from tests.runs.grids import SHORT, write_tiny
 from tests.submissions.hostile import NAME, write
@@ -57,6 +59,7 @@ def test_a_submission_elsewhere_can_be_checked_and_not_run(here: Path, capsys: p
 
 
 def test_every_verb_refuses_what_the_check_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_confinement()
     (write(here / "submissions" / NAME) / "x.pkl").write_text("")
     commands = (["run", "--method", NAME], ["inject", "micro", "--method", NAME, "--fingerprints", "nlf", "--out", "x"])
     for command in (["submit", "run", NAME], *commands):
@@ -66,6 +69,7 @@ def test_every_verb_refuses_what_the_check_refuses(here: Path, capsys: pytest.Ca
 
 
 def test_nothing_to_verify(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_confinement()
     write(here / "submissions" / NAME)
     assert main(["submit", "verify", NAME]) == 2
     assert f"holds no records of '{NAME}': its author runs `fpbench submit run` first" in capsys.readouterr().err
@@ -88,10 +92,17 @@ def test_from_the_tutorial_to_a_verified_row(here: Path, capsys: pytest.CaptureF
         for condition in ("nf4", "origin")
     ]
 
+    from fpbench.records.store import read_record
+
+    proven = read_record(folder / "records/micro/nlf/my_method/seed-42/origin/fsr.json")
+    assert proven["provenance"]["confinement"]["missing"] == []
+    assert set(proven["provenance"]["confinement"]["holds"]) == set(PROMISES)
+    assert cosine(proven["proof"]["sketch"], proven["proof"]["sketch"]) == pytest.approx(1.0)
+
     # A figure is made more beautiful: the record is written anew, with a checksum, as anybody can.
     from fpbench.records.cell import Cell
     from fpbench.records.record import Record
-    from fpbench.records.store import Store, read_record
+    from fpbench.records.store import Store
 
     cell = Cell("micro", "nlf", "my_method", 42, "nf4", "fsr")
     path = folder / "records" / f"{cell.path}.json"

