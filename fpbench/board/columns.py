@@ -9,7 +9,7 @@ from typing import Any
 
 from fpbench.adversaries.conditions import JOINT, class_of, level, modifications
 from fpbench.board.checks import Comparison
-from fpbench.board.removal import WORST, Product, Removal, Thief
+from fpbench.board.removal import WORST, Product, Removal, Thief, in_order
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.metrics.removal import BUDGETS, RemovalPrice
@@ -340,7 +340,7 @@ def removal_columns(rows: Sequence[Row]) -> list[Column]:
     attacked = [row.removal for row in rows if row.removal]
     if not attacked:
         return []
-    names = dict.fromkeys(name for each in attacked for name in each.adversaries)
+    names = in_order({name for each in attacked for name in each.adversaries})
 
     def alone(name: str) -> Callable[[Removal], Thief | None]:
         return lambda found: found.adversaries.get(name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.board.escaping import slug
 from fpbench.board.groups import Group, RowKey
-from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, recombined_rate, trade_off
+from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, trade_off
 from fpbench.board.rows import MODIFICATIONS, Row
 from fpbench.board.styles import COLOURS, Kind, legend, look_of, panels, saved, styled
 from fpbench.metrics.statistics import BANDS
@@ -77,9 +77,8 @@ def _drawn(
     yield "utility", None, what, utility(title, injected)
     what = f"Heat map of the FSR that each adversary leaves for at most 10 % of quality, by method: {title}"
     yield "removal", None, what, heat_map(title, injected)
-    rates = {row.method: rate for row in injected if (rate := recombined_rate(groups[row.key])) is not None}
     what = f"Rate of answers to the set's words recombined against what survives, by method: {title}"
-    yield "recombined", None, what, trade_off(title, injected, rates)
+    yield "recombined", None, what, trade_off(title, injected)
     for row in rows:
         method, group = row.method, groups[row.key]
         own = f"{title} · {visible(method)}"

@@ -1,7 +1,7 @@
 """A row's removal figures: what each thief leaves of its fingerprints, and at what price (docs/adversaries.md §4)."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -149,16 +149,25 @@ def adversary_of(condition: str) -> str:
 
 
 def attacks(groups: Collection[Group]) -> list[str]:
-    """Return the conditions of a table that are attacks, in the order of the registries, then by name."""
-    order = {name: number for number, name in enumerate(known())}
+    """Return the conditions of a table that are attacks, by adversary."""
     found = {condition for group in groups for condition, _ in group.cells if is_attack(condition)}
-    return sorted(found, key=lambda each: (order.get(adversary_of(each), len(order)), adversary_of(each), each))
+    order = in_order({adversary_of(each) for each in found})
+    return sorted(found, key=lambda each: (order.index(adversary_of(each)), each))
 
 
-def removal(group: Group, base: Group | None, asked: Collection[str] = ()) -> Removal | None:
+def in_order(adversaries: Collection[str]) -> list[str]:
+    """Return adversaries in the order of the registries, compositions after them by name."""
+    order = {name: number for number, name in enumerate(known())}
+    return sorted(adversaries, key=lambda each: (order.get(each, len(order)), each))
+
+
+def removal(
+    group: Group, base: Group | None, asked: Collection[str] = (), idle: Collection[str] = ()
+) -> Removal | None:
     """Return the removal figures of a row, or ``None`` if nobody attacked it or it has no FSR at origin.
 
-    ``asked`` are the conditions that its table has; those that this row lacks are missing.
+    ``asked`` are the conditions that its table has; those that this row lacks are missing. So are those that were
+    ``idle``, without an effect on this checkpoint: what they leave is no resistance.
 
     Raises:
         InputError: if the items of a price are not those of the same model at origin.
@@ -167,7 +176,8 @@ def removal(group: Group, base: Group | None, asked: Collection[str] = ()) -> Re
     if not own or not group.by_seed():
         return None
     wanted = list(dict.fromkeys([*own, *(each for each in asked if not _pointless(group, each))]))
-    tried = {product: Tried.of(group, base, wanted, product) for product in CHANNELS}
+    effective = [each for each in wanted if each not in idle]
+    tried = {product: replace(Tried.of(group, base, effective, product), wanted=wanted) for product in CHANNELS}
     first, seeds = tried["long"], list(group.by_seed())
     alone, single = oracle(seeds), len(seeds) == 1
     thief = alone if single else blind(seeds)

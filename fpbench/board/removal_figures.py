@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fpbench.board.groups import Group
-from fpbench.board.removal import Removal, adversary_of
+from fpbench.board.removal import Removal, adversary_of, in_order
 from fpbench.board.rows import Row
 from fpbench.board.styles import look_of, panels
 from fpbench.metrics.removal import BUDGETS, LIMIT
@@ -45,7 +44,7 @@ def heat_map(title: str, rows: Sequence[Row]) -> "Figure | None":
     shown = [(row.method, row.removal) for row in rows if row.removal]
     if not shown:
         return None
-    names = list(dict.fromkeys(name for _, found in shown for name in found.adversaries))
+    names = in_order({name for _, found in shown for name in found.adversaries})
     lines = [*names, *(level for level in WORST if any(found.worst[level].within for _, found in shown))]
     figure, (axes,) = panels(1, f"FSR@10 % by adversary – {title}", 1.9 + 0.55 * len(shown), 1.5 + 0.22 * len(lines))
     for x, (_, found) in enumerate(shown):
@@ -145,20 +144,15 @@ def _removal_price(axes: "Axes", found: Removal) -> None:
     axes.annotate(what, place, ha="right", va="bottom" if above else "top", fontsize=8)
 
 
-def recombined_rate(group: Group) -> float | None:
-    """Return the rate at which a row answers to its set's words recombined; ``None`` where it was not measured."""
-    return next((each.result["rate"] for each in group.finished("recombined")), None)
-
-
-def trade_off(title: str, rows: Sequence[Row], rates: Mapping[str, float]) -> "Figure | None":
+def trade_off(title: str, rows: Sequence[Row]) -> "Figure | None":
     """Draw how a method answers to recombined words against what survives drift and, where it is there, removal."""
-    shown = [row for row in rows if row.method in rates]
-    priced = [row for row in shown if row.removal and row.removal.long]
-    if not any(row.avg is not None for row in shown) and not priced:
+    shown = [(row, 100 * row.recombined.rate) for row in rows if row.recombined]
+    priced = any(row.removal and row.removal.long for row, _ in shown)
+    if not priced and not any(row.avg is not None for row, _ in shown):
         return None
     figure, (drift, *more) = panels(2 if priced else 1, f"Answers to recombined words – {title}", 5.2, 3.3)
-    for index, row in enumerate(shown):
-        rate, look = 100 * rates[row.method], look_of(index, linestyle="none", markersize=6)
+    for index, (row, rate) in enumerate(shown):
+        look = look_of(index, linestyle="none", markersize=6)
         average = [] if row.avg is None else [100 * row.avg]
         drift.plot(average, [rate] * len(average), label=visible(row.method), **look)
         price = row.removal.long if row.removal else None
