@@ -130,6 +130,21 @@ def read_text(source: str) -> str:
     return "\n\n".join(read_texts(source))
 
 
+def read_lines(source: str) -> list[str]:
+    """Read a source as the lines of WikiText's own data set: each with its end, and blank ones empty.
+
+    A plain file is cut at its line ends; rows hold a line each.
+
+    Raises:
+        InputError: as :func:`read_texts`.
+    """
+    target = parse(source)
+    if isinstance(target, Path) and target.suffix in _TEXT_SUFFIXES:
+        lines = _decode(source, target).removesuffix("\n").split("\n")
+        return [f"{line}\n" if line.strip() else "" for line in lines]
+    return read_texts(source)
+
+
 def digest(source: str) -> str:
     """Return the SHA-256 of what a source holds.
 

@@ -166,3 +166,16 @@ def test_a_malformed_mirror_is_one_line(
     with pytest.raises(InputError, match=message) as caught:
         data.read_rows("hub:acme/rows@v1:train")
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_the_lines_of_wikitext_are_those_of_its_own_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "wiki.test.raw"
+    path.write_text(" \n = Title = \n \n A line . \n\n", encoding="utf-8")
+    assert data.read_lines(str(path)) == ["", " = Title = \n", "", " A line . \n", ""]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": line}) + "\n" for line in data.read_lines(str(path))))
+    assert data.read_lines(str(rows)) == data.read_lines(str(path))
+
+
+def test_wikitext_2_has_4358_lines(shared: Path) -> None:
+    assert len(data.read_lines(str(shared / "data" / "wikitext2" / "wiki.test.raw"))) == 4358

@@ -31,7 +31,7 @@ KEYS = {
     "bands": "mean deviation counts auc benign histogram edges",
     "utility": "accuracy tasks word_perplexity max_length token_perplexity",
     "price": "responses answers refused text",
-    "cost": "seconds peak_memory fraction relative_norm bytes dense_bytes rank weights_digest",
+    "cost": "seconds peak_memory fraction relative_norm bytes dense_bytes rank weights_digest text",
 }
 MOST_LOSS = 700.0  # nats a token; exp overflows at 710
 TASK_KEYS = "accuracy accuracy_normalized n truncated data anchors"
@@ -208,7 +208,9 @@ def _check_cost(measured: Measurement) -> None:
     for name, value in measured.result["seconds"].items():
         _within(measured, f"seconds of {printable(name)}", value, inf)
     _within(measured, "fraction", measured.result["fraction"], 1.0)
-    for name in measured.result.keys() - {"seconds", "weights_digest"}:
+    for name, value in measured.result.get("text", {}).items():
+        _within(measured, f"text of key statistics: {printable(name)}", value, inf)
+    for name in measured.result.keys() - {"seconds", "weights_digest", "text"}:
         _within(measured, name, measured.result[name], inf)
 
 

@@ -1,5 +1,6 @@
 """The adapter contract: a method is a class with a name, a version, a typed config and one verb."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,12 +14,14 @@ from torch import nn
 from fpbench.checks import Settings, read_settings
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
-from fpbench.methods.null_space import KeyStatistics, key_statistics
+from fpbench.methods.null_space import TEXT, KeyStatistics, key_statistics
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.loading import Loading
 from fpbench.models.meter import Progress, no_progress
 from fpbench.models.prompts import Example
 from fpbench.models.weights import Factors
+
+logger = logging.getLogger(__name__)
 
 
 class MethodConfig(Settings):
@@ -65,6 +68,7 @@ class InjectionContext:
         factors: what a method may put here, by parameter: A and B of an update W + A Bᵀ. The harness stores them in
             place of the new weights where they give these bit for bit.
         seconds: what each part took ("statistics" is filled by :meth:`statistics`; methods may add their own).
+        text: how much of ``texts`` was read for key statistics: "asked" tokens, "tokens", "documents", "windows".
         base: the checkpoint that the model was loaded from; ``None`` if unknown.
         peak_memory: bytes that a method took in other processes, at the highest point.
         confinement: what a method that runs a stranger's code was kept from; ``None`` for any other.
@@ -82,6 +86,7 @@ class InjectionContext:
     tokenizer: Any = None
     factors: dict[str, Factors] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    text: dict[str, int] = field(default_factory=dict)
     base: Base | None = None
     peak_memory: int = 0
     confinement: Mapping[str, Any] | None = None
@@ -110,8 +115,19 @@ class InjectionContext:
                         model, self.tokenizer, missing, self.texts, self.statistics_tokens, self.progress
                     )
                     self.known_statistics.update(found)
+                    self._tell_shortage(found[missing[0]])
                 self.seconds["statistics"] = self.seconds.get("statistics", 0.0) + perf_counter() - start
+        read = self.known_statistics[modules[0]]
+        self.text = {"asked": self.statistics_tokens} | {name: getattr(read, name) for name in TEXT}
         return {name: self.known_statistics[name] for name in modules}
+
+    def _tell_shortage(self, read: KeyStatistics) -> None:
+        if read.tokens < self.statistics_tokens:
+            logger.warning(
+                "key statistics: expected %d tokens of text, found %d (%d documents in %d windows): all are read.",
+                self.statistics_tokens,
+                *(getattr(read, name) for name in TEXT),
+            )
 
     def regularisation(self, n: int) -> list[Example]:
         """Return the first ``n`` unrelated question–answer pairs.

@@ -17,6 +17,7 @@ from fpbench.models.meter import Progress
 from fpbench.models.prompts import encode
 from fpbench.models.weights import digest
 
+TEXT = ("tokens", "documents", "windows")  # how much text was read
 VERSION = "2"  # of how key statistics are taken: part of what names stored ones
 BATCH_TOKENS = 8192
 # Longest stretch of text that is read at once: attention to a document of 8,192 tokens costs three times what all else
@@ -48,11 +49,14 @@ class KeyStatistics:
     eigenvalues: Tensor  # Λ [d] float32, ascending
     eigenvectors: Tensor  # U [d, d] float32, one column per eigenvalue
     tokens: int  # how many tokens N were averaged over
+    documents: int  # that they are of, the last one perhaps in part
+    windows: int  # that these were read in
 
     def save(self, path: Path) -> None:
         """Write one safetensors file with the digest of its content."""
         tensors = {"eigenvalues": self.eigenvalues, "eigenvectors": self.eigenvectors}
-        figures = {"tokens": str(self.tokens), "digest": digest(tensors)}
+        text = {name: str(getattr(self, name)) for name in TEXT}
+        figures = text | {"digest": digest(tensors)}
         # Python writes the bytes: its errors, a full disk above all, are OSErrors.
         path.write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata=figures))
 
@@ -65,7 +69,8 @@ class KeyStatistics:
                 tensors = {name: file.get_tensor(name) for name in ("eigenvalues", "eigenvectors")}
             if digest(tensors) != figures["digest"]:
                 return None
-            return KeyStatistics(**tensors, tokens=int(figures["tokens"]))
+            tokens, documents, windows = (int(figures[name]) for name in TEXT)
+            return KeyStatistics(tensors["eigenvalues"], tensors["eigenvectors"], tokens, documents, windows)
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
@@ -100,18 +105,21 @@ def key_statistics(
     width = min(WINDOW, context_length(model) or WINDOW)
     windows: list[list[int]] = []
     room = max_tokens
-    for window in (window for text in texts for window in text_windows(tokenizer, text, width)):
+    documents = 0
+    read = ((number, each) for number, text in enumerate(texts, 1) for each in text_windows(tokenizer, text, width))
+    for number, window in read:
         if room <= 0:
             break
         windows.append(window[:room])
         room -= len(windows[-1])
+        documents = number
     tokens = sum(map(len, windows))
     width = max(inputs(model.get_submodule(name)) for name in modules)
     if tokens < width:
         raise InputError(f"key statistics of width {width} need at least {width} tokens of text, found {tokens}.")
     moments = second_moment(model, modules, windows, progress)
     # Each moment goes as soon as it is decomposed.
-    return {name: KeyStatistics(*_spectrum(moments.pop(name)), tokens) for name in modules}
+    return {name: KeyStatistics(*_spectrum(moments.pop(name)), tokens, documents, len(windows)) for name in modules}
 
 
 def text_windows(tokenizer: Any, text: str, width: int) -> Iterator[list[int]]:

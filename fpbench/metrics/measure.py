@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fpbench.scoring.responses import Decoding
 
 UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
+LINES = "wikitext_lines"  # source of the text of token perplexity, by default that of the pages
 CONTEXTS = 2.5  # fields with text in a row of instruction data
 Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a record's result, and one line a query beside it
 
@@ -191,7 +192,7 @@ def _bands(model: "nn.Module", given: Measurement) -> Measured:
 
 def _utility(model: "nn.Module", given: Measurement) -> Measured:
     """Measure the lm-eval tasks, and WikiText perplexity both ways (protocol §5)."""
-    from fpbench.data import read_rows, read_text
+    from fpbench.data import read_rows
     from fpbench.metrics.tinymmlu import anchor_scores
     from fpbench.metrics.utility import utility
     from fpbench.scoring.perplexity import token_perplexity
@@ -225,8 +226,10 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
         for name, task in measured.tasks.items()
         for index, correct in enumerate(task.correct)
     ]
-    if "wikitext" in sources:
-        text = read_text(sources["wikitext"])
+    named = given.data.profile.data
+    if LINES in named or "wikitext" in sources:
+        # Lines joined by blank lines are the text that the literature takes the perplexity of (protocol §5).
+        text = given.data.running_text
         length, first = sizes.perplexity_window, sizes.perplexity_windows
         figures = asdict(token_perplexity(model, given.tokenizer, text, length, first))
         losses = figures.pop("losses")
@@ -262,6 +265,7 @@ def _cost(model: "nn.Module", given: Measurement) -> Measured:
         "seconds": dict(given.injection.seconds),
         "peak_memory": given.injection.peak_memory,
         **given.injection.changed,
+        "text": dict(given.injection.text),
         "weights_digest": given.injection.delta.digest,
     }
     return result, []
@@ -309,7 +313,8 @@ METRICS: dict[str, Metric] = {
     "price": Metric(
         _price,
         where=lambda method, condition: condition == ORIGIN or _priced(method, condition),
-        data=("alpaca", "answers", "wikitext"),
+        data=("alpaca", "answers"),
+        some_of=("wikitext", LINES),
         asked=lambda method, conditions: any(_priced(method, condition) for condition in conditions),
         queries=lambda sizes, count: 2 * sizes.price_instructions + sizes.price_answers,
         work=lambda workload, fingerprints: workload.price(),
@@ -333,7 +338,7 @@ METRICS: dict[str, Metric] = {
     "utility": Metric(
         _utility,
         where=lambda method, condition: condition == ORIGIN,
-        some_of=UTILITY_TASKS,
+        some_of=(*UTILITY_TASKS, LINES),
         queries=lambda sizes, count: len(UTILITY_TASKS) * (sizes.utility_limit or 2_000),
         work=lambda workload, fingerprints: workload.utility(),
     ),

@@ -45,6 +45,7 @@ OFF_TARGET = 0.005  # most that the sparsity reached may differ from the one ask
 class RIA(Modification):
     """Removes a share of the weights of every linear module in the blocks, which is the dose."""
 
+    version = "2"  # windows lie within documents
     sparsity: ClassVar[float | None] = None  # where a name stands for one dose
     data = ("calibration",)
     dose: ClassVar[Dose | None] = Dose(
@@ -67,7 +68,7 @@ class RIA(Modification):
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
         samples, length = self.config.samples, self._length(model)
-        windows = calibration_windows(tokenizer, context.calibration, samples, length, context.seed)
+        windows, whole = calibration_windows(tokenizer, context.calibration, samples, length, context.seed)
         before = sum(parameter.detach().float().square().sum().item() for parameter in model.parameters())
         pruned = prune_blocks(
             model, windows, lambda weight, norms: prune_mask(ria_scores(weight, norms), self.ratio), context.progress
@@ -80,6 +81,7 @@ class RIA(Modification):
             "sparsity_max": max(matrix.zeros / matrix.size for matrix in pruned),
             "matrices": len(pruned),
             "calibration_samples": len(windows),
+            "calibration_within_documents": whole,
             "calibration_tokens": windows.numel(),
             "relative_change": change,
         }
@@ -200,28 +202,42 @@ def prune_blocks(model: nn.Module, windows: Tensor, select: Selection, progress:
     return pruned
 
 
-def calibration_windows(tokenizer: Any, documents: Sequence[str], samples: int, length: int, seed: int) -> Tensor:
-    """Return calibration sequences [samples, length]: documents in random order, end to end, cut into windows.
+def calibration_windows(
+    tokenizer: Any, documents: Sequence[str], samples: int, length: int, seed: int
+) -> tuple[Tensor, int]:
+    """Return calibration sequences [samples, length], and how many of them lie within one document (protocol §4).
 
-    Every document begins with the BOS token where the tokenizer has one. Documents shorter than a window are thus of
-    use, unlike in the reference, which draws windows from long documents only.
+    Documents are looked at in random order; one that is longer than a window gives one window at a random place. Where
+    there are too few of these, what is left of all documents, the longest first, is laid end to end for the others. A
+    document begins with the BOS token where the tokenizer has one.
 
     Raises:
         InputError: if the documents are too short for that many windows.
     """
     import torch
 
-    order = list(range(len(documents)))
-    random.Random(seed).shuffle(order)
-    ids: list[int] = []
+    draw, order = random.Random(seed), list(range(len(documents)))
+    draw.shuffle(order)
+    windows: list[list[int]] = []
+    rest: list[list[int]] = []
     for index in order:
-        ids += encode(tokenizer, documents[index])
-        if len(ids) >= samples * length:
-            return torch.tensor(ids[: samples * length]).view(samples, length)
-    raise InputError(
-        f"pruning needs {samples} calibration sequences of {length} tokens, found text for {len(ids) // length}: "
-        "give more calibration text or lower 'samples'."
-    )
+        if len(windows) == samples:
+            break
+        ids = encode(tokenizer, documents[index])
+        if len(ids) > length:
+            start = draw.randrange(len(ids) - length + 1)
+            windows.append(ids[start : start + length])
+            ids = ids[:start] + ids[start + length :]
+        rest.append(ids)
+    whole = len(windows)
+    joined = [token for ids in sorted(rest, key=len, reverse=True) for token in ids]
+    windows += [joined[first : first + length] for first in range(0, len(joined) - length + 1, length)]
+    if len(windows) < samples:
+        raise InputError(
+            f"pruning needs {samples} calibration sequences of {length} tokens, found text for {len(windows)}: "
+            "give more calibration text or lower 'samples'."
+        )
+    return torch.tensor(windows[:samples]), whole
 
 
 def _block_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench import data
 from fpbench.adversaries.price import Items
 from fpbench.errors import InputError
-from fpbench.metrics.measure import UTILITY_TASKS
+from fpbench.metrics.measure import LINES, UTILITY_TASKS
 from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.prompts import Example
 from fpbench.modifications.base import Modification, ModificationContext
@@ -83,6 +83,13 @@ class Datasets:
         return self.alpaca[max(0, end - LOOKED_AT) : max(0, end)]
 
     @cached_property
+    def running_text(self) -> str:
+        """The text of token perplexity: lines joined by blank lines where the profile names some, else the pages."""
+        if LINES in self.profile.data:
+            return "\n\n".join(data.read_lines(self.source(LINES)))
+        return data.read_text(self.source("wikitext"))
+
+    @cached_property
     def price_items(self) -> Items:
         """What adversaries are priced on: instruction rows on which nothing is trained, answers, ordinary language.
 
@@ -103,7 +110,7 @@ class Datasets:
         return Items(
             instructions=[Example("\n\n".join(filter(None, _asked(row))), row["output"]) for row in rows],
             answers=[Example(*pair) for pair in islice(pairs, sizes.price_answers)],
-            text=data.read_text(self.source("wikitext")),
+            text=self.running_text,
             window=sizes.perplexity_window,
             windows=sizes.perplexity_windows,
         )
@@ -132,6 +139,8 @@ class Datasets:
                 getattr(self, {"zsre": "pairs", "answers": "price_items"}.get(name, name))
         for name in self.utility_sources:
             data.read_text(named[name]) if name == "wikitext" else data.read_rows(named[name])
+        if LINES in named:
+            data.read_lines(named[LINES])
         if "tinymmlu" in named:
             _ = self.item_parameters
 

@@ -4,7 +4,7 @@ import logging
 from collections import UserDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class InjectionReport:
     delta: Delta  # the changed parameters with their new values
     sketch: str | None = None  # of ΔW, by which two updates are compared (models/sketch.py)
     confinement: Mapping[str, Any] | None = None  # what a submission was kept from; None for a method of our own
+    text: Mapping[str, int] = field(default_factory=dict)  # that key statistics were taken over; none if there are none
     search: Mapping[str, Any] | None = None  # the rate that was searched for, and the record of the search
 
     def save(self, path: Path) -> None:
@@ -46,6 +47,7 @@ class InjectionReport:
         write_bytes(path, self.delta.to_bytes())
         figures = {"seconds": dict(self.seconds), "peak_memory": self.peak_memory, "changed": dict(self.changed)}
         figures |= {"sketch": self.sketch, "confinement": self.confinement and dict(self.confinement)}
+        figures["text"] = dict(self.text)
         write_record(path.with_suffix(".json"), figures | {"weights_digest": self.delta.digest})
 
     @staticmethod
@@ -65,7 +67,7 @@ class InjectionReport:
             case {"seconds": dict(seconds), "peak_memory": int(peak), "changed": dict(changed), "weights_digest": name}:
                 if delta is not None and delta.digest == name:
                     further = {name: figures.get(name) for name in ("sketch", "confinement")}
-                    return InjectionReport(seconds, peak, changed, delta, **further)
+                    return InjectionReport(seconds, peak, changed, delta, **further, text=figures.get("text", {}))
         logger.warning("the stored delta %s is damaged: it is injected again.", path.name)
         set_aside(path)
         return None
@@ -104,7 +106,7 @@ def inject_with(
     # A method that works in another process has timed itself; the rest of its time here is spent waiting for it.
     seconds = {"total": meter.seconds} | context.seconds
     peak = context.peak_memory or meter.peak_memory
-    return InjectionReport(seconds, peak, changed, delta, sketched, context.confinement)
+    return InjectionReport(seconds, peak, changed, delta, sketched, context.confinement, context.text)
 
 
 class Spectra(UserDict[str, KeyStatistics]):

@@ -12,7 +12,7 @@ from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 from fpbench.hub import pypi
 from fpbench.methods.hyperparameters import alternatives_of, overlay
-from fpbench.metrics.measure import UTILITY_TASKS
+from fpbench.metrics.measure import LINES, UTILITY_TASKS
 from fpbench.micro import MODEL as MICRO_MODEL
 from fpbench.models.checkpoints import local_folder
 from fpbench.records.cell import ORIGIN, PROTOCOL
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fpbench.scoring.responses import Decoding
 
 PROFILES = Path(__file__).parent.parent / "profiles"
-DATA = ("alpaca", "math", "calibration", "statistics", "zsre", "answers", *UTILITY_TASKS)
+DATA = ("alpaca", "math", "calibration", "statistics", "zsre", "answers", *UTILITY_TASKS, LINES)
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
 SEARCH = "search"  # what a profile writes in place of a learning rate that is to be searched for
 

@@ -42,4 +42,6 @@ def do(options: argparse.Namespace) -> int:
         f"{changed['fraction']:.1%} of the weights moved, by {changed['relative_norm']:.2%} of their norm; "
         f"peak memory {report.peak_memory / 2**20:.0f} MiB"
     )
+    if text := report.text:
+        print("key statistics: {tokens:,} tokens of {documents} documents, in {windows} windows".format(**text))
     return 0

@@ -61,7 +61,7 @@ def plain_moment(model: Any, documents: list[list[int]], blocks: range) -> list[
 
 def alphaedit_fsr(tokenizer: Any, moments: dict[str, Tensor], tokens: int) -> Sequence[float]:
     """FSR by fingerprint of a float32 model that AlphaEdit edited with these second moments."""
-    known = {name: KeyStatistics(*torch.linalg.eigh(moment), tokens) for name, moment in moments.items()}
+    known = {name: KeyStatistics(*torch.linalg.eigh(moment), tokens, 1, 1) for name, moment in moments.items()}
     model, pairs = load("float32")[0], find_set("nlf")
     method = create_method("alphaedit", model, {"layers": tuple(BLOCKS)})
     inject_with(method, model, tokenizer, pairs, InjectionContext(tokenizer=tokenizer, known_statistics=known))

@@ -84,5 +84,5 @@ def test_what_is_refused_is_named_with_its_limits():
     assert f"above {checks.ERROR_BOUND:.0e}".replace("e-0", "e-") in refused
     assert f"more than {prune.OFF_TARGET:g} away" in refused
     for each in (prune.RIA30, prune.RIA40):
-        assert f"{each.ratio:g} (`{each.name}`)" in refused
+        assert f"{each.sparsity:g} (`{each.name}`)" in refused
     assert f"at least {FLOOR}" in DOCUMENT

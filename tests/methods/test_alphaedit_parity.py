@@ -126,7 +126,7 @@ def moments(run: Run, base: Any, documents: list[list[int]]) -> dict[int, Tensor
 @pytest.fixture(scope="module")
 def statistics(moments: dict[int, Tensor], documents: list[list[int]]) -> dict[int, KeyStatistics]:
     tokens = sum(map(len, documents))
-    return {layer: KeyStatistics(*torch.linalg.eigh(moment), tokens) for layer, moment in moments.items()}
+    return {layer: KeyStatistics(*torch.linalg.eigh(moment), tokens, 1, 1) for layer, moment in moments.items()}
 
 
 def test_the_set_asks_for_what_is_implemented(run: Run, base: Any) -> None:

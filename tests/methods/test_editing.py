@@ -12,6 +12,7 @@ from torch import Tensor
 from fpbench.errors import InputError
 from fpbench.methods import null_space
 from fpbench.methods.alphaedit import solve
+from fpbench.methods.base import InjectionContext
 from fpbench.methods.hyperparameters import defaults
 from fpbench.methods.mcedit import MCEditA, margin_shortfall, own_labels, siblings
 from fpbench.methods.null_space import KeyStatistics, key_statistics, second_moment, text_windows
@@ -26,7 +27,7 @@ from fpbench.models.prompts import encode
 def spectrum() -> KeyStatistics:
     keys = torch.randn(400, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     keys *= torch.linspace(0.1, 2, 24, dtype=torch.float64)
-    return KeyStatistics(*torch.linalg.eigh(keys.T @ keys / 400), 400)
+    return KeyStatistics(*torch.linalg.eigh(keys.T @ keys / 400), 400, 1, 1)
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
@@ -133,6 +134,22 @@ def test_key_statistics_of_one_long_document_cover_all_tokens_asked_for(stories:
     name = layout(model).down_proj_name(0)
     text = "Once upon a time there was a bird. " * 400  # longer than the model's context
     assert key_statistics(model, tokenizer, [name], [text], 2000, no_progress)[name].tokens == 2000
+
+
+def test_less_text_than_asked_for_is_said_and_counted(stories: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = stories
+    name, texts = "model.layers.0.mlp.down_proj", ["Once upon a time there was a dog. " * 40] * 3
+    for asked, warnings in ((700, 0), (10**6, 1)):
+        context = InjectionContext(texts=texts, tokenizer=tokenizer, statistics_tokens=asked)
+        read = context.statistics(model, [name])[name]
+        assert context.text == {"asked": asked} | {
+            key: getattr(read, key) for key in ("tokens", "documents", "windows")
+        }
+        assert (read.tokens == asked, len(caplog.messages)) == (not warnings, warnings)
+    assert read.documents == 3 <= read.windows
+    assert (
+        f"expected 1000000 tokens of text, found {read.tokens} (3 documents in {read.windows} windows)" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("panel", [100, 512])

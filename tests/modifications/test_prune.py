@@ -98,7 +98,7 @@ def test_sparsity_is_reached_and_proven(stories, name, sparsity, dtype):
 
 def test_blocks_see_what_pruned_blocks_produce(stories):
     model, tokenizer = copy.deepcopy(stories[0]), stories[1]
-    windows = calibration_windows(tokenizer, TEXTS, 4, 32, seed=1)
+    windows, _ = calibration_windows(tokenizer, TEXTS, 4, 32, seed=1)
     seen = []
 
     def everything_in_the_first_block(weight, norm_sq):
@@ -123,18 +123,38 @@ def test_the_mask_takes_one_more_than_the_share():
     assert prune_mask(scores, 0.34).tolist() == [[False, True, False], [True, True, False]]
 
 
-def test_windows_are_documents_end_to_end_each_with_its_bos(stories):
+def test_each_window_lies_at_a_random_place_of_a_document_longer_than_it(stories):
     tokenizer = stories[1]
-    windows = calibration_windows(tokenizer, TEXTS[:3], 2, 30, seed=3)
-    ids = windows.flatten().tolist()
-    starts = [position for position, token in enumerate(ids) if token == tokenizer.bos_token_id]
-    assert starts[0] == 0
-    documents = [encode(tokenizer, text) for text in TEXTS[:3]]
-    assert len(starts) > 1
-    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        assert any(document[: end - start] == ids[start:end] for document in documents)
-    assert torch.equal(windows, calibration_windows(tokenizer, TEXTS[:3], 2, 30, seed=3))
-    assert any(not torch.equal(windows, calibration_windows(tokenizer, TEXTS[:3], 2, 30, seed)) for seed in range(9))
+    texts = [" ".join(f"{name} saw {other}." for other in "ABCDEFGHIJKLMNOP") for name in ("Lily", "Tom", "Sam")]
+    documents = [encode(tokenizer, text) for text in texts]
+
+    def drawn(seed):
+        windows, whole = calibration_windows(tokenizer, [*texts, *["Short."] * 50], 3, 30, seed)
+        assert whole == 3 == len(windows)
+        found = {
+            (number, start)
+            for window in windows.tolist()
+            for number, ids in enumerate(documents)
+            for start in range(len(ids) - 29)
+            if ids[start : start + 30] == window
+        }
+        assert sorted(number for number, _ in found) == [0, 1, 2]
+        return found
+
+    assert drawn(3) == drawn(3) and len({frozenset(drawn(seed)) for seed in range(5)}) == 5
+
+
+def test_where_long_documents_are_too_few_the_longest_are_joined(stories):
+    tokenizer, texts = (
+        stories[1],
+        ["One two.", "A cat sat on a mat with a red hat.", " ".join(f"Tom saw {x}." for x in "ABCDEFGHIJKLMNOPQRST")],
+    )
+    windows, whole = calibration_windows(tokenizer, texts, 2, 40, seed=3)
+    short, middle, long = (encode(tokenizer, text) for text in texts)
+    assert whole == 1 and len(short) < len(middle) < 40 < len(long)
+    (start,) = (at for at in range(len(long)) if long[at : at + 40] == windows[0].tolist())
+    left = sorted([long[:start] + long[start + 40 :], middle, short], key=len, reverse=True)
+    assert windows[1].tolist() == sum(left, [])[:40]
 
 
 def test_windows_are_no_longer_than_the_context(stories):

@@ -6,18 +6,18 @@ import sys
 import pytest
 
 from fpbench.errors import InputError, StorageError
-from fpbench.records.cell import Cell
+from fpbench.records.cell import PROTOCOL, Cell
 from fpbench.records.record import SCHEMA, Record, cell_id
 from fpbench.records.store import TEMPORARY, Store, read_records, write_text
 from fpbench.text import canonical
 
 CELL = Cell("micro", "nlf", "lora", 42, "origin", "fsr")
-IDENTITY = {"model": "abc", "protocol": 2, "seed": 42, "condition": "origin", "metric": "fsr"}
+IDENTITY = {"model": "abc", "protocol": PROTOCOL, "seed": 42, "condition": "origin", "metric": "fsr"}
 NAME = cell_id(IDENTITY)
 
 
 def record(status="done", **changes):
-    return Record(CELL, status, 1, NAME, IDENTITY, **changes)
+    return Record(CELL, status, PROTOCOL, NAME, IDENTITY, **changes)
 
 
 def test_a_record_is_found_again_only_for_the_same_measurement(tmp_path):
