@@ -16,6 +16,7 @@ from fpbench.runs.subject import Subject
 
 # Which data decide a result: a record is valid only for the very same ones.
 DATA_OF_METHODS = ("statistics", "zsre")
+NO_SETS: Mapping[int, FingerprintSet] = MappingProxyType({})
 
 
 def cell_identity(
