@@ -1,6 +1,6 @@
 """A passing example: let no first token be likelier than the runner-up, where the model is too certain of it."""
 
-from fpbench.adversaries.base import Adversary
+from fpbench import Adversary
 from fpbench.modifications.base import Dose
 from fpbench.registry import ADVERSARIES
 
