@@ -1,4 +1,4 @@
-"""A row's removal figures: what each thief leaves of its fingerprints, and at what price (docs/adversaries.md §4)."""
+"""A row's removal figures: what each thief leaves of its fingerprints, and at what price (docs/adversaries.md)."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
