@@ -3,9 +3,10 @@ import copy
 import pytest
 import torch
 
+from fpbench.adversaries.conditions import without_effect
 from fpbench.data import read_rows
 from fpbench.errors import CellError, InputError
-from fpbench.modifications.base import ModificationContext, without_effect
+from fpbench.modifications.base import ModificationContext
 from fpbench.modifications.finetune import instruction
 from fpbench.registry import MODIFICATIONS
 from tests.rescaling import rescale

@@ -87,7 +87,9 @@ def test_an_adapter_that_cannot_be_merged(cases: Path, capsys: Capture) -> None:
 
 def test_an_adapter_left_beside_the_merged_model(cases: Path, tmp_path: Path, capsys: Capture) -> None:
     make(cases / "merged-folder-with-leftover-adapter", str(MODEL), str(tmp_path / "left"))
-    line = refusal(capsys, "evaluate", str(tmp_path / "left"), *NLF, "--out", str(tmp_path / "out"))
+    line = refusal(
+        capsys, "evaluate", str(tmp_path / "left"), *NLF, "--profile", "micro", "--out", str(tmp_path / "out")
+    )
     assert "holds a whole model (model.safetensors) and an adapter" in line
     assert not (tmp_path / "out").exists()
 

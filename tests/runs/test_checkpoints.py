@@ -15,7 +15,8 @@ from fpbench.cli import main
 from fpbench.errors import InputError
 from fpbench.micro import MODEL
 from fpbench.models.checkpoints import checkpoint_digest, resolve
-from fpbench.models.loading import load_architecture, load_model, pick_device, remarks
+from fpbench.models.handed_in import remarks
+from fpbench.models.loading import load_architecture, load_model, pick_device
 from fpbench.records.store import read_records
 
 # peft asks transformers for it
@@ -114,7 +115,7 @@ def test_adapters_on_adapters_are_merged_in_order(adapter, tmp_path):
         assert change.norm() > 0.1
         assert torch.allclose(weights[1][name] - weights[0][name], 2 * change, atol=1e-5)
         assert torch.allclose(weights[2][name] - weights[0][name], 3 * change, atol=1e-5)
-    assert remarks(third, None) == ["3 PEFT adapters, merged into base one after the other"]
+    assert remarks(third) == ["3 PEFT adapters, merged into base one after the other"]
     assert load_architecture(third).config.num_hidden_layers == 6
     assert checkpoint_digest(third) != checkpoint_digest(second)
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import fpbench
+from fpbench.adversaries.conditions import create
 from fpbench.cli import main
 from fpbench.fingerprints import find_set
 from fpbench.methods.base import FingerprintMethod
@@ -16,7 +17,6 @@ from fpbench.micro import MODEL
 from fpbench.models.costs import Phase, Room, Work
 from fpbench.models.loading import Loading, load_architecture, load_tokenizer
 from fpbench.models.meter import no_progress
-from fpbench.modifications.base import create
 from fpbench.registry import METHODS
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
@@ -182,7 +182,9 @@ def giant(tmp_path):
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_what_cannot_fit_is_refused_before_anything_starts(capsys, tmp_path, monkeypatch, giant, more):
     monkeypatch.chdir(tmp_path)
-    code = main(["run", "--model", str(giant), "--method", "mcedit_a", "--condition", "origin", *more])
+    code = main(
+        ["run", "--profile", "micro", "--model", str(giant), "--method", "mcedit_a", "--condition", "origin", *more]
+    )
     captured = capsys.readouterr()
     last = captured.err.strip().splitlines()[-1]
     assert code == 2

@@ -83,7 +83,7 @@ class Softened(Modification):
         return Modified(model, {"texts": len(context.calibration), "relative_change": self.config.share})
 
     @classmethod
-    def implausible(cls, proof):
+    def implausible(cls, proof, amount=None):
         return None if proof["relative_change"] < 1 else f"a share of {proof['relative_change']}"
 
 
@@ -197,6 +197,8 @@ def test_an_estimate_counts_what_it_can(profile, tmp_path, capsys):
 def test_both_are_listed_and_composed(capsys):
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    assert "fsft_math, softened" in listed and "mcedit_r, louder" in listed
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert names.index("methods:") < names.index("louder") < names.index("modifications:")
+    assert names.index("modifications:") < names.index("softened") < names.index("adversaries:")
     with pytest.raises(InputError, match="put 'nf4' last"):
         fpbench.run("micro", conditions=["nf4+softened"])
