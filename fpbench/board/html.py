@@ -21,7 +21,7 @@ from fpbench.board.figures import Drawing
 from fpbench.board.removal import Removal
 from fpbench.board.rows import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
 from fpbench.metrics.statistics import BANDS
-from fpbench.records.cell import ORIGIN
+from fpbench.records.cell import ORIGIN, PROTOCOL
 from fpbench.text import visible
 
 FOLDER = Path(__file__).parent / "page"
@@ -35,6 +35,7 @@ def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
     script = source("page.js")
     template = environment().get_template("page.html.jinja")
     return template.render(
+        protocol=PROTOCOL,
         tables=tables,
         anchors={name: anchor(name) for name in names},
         overview=_overview(drawings),

@@ -85,7 +85,10 @@ def summary(rows: Sequence[Row]) -> str:
 def _markdown(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row.trust != "reported"]
     reported = [row for row in rows if row.trust == "reported"]
-    parts = ["# Leaderboard", "Protocol 1. Generated from records by `fpbench leaderboard`; not edited by hand."]
+    parts = [
+        "# Leaderboard",
+        f"Protocol {PROTOCOL}. Generated from records by `fpbench leaderboard`; not edited by hand.",
+    ]
     if measured:
         parts += ["## Detectability", "Exact FSR in % [95 % interval over fingerprints]."]
         parts += [_table(measured, DETECTABILITY, markdown)]
