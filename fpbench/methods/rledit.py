@@ -128,13 +128,13 @@ class RLEdit(FingerprintMethod):
         return [f"{name}.weight" for name in self.modules(model)]
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
-        """Count a step, which observes the set and learns from it and from unrelated pairs, and the final editing."""
-        targets = sum(len(self.targets(each)) for each in fingerprints)
-        prompt = counter.length([f"{each.trigger} {each.primary}" for each in fingerprints])
+        """Count a step, which learns from the set and from unrelated pairs, and the final editing."""
         some = pairs[: self.config.unrelated * len(fingerprints)]
         unrelated = counter.tokens([f"{each.prompt} {each.answer}" for each in some])
-        step = Work(steps=3, trained=2 * targets * prompt + unrelated, passes=1, read=unrelated)
-        again = Work(steps=1, trained=targets * prompt)
+        answers = counter.tokens([target for each in fingerprints for target in self.targets(each)])
+        nodes = len(fingerprints) * counter.length([each.trigger for each in fingerprints]) + answers
+        step = Work(steps=2, trained=nodes + unrelated)
+        again = Work(steps=1, trained=nodes)
         total = step * float(self.config.epochs) + again
         return total * float(self.config.steps)
 
