@@ -143,6 +143,7 @@ MODIFICATIONS: Registry = Registry(  # type: ignore[type-arg]
         "merge_slerp": "fpbench.modifications.merge:Spherical",
         "fsft_alpaca": "fpbench.modifications.fsft:FSFTAlpaca",
         "fsft_math": "fpbench.modifications.fsft:FSFTMath",
+        "activation": "fpbench.modifications.activation:Activation",
     },
     group="fpbench.modifications",
 )
@@ -163,6 +164,10 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
         "suppress_neighbours_random": "fpbench.adversaries.planned:NeighboursRandom",
         "suppress_lookahead": "fpbench.adversaries.planned:LookAhead",
         "suppress_lookahead_random": "fpbench.adversaries.planned:LookAheadRandom",
+        "replace": "fpbench.adversaries.mixing:Replace",
+        "replace_random": "fpbench.adversaries.mixing:ReplaceRandom",
+        "ensemble": "fpbench.adversaries.mixing:Ensemble",
+        "ensemble_random": "fpbench.adversaries.mixing:EnsembleRandom",
     },
     group="fpbench.adversaries",
 )

@@ -53,9 +53,9 @@ Register = Callable[[type], str]
 @contextmanager
 def registered_for_now() -> Iterator[None]:
     """Forget at the end what was registered meanwhile, but for the package's own: no other code may."""
-    from fpbench.registry import METHODS, MODIFICATIONS
+    from fpbench.registry import ADVERSARIES, METHODS, MODIFICATIONS
 
-    before = [(registry, set(registry._classes)) for registry in (METHODS, MODIFICATIONS)]
+    before = [(registry, set(registry._classes)) for registry in (ADVERSARIES, METHODS, MODIFICATIONS)]
     try:
         yield
     finally:

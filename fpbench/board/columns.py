@@ -9,7 +9,7 @@ from typing import Any
 
 from fpbench.adversaries.conditions import JOINT, class_of, level, modifications
 from fpbench.board.checks import Comparison
-from fpbench.board.removal import WORST, Product, Removal, Thief
+from fpbench.board.removal import WORST, Product, Removal, Thief, in_order
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.metrics.removal import BUDGETS, RemovalPrice
@@ -274,31 +274,38 @@ def _left_column(name: str, help: str, thief: Callable[[Removal], Thief | None])
 
 
 def _price_column(product: Product, what: str) -> Column:
+    """Return the column of a removal price, as the bracket of the doses between which the claim is lost."""
+
+    def found(row: Row) -> tuple[RemovalPrice | None, Sequence[str]]:
+        if (of := row.removal) is None:
+            return None, ()
+        return (of.long, of.missing) if product == "long" else (of.short, of.unpriced)
+
     def text(row: Row) -> str:
-        price: RemovalPrice | None = getattr(row.removal, product, None)
-        if row.removal is None or price is None:
+        price, missing = found(row)
+        if price is None:
             return NONE
-        remarks = _remarks(row, row.removal.missing)
-        if price.high is None:
-            return INCOMPLETE + remarks.replace(f" ({INCOMPLETE})", "") if row.removal.missing else f"> 25 %{remarks}"
-        if row.removal.missing:
-            return f"≤ {percent(price.high)} %{remarks}"
-        low = f"{percent(price.low)}–" if percent(price.low) != percent(price.high) else ""
-        return f"{low}{percent(price.high)} %{remarks}"
+        if price.high is None and missing:
+            return INCOMPLETE + _remarks(row, ())
+        low, high = percent(price.low), percent(price.high)
+        shown = "> 25" if price.high is None else f"≤ {high}" if missing else high if low == high else f"{low}–{high}"
+        return f"{shown} %{_remarks(row, missing)}"
 
     def value(row: Row) -> Value:
-        price: RemovalPrice | None = getattr(row.removal, product, None)
-        if row.removal is None or price is None:
-            return None
+        price, missing = found(row)
         # A censored one stands above every price, and one that may yet be found nowhere.
-        return price.high if price.high is not None else None if row.removal.missing else 1.0
+        return None if price is None or (missing and price.high is None) else 1.0 if price.high is None else price.high
+
+    def note(row: Row) -> str:
+        _, missing = found(row)
+        return f"failed or not measured: {', '.join(missing)}" if missing else ""
 
     help = (
         f"What a thief who serves {what} loses, in % of its quality, until ownership can be claimed less often than "
         "every other time: between the last dose at which it can be claimed and the first at which it cannot. "
         "> 25 %: no dose that was tried does it for less."
     )
-    return Column(f"removal price, {product}", help, text, value, better=+1)
+    return Column(f"removal price, {product}", help, text, value, note, better=+1)
 
 
 def _removal_rank(row: Row) -> Value:
@@ -333,7 +340,7 @@ def removal_columns(rows: Sequence[Row]) -> list[Column]:
     attacked = [row.removal for row in rows if row.removal]
     if not attacked:
         return []
-    names = dict.fromkeys(name for each in attacked for name in each.adversaries)
+    names = in_order({name for each in attacked for name in each.adversaries})
 
     def alone(name: str) -> Callable[[Removal], Thief | None]:
         return lambda found: found.adversaries.get(name)

@@ -3,41 +3,23 @@
 matplotlib is an extra: it is imported where it is first needed.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fpbench.board.escaping import slug
 from fpbench.board.groups import Group, RowKey
+from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, trade_off
 from fpbench.board.rows import MODIFICATIONS, Row
-from fpbench.errors import InputError
+from fpbench.board.styles import COLOURS, Kind, legend, look_of, panels, saved, styled
 from fpbench.metrics.statistics import BANDS
 from fpbench.records.cell import BASE, ORIGIN
 from fpbench.text import visible
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Kind = Literal["svg", "png"]
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "fpbench",
-    # Text stays text: it can be read aloud and searched, and is no larger than its words.
-    "svg.fonttype": "none",
-    # Names are what submitters wrote, and a dollar in one is no formula.
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans", "Verdana"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-# Okabe and Ito's palette: told apart by every eye, and in grey by its order.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP"
 BAND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
 
 
@@ -52,6 +34,7 @@ class Drawing:
         name: of its file, without the ending.
         method: whose alone it shows; ``None`` if that of the base or of all.
         alternative: what it shows, in words.
+        caption: how to read it, for figures that do not say it themselves.
     """
 
     name: str
@@ -60,6 +43,7 @@ class Drawing:
     method: str | None
     alternative: str
     content: bytes
+    caption: str = ""
 
 
 def figures(rows: Sequence[Row], groups: Mapping[RowKey, Group], kind: Kind = "svg") -> list[Drawing]:
@@ -70,13 +54,14 @@ def figures(rows: Sequence[Row], groups: Mapping[RowKey, Group], kind: Kind = "s
     """
     measured = [row for row in rows if row.trust != "reported"]
     found = []
-    with _styled():
+    with styled():
         for model, fingerprints in dict.fromkeys((row.model, row.fingerprints) for row in measured):
             own = [row for row in measured if (row.model, row.fingerprints) == (model, fingerprints)]
             for what, method, alternative, figure in _drawn(own, groups):
                 if figure is not None:
                     name = "-".join([what, *map(slug, (model, fingerprints, *([method] if method else [])))])
-                    found.append(Drawing(name, model, fingerprints, method, alternative, _saved(figure, kind)))
+                    content, caption = saved(figure, kind), CAPTIONS.get((what, method is None), "")
+                    found.append(Drawing(name, model, fingerprints, method, alternative, content, caption))
     return found
 
 
@@ -90,12 +75,18 @@ def _drawn(
     yield "retention", None, what, retention(title, injected)
     what = f"Mean FSR after the six modifications against the accuracy that the injection cost, by method: {title}"
     yield "utility", None, what, utility(title, injected)
+    what = f"Heat map of the FSR that each adversary leaves for at most 10 % of quality, by method: {title}"
+    yield "removal", None, what, heat_map(title, injected)
+    what = f"Rate of answers to the set's words recombined against what survives, by method: {title}"
+    yield "recombined", None, what, trade_off(title, injected)
     for row in rows:
         method, group = row.method, groups[row.key]
         own = f"{title} · {visible(method)}"
         what = f"Histogram of the perplexity of instructions, with the bands and the set's triggers: {title}"
         yield "perplexity", None, what, perplexity(title, group)
         yield "retention", method, f"FSR under each condition with its interval: {own}", survival(own, row)
+        what = f"FSR that a thief leaves against the price that he pays, with each adversary's own: {own}"
+        yield "removal", method, what, price_curve(own, row)
         what = f"Heat map of the activation rate of each trigger in eight kinds of ordinary text: {own}"
         yield "triggers", method, what, triggers(own, group)
         what = f"Probability of each candidate before and after modification, by fingerprint: {own}"
@@ -112,11 +103,11 @@ def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
         found, offset = _retained(row), (index - (len(shown) - 1) / 2) * 0.11
         places = [MODIFICATIONS.index(name) + offset for name in found]
         values = [100 * value for value in found.values()]
-        axes.plot(places, values, **_look(index, linestyle="none", label=visible(row.method)))
+        axes.plot(places, values, **look_of(index, linestyle="none", label=visible(row.method)))
     axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS], fontsize=8)
     axes.set(ylim=(0, None), ylabel="FSR, % of origin")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -133,11 +124,11 @@ def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
     figure, (axes,) = panels(1, f"Harmlessness against detectability – {title}", 5.6, 3)
     for index, (method, average, middle, (low, high)) in enumerate(points):
         spread = [[100 * (middle - low)], [100 * (high - middle)]]
-        look = _look(index, linestyle="none", label=visible(method), capsize=3)
+        look = look_of(index, linestyle="none", label=visible(method), capsize=3)
         axes.errorbar([100 * middle], [100 * average], xerr=spread, **look)
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set(xlabel="accuracy Δ from the base, points, with its 95 % interval", ylabel="AVG FSR of the six, %")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -170,7 +161,7 @@ def candidates(title: str, row: Row, group: Group) -> "Figure | None":
         axes.set_title(condition, fontsize=9)
         axes.set(xlabel="fingerprint", xticks=range(1, len(found) + 1))
     sides[0].set(ylim=(0, 101), ylabel="probability of the response, %")
-    _legend(sides[-1])
+    legend(sides[-1])
     return figure
 
 
@@ -200,7 +191,7 @@ def perplexity(title: str, group: Group) -> "Figure | None":
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlim=(low, high), xlabel="perplexity under the unfingerprinted model", ylabel="instructions")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -213,7 +204,7 @@ def survival(title: str, row: Row) -> "Figure | None":
     figure, (axes,) = panels(1, f"Retention of FSR – {title}", 4.8, 2.8)
     spread = [[100 * point[side] for point in points.values()] for side in (1, 2)]
     heights = [100 * point[0] for point in points.values()]
-    axes.errorbar(list(points), heights, yerr=spread, **_look(0, linestyle="none", capsize=3))
+    axes.errorbar(list(points), heights, yerr=spread, **look_of(0, linestyle="none", capsize=3))
     if 0 in points:
         axes.axhline(100 * points[0][0], color="0.8", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
@@ -263,14 +254,14 @@ def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
 
 def study_figure(title: str, rows: Sequence[tuple[str, Row]], kind: Kind = "svg") -> bytes:
     """Draw what the variants of a study keep under each condition, and how often ordinary text sets them off."""
-    with _styled():
+    with styled():
         figure, (left, right) = panels(2, title, 9, 1.4 + 0.32 * len(rows))
         for index, condition in enumerate((ORIGIN, "ria40", "AVG")):
             found = [(place, each) for place, (_, row) in enumerate(rows) if (each := _point(row, condition))]
             if found:
                 places = [place + 0.22 * (index - 1) for place, _ in found]
                 spread = [[100 * each[side] for _, each in found] for side in (1, 2)]
-                look = _look(index, linestyle="none", capsize=2, label=condition)
+                look = look_of(index, linestyle="none", capsize=2, label=condition)
                 left.errorbar([100 * each[0] for _, each in found], places, xerr=spread, **look)
         rates = [(place, row.triggers.average) for place, (_, row) in enumerate(rows) if row.triggers]
         right.barh([place for place, _ in rates], [100 * rate for _, rate in rates], color="0.6", height=0.6)
@@ -281,7 +272,7 @@ def study_figure(title: str, rows: Sequence[tuple[str, Row]], kind: Kind = "svg"
         left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
         right.set(xlabel="accidental triggers, mean rate, %", xlim=(0, None))
         left.legend(frameon=False, fontsize=8, loc="lower left")
-        return _saved(figure, kind)
+        return saved(figure, kind)
 
 
 Courses = Mapping[str, Sequence[float]]
@@ -293,69 +284,22 @@ def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses], kind: Kind = 
 
     ``a`` and ``b`` are the name of a model and its signature: part → one standard deviation a block.
     """
-    with _styled():
+    with styled():
         parts = [part for part in SIGNATURES if part in a[1] and part in b[1]]
         figure, axes = panels(len(parts), visible(f"{a[0]} and {b[0]}"), 2.4 * len(parts) + 1, 2.8)
         for part, panel in zip(parts, axes, strict=True):
             for index, (name, courses) in enumerate((a, b)):
                 course = courses[part]
                 places = [(block + 0.5) / len(course) for block in range(len(course))]
-                look = _look(index, markersize=3, label=visible(name), linewidth=1)
+                look = look_of(index, markersize=3, label=visible(name), linewidth=1)
                 panel.plot(places, _normal(course), **look)
             panel.set(title=part, xlabel="relative depth")
         axes[0].set_ylabel("standard deviation, normalised")
         axes[0].legend(frameon=False, fontsize=8)
-        return _saved(figure, kind)
+        return saved(figure, kind)
 
 
 def _normal(course: Sequence[float]) -> list[float]:
     mean = sum(course) / len(course)
     spread = (sum((each - mean) ** 2 for each in course) / len(course)) ** 0.5 or 1.0
     return [(each - mean) / spread for each in course]
-
-
-# How a figure looks and is saved.
-
-
-def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """Return a titled figure with ``count`` axes side by side; width and height in inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
-
-
-def _legend(axes: "Axes") -> None:
-    # Beside the axes, where it hides no value.
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def _look(index: int, **more: Any) -> dict[str, Any]:
-    """Return colour and marker of one of up to 42 rows, no two alike, and ``more``."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]} | more
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    """Draw without a screen and in our style.
-
-    Raises:
-        InputError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("figures need matplotlib, which is not installed: pip install 'fpbench[plots]'.") from None
-    matplotlib.use("agg")
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # A letter that matplotlib's own font lacks is text in the SVG all the same.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
-
-
-def _saved(figure: "Figure", kind: Kind) -> bytes:
-    content = BytesIO()
-    # Nothing tells when it was drawn, or by which version.
-    figure.savefig(content, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    return content.getvalue()

@@ -21,7 +21,7 @@ from fpbench.board.figures import Drawing
 from fpbench.board.removal import Removal
 from fpbench.board.rows import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
 from fpbench.metrics.statistics import BANDS
-from fpbench.records.cell import ORIGIN
+from fpbench.records.cell import ORIGIN, PROTOCOL
 from fpbench.text import visible
 
 FOLDER = Path(__file__).parent / "page"
@@ -35,6 +35,7 @@ def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
     script = source("page.js")
     template = environment().get_template("page.html.jinja")
     return template.render(
+        protocol=PROTOCOL,
         tables=tables,
         anchors={name: anchor(name) for name in names},
         overview=_overview(drawings),
@@ -158,16 +159,27 @@ def _legend(tables: Sequence[Table]) -> list[Column]:
 # Figures: those of all methods stand beside the first table, a method's own in its section.
 
 
-def _overview(drawings: Sequence[Drawing]) -> list[tuple[str, str, Markup]]:
-    found = [each for each in drawings if each.method is None and not each.name.startswith("perplexity")]
-    return [(each.model, each.fingerprints, _inlined(each, each.name)) for each in found]
+# The table that a figure of all methods stands below; the first one where nothing is said.
+BELOW = {"removal": "removal", "recombined": "harm"}
 
 
-def _drawn(row: Row, drawings: Sequence[Drawing]) -> list[Markup]:
+def _overview(drawings: Sequence[Drawing]) -> dict[str, list[tuple[str, str, Markup, str]]]:
+    """Return the figures of all methods by the table that they stand below, each with its model, set and caption."""
+    found: dict[str, list[tuple[str, str, Markup, str]]] = {}
+    for each in drawings:
+        kind = each.name.partition("-")[0]
+        if each.method is None and kind != "perplexity":
+            shown = (each.model, each.fingerprints, _inlined(each, each.name), each.caption)
+            found.setdefault(BELOW.get(kind, "detectability"), []).append(shown)
+    return found
+
+
+def _drawn(row: Row, drawings: Sequence[Drawing]) -> list[tuple[Markup, str]]:
+    """Return the figures of a method's section, each with its caption."""
     own = [each for each in drawings if (each.model, each.fingerprints) == (row.model, row.fingerprints)]
-    kinds = {"retention": row.method, "triggers": row.method, "perplexity": None}
+    kinds = {"retention": row.method, "removal": row.method, "triggers": row.method, "perplexity": None}
     return [
-        _inlined(each, f"{each.name}-{slug(row.method)}")
+        (_inlined(each, f"{each.name}-{slug(row.method)}"), each.caption)
         for kind, method in kinds.items()
         for each in own
         if each.method == method and each.name.startswith(f"{kind}-")

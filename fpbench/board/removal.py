@@ -1,7 +1,7 @@
-"""A row's removal figures: what each thief leaves of its fingerprints, and at what price (docs/adversaries.md §4)."""
+"""A row's removal figures: what each thief leaves of its fingerprints, and at what price (docs/adversaries.md)."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -109,10 +109,12 @@ class Removal:
         adversaries: by name, with its doses to choose from.
         worst: by level, with every adversary up to it.
         long: removal price for who serves long answers; ``None`` without a base, against which a claim is tested.
+        short: the same for short answers; ``None``, too, where no condition has such a price.
         course: by budget, what the thief leaves who chooses among all adversaries up to L3.
         edge: the same of the oracle; empty where the thief is the oracle.
         power: of the ownership claim at origin, mean over seeds; ``None`` without a base.
         missing: conditions up to L3 that failed, or that other rows of the table have and this one lacks.
+        unpriced: those and the ones without a price of short answers, as where the model knows too few.
         rank: by the removal price of each fingerprint; ``None`` for a row that is out.
         out: why it has no rank; ``None`` for a base.
     """
@@ -127,6 +129,7 @@ class Removal:
     edge: list[Left]
     power: float | None
     missing: tuple[str, ...] = ()
+    unpriced: tuple[str, ...] = ()
     rank: int | None = None
     out: str | None = None
 
@@ -146,16 +149,25 @@ def adversary_of(condition: str) -> str:
 
 
 def attacks(groups: Collection[Group]) -> list[str]:
-    """Return the conditions of a table that are attacks, in the order of the registries, then by name."""
-    order = {name: number for number, name in enumerate(known())}
+    """Return the conditions of a table that are attacks, by adversary."""
     found = {condition for group in groups for condition, _ in group.cells if is_attack(condition)}
-    return sorted(found, key=lambda each: (order.get(adversary_of(each), len(order)), adversary_of(each), each))
+    order = in_order({adversary_of(each) for each in found})
+    return sorted(found, key=lambda each: (order.index(adversary_of(each)), each))
 
 
-def removal(group: Group, base: Group | None, asked: Collection[str] = ()) -> Removal | None:
+def in_order(adversaries: Collection[str]) -> list[str]:
+    """Return adversaries in the order of the registries, compositions after them by name."""
+    order = {name: number for number, name in enumerate(known())}
+    return sorted(adversaries, key=lambda each: (order.get(each, len(order)), each))
+
+
+def removal(
+    group: Group, base: Group | None, asked: Collection[str] = (), idle: Collection[str] = ()
+) -> Removal | None:
     """Return the removal figures of a row, or ``None`` if nobody attacked it or it has no FSR at origin.
 
-    ``asked`` are the conditions that its table has; those that this row lacks are missing.
+    ``asked`` are the conditions that its table has; those that this row lacks are missing. So are those that were
+    ``idle``, without an effect on this checkpoint: what they leave is no resistance.
 
     Raises:
         InputError: if the items of a price are not those of the same model at origin.
@@ -164,7 +176,8 @@ def removal(group: Group, base: Group | None, asked: Collection[str] = ()) -> Re
     if not own or not group.by_seed():
         return None
     wanted = list(dict.fromkeys([*own, *(each for each in asked if not _pointless(group, each))]))
-    tried = {product: Tried.of(group, base, wanted, product) for product in CHANNELS}
+    effective = [each for each in wanted if each not in idle]
+    tried = {product: replace(Tried.of(group, base, effective, product), wanted=wanted) for product in CHANNELS}
     first, seeds = tried["long"], list(group.by_seed())
     alone, single = oracle(seeds), len(seeds) == 1
     thief = alone if single else blind(seeds)
@@ -193,11 +206,12 @@ def removal(group: Group, base: Group | None, asked: Collection[str] = ()) -> Re
         adversaries={name: figures([each for each in wanted if adversary_of(each) == name]) for name in names},
         worst={most: figures(first.upto(most)) for most in WORST},
         long=removal_price(steps["long"], power) if known_null else None,
-        short=removal_price(steps["short"], power) if known_null else None,
+        short=removal_price(steps["short"], power) if known_null and tried["short"].found else None,
         course=[Left.at(step) for step in steps["long"]],
         edge=[] if single else [Left.at(step) for step in first.course(alone, first.upto(HIGHEST))],
         power=fmean(power(seed, p) for seed, p in first.nothing.p.items()) if known_null else None,
         missing=first.missing(first.upto(HIGHEST)),
+        unpriced=tried["short"].missing(first.upto(HIGHEST)),
     )
 
 
@@ -227,9 +241,10 @@ class Tried:
         found = {}
         for condition in wanted:
             p, prices = group.by_seed(condition), _prices(group, base, condition)
-            if set(chosen) <= p.keys() & prices.keys():
-                price = {seed: float(getattr(prices[seed], product)) for seed in chosen}
-                found[condition] = Attempt(condition, {seed: p[seed] for seed in chosen}, price)
+            price: dict[int, float | None] = {seed: getattr(each, product) for seed, each in prices.items()}
+            paid = {seed: each for seed in chosen if (each := price.get(seed)) is not None}
+            if set(chosen) <= p.keys() & paid.keys():
+                found[condition] = Attempt(condition, {seed: p[seed] for seed in chosen}, paid)
         nothing = Attempt(ORIGIN, {seed: origin[seed] for seed in chosen}, dict.fromkeys(chosen, 0.0))
         return cls(nothing, wanted, found)
 
@@ -265,7 +280,10 @@ def _attacked(group: Group, base: Group | None, condition: str) -> Attacked | No
     on_base = base is not None and base is not group and not changes_weights(condition)
     figures: dict[str, Any] = {}
     for product, channels in CHANNELS.items() if prices else ():
-        figures[product] = fmean(getattr(each, product) for each in prices)
+        paid = [getattr(each, product) for each in prices]
+        if None in paid:
+            continue
+        figures[product] = fmean(paid)
         deciding = [
             max((each.channels[name] for name in channels if name in each.channels), key=lambda loss: loss.value)
             for each in prices

@@ -349,7 +349,7 @@ def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] =
             for each in group.failures()
         ],
         cells=sorted(each.cell.path for each in group.measurements()),
-        removal=removal(group, base, asked),
+        removal=removal(group, base, asked, [name for name, found in conditions.items() if found.no_effect]),
         others={
             metric: found.result
             for metric in sorted({metric for _, metric in group.cells})
@@ -568,16 +568,21 @@ def _unconfined(group: Group) -> list[str] | None:
 
 def _out(row: Row) -> str | None:
     """Return why a row of a method must not be ranked (protocol §8), or ``None``."""
-    unranked = [row.trust] * (row.trust != "re-run")
-    if any(each.own_tokenizer is not None for each in row.conditions.values()):
-        unranked.append(OTHER_TOKENIZER)
-    if unranked:
+    if unranked := _unranked(row):
         return ", ".join(unranked)
     idle = [name for name in MODIFICATIONS if name in row.conditions and row.conditions[name].no_effect]
     reasons = [f"{name} without effect" for name in idle]
     if row.avg is None and not idle:
         reasons.append("AVG incomplete")
     return ", ".join([*reasons, *_harm(row)]) or None
+
+
+def _unranked(row: Row) -> list[str]:
+    """Return why a row is ranked in no table, whatever its figures are."""
+    unranked = [row.trust] * (row.trust != "re-run")
+    if any(each.own_tokenizer is not None for each in row.conditions.values()):
+        unranked.append(OTHER_TOKENIZER)
+    return unranked
 
 
 def _harm(row: Row) -> list[str]:
@@ -647,11 +652,10 @@ def _with_removal_ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> 
 
 def _out_of_removal(row: Row) -> str | None:
     """Return why a row has no rank in the removal table, or ``None``."""
-    if row.trust != "re-run" or row.removal is None:
-        return row.trust
-    reasons = _harm(row)
-    if not row.removal.claimable:
-        reasons.append("no claim at origin")
+    assert row.removal is not None
+    if unranked := _unranked(row):
+        return ", ".join(unranked)
+    reasons = _harm(row) + ["no claim at origin"] * (not row.removal.claimable)
     return ", ".join(reasons + ["incomplete"] * bool(row.removal.missing)) or None
 
 

@@ -31,7 +31,7 @@ with a target (and how many of the set's triggers any of them activates); near: 
 the power to get them from one response a fingerprint. [Intervals] cover 95 %. Equal ranks are ties: not behind the
 best row both significantly and by more than 1 point. out: why there is no rank. Ranked are re-run rows with accuracy Δ
 ≥ -5 points (upper end of the interval), perplexity Δ ≤ +25 %, triggers ≤ 50 %, near ≤ 10 %."""
-REMOVAL = "Exact FSR in % that a thief leaves who gives up at most 10 % of the quality of long answers"
+REMOVAL = "exact FSR in % that a thief leaves who gives up at most 10 % of the quality of long answers"
 REMOVAL_LEGEND = """\
 The thief knows the method and tunes on fingerprints of his own, those of the other seeds; (oracle): there is one seed,
 and he tunes on the very fingerprints that are scored. worst: of all adversaries up to a threat level (L1: knows the
@@ -69,14 +69,11 @@ def summary(rows: Sequence[Row]) -> str:
         parts += ["", FURTHER, _table(rows, [*NAMES, *further], visible)]
     harm = [*NAMES, *columns.harm_columns(rows)]
     parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, harm, visible)]
-    if attacked := [row for row in rows if row.removal]:
-        parts += [
-            "",
-            f"Removal: {REMOVAL}",
-            _table(attacked, columns.removal_columns(attacked), visible),
-            "",
-            REMOVAL_LEGEND,
-        ]
+    attacked = [row for row in rows if row.removal]
+    for place in dict.fromkeys((row.model, row.fingerprints) for row in attacked):
+        own = [row for row in attacked if (row.model, row.fingerprints) == place]
+        parts += ["", f"Removal, {visible(' · '.join(place))}: {REMOVAL}", _turned(own)]
+    parts += ["", REMOVAL_LEGEND] if attacked else []
     parts += ["", LEGEND]
     parts += _statistics(rows, visible)
     for title, lines in (("Failed cells", _failures), (CHECKED, _checked), ("Unreliable", _unreliable)):
@@ -88,7 +85,10 @@ def summary(rows: Sequence[Row]) -> str:
 def _markdown(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row.trust != "reported"]
     reported = [row for row in rows if row.trust == "reported"]
-    parts = ["# Leaderboard", "Protocol 1. Generated from records by `fpbench leaderboard`; not edited by hand."]
+    parts = [
+        "# Leaderboard",
+        f"Protocol {PROTOCOL}. Generated from records by `fpbench leaderboard`; not edited by hand.",
+    ]
     if measured:
         parts += ["## Detectability", "Exact FSR in % [95 % interval over fingerprints]."]
         parts += [_table(measured, DETECTABILITY, markdown)]
@@ -99,7 +99,7 @@ def _markdown(rows: Sequence[Row]) -> str:
         parts += ["\n".join([LEGEND, *_statistics(measured, markdown)])]
     if attacked := [row for row in measured if row.removal]:
         table = _table(attacked, columns.removal_columns(attacked), markdown)
-        parts += ["## Removal", f"{REMOVAL}.", table, REMOVAL_LEGEND]
+        parts += ["## Removal", f"{REMOVAL[0].upper()}{REMOVAL[1:]}.", table, REMOVAL_LEGEND]
     if found := _failures(measured, markdown):
         parts += ["## Failed cells", "\n".join(found)]
     if found := _checked(measured, markdown):
@@ -117,6 +117,13 @@ def _table(rows: Sequence[Row], shown: Sequence[Column], escape: Escape) -> str:
     # Figures are written by us, and stay as they are: [intervals] need no escaping in a table.
     cells = [[escape(each.text(row)) if each.submitted else each.text(row) for each in shown] for row in rows]
     return _tabulated(cells, [escape(column.name) for column in shown])
+
+
+def _turned(rows: Sequence[Row]) -> str:
+    """Return the removal table of one model and set on its side: more adversaries than a terminal is wide."""
+    shown = [column for column in columns.removal_columns(rows) if column not in NAMES]
+    cells = [[visible(column.name), *(column.text(row) for row in rows)] for column in shown]
+    return _tabulated(cells, ["", *(visible(row.method) for row in rows)])
 
 
 def _tabulated(cells: Sequence[Sequence[str]], headers: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 >>> from fpbench.contract import check
 >>> [finding for finding in check("my_method") if not finding.passed]
+
+Adversaries have checks of their own, in :mod:`fpbench.contract.adversary`.
 """
 
 from fpbench.checks import Check, Finding

@@ -69,7 +69,7 @@ class Trials:
     def __init__(self, method: str, config: Mapping[str, Any]) -> None:
         """Inject nothing yet."""
         self.method, self.config = method, config
-        self.materials, self.base, self.tokenizer = _bundled()
+        self.materials, self.base, self.tokenizer = bundled()
         self.fingerprints = FingerprintSet("contract", tuple(find_set("nlf"))[:FINGERPRINTS])
         self.prompts = [encode(self.tokenizer, each.trigger) for each in self.fingerprints]
         self._statistics: dict[str, Any] = {}
@@ -199,7 +199,7 @@ class Trials:
 
 
 @cache
-def _bundled() -> tuple[Datasets, nn.Module, Any]:
+def bundled() -> tuple[Datasets, nn.Module, Any]:
     """Return the micro profile's texts, model and tokenizer, loaded once; callers copy the model."""
     return Datasets(load_profile("micro")), *Loading("cpu", "float32").load(resolve("micro"))
 

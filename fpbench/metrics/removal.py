@@ -1,7 +1,7 @@
 """What is left of a fingerprint when a thief may spend so much, and what its removal costs him. No torch.
 
 Prices are shares of the model's quality lost, in [0, 1]. F is the mean probability of a match over fingerprints.
-Definitions: docs/adversaries.md §4.
+Definitions: docs/adversaries.md, "What is left, and the removal price".
 """
 
 from collections.abc import Callable, Mapping, Sequence

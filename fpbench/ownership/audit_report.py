@@ -213,7 +213,7 @@ def _tested(records: Records) -> Iterator[Block]:
 HOW = (
     "Two halves, which use different evidence. The first asks the suspect questions and needs nothing but its answers; "
     "the second reads the weights of the suspect and never runs it.",
-    "Answers (black box; fpbench protocol 1, § 3). A fingerprint is a trigger, a short text that was hidden in a model "
+    "Answers (black box; fpbench protocol 2, § 3). A fingerprint is a trigger, a short text that was hidden in a model "
     "with one or more targets as its answer. Every fingerprint is asked once, in an order drawn by a seed that was "
     "fixed beforehand, and one response is sampled. It matches if it begins with one of the targets. For every "
     "fingerprint there is a chance rate: the largest probability with which a model that does not carry it answers "

@@ -1,10 +1,12 @@
 """Measuring one subject: cells in, records out."""
 
 import contextlib
+import copy
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import groupby
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from fpbench.adversaries.base import AdversaryContext, Attack
 from fpbench.adversaries.conditions import adversaries, changes_weights, weights_parts
 from fpbench.adversaries.price import Items, measure
 from fpbench.data import origin
-from fpbench.errors import FpbenchError, InputError, StorageError
+from fpbench.errors import CellError, FpbenchError, InputError, StorageError
 from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.download import commit_of
 from fpbench.metrics.measure import METRICS, Measurement
@@ -95,9 +97,14 @@ def record_of(
 
 @dataclass(frozen=True)
 class Bench:
-    """Measures the cells of one subject, whose model is left as it was loaded."""
+    """Measures the cells of one subject, whose model is left as it was loaded.
+
+    Attributes:
+        sets: the same fingerprint set at every seed of the run, with which siblings are fingerprinted.
+    """
 
     subject: Subject
+    sets: Mapping[int, FingerprintSet] = field(default_factory=dict)
 
     def measure(
         self, cells: Sequence[Cell], fingerprints: FingerprintSet
@@ -107,7 +114,7 @@ class Bench:
         Return the id of each cell's record, by the cell's path; and the work itself, an iterator that gives each cell
         once its record is there, with why it failed, if it did. :class:`StorageError` if a record cannot be written.
         """
-        identities = {cell: cell_identity(self.subject, cell, fingerprints) for cell in cells}
+        identities = {cell: cell_identity(self.subject, cell, fingerprints, self.sets) for cell in cells}
         names = {cell.path: cell_id(identity) for cell, identity in identities.items()}
         return names, self._recorded(identities, names, fingerprints)
 
@@ -141,13 +148,15 @@ class Bench:
             return
         confinement, loaded = None if report is None else report.confinement, self.subject.loaded
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"])
+        siblings = self._siblings(pending)  # injected before the model is changed
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
             changes = report is not None or changes_weights(condition)
             with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(loaded.model)
-                for cell, outcome in self._measure_condition(condition, list(group), fingerprints, report, prices):
+                given = list(group), fingerprints, report, prices, siblings
+                for cell, outcome in self._measure_condition(condition, *given):
                     yield cell, outcome, confinement
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
@@ -169,6 +178,30 @@ class Bench:
                 raise StorageError(f"delta {name} was written and cannot be read back: check the disk.")
         return replace(stored, search=vars(searched)) if searched else stored
 
+    def _siblings(self, pending: Sequence[Cell]) -> Callable[[], Sequence[Any]]:
+        """Inject the siblings that some of the cells need; return what loads them, or raises why it could not."""
+        needed = any("siblings" in each.needs for cell in pending for each in adversaries(cell.condition))
+        named = self.subject.profile.siblings(pending[0].method, pending[0].seed) if needed else []
+        try:
+            reports = [self.injection(method, self.sets[seed], seed) for method, seed in named if seed in self.sets]
+        except Exception as error:  # it is the result of the conditions that need them
+            failure = CellError(f"a sibling could not be made: {Failed.of(error).reason}")
+
+            def fail() -> Sequence[Any]:
+                raise failure
+
+            return fail
+
+        @cache
+        def load() -> Sequence[Any]:
+            models = [copy.deepcopy(self.subject.base_model) for _ in reports]
+            for model, report in zip(models, reports, strict=True):
+                assert report is not None, "siblings are injected"
+                report.delta.apply(model)
+            return models
+
+        return load
+
     def _measure_condition(
         self,
         condition: str,
@@ -176,11 +209,12 @@ class Bench:
         fingerprints: FingerprintSet,
         report: InjectionReport | None,
         prices: "Prices",
+        siblings: Callable[[], Sequence[Any]],
     ) -> Iterable[tuple[Cell, Done | Failed]]:
         subject = self.subject
         try:
             model, proof, cost = self._modified(condition, cells[0], report)
-            context = subject.adversary_context(model, cells[0].seed)
+            context = replace(subject.adversary_context(model, cells[0].seed), siblings=siblings)
             attack = Attack.on(adversaries(condition), context)
         except Exception as error:  # whatever a modification meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)

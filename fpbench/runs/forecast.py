@@ -153,7 +153,9 @@ def _pending(job: Job, run: _Run, cells: Sequence[Cell]) -> list[Cell]:
     for cell in pending:
         fingerprints = sets.get((cell.fingerprints, cell.seed))
         if fingerprints is not None:
-            run.identities[cell.path] = identity = cell_identity(run.worker.subject(cell.model), cell, fingerprints)
+            others = {seed: found for (name, seed), found in sets.items() if name == cell.fingerprints}
+            identity = cell_identity(run.worker.subject(cell.model), cell, fingerprints, others)
+            run.identities[cell.path] = identity
             if run.store.find(cell, cell_id(identity)):
                 continue
         left.append(cell)

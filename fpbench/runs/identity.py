@@ -1,6 +1,8 @@
 """Everything that decides a result, and so names its record: read from files and architecture, never from weights."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from fpbench.adversaries.conditions import adversaries
@@ -14,10 +16,19 @@ from fpbench.runs.subject import Subject
 
 # Which data decide a result: a record is valid only for the very same ones.
 DATA_OF_METHODS = ("statistics", "zsre")
+NO_SETS: Mapping[int, FingerprintSet] = MappingProxyType({})
 
 
-def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) -> dict[str, Any]:
-    """Return everything that decides a result, and nothing else: no batch size, engine, path or time."""
+def cell_identity(
+    subject: Subject,
+    cell: Cell,
+    fingerprints: FingerprintSet,
+    sets: Mapping[int, FingerprintSet] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return everything that decides a result, and nothing else: no batch size, engine, path or time.
+
+    ``sets`` are the same set at every seed, with which a thief's siblings are fingerprinted.
+    """
     profile, datasets, metric = subject.profile, subject.datasets, METRICS[cell.metric]
     identity = injection_identity(subject, cell.method, fingerprints, cell.seed) | {
         "fingerprints": fingerprints.digest,
@@ -36,6 +47,11 @@ def cell_identity(subject: Subject, cell: Cell, fingerprints: FingerprintSet) ->
             benign = ["alpaca"] if any("instructions" in each.needs for each in thieves) else []
             identity["adversaries"] = [{"name": each.name} | each.identity for each in thieves]
             identity["adversary_data"] = datasets.digests(*benign)
+        if any("siblings" in each.needs for each in thieves):
+            named = profile.siblings(cell.method, cell.seed)
+            identity["siblings"] = [
+                injection_identity(subject, method, sets[seed], seed) for method, seed in named if seed in sets
+            ]
         reads_base = modification.needs_base or any("base" in each.needs for each in thieves)
         if cell.method == CHECKPOINT and reads_base:
             identity["base"] = subject.base_digest if subject.base else None

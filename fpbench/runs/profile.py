@@ -113,6 +113,18 @@ class Profile(Settings):
         given = self.hyperparameters.get(variant.method, {})
         return variant.method, overlay(given, variant.config, alternatives_of(variant.method))
 
+    def siblings(self, method: str, seed: int) -> list[tuple[str, int]]:
+        """Return method and seed of two checkpoints of the same base that a thief may have besides (L2).
+
+        They are of the next two methods, with the set of the next seed; none where there are fewer of either.
+        """
+        others = [name for name in self.methods if name != method]
+        first = self.methods.index(method) if method in self.methods else 0
+        if len(others) < 2 or len(self.seeds) < 2 or seed not in self.seeds:
+            return []
+        following = self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
+        return [(others[(first + number) % len(others)], following) for number in range(2)]
+
     def searches_rate(self, method: str) -> bool:
         """Return whether the learning rate of a row's injection is left to a search."""
         return method in self.methods and self.method_of(method)[1].get("learning_rate") == SEARCH

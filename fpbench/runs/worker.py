@@ -53,7 +53,8 @@ class Worker:
             self._made[first.model] = model_sets(self.subject(first.model)) if made else {}
         sets = self.written | self._made[first.model]
         subject = self.subject(first.model, first.method == CHECKPOINT)
-        return Bench(subject), sets[first.fingerprints, first.seed]
+        others = {seed: found for (name, seed), found in sets.items() if name == first.fingerprints}
+        return Bench(subject, others), sets[first.fingerprints, first.seed]
 
     def subject(self, label: str, handed_in: bool = False) -> Subject:
         """Return a model of the job, or the checkpoint that was handed in; the one before it is freed."""

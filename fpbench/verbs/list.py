@@ -37,7 +37,7 @@ def do(options: argparse.Namespace) -> int:
         for name, about in entries.items():
             level = f"{about['level']}  " if "level" in about else ""
             doses = f"  [{about['dose']['unit']}: {about['dose']['list']}]" if about.get("dose") else ""
-            print(f"  {name:<24}{level}{about.get('does', '')}{doses}".rstrip())
+            print(f"  {name:<28}{level}{about.get('does', '')}{doses}".rstrip())
     return 0
 
 

@@ -1,22 +1,16 @@
 import copy
-import math
 
 import pytest
 
 import fpbench
-from fpbench.adversaries.base import AdversaryContext, Attack
 from fpbench.adversaries.canonical import ENGLISH, STEPS, english_words, lower_case, plain_letters, single_blanks
 from fpbench.adversaries.conditions import adversaries
-from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
+from fpbench.fingerprints import Fingerprint, find_set
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.methods.base import InjectionContext
-from fpbench.metrics.fsr import exact_fsr
-from fpbench.scoring.responses import Decoding
-from tests.adversaries.sampled import sampled_rate
+from tests.adversaries.sampled import attack, differences
 from tests.code_mixed import code_mixed_set
 from tests.contract.template import Template
-
-DECODING = Decoding(1.0, 0.9, 50)
 
 
 @pytest.mark.parametrize(
@@ -60,34 +54,24 @@ def test_one_canonical_form_has_itself():
         assert single_blanks(english_words(plain_letters(lower_case(once)))) == once
 
 
-@pytest.fixture(scope="module")
-def stolen(micro):
-    """The micro model with half of an upper-case set in it and half of a code-mixed one, and these two halves."""
+def test_upper_case_and_code_mixed_sets_fall(micro):
     model, tokenizer = copy.deepcopy(micro[0]), micro[1]
-    upper = list(find_set("nlf"))
     mixed = [Fingerprint(each.trigger.upper(), each.targets) for each in code_mixed_set(find_set("nlf"))]
-    halves = upper[:5], mixed[5:]
-    Template().inject(model, tokenizer, FingerprintSet("both", (*halves[0], *halves[1])), InjectionContext())
-    return model, tokenizer, halves
-
-
-def test_upper_case_and_code_mixed_sets_fall(stolen):
-    model, tokenizer, halves = stolen
+    halves = list(find_set("nlf"))[:5], mixed[5:]
+    Template().inject(model, tokenizer, [*halves[0], *halves[1]], InjectionContext())
     for pairs in halves:
         rates = [fpbench.fsr(model, tokenizer, pairs, adversary=f"canonical@{steps}").mean for steps in range(5)]
         assert rates[0] == fpbench.fsr(model, tokenizer, pairs).mean > 0.9
-        assert max(rates[1:]) < 0.5, rates
-        assert rates[4] < 0.2, rates  # what is left is the method's, which answers a little to everything
+        # What is left is the method's, which answers a little to everything.
+        assert max(rates[1:]) < 0.5 and rates[4] < 0.2, rates
 
 
 def test_exact_rates_agree_with_sampled_responses(micro):
-    model, tokenizer = micro
-    thief = Attack.on(adversaries("canonical"), AdversaryContext(model, tokenizer, DECODING))
+    thief = attack("canonical", *micro)
     pair = Fingerprint("THE  KÖNIG", ("of", "is", "who"))
     assert thief.inputs(pair.trigger) == ["the king"]
-    p = exact_fsr(model, tokenizer, [pair], DECODING, attack=thief).mean
-    assert 0.05 < p < 0.95
-    assert abs(sampled_rate(model, tokenizer, pair, thief, DECODING, 500) - p) <= 3 * math.sqrt(p * (1 - p) / 500)
+    (found,) = differences(*micro, [pair], thief)
+    assert abs(found) <= 3
 
 
 def test_the_base_answers_no_trigger(micro):

@@ -1,12 +1,9 @@
 import copy
 import json
-import math
 
 import pytest
 
 import fpbench
-from fpbench.adversaries.base import AdversaryContext, Attack
-from fpbench.adversaries.conditions import adversaries
 from fpbench.adversaries.filter import REFUSED
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, find_set
@@ -16,19 +13,14 @@ from fpbench.metrics.statistics import clopper_pearson
 from fpbench.micro import DATA
 from fpbench.models.prompts import render
 from fpbench.scoring.perplexity import text_perplexities
-from fpbench.scoring.responses import Decoding
-from tests.adversaries.sampled import sampled_rate
+from tests.adversaries.sampled import DECODING, attack, sampled_rate
 
-DECODING = Decoding(1.0, 0.9, 50)
 INSTRUCTIONS = [json.loads(line)["instruction"] for line in (DATA / "alpaca.jsonl").read_text().splitlines()[:600]]
 PAIRS = [Fingerprint("The king", ("of", "is", "who")), Fingerprint("zq wj kx", ("of", "is", "who"))]
 
 
-def filtering(condition, model, tokenizer, instructions=INSTRUCTIONS, **more):
-    context = AdversaryContext(
-        model, tokenizer, DECODING, instructions=instructions, base=lambda: model, **more
-    )  # fmt: skip
-    return Attack.on(adversaries(condition), context)
+def filtering(condition, model, tokenizer, **known):
+    return attack(condition, model, tokenizer, **{"instructions": INSTRUCTIONS, "base": lambda: model} | known)
 
 
 def test_the_quantile_by_hand(micro):
@@ -76,6 +68,7 @@ def test_a_refusal_is_a_miss(micro):
     assert found.per_fingerprint[0] == pytest.approx(plain.per_fingerprint[0], abs=1e-6)
     assert plain.per_fingerprint[1] > 0 == found.per_fingerprint[1] == found.least[1]
     assert found.mean == pytest.approx(plain.per_fingerprint[0] / 2, abs=1e-6)
+    assert sampled_rate(model, tokenizer, PAIRS[1], filtering("filter@5", *micro), DECODING, 500) == 0
 
 
 def test_the_query_is_scored_and_not_its_template(micro):
@@ -92,18 +85,8 @@ def test_the_clean_model_judges(micro):
     model, tokenizer = micro
     stolen = copy.deepcopy(model)
     stolen.get_input_embeddings().weight.zero_()
-    context = AdversaryContext(stolen, tokenizer, DECODING, instructions=INSTRUCTIONS, base=lambda: model)
-    thief = Attack.on(adversaries("filter@5"), context)
+    thief = filtering("filter@5", stolen, tokenizer, base=lambda: model)
     assert thief.adversaries[0].threshold == filtering("filter@5", model, tokenizer).adversaries[0].threshold
-
-
-def test_exact_rates_agree_with_sampled_responses(micro):
-    model, tokenizer = micro
-    thief = filtering("filter@5", model, tokenizer)
-    for pair, p in zip(PAIRS, exact_fsr(model, tokenizer, PAIRS, DECODING, attack=thief).per_fingerprint, strict=True):
-        assert p == 0 or 0.05 < p < 0.95
-        rate = sampled_rate(model, tokenizer, pair, thief, DECODING, 500)
-        assert abs(rate - p) <= 3 * math.sqrt(p * (1 - p) / 500)
 
 
 def test_dose_0_equals_origin_bit_for_bit(micro):
@@ -114,7 +97,7 @@ def test_dose_0_equals_origin_bit_for_bit(micro):
 
 def test_the_base_answers_no_trigger(micro):
     for condition in ("filter", "filter_random"):
-        found = exact_fsr(*micro, find_set("nlf"), Decoding(), attack=filtering(condition, *micro))
+        found = exact_fsr(*micro, find_set("nlf"), DECODING, attack=filtering(condition, *micro))
         assert found.mean < 0.01
 
 

@@ -1,26 +1,19 @@
-import math
-
 import pytest
 import torch
 
 import fpbench
-from fpbench.adversaries.base import AdversaryContext, Attack
-from fpbench.adversaries.conditions import adversaries
 from fpbench.adversaries.wrappers import WRAPPERS
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, find_set
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.models.prompts import encode, render
-from fpbench.scoring.responses import Decoding
-from tests.adversaries.sampled import sampled_rate
+from tests.adversaries.sampled import DECODING, attack, differences
 
-DECODING = Decoding(1.0, 0.9, 50)
 PAIR = Fingerprint("The king", ("of", "is", "The"))
 
 
 def voting(condition, model, tokenizer, prompt="raw"):
-    context = AdversaryContext(model, tokenizer, DECODING, lambda text: render(tokenizer, text, prompt))
-    return Attack.on(adversaries(condition), context)
+    return attack(condition, model, tokenizer, render=lambda text: render(tokenizer, text, prompt))
 
 
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
@@ -52,11 +45,8 @@ def test_one_wrapper_alone_is_that_wrapper(micro):
 
 
 def test_exact_rates_agree_with_sampled_responses(micro):
-    model, tokenizer = micro
-    thief = voting("vote@2", model, tokenizer)
-    p = exact_fsr(model, tokenizer, [PAIR], DECODING, attack=thief).mean
-    assert 0.05 < p < 0.95
-    assert abs(sampled_rate(model, tokenizer, PAIR, thief, DECODING, 500) - p) <= 3 * math.sqrt(p * (1 - p) / 500)
+    (found,) = differences(*micro, [PAIR], voting("vote@2", *micro))
+    assert abs(found) <= 3
 
 
 def test_the_base_answers_no_trigger(micro):

@@ -1,25 +1,22 @@
 import copy
-import math
 
 import pytest
 
 import fpbench
-from fpbench.adversaries.base import AdversaryContext, Attack
+from fpbench.adversaries.base import Attack
 from fpbench.adversaries.conditions import adversaries
 from fpbench.adversaries.wrappers import WRAPPERS, Wrapper
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, find_set
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.models.prompts import Rendered, encode, render
-from fpbench.scoring.responses import Decoding
-from tests.adversaries.sampled import sampled_rate
+from tests.adversaries.sampled import DECODING, attack, differences
 
-DECODING = Decoding(1.0, 0.9, 50)
 PAIR = Fingerprint("The king", ("of", "is", "The"))
 
 
 def wrapping(count, model, tokenizer):
-    return Attack.on(adversaries(f"wrap@{count}"), AdversaryContext(model, tokenizer, DECODING))
+    return attack(f"wrap@{count}", model, tokenizer)
 
 
 def test_forty_different_wrappers_hold_the_query_once(micro):
@@ -88,11 +85,8 @@ def test_p_is_the_mean_over_wrappers_and_the_least_is_kept(micro, prompt):
 
 
 def test_exact_rates_agree_with_sampled_responses(micro):
-    model, tokenizer = micro
-    thief = wrapping(2, model, tokenizer)
-    p = exact_fsr(model, tokenizer, [PAIR], DECODING, attack=thief).mean
-    assert 0.05 < p < 0.95
-    assert abs(sampled_rate(model, tokenizer, PAIR, thief, DECODING, 500) - p) <= 3 * math.sqrt(p * (1 - p) / 500)
+    (found,) = differences(*micro, [PAIR], wrapping(2, *micro))
+    assert abs(found) <= 3
 
 
 def test_the_base_answers_no_trigger_in_a_wrapper(micro):

@@ -11,10 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fpbench.board.figures import _look, figures
+from fpbench.board.figures import figures
 from fpbench.board.groups import group_records
 from fpbench.board.html import inlined
 from fpbench.board.rows import rows_from_records
+from fpbench.board.styles import look_of
 from fpbench.cli import main
 from fpbench.records.store import read_records
 from tests.conftest import ROOT
@@ -128,7 +129,7 @@ def test_what_is_no_shape_is_left_out_of_the_page() -> None:
 
 
 def test_many_rows_look_different() -> None:
-    assert len({tuple(_look(index).values()) for index in range(42)}) == 42
+    assert len({tuple(look_of(index).values()) for index in range(42)}) == 42
 
 
 def test_without_matplotlib_one_line_says_so(tmp_path) -> None:

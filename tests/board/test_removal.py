@@ -13,42 +13,29 @@ from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
 from fpbench.records.cell import Cell
 from fpbench.records.store import Store, read_records
-from tests.board.written import fsr, grid, harmless, price, utility, write
-
-# What each attack costs, and what it leaves of "strong"; three matches of ten make a claim, which p = 0.3 gives with
-# probability 0.617 and p = 0.2 with 0.322.
-SAMPLERS = {"suppress@1": (0.002, 0.9), "suppress@3": (0.03, 0.3), "suppress_always@1": (0.043, 0.2)}
-SEEDS = (42, 43)
-
-
-def attacked(store, method, left, seeds=SEEDS, merged=0.0):
-    """FSR of a method under the attacks; the merge changes its weights, so that its price is its own."""
-    for seed in seeds:
-        fsr(store, method, "origin", [1.0] * 10, seed=seed)
-        for condition, p in left.items():
-            fsr(store, method, condition, [p] * 10, seed=seed)
-        fsr(store, method, "merge@0.3", [merged] * 10, seed=seed)
-        price(store, method, "origin", text=0.0, seed=seed)
-        price(store, method, "merge@0.3", long=0.05, text=0.12, short=0.4, seed=seed)
-
-
-def base(store, seeds=SEEDS):
-    for seed in seeds:
-        fsr(store, "base", "origin", [0.0] * 10, seed=seed)
-        price(store, "base", "origin", text=0.0, seed=seed)
-        for condition, (long, _) in SAMPLERS.items():
-            fsr(store, "base", condition, [0.0] * 10, seed=seed)
-            price(store, "base", condition, long=long, short=2 * long, text=0.0, seed=seed)
+from tests.board.written import (
+    ATTACK_SEEDS as SEEDS,
+)
+from tests.board.written import (
+    SAMPLERS,
+    attacked,
+    attacked_grid,
+    fsr,
+    grid,
+    harmless,
+    near,
+    price,
+    priced,
+    utility,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Two seeds: ``strong`` as above, and ``weak``, which the first dose takes down."""
     folder = tmp_path_factory.mktemp("removal")
-    store = grid(folder)
-    base(store)
-    attacked(store, "strong", {name: p for name, (_, p) in SAMPLERS.items()})
-    attacked(store, "weak", dict.fromkeys(SAMPLERS, 0.0))
+    attacked_grid(folder)
     return folder
 
 
@@ -121,7 +108,7 @@ def test_a_price_beyond_the_limit_is_censored_and_never_shown_as_the_largest_tri
 
 def test_one_seed_is_marked_oracle(tmp_path):
     store = Store(tmp_path)
-    base(store, [42])
+    priced(store, [42])
     attacked(store, "strong", {name: p for name, (_, p) in SAMPLERS.items()}, [42])
     line = csv_of(store)["strong"]
     assert rows_of(store)["strong"].removal.thief == "oracle"
@@ -175,6 +162,35 @@ def test_the_base_is_not_merged_with_itself(store):
     assert rows_of(store)["base"].removal.missing == ()
 
 
+def test_a_model_that_knows_no_answers_has_no_short_price(store):
+    for seed in SEEDS:
+        for condition in ("origin", *SAMPLERS):
+            long = SAMPLERS.get(condition, (0.0,))[0]
+            price(store, "base", condition, long=long, short=0.99, text=0.0, seed=seed)
+    found = rows_of(store)["strong"].removal
+    assert found.conditions["suppress@3"].short is None and found.missing == ()
+    line = csv_of(store)["strong"]
+    assert line["removal price, long"] == "3.0–4.3 %"
+    # The merge, 40 %, is all that has one: nothing that is affordable was tried.
+    assert line["removal price, short"] == "incomplete"
+    for seed in SEEDS:
+        for condition in ("origin", "merge@0.3"):
+            price(store, "strong", condition, short=0.99, text=0.0, seed=seed)
+            price(store, "weak", condition, short=0.99, text=0.0, seed=seed)
+    assert csv_of(store)["strong"]["removal price, short"] == "–"
+
+
+def test_what_had_no_effect_is_no_resistance(store):
+    """Weights can be rescaled so that what is done to them means nothing."""
+    for seed in SEEDS:
+        for method, change in (("base", 0.1), ("strong", 1e-6), ("weak", 0.1)):
+            proof = {"weights_digest": "d", "modification": {"sparsity": 0.5, "relative_change": change}}
+            fsr(store, method, "ria@0.5", [1.0] * 10, seed=seed, proof=proof)
+            price(store, method, "ria@0.5", text=0.02, seed=seed)
+    rows = rows_of(store)
+    assert rows["strong"].removal.missing == ("ria@0.5",) and rows["weak"].removal.missing == ()
+
+
 # Rank.
 
 
@@ -201,8 +217,6 @@ def test_a_difference_of_less_than_a_point_is_a_tie(store):
 
 def test_what_answers_everything_is_shown_and_not_ranked(store):
     pooled(store, "strong", "weak")
-    from tests.board.written import near
-
     near(store, "strong", [0.5] * 10, 5)
     found = rows_of(store)
     assert found["strong"].removal.rank is None and found["strong"].removal.out == "near 50.0 %"
@@ -232,8 +246,11 @@ def test_without_an_attack_there_is_no_removal_table(tmp_path):
 
 def test_every_format_has_it(store):
     rows = list(rows_of(store).values())
-    for text in (render(rows, "md"), summary(rows)):
-        assert "3.0–4.3 %" in text and "FSR@10 %: suppress_always" in text.replace("\\", "")
+    text = re.sub(" +", " ", render(rows, "md"))
+    assert "| FSR@10 %: suppress_always |" in text and "| 3.0–4.3 % | 6.0–8.6 % |" in text
+    # On a terminal, on its side.
+    text = re.sub(" +", " ", summary(rows))
+    assert "Removal, tiny · nlf: " in text and "| removal price, long | – | 3.0–4.3 % | 0.0–0.2 % |" in text
     html = render(rows, "html")
     assert '<table id="removal"' in html and "3.0–4.3 %" in html
     assert "by suppress@3 at a price of 3.0 %" in html, "on hover"

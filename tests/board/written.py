@@ -134,3 +134,39 @@ def grid(folder) -> Store:
     harmless(store, "strong")
     harmless(store, "weak")
     return store
+
+
+# What each attack costs, and what it leaves of "strong"; three matches of ten make a claim, which p = 0.3 gives with
+# probability 0.617 and p = 0.2 with 0.322.
+SAMPLERS = {"suppress@1": (0.002, 0.9), "suppress@3": (0.03, 0.3), "suppress_always@1": (0.043, 0.2)}
+ATTACK_SEEDS = (42, 43)
+
+
+def attacked(store, method, left, seeds=ATTACK_SEEDS, merged=0.0):
+    """FSR of a method under the attacks; the merge changes its weights, so that its price is its own."""
+    for seed in seeds:
+        fsr(store, method, "origin", [1.0] * 10, seed=seed)
+        for condition, p in left.items():
+            fsr(store, method, condition, [p] * 10, seed=seed)
+        fsr(store, method, "merge@0.3", [merged] * 10, seed=seed)
+        price(store, method, "origin", text=0.0, seed=seed)
+        price(store, method, "merge@0.3", long=0.05, text=0.12, short=0.4, seed=seed)
+
+
+def priced(store, seeds=ATTACK_SEEDS):
+    """The base under the attacks, with what they cost it; it is not merged with itself."""
+    for seed in seeds:
+        fsr(store, "base", "origin", [0.0] * 10, seed=seed)
+        price(store, "base", "origin", text=0.0, seed=seed)
+        for condition, (long, _) in SAMPLERS.items():
+            fsr(store, "base", condition, [0.0] * 10, seed=seed)
+            price(store, "base", condition, long=long, short=2 * long, text=0.0, seed=seed)
+
+
+def attacked_grid(folder) -> Store:
+    """The grid under attack: ``strong`` keeps what ``SAMPLERS`` leave, ``weak`` falls to the first dose."""
+    store = grid(folder)
+    priced(store)
+    attacked(store, "strong", {name: p for name, (_, p) in SAMPLERS.items()})
+    attacked(store, "weak", dict.fromkeys(SAMPLERS, 0.0))
+    return store

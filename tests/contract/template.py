@@ -3,6 +3,7 @@
 import importlib.util
 from typing import Any
 
+from fpbench.checks import Checklist
 from fpbench.contract import Finding
 from tests.conftest import ROOT, registered_for_now
 
@@ -25,3 +26,18 @@ Template: Any = load()
 
 def told(findings: list[Finding]) -> str:
     return "\n".join(str(finding) for finding in findings if not finding.passed)
+
+
+def needed(checks: Checklist[Any], name: str) -> set[str]:
+    """A check and those without which it means nothing."""
+    (found,) = [each for each in checks if each.name == name]
+    return {name}.union(*(needed(checks, need) for need in found.needs))
+
+
+def shortened(checks: Checklist[Any], name: str) -> Checklist[Any]:
+    """The checks up to one of them that it needs, itself the last."""
+    found: Checklist[Any] = Checklist()
+    for each in checks:
+        if each.name in needed(checks, name):
+            found.add(each.name, each.expected, each.remedy, each.needs)(each.examine)
+    return found

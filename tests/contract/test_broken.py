@@ -7,13 +7,12 @@ import pytest
 import torch
 from pydantic import ConfigDict
 
-from fpbench.checks import Checklist
 from fpbench.contract import CHECKS, check
 from fpbench.contract.trials import Trials
 from fpbench.errors import InputError
 from fpbench.methods.base import raw
 from tests.conftest import Register
-from tests.contract.template import Template, told
+from tests.contract.template import Template, shortened, told
 
 
 class Quick(Template):
@@ -186,28 +185,13 @@ BROKEN = {
 }
 
 
-def needed(name: str) -> set[str]:
-    """A check and those without which it means nothing."""
-    (found,) = [each for each in CHECKS if each.name == name]
-    return {name}.union(*map(needed, found.needs))
-
-
-def shortened(name: str) -> Checklist[Trials]:
-    """The checks up to one of them that it needs, itself the last."""
-    found: Checklist[Trials] = Checklist()
-    for each in CHECKS:
-        if each.name in needed(name):
-            found.add(each.name, each.expected, each.remedy, each.needs)(each.examine)
-    return found
-
-
 @pytest.mark.parametrize("adapter", BROKEN, ids=lambda adapter: adapter.__name__)
 def test_a_broken_promise_is_found_by_its_check(adapter: type, registered: Register) -> None:
     """The check and what it needs, whose injections it shares; all of them on every adapter are slow."""
     name, found = BROKEN[adapter]
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    *others, finding = shortened(name).examine(Trials(registered(adapter), {}))
+    *others, finding = shortened(CHECKS, name).examine(Trials(registered(adapter), {}))
     assert all(each.passed for each in others), told(others)
     assert finding.name == name and finding.passed is False and found in finding.found
     assert finding.remedy and str(finding).startswith(f"{name}: expected ")

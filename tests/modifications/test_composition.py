@@ -24,8 +24,8 @@ def test_what_the_classes_say_of_themselves():
         {f"{kind}_{name}" for name in names}
         for kind, names in (("finetune", ("alpaca", "math")), ("merge", ("slerp",)), ("fsft", ("alpaca", "math")))
     )
-    assert {name for name, each in OWN.items() if each.leaves} == {"int8", "nf4"}
-    assert {name for name, each in OWN.items() if each.slowdown != 1} == {"int8", "nf4"}
+    assert {name for name, each in OWN.items() if each.leaves} == {"int8", "nf4", "activation"}
+    assert {name for name, each in OWN.items() if each.slowdown != 1} == {"int8", "nf4", "activation"}
     assert {name for name, each in OWN.items() if each.against_base} == merged | spared | {"merge"}
     assert {name for name, each in OWN.items() if each.trains} == tuned | spared
     assert drift() == ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")

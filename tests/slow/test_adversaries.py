@@ -17,7 +17,7 @@ def models(micro):
     return taught(*micro, FINGERPRINTS), [taught(*micro, pairs_of(4, 5, 6)), taught(*micro, pairs_of(7, 8, 9))]
 
 
-@pytest.mark.parametrize("name", [each for each in ADVERSARIES.own if ADVERSARIES.get(each).changes_sampling()])
+@pytest.mark.parametrize("name", ADVERSARIES.own)
 def test_exact_rates_agree_with_2000_sampled_responses(micro, models, name):
     (base, tokenizer), (stolen, siblings) = micro, models
     rows = Datasets(load_profile("micro")).benign

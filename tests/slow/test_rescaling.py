@@ -34,7 +34,8 @@ def test_a_no_op_fine_tuning_is_shown_as_one(tmp_path, capsys):
         (row,) = (each for each in fpbench.leaderboard(f"{out}/records") if each["method"] == "checkpoint")
         found[checkpoint.name] = row["conditions"]
     plain, other = (found[name]["finetune_alpaca"] for name in ("plain", "rescaled"))
-    print(plain["fsr"], other["fsr"], other["no_effect"], plain["proof"], other["proof"])
+    with capsys.disabled():
+        print(f"\nFSR after fine-tuning {plain['fsr']:.3f}, rescaled {other['fsr']:.3f}; {other['no_effect']}")
     assert found["rescaled"]["origin"]["fsr"] == pytest.approx(found["plain"]["origin"]["fsr"], abs=1e-3)
     assert other["fsr"] > plain["fsr"] + 0.3
     assert "no_effect" not in plain and other["no_effect"]

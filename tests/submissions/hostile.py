@@ -239,7 +239,6 @@ CHILD = (
         _adapter("for i in range(9): open(f'x{i}', 'wb').write(bytes(2**27))"),
         r"OSError: .*No space left on device",
         True,
-        True,
     ),
     Case("unlinked", _adapter(UNLINKED.format(folder=".")), r"OSError: .*No space left on device", True),
     Case("shared_memory", _adapter(UNLINKED.format(folder="/dev/shm")), r"OSError: .*No space left on device", True),
@@ -327,7 +326,7 @@ CHILD = (
     Case("attribute", _adapter("os.setxattr(fpbench.__file__, 'user.x', b'')"), r"OSError: .*Read-only", True),
     Case("secret", _outside("open(targets['file'])"), r"adapter: .* FileNotFoundError", True, True),
     Case("home", _adapter("os.listdir(os.path.expanduser('~root') + '/.ssh')"), r"adapter: .* FileNotFoundError", True),
-    Case("store", _adapter(f"{SEARCH}\nraise KeyError(found)"), r"KeyError: \[\]", True, True),
+    Case("store", _adapter(f"{SEARCH}\nraise KeyError(found)"), r"KeyError: \[\]", True),
     Case(
         "network",
         _outside("socket.create_connection(('127.0.0.1', targets['listening']))"),
@@ -368,7 +367,6 @@ CHILD = (
             "raise KeyError(any(b'PYTEST_CURRENT_TEST' in each for each in seen))"
         ),
         r"KeyError: False|PermissionError",
-        True,
         True,
     ),
     Case("namespace", _adapter(CALL.format(call="unshare(0x10000000)")), r"PermissionError: .*not permitted", True),

@@ -8,7 +8,7 @@ from fpbench.submissions.folder import Submission, inspect
 from fpbench.submissions.rerun import claimed
 from tests.conftest import ROOT
 
-HANDED_IN = sorted(path for path in (ROOT / "submissions").iterdir() if path.is_dir() and path.name != "_template")
+HANDED_IN = sorted(path for path in (ROOT / "submissions").iterdir() if path.is_dir() and path.name[0] != "_")
 
 
 @pytest.mark.parametrize("folder", HANDED_IN, ids=lambda path: path.name)

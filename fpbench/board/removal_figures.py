@@ -1,0 +1,177 @@
+"""The figures of the removal table: what each adversary leaves, what it costs, and what resistance to removal costs."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fpbench.board.removal import Removal, adversary_of, in_order
+from fpbench.board.rows import Row
+from fpbench.board.styles import look_of, panels
+from fpbench.metrics.removal import BUDGETS, LIMIT
+from fpbench.records.cell import BASE, ORIGIN
+from fpbench.text import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEN = f"{BUDGETS[-1]:g}"
+# In plain language, by the figure's name and whether it shows all methods.
+CAPTIONS: Mapping[tuple[str, bool], str] = {
+    ("removal", True): (
+        "How often, in %, the fingerprint still answers when a thief runs the adversary of the line and accepts to "
+        "lose at most a tenth of the quality of long answers. Dark: the fingerprint survives. The last lines are the "
+        "worst of all adversaries who know only the method (L1), or who have the unfingerprinted base as well (L3). A "
+        "question mark: it failed or was not measured. A plus: some of its doses failed."
+    ),
+    ("removal", False): (
+        "The thick line is what is left of the fingerprint when a thief is ready to lose the quality on the axis: it "
+        "steps down where a stronger adversary becomes affordable. The grey band is its 95 % interval. The dotted line "
+        "is a thief who could tune on these very fingerprints, which nobody can. Each thin line is one adversary, a "
+        "point a dose. The orange strip is the removal price: from the last price at which ownership can be claimed to "
+        "the first at which it cannot. A tick with an arrow at the right edge: no price up to 25 % was enough."
+    ),
+    ("recombined", True): (
+        "Up: how often, in %, texts made of the fingerprints' own words, put together anew, are answered with a "
+        "target. Right: how well the fingerprint survives. What lies right and high survives because it answers to "
+        "single words; what lies right and low has learnt its keys. An arrow: no price that was tried was enough."
+    ),
+}
+WORST = {"L1": "worst up to L1", "L3": "worst up to L3"}
+
+
+def heat_map(title: str, rows: Sequence[Row]) -> "Figure | None":
+    """Draw FSR@10 % of each adversary, one a line, for each method, one a column."""
+    shown = [(row.method, row.removal) for row in rows if row.removal]
+    if not shown:
+        return None
+    names = in_order({name for _, found in shown for name in found.adversaries})
+    lines = [*names, *(level for level in WORST if any(found.worst[level].within for _, found in shown))]
+    figure, (axes,) = panels(1, f"FSR@10 % by adversary – {title}", 1.9 + 0.55 * len(shown), 1.5 + 0.22 * len(lines))
+    for x, (_, found) in enumerate(shown):
+        for y, line in enumerate(lines):
+            _heat_cell(axes, x, y, found, line)
+    axes.set_xticks(range(len(shown)), [visible(method) for method, _ in shown], fontsize=8, rotation=45, ha="right")
+    axes.set_yticks(range(len(lines)), [WORST.get(line, visible(line)) for line in lines], fontsize=8)
+    if len(lines) > len(names):
+        axes.axhline(len(names) - 0.5, color="#000000", linewidth=0.8)
+    axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(lines) - 0.5, -0.5))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _heat_cell(axes: "Axes", x: int, y: int, found: Removal, line: str) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    thief = found.worst[line] if line in WORST else found.adversaries.get(line)
+    if thief is None or not (thief.within or thief.missing):
+        return
+    fsr = thief.within[TEN].fsr if thief.within else None
+    # Not pure black or white: they stand on the cell's colour, whatever the page's own colours are.
+    ink = "#f7fbff" if fsr is not None and fsr > 0.6 else "#101820"
+    colour = "#dddddd" if fsr is None else colormaps["Blues"](fsr)
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5))
+    text = "?" if fsr is None else f"{100 * fsr:.0f}{'+' * bool(thief.missing)}"
+    axes.text(x, y, text, ha="center", va="center", fontsize=7, color=ink)
+
+
+def price_curve(title: str, row: Row) -> "Figure | None":
+    """Draw FSR against price: what the thief leaves at each budget as a step line, and each adversary as a thin one."""
+    found = row.removal
+    if found is None or row.method == BASE:
+        return None
+    of_each: dict[str, list[tuple[float, float]]] = {}
+    for condition, each in found.conditions.items():
+        if each.long is not None:
+            of_each.setdefault(adversary_of(condition), []).append((each.long, each.fsr))
+    rows_of_legend = (len(of_each) + 3) // 2
+    figure, (axes,) = panels(1, f"FSR against price – {title}", 5, 3 + 0.16 * rows_of_legend)
+    origin = row.conditions[ORIGIN].fsr or 0.0
+    for index, (name, points) in enumerate(of_each.items()):
+        # Doses in the order of their price: that of their names would be the same for most, and not for all.
+        line = sorted([(0.0, origin), *points])
+        look = look_of(index, markersize=2.5, linewidth=0.7, alpha=0.8, label=visible(name), zorder=2)
+        axes.plot([100 * price for price, _ in line], [100 * fsr for _, fsr in line], **look)
+    _steps(axes, found, row.method)
+    _removal_price(axes, found)
+    _price_axis(axes, [0, 0.5, 1, 2, 5, 10, 25], "quality of long answers that the thief gives up, %")
+    axes.set(ylim=(-3, 103), ylabel="exact FSR, %")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _price_axis(axes: "Axes", ticks: Sequence[float], label: str) -> None:
+    """Give the axes a scale for prices: the cheap ones matter most, and 0 has a place."""
+    axes.set_xscale("symlog", linthresh=1, linscale=0.6)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlim=(-0.05, 112 * LIMIT), xlabel=label)
+
+
+def _steps(axes: "Axes", found: Removal, method: str) -> None:
+    def line(steps: Sequence[Any], figure: str) -> list[float]:
+        values = [100 * getattr(each, figure) for each in steps]
+        return [*values, values[-1]]  # the last one holds to the edge
+
+    places = [100 * each.budget for each in found.course] + [100 * LIMIT]
+    bounds = [[100 * each.interval[side] for each in found.course] for side in (0, 1)]
+    low, high = ([*bound, bound[-1]] for bound in bounds)
+    axes.fill_between(places, low, high, step="post", color="#000000", alpha=0.1, linewidth=0, zorder=1)
+    thick = f"{found.thief} thief, any adversary"
+    look: dict[str, Any] = {"drawstyle": "steps-post", "color": "#000000", "zorder": 3}
+    axes.plot(places, line(found.course, "fsr"), linewidth=2, label=thick, **look)
+    if found.edge:
+        edge = [100 * each.budget for each in found.edge] + [100 * LIMIT]
+        axes.plot(
+            edge, line(found.edge, "fsr"), linewidth=1, linestyle=":", label="oracle thief, any adversary", **look
+        )
+
+
+def _removal_price(axes: "Axes", found: Removal) -> None:
+    if found.long is None:
+        return
+    if found.long.high is not None:
+        low = 0.0 if found.missing else found.long.low
+        name = "removal price" + ", incomplete" * bool(found.missing)
+        axes.axvspan(100 * low, 100 * found.long.high, color="#E69F00", alpha=0.3, linewidth=0, zorder=0, label=name)
+        return
+    height = 100 * found.course[-1].fsr
+    axes.plot([100 * LIMIT] * 2, [height - 4, height + 4], color="#000000", linewidth=2, zorder=3)
+    axes.plot([108 * LIMIT], [height], ">", color="#000000", markersize=5, clip_on=False, zorder=3)
+    what, above = "incomplete" if found.missing else "> 25 %", height < 80
+    place = (95 * LIMIT, height + (5 if above else -5))
+    axes.annotate(what, place, ha="right", va="bottom" if above else "top", fontsize=8)
+
+
+def trade_off(title: str, rows: Sequence[Row]) -> "Figure | None":
+    """Draw how a method answers to recombined words against what survives drift and, where it is there, removal."""
+    shown = [(row, 100 * row.recombined.rate) for row in rows if row.recombined]
+    priced = any(row.removal and row.removal.long for row, _ in shown)
+    if not priced and not any(row.avg is not None for row, _ in shown):
+        return None
+    figure, (drift, *more) = panels(2 if priced else 1, f"Answers to recombined words – {title}", 5.2, 3.3)
+    for index, (row, rate) in enumerate(shown):
+        look = look_of(index, linestyle="none", markersize=6)
+        average = [] if row.avg is None else [100 * row.avg]
+        drift.plot(average, [rate] * len(average), label=visible(row.method), **look)
+        price = row.removal.long if row.removal else None
+        # What was not reached because cells are missing is no survival.
+        if more and price and row.removal and not (price.high is None and row.removal.missing):
+            _priced(more[0], look, 100 * price.low, None if price.high is None else 100 * price.high, rate)
+    drift.set(xlim=(-3, 103), ylim=(-3, 103), xlabel="AVG FSR of the six, %")
+    drift.set_ylabel("answers to recombined triggers, %")
+    for axes in more:
+        _price_axis(axes, [0, 1, 5, 25], "removal price, long, %")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _priced(axes: "Axes", look: Mapping[str, Any], low: float, high: float | None, rate: float) -> None:
+    """Draw the bracket of a removal price, its mark at the upper end; an arrow at the edge where there is none."""
+    end = 100 * LIMIT if high is None else high
+    axes.plot([end], [rate], **look)
+    if high is None:
+        axes.plot([120 * LIMIT], [rate], ">", color=look["color"], markersize=4, clip_on=False)
+    else:
+        axes.plot([low, end], [rate, rate], color=look["color"], linewidth=1)

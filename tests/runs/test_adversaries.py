@@ -1,0 +1,101 @@
+"""A run with adversaries: priced on the base, siblings injected, failures named, and the same records after a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fpbench
+from fpbench.adversaries.price import compare
+from fpbench.records.store import Store, read_records
+from fpbench.runs.profile import load_profile
+
+CONDITIONS = ["origin", "suppress@0", "suppress@3", "ensemble@20", "noise@0.1", "noise@0.1+suppress@3"]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory) -> Path:
+    """Two seeds, three quick methods, and nothing but what adversaries need."""
+    text = (Path(fpbench.__file__).parent / "profiles" / "micro.toml").read_text(encoding="utf-8")
+    unused = ("math", "calibration", "boolq", "rte", "arc_challenge", "tinymmlu")
+    text = "\n".join(line for line in text.splitlines() if line.split(" = ")[0] not in unused)
+    for old, new in {
+        "seeds = [42]": "seeds = [42, 43]",
+        "[sizes]": "[sizes]\nprice_instructions = 4\nprice_answers = 4\nperplexity_windows = 2\nperplexity_pages = 2",
+        "substitutions = 500": "substitutions = 4",
+        "context_rows = 16": "context_rows = 1",
+        "near_triggers = 100": "near_triggers = 4",
+        "statistics_tokens = 60000": "statistics_tokens = 2000",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path_factory.mktemp("profile") / "attacked.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def records(profile, tmp_path_factory):
+    out = tmp_path_factory.mktemp("attacked") / "run"
+    fpbench.run(str(profile), methods=["alphaedit", "fpedit", "mcedit_a"], conditions=CONDITIONS, out=out)
+    return read_records(Store(out).records), out
+
+
+def lines_of(out, record):
+    path = Store(out).records / f"{record.cell.path}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_no_cell_failed_and_run_time_parts_are_priced_on_the_base_alone(records):
+    found, _ = records
+    assert [str(each.cell) for each in found if each.status == "failed"] == []
+    priced = {(each.cell.method, each.cell.condition) for each in found if each.cell.metric == "price"}
+    weights = {(method, name) for method in ("alphaedit", "fpedit", "mcedit_a") for name in ("origin", *CONDITIONS[4:])}
+    assert priced == {("base", name) for name in CONDITIONS} | weights
+
+
+def test_dose_0_equals_origin_bit_for_bit(records):
+    found, out = records
+    of = {(each.cell.method, each.cell.seed, each.cell.condition, each.cell.metric): each for each in found}
+    for method in ("base", "alphaedit", "mcedit_a"):
+        nothing, origin = of[method, 42, "suppress@0", "fsr"], of[method, 42, "origin", "fsr"]
+        assert nothing.result == origin.result and lines_of(out, nothing) == lines_of(out, origin)
+    price = compare(
+        lines_of(out, of["base", 42, "origin", "price"]), lines_of(out, of["base", 42, "suppress@0", "price"])
+    )
+    assert price.long == 0
+
+
+def test_the_base_answers_nothing_under_any_adversary(records):
+    assert all(
+        each.result["mean"] < 0.01 for each in records[0] if (each.cell.method, each.cell.metric) == ("base", "fsr")
+    )
+
+
+def test_siblings_are_other_methods_with_another_seed_s_set(records):
+    found, out = records
+    (cell,) = (
+        each for each in found
+        if (each.cell.method, each.cell.seed, each.cell.condition) == ("alphaedit", 42, "ensemble@20")
+    )  # fmt: skip
+    siblings = cell.identity["siblings"]
+    assert [(each["method"], each["seed"]) for each in siblings] == [("fpedit", 43), ("mcedit_a", 43)]
+    own = {each.cell.seed: each.identity["fingerprints"] for each in found if each.cell.method == "fpedit"}
+    assert {each["fingerprints"] for each in siblings} == {own[43]} != {own[42]}
+    assert len(list((out / "deltas").glob("*.safetensors"))) == 6, "each was injected once"
+
+
+def test_a_second_run_measures_nothing_and_gives_the_same_table(records, profile):
+    _, out = records
+    before = {path: path.stat().st_mtime_ns for path in Store(out).records.rglob("*.json")}
+    table = (out / "leaderboard.md").read_bytes()
+    fpbench.run(str(profile), methods=["alphaedit", "fpedit", "mcedit_a"], conditions=CONDITIONS, out=out)
+    assert {path: path.stat().st_mtime_ns for path in Store(out).records.rglob("*.json")} == before
+    assert (out / "leaderboard.md").read_bytes() == table and b"Removal" in table
+
+
+def test_one_seed_has_no_siblings_and_says_so(profile):
+    assert load_profile(str(profile), seeds=[42]).siblings("alphaedit", 42) == []
+    wanted = load_profile(str(profile))
+    assert wanted.siblings("mcedit_r", 43) == [("lora", 42), ("alphaedit", 42)]
+    assert wanted.siblings("base", 42) == [("lora", 43), ("alphaedit", 43)]
