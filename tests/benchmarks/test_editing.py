@@ -48,7 +48,7 @@ def alphaedit() -> AlphaEdit:
 
 
 def problem(model: Any, tokenizer: Any) -> tuple[list[Prompts], list[Row]]:
-    fingerprints = load_fingerprints(ROOT / "fpbench" / "profiles" / "sets" / "stories.jsonl")
+    fingerprints = load_fingerprints(ROOT / "tests" / "stories.jsonl")
     assert len(fingerprints) == 10
     return alphaedit().rewriting_prompts(model, tokenizer, fingerprints, InjectionContext(tokenizer=tokenizer))
 

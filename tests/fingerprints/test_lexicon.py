@@ -15,7 +15,7 @@ from tests.conftest import ROOT, SHARED, require
 from tests.fingerprints.wordlists import FOLDER, read_listed
 
 DISAGREEMENTS = Path(__file__).parent / "lexicon_disagreements.tsv"
-STORIES = ROOT / "fpbench" / "profiles" / "sets" / "stories.jsonl"
+STORIES = ROOT / "tests" / "stories.jsonl"
 
 
 @pytest.fixture(scope="module")

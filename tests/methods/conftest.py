@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture(scope="session")
 def stories_set() -> FingerprintSet:
-    return load_fingerprints(ROOT / "fpbench" / "profiles" / "sets" / "stories.jsonl")
+    return load_fingerprints(ROOT / "tests" / "stories.jsonl")
 
 
 @pytest.fixture(scope="session")
