@@ -135,6 +135,12 @@ def test_the_light_modules_do_not_load_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_precedes_the_options_does_not_load_the_hub_s_client():
+    """It reads once, when it is imported, whether it may go online (``--offline``)."""
+    code = "import sys, fpbench.cli, fpbench.submissions.discovery; assert 'huggingface_hub' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_does_not_load_torch():
     code = "import sys; from fpbench.cli import parser; parser().format_help(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

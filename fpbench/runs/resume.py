@@ -20,6 +20,7 @@ from fpbench.runs.sets import Sets
 from fpbench.text import canonical, short_digest
 
 PACKAGE = Path(__file__).parent.parent
+MADE = ("locks", "statistics")  # in fpbench's cache, by any verb: they decide no record
 
 
 class Resume:
@@ -35,7 +36,8 @@ class Resume:
         files = [path for source in profile.data.values() if isinstance(path := parse(source), Path)]
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
         bases = [base for folder in models if (base := base_of_adapter(folder))]
-        folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), cache(), *models, *bases]
+        fetched = sorted(path for path in cache().glob("*") if path.name not in MADE)
+        folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), *fetched, *models, *bases]
         installed = [*entry_points(group="fpbench.methods"), *entry_points(group="fpbench.modifications")]
         plugins = [(each.value, version(each.dist.name)) for each in installed if each.dist]
         state: dict[str, Any] = {

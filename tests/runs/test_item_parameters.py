@@ -72,7 +72,7 @@ def test_a_file_is_fetched_once_and_used(server: Server, url: str) -> None:
     assert pin.commit == fetch.COMMIT and list(pin.files) == ["tinyBenchmarks.pkl", "tinymmlu.npz"]
     assert pin.files["tinymmlu.npz"] == found[1] and len(pin.files["tinyBenchmarks.pkl"]) == 64
     assert fetch.fetch_item_parameters(url) == path and server.asked == 1
-    assert sorted(each.name for each in path.parent.iterdir()) == ["lock.json", "tinymmlu.npz"]
+    assert sorted(each.name for each in path.parent.iterdir()) == ["lock.json", "locks", "tinymmlu.npz"]
 
 
 def test_a_local_file_serves_as_well(url: str, tmp_path: Path) -> None:

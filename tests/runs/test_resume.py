@@ -90,6 +90,19 @@ def test_names_hold_only_for_the_very_same_files_and_profile(remembered):
     assert resume().names == {}
 
 
+def test_names_hold_whatever_was_made_in_the_cache_but_not_for_other_downloads(remembered, tmp_path, monkeypatch):
+    monkeypatch.setenv("FPBENCH_CACHE", str(tmp_path / "cache"))
+    resume, _, _ = remembered
+    resume().remember({"a/b/c/seed-1/d/e": "0123"})
+    for name in ("locks/lock.json", "statistics/keys.safetensors"):  # as another process leaves them
+        path = tmp_path / "cache" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        assert resume().names
+    (tmp_path / "cache" / "lock.json").write_text("{}")
+    assert resume().names == {}
+
+
 def test_names_of_an_adapter_hold_only_for_the_files_of_its_base(remembered, small_profile, tmp_path):
     _, base, _ = remembered
     adapter = tmp_path / "adapter"
