@@ -27,6 +27,7 @@ ROWS = 6000  # protocol §4
 class FineTune(Modification):
     """LoRA on all linear modules, trained on the first rows of one instruction set and merged into the weights."""
 
+    version = "2"
     trains = True
     family = "fine-tuned"
     figures = {
