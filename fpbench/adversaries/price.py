@@ -194,7 +194,7 @@ def _teacher_forced(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     samplers: Sequence[tuple[Sampler | None, int | None]],
-    chunk: int = 256,
+    chunk: int = 512,
 ) -> list[list[float]]:
     """Return for every sampler the loss (nats) of every answer after its prompt; with each sampler its last step."""
     import torch
@@ -203,13 +203,8 @@ def _teacher_forced(
     from fpbench.scoring.forward import Level
 
     def work(level: Level) -> dict[int, list[float]]:
-        places = [
-            (step, node, number)
-            for number, nodes in level.nodes.items()
-            for step, node in enumerate(nodes)
-        ]  # fmt: skip
-        # Places of one step stand together, so that a sampler that acts on the first ones sees few chunks.
-        places.sort()
+        # Places of one answer stand together: a sampler that reads another model there reads what they share once.
+        places = [(step, node, number) for number, nodes in level.nodes.items() for step, node in enumerate(nodes)]
         totals = {number: [0.0] * len(samplers) for number in level.nodes}
         for start in range(0, len(places), chunk):
             part = places[start : start + chunk]
