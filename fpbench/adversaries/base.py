@@ -38,6 +38,7 @@ class AdversaryContext:
         instructions: benign queries, on which nothing is trained and nothing else is measured.
         base: loads the unfingerprinted base; ``None`` where it is not known.
         siblings: loads checkpoints of the same base that other methods fingerprinted with other sets; may be empty.
+        kept: what adversaries found out about this very model, by keys of their own: several doses pay once for it.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class AdversaryContext:
     instructions: Sequence[str] = ()
     base: Callable[[], nn.Module] | None = None
     siblings: Callable[[], Sequence[nn.Module]] = field(default=tuple)
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Adversary:

@@ -70,9 +70,11 @@ class Neighbours(Planned):
     control = "suppress_neighbours_random"
 
     def prepare(self, context: AdversaryContext) -> None:
-        """Strip the vocabulary."""
+        """Strip the vocabulary, unless another dose did."""
         super().prepare(context)
-        self.vocabulary = Vocabulary(context.tokenizer)
+        if Vocabulary not in context.kept:
+            context.kept[Vocabulary] = Vocabulary(context.tokenizer)
+        self.vocabulary: Vocabulary = context.kept[Vocabulary]
 
     def sample(self, prompts: Prompts, prefixes: Prompts, logits: Tensor) -> Tensor:
         """Forbid tokens in the rows of logits [n, V] that are above the gate."""
@@ -139,19 +141,21 @@ class LookAhead(Planned):
         return logits - self.lowered * self.chosen(prompts, logits) if self.amount else logits
 
     def choose(self, prompts: Prompts) -> Sequence[Tensor]:
-        """Look ahead, after as many prompts together as their continuations allow."""
+        """Look ahead, unless another dose did; after as many prompts together as their continuations allow."""
         import torch
 
         from fpbench.scoring.engine import read, token_budget
 
+        ranked: dict[tuple[int, ...], list[int]] = self.context.kept.setdefault(LookAhead, {})
+        missing = [prompt for prompt in map(tuple, prompts) if prompt not in ranked]
         special = set(self.context.tokenizer.all_special_ids)
         size = max(1, token_budget() // (self.width * self.length))
-        chosen = []
-        for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
             seen = read(self.context.model, part, [1] * len(part), self.look_ahead, ahead=self.length)
-            chosen += [each.frequent(self.peak, special.union(prompt)) for each, prompt in zip(seen, part, strict=True)]
-        return [torch.tensor(tokens[: int(self.amount)], dtype=torch.long) for tokens in chosen]
+            for prompt, each in zip(part, seen, strict=True):
+                ranked[prompt] = each.frequent(self.peak, special.union(prompt))
+        return [torch.tensor(ranked[tuple(prompt)][: int(self.amount)], dtype=torch.long) for prompt in prompts]
 
     def look_ahead(self, level: Level) -> dict[int, Continuations]:
         """Return what is likely on the way, by number of a prompt, given a level of prompts."""
@@ -177,9 +181,8 @@ class LookAhead(Planned):
                 likeliest = self._likeliest(deeper, range(len(part)))
                 for notes, likely in zip(owners, likeliest, strict=True):
                     notes.note(likely)
-                ahead.append(
-                    (deeper, owners, list(range(len(part))), [next(iter(each)) for each in likeliest], left - 1)
-                )
+                best = [next(iter(likely)) for likely in likeliest]
+                ahead.append((deeper, owners, list(range(len(part))), best, left - 1))
         return seen
 
     def _likeliest(self, level: Level, nodes: Sequence[int]) -> list[dict[int, float]]:

@@ -6,6 +6,7 @@ import torch
 
 import fpbench
 from fpbench.adversaries.base import Attack
+from fpbench.adversaries.conditions import adversaries
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.models.prompts import encode
 from fpbench.scoring.engine import limited_to
@@ -99,11 +100,23 @@ def test_a_look_ahead_lowers_what_likely_answers_keep_coming_back_to(micro, stol
     assert Attack((thief,)).sampler([prompt], [range(16)], logits) is logits  # 16 steps and no more
 
 
-def test_prompts_look_ahead_together_as_they_do_alone(micro, stolen, fingerprints):
-    prompts = [encode(micro[1], each.trigger) for each in (*PAIRS, *fingerprints)]
-    (thief,) = attack("suppress_lookahead", stolen, micro[1]).adversaries
-    thief.length = 5
-    together = thief.choose(prompts)
+def test_prompts_look_ahead_together_as_they_do_alone_and_once_for_all_doses(micro, stolen, fingerprints):
+    prompts = [encode(micro[1], each.trigger) for each in (*PAIRS[1:], *fingerprints)]
+
+    def ranked(doses, groups):
+        context = attack("suppress_lookahead", stolen, micro[1]).adversaries[0].context
+        looks, found = [], {dose: [] for dose in doses}
+        for dose in doses:
+            thief = adversaries(f"suppress_lookahead@{dose}")[0]
+            thief.prepare(context)
+            thief.length = 5
+            thief.look_ahead = lambda level, own=thief.look_ahead: looks.append(len(level.nodes)) or own(level)
+            for group in groups:
+                found[dose] += [each.tolist() for each in thief.choose(group)]
+        return found, sum(looks)
+
+    together, looks = ranked((12, 4), [prompts])
+    assert looks == len({tuple(prompt) for prompt in prompts})
     with limited_to(24):
-        alone = [thief.choose([each])[0] for each in prompts]
-    assert [each.tolist() for each in together] == [each.tolist() for each in alone]
+        assert ranked((4, 12), [[each] for each in prompts])[0] == together
+    assert together[4] == [each[:4] for each in together[12]] and max(map(len, together[12])) == 12
