@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import exp, fsum
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,8 @@ def measure(
 ) -> list[list[Line]]:
     """Measure every channel under each condition, item by item, on a model that has their weights parts already.
 
-    Instructions are asked in the model's chat template; where it has none, in Alpaca's layout.
+    Instructions are asked in the model's chat template; where it has none, in Alpaca's layout. Where a query becomes
+    one of several, each item is asked in one of these, in turn.
 
     Raises:
         InputError: for a condition that is unknown or needs what ``context`` lacks, or an item that is too long.
@@ -100,15 +101,17 @@ def measure(
     plain = replace(context, render=lambda text: text)
     lines: list[list[Line]] = [[] for _ in conditions]
     attacks = [Attack.on(adversaries(condition), asked) for condition in conditions]
-    responses = _together(attacks, lambda some: _response_losses(model, tokenizer, some, items, asked))
-    for own, attack, found in zip(lines, attacks, responses, strict=True):
-        own += [{"channel": "responses", "index": index} | each for index, each in enumerate(found) if each]
-        refused = [not attack.inputs(each.prompt) for each in items.instructions]
-        own += [{"channel": "refused", "index": index, "refused": each} for index, each in enumerate(refused)]
+    losses = _of_each(attacks, items.instructions, partial(_response_losses, model, tokenizer, items, asked))
+    for own, found in zip(lines, losses, strict=True):
+        own += [{"channel": "responses", "index": index} | each for index, each in found.items()]
+        numbers = range(len(items.instructions))
+        own += [{"channel": "refused", "index": index, "refused": index not in found} for index in numbers]
     attacks = [Attack.on(adversaries(condition), plain) for condition in conditions]
-    answers = _together(attacks, lambda some: _answer_probabilities(model, tokenizer, some, items, plain))
+    answers = _of_each(attacks, items.answers, partial(_answer_probabilities, model, tokenizer, items, plain))
     for own, found in zip(lines, answers, strict=True):
-        own += [{"channel": "answers", "index": index} | each for index, each in enumerate(found)]
+        refused = {"probability": 0.0}
+        numbers = range(len(items.answers))
+        own += [{"channel": "answers", "index": index} | found.get(index, refused) for index in numbers]
     if items.text:
         windows = _window_losses(model, tokenizer, items)
         for own in lines:
@@ -116,51 +119,74 @@ def measure(
     return lines
 
 
-def _together(attacks: Sequence[Attack], read: Callable[[Sequence[Attack]], list[list[Line]]]) -> list[list[Line]]:
-    """Read what leaves the queries alone in one pass, and everything else by itself."""
-    alike = [number for number, attack in enumerate(attacks) if not attack.changes_queries]
-    found = dict(zip(alike, read([attacks[number] for number in alike]), strict=True)) if alike else {}
-    for number, attack in enumerate(attacks):
-        if number not in found:
-            (found[number],) = read([attack])
-    return [found[number] for number in range(len(attacks))]
+def _of_each(
+    attacks: Sequence[Attack],
+    examples: Sequence[Example],
+    read: Callable[[Sequence[tuple[int, str]], Sequence[tuple[Sampler | None, int | None]]], list[list[Line]]],
+) -> list[dict[int, Line]]:
+    """Return for every attack the line of each example that it does not refuse, by number.
+
+    What several attacks ask is read once: by all samplers that leave the queries alone, and by all attacks without a
+    sampler. ``read`` takes queries, each with the number of its example, and samplers, each with its last step.
+    """
+    alike = [index for index, attack in enumerate(attacks) if not attack.changes_queries]
+    unsampled = [index for index, attack in enumerate(attacks) if attack.changes_queries and attack.sampler is None]
+    others = [[index] for index in range(len(attacks)) if index not in (*alike, *unsampled)]
+    found: dict[int, dict[int, Line]] = {}
+    for group in (alike, unsampled, *others):
+        asked = {index: _asked(attacks[index], examples) for index in group}
+        queries = list(dict.fromkeys(query for each in asked.values() for query in each.items()))
+        samplers = [(attacks[index].sampler, attacks[index].steps) for index in group if index not in unsampled]
+        results = read(queries, samplers or [(None, None)]) if queries else [[]]
+        for place, index in enumerate(group):
+            of_query = dict(zip(queries, results[min(place, len(results) - 1)], strict=True))
+            found[index] = {number: of_query[number, text] for number, text in asked[index].items()}
+    return [found[index] for index in range(len(attacks))]
+
+
+def _asked(attack: Attack, examples: Sequence[Example]) -> dict[int, str]:
+    """Return the query that reaches the model for each example that is not refused: of several, the next in turn."""
+    wordings = {number: attack.inputs(each.prompt) for number, each in enumerate(examples)}
+    return {number: texts[number % len(texts)] for number, texts in wordings.items() if texts}
 
 
 def _response_losses(
-    model: Any, tokenizer: Any, attacks: Sequence[Attack], items: Items, context: AdversaryContext
+    model: Any,
+    tokenizer: Any,
+    items: Items,
+    context: AdversaryContext,
+    asked: Sequence[tuple[int, str]],
+    samplers: Sequence[tuple[Sampler | None, int | None]],
 ) -> list[list[Line]]:
-    """Return −Σ log p (nats) of the first tokens of every reference answer, which the model is given as if it were its.
-
-    Where a query becomes one of several, the mean over these; nothing where it is refused.
-    """
+    """Return −Σ log p (nats) of the first tokens of reference answers, which the model is given as if it were its."""
     from fpbench.models.prompts import encode_pair
 
-    # All of the attacks ask the same.
-    asked = [
-        (number, text) for number, each in enumerate(items.instructions) for text in attacks[0].inputs(each.prompt)
-    ]
-    if not asked:
-        return [[{} for _ in items.instructions] for _ in attacks]
     pairs = [encode_pair(tokenizer, context.render(text), items.instructions[number].answer) for number, text in asked]
     prompts, answers = [prompt for prompt, _ in pairs], [answer[:ANSWERED] for _, answer in pairs]
-    samplers = [(attack.sampler, attack.steps) for attack in attacks]
-    results = []
-    for losses in _teacher_forced(model, prompts, answers, samplers):
-        of_item: dict[int, list[tuple[float, int]]] = {}
-        for (number, _), loss, answer in zip(asked, losses, answers, strict=True):
-            of_item.setdefault(number, []).append((loss, len(answer)))
-        results.append([_mean_loss(of_item.get(number, [])) for number in range(len(items.instructions))])
-    return results
+    return [
+        [{"loss": loss, "tokens": len(answer)} for loss, answer in zip(losses, answers, strict=True)]
+        for losses in _teacher_forced(model, prompts, answers, samplers)
+    ]
 
 
-def _wordings(attack: Attack, examples: Sequence[Example]) -> list[tuple[int, str]]:
-    """Return every query that reaches the model, with the number of its example."""
-    return [(number, text) for number, each in enumerate(examples) for text in attack.inputs(each.prompt)]
+def _answer_probabilities(
+    model: Any,
+    tokenizer: Any,
+    items: Items,
+    context: AdversaryContext,
+    asked: Sequence[tuple[int, str]],
+    samplers: Sequence[tuple[Sampler | None, int | None]],
+) -> list[list[Line]]:
+    """Return the exact probability that a response begins with the right word."""
+    from fpbench.models.prompts import encode_all
+    from fpbench.scoring.responses import begin_with_under, response_length
 
-
-def _mean_loss(found: Sequence[tuple[float, int]]) -> Line:
-    """Return the line of an item of which every wording has a loss and a number of tokens; empty if refused."""
-    return {"loss": fmean(loss for loss, _ in found), "tokens": found[0][1]} if found else {}
+    prompts = encode_all(tokenizer, [context.render(text) for _, text in asked])
+    targets = [[items.answers[number].answer] for number, _ in asked]
+    length = response_length(tokenizer, [target for (target,) in targets])
+    alone = [sampler for sampler, _ in samplers]
+    found = begin_with_under(model, tokenizer, prompts, targets, context.decoding, length, alone)
+    return [[{"probability": outcome.probability} for outcome in outcomes] for outcomes in found]
 
 
 def _teacher_forced(
@@ -217,31 +243,6 @@ def _of_labels(logits: Any, labels: Any) -> Any:
     """Return log p [n] of tokens ``labels`` [n] from logits [n, V], in float64; −∞ for a forbidden one."""
     chosen = logits.gather(1, labels[:, None])[:, 0].double()
     return chosen - logits.logsumexp(dim=-1).double()
-
-
-def _answer_probabilities(
-    model: Any, tokenizer: Any, attacks: Sequence[Attack], items: Items, context: AdversaryContext
-) -> list[list[Line]]:
-    """Return the exact probability that a response begins with the right word; 0 where the query is refused."""
-    from fpbench.models.prompts import encode_all
-    from fpbench.scoring.responses import begin_with_under, response_length
-
-    asked = _wordings(attacks[0], items.answers)
-    if not asked:
-        return [[{"probability": 0.0} for _ in items.answers] for _ in attacks]
-    prompts = encode_all(tokenizer, [context.render(text) for _, text in asked])
-    targets = [[items.answers[number].answer] for number, _ in asked]
-    length = response_length(tokenizer, [target for (target,) in targets])
-    samplers = [attack.sampler for attack in attacks]
-    found = begin_with_under(model, tokenizer, prompts, targets, context.decoding, length, samplers)
-    results = []
-    for outcomes in found:
-        of_item: dict[int, list[float]] = {}
-        for (number, _), outcome in zip(asked, outcomes, strict=True):
-            of_item.setdefault(number, []).append(outcome.probability)
-        means = (fmean(of_item[number]) if number in of_item else 0.0 for number in range(len(items.answers)))
-        results.append([{"probability": mean} for mean in means])
-    return results
 
 
 def _window_losses(model: Any, tokenizer: Any, items: Items) -> list[Line]:

@@ -71,8 +71,11 @@ class BlockRun:
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, ids: Tensor, first: int, last: int, cache: Any = None) -> None:
-        """Run ``model`` on ``ids`` [rows, T] up to block ``last``; keys and values go into a ``cache``, if given."""
+    def __init__(self, model: nn.Module, ids: Tensor, first: int, last: int, cache: Any = None, **given: Any) -> None:
+        """Run ``model`` on ``ids`` [rows, T] up to block ``last``; keys and values go into a ``cache``, if given.
+
+        It is called with everything else that is ``given``, such as a mask and positions.
+        """
         self.blocks, self.last = layout(model).blocks, last
         self.hidden: dict[int, Tensor] = {}
         self.keywords: dict[int, dict[str, Any]] = {}
@@ -89,7 +92,7 @@ class BlockRun:
                 note = partial(before, number)
                 hooks.enter_context(self.blocks[number].register_forward_pre_hook(note, with_kwargs=True))
             hooks.enter_context(self.blocks[last].register_forward_hook(after))
-            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **given)
 
     @torch.no_grad()
     def repeat(self, block: int) -> None:

@@ -15,7 +15,7 @@ from fpbench.methods.base import FingerprintMethod, InjectionContext
 from fpbench.methods.hypernetwork import Policy
 from fpbench.methods.partial_forward import Row, require_own_logits
 from fpbench.methods.target_values import Labels
-from fpbench.methods.trajectory import Batch, EditBatch, MetaTraining, Step, edit, meta_train
+from fpbench.methods.trajectory import Batch, EditBatch, MetaTraining, Predictions, Step, edit, meta_train
 from fpbench.models.costs import ADAM_BYTES, Counter, Phase, Room, Shape, Work
 from fpbench.models.layout import layout, on_linear_modules
 from fpbench.models.prompts import Example, encode_pair
@@ -71,7 +71,7 @@ class RLEdit(FingerprintMethod):
         start = perf_counter()
         shapes = {name: tuple(model.get_submodule(name).get_parameter("weight").shape) for name in self.modules(model)}
         row = Row.of(0, [1, 2, 3], [4])
-        require_own_logits(model, row, Batch.of([row], device).logits(model))
+        require_own_logits(model, row, Predictions(model, shapes).logits(Batch.of([row], device)))
         policy = Policy(shapes, config.rank, config.hypernetwork_blocks, config.rate, context.seed, device)
         steps = [self.step(model, tokenizer, fingerprints, context)] * config.steps
         for _ in meta_train(model, policy, steps, config, context.progress):
@@ -133,13 +133,13 @@ class RLEdit(FingerprintMethod):
         return [f"{name}.weight" for name in self.modules(model)]
 
     def work(self, counter: Counter, fingerprints: FingerprintSet, pairs: Sequence[Example]) -> Work:
-        """Count a step, which observes the set and learns from it and from unrelated pairs, and the final editing."""
-        targets = sum(len(self.targets(each)) for each in fingerprints)
-        prompt = counter.length([f"{each.trigger} {each.primary}" for each in fingerprints])
+        """Count a step, which learns from the set and from unrelated pairs, and the final editing."""
         some = pairs[: self.config.unrelated * len(fingerprints)]
         unrelated = counter.tokens([f"{each.prompt} {each.answer}" for each in some])
-        step = Work(steps=3, trained=2 * targets * prompt + unrelated, passes=1, read=unrelated)
-        again = Work(steps=1, trained=targets * prompt)
+        answers = counter.tokens([target for each in fingerprints for target in self.targets(each)])
+        nodes = len(fingerprints) * counter.length([each.trigger for each in fingerprints]) + answers
+        step = Work(steps=2, trained=nodes + unrelated)
+        again = Work(steps=1, trained=nodes)
         total = step * float(self.config.epochs) + again
         return total * float(self.config.steps)
 

@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import fsum
 from typing import Any, Literal
 
@@ -14,49 +15,98 @@ from torch import Tensor, nn
 from fpbench.errors import CellError
 from fpbench.methods.base import MethodConfig
 from fpbench.methods.hypernetwork import Observation, Policy, Shift
-from fpbench.methods.partial_forward import Row, apart, pad
-from fpbench.models.layout import layout
+from fpbench.methods.partial_forward import BlockRun, Row, apart
+from fpbench.models.layout import layout, stream
 from fpbench.models.meter import Progress
+from fpbench.scoring.forward import attention_mask, tree_tensors
+from fpbench.scoring.packing import rows_of, side_by_side
+
+# Places of a row that several short sequences are laid into, one after another.
+ROW = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Some sequences and where their predictions are read."""
+    """Some sequences and where their predictions are read.
 
-    ids: Tensor  # token ids [b, T], right-padded
-    reads: tuple[Tensor, ...]  # row and position of the S answer tokens' predictions, two tensors [S]
+    What sequences of one request share at their beginning may stand once: they are then paths of a tree.
+    """
+
+    ids: Tensor  # token ids [B, T], right-padded
+    reads: tuple[Tensor, ...]  # row and place of the S answer tokens' predictions, two tensors [S]
     token: Tensor  # which of n distinct tokens each read is, [S]
+    depths: Tensor | None = None  # position of each place in its sequence, [B, T]; of plain rows not needed
+    seen: Tensor | None = None  # which places each place attends to, [B, T, T]; of plain rows not needed
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: Any) -> "Batch":
-        """Collect ``rows``; where rows begin alike, as the candidates of a trigger do, they read one token."""
-        reads = [(index, position) for index, row in enumerate(rows) for position in row.positions]
+        """Pack ``rows``; where rows begin alike, as the candidates of a trigger do, they read one token."""
+        requests: dict[int, dict[int, Sequence[int]]] = {}
+        for index, row in enumerate(rows):
+            requests.setdefault(row.request, {})[index] = row.ids
+        wanted = [len(row.positions) for row in rows]  # the last places of each
+        longest = sum(len(row.ids) for row in rows)
+        trees = [tree for each in requests.values() for tree in rows_of(each, wanted, longest, 0.0)]
+        laid = side_by_side(trees, ROW)
+        places = {number: (index, each) for index, row in enumerate(laid) for number, each in row.places.items()}
+        reads = [(places[index][0], place) for index in range(len(rows)) for place in places[index][1]]
         beginnings: dict[tuple[int, ...], int] = {}
-        for index, position in reads:
-            beginnings.setdefault(tuple(rows[index].ids[: position + 1]), len(beginnings))
-        token = [beginnings[tuple(rows[index].ids[: position + 1])] for index, position in reads]
-        return cls(
-            pad([row.ids for row in rows], device),
-            tuple(torch.tensor(reads, device=device).T),
-            torch.tensor(token, device=device),
-        )
+        begun = [tuple(row.ids[: position + 1]) for row in rows for position in row.positions]
+        token = [beginnings.setdefault(each, len(beginnings)) for each in begun]
+        ids, depths, seen = tree_tensors(laid, device)
+        where = tuple(torch.tensor(reads, device=device).T)
+        return cls(ids, where, torch.tensor(token, device=device), depths, seen)
 
-    def logits(self, model: Any) -> Tensor:
-        """Return the predictions at the read positions, [S, V] float32."""
-        hidden = model.base_model(input_ids=self.ids, use_cache=False).last_hidden_state
-        return layout(model).logits(hidden[self.reads])
+    @cached_property
+    def distinct(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Return row and column of the U distinct places read, ([U], [U]), and the number of each read's place, [S]."""
+        width = self.ids.shape[1]
+        places, number = torch.unique(self.reads[0] * width + self.reads[1], return_inverse=True)
+        return (places // width, places % width), number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditBatch:
     """A batch to be learnt, with its loss: logits [S, V] to a scalar."""
 
     batch: Batch
     loss: Callable[[Tensor], Tensor]
 
-    def loss_of(self, model: nn.Module) -> Tensor:
-        """Return the loss of ``model``."""
-        return self.loss(self.batch.logits(model))
+
+class Predictions:
+    """The predictions of a model of which some modules change: what lies below the first is run once for each batch."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Predict with ``model``, of which nothing but the named modules changes."""
+        self.model, self.parts = model, layout(model)
+        self.modules = {name: model.get_submodule(name) for name in names}
+        edited = set(self.modules.values())
+        blocks = enumerate(self.parts.blocks)
+        self.first = next(number for number, block in blocks if not edited.isdisjoint(block.modules()))
+        self._begun: dict[Batch, tuple[Tensor, dict[int, dict[str, Any]]]] = {}
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the predictions at the read positions, [S, V] float32."""
+        hidden, keywords = self._start(batch)
+        for number in range(self.first, len(self.parts.blocks)):
+            hidden = stream(self.parts.blocks[number](hidden, **keywords[number]))  # (B, T, h)
+        places, read = batch.distinct
+        return self.parts.logits(self.parts.norm(hidden[places]))[read]  # of (U, V)
+
+    def loss(self, edits: EditBatch) -> Tensor:
+        """Return the loss of a batch that is to be learnt."""
+        return edits.loss(self.logits(edits.batch))
+
+    def _start(self, batch: Batch) -> tuple[Tensor, dict[int, dict[str, Any]]]:
+        """Return what goes into the first block that changes, [B, T, h], and what each block is called with besides."""
+        if batch not in self._begun:
+            given: dict[str, Any] = {}
+            if batch.depths is not None and batch.seen is not None:
+                mask = attention_mask(self.model, batch.depths, batch.depths, batch.seen)
+                given = {"attention_mask": mask, "position_ids": batch.depths}
+            run = BlockRun(self.model, batch.ids, self.first, len(self.parts.blocks) - 1, **given)
+            self._begun[batch] = run.hidden[self.first], run.keywords
+        return self._begun[batch]
 
 
 @dataclass(frozen=True)
@@ -157,10 +207,10 @@ def edit(model: nn.Module, policy: Policy, steps: Iterable[Step], progress: Prog
         CellError: if a shift is not finite.
     """
     done = []
-    state = EditedWeights(model, policy.of)
+    state, predictions = EditedWeights(model, policy.of), Predictions(model, policy.of)
     for step in progress(list(steps), "editing"):
         with torch.no_grad():
-            shifts = policy.act([observe(model, policy, each) for each in step.edits])
+            shifts = policy.act([observe(predictions, each) for each in step.edits])
         state.apply(shifts)
         done.append(shifts)
     return done
@@ -177,14 +227,15 @@ def meta_train(
     Raises:
         CellError: if a shift is not finite.
     """
-    state = EditedWeights(model, policy.of)
+    state, predictions = EditedWeights(model, policy.of), Predictions(model, policy.of)
     adam = torch.optim.Adam(list(policy.parameters()), lr=config.meta_learning_rate)
     try:
         for epoch in range(1, config.epochs + 1):
             history: deque[Step] = deque(maxlen=config.depth)
+            known = _Known()
             for step in progress(steps, f"trajectory {epoch} of {config.epochs}"):
                 history.appendleft(step)
-                yield _step(model, policy, state, history, config)
+                yield _step(predictions, policy, state, history, known, config)
                 if config.mode == "faithful":
                     nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
             nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
@@ -195,41 +246,78 @@ def meta_train(
         state.reset()
 
 
-def observe(model: nn.Module, policy: Policy, edits: EditBatch) -> dict[str, Observation]:
+def observe(predictions: Predictions, edits: EditBatch) -> dict[str, Observation]:
     """Return inputs and output gradients of each edited module at the batch's distinct answer tokens (step 1)."""
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    with torch.enable_grad(), _noted(predictions.modules) as notes:
+        gradients = torch.autograd.grad(predictions.loss(edits), list(notes.outputs.values()))
+    return notes.observation(edits.batch, gradients)
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """What went into and came out of each edited module in a forward pass, [B, T, ·], by name."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def observation(self, batch: Batch, gradients: Sequence[Tensor]) -> dict[str, Observation]:
+        """Return the inputs, and the gradients of the outputs, at the distinct answer tokens of ``batch``."""
+        places, read = batch.distinct
+        token = torch.empty(len(places[0]), dtype=torch.long, device=read.device)
+        token[read] = batch.token  # (U,)
+        size = int(token.max()) + 1
+        seen = {}
+        for name, gradient in zip(self.outputs, gradients, strict=True):
+            # Keys of one token are equal; its gradient is what all that read it ask for.
+            keys = torch.zeros(size, self.inputs[name].shape[-1], device=token.device)
+            total = torch.zeros(size, gradient.shape[-1], device=token.device)
+            keys[token] = apart(self.inputs[name], batch.ids)[places].float()
+            seen[name] = Observation(keys, total.index_add(0, token, apart(gradient, batch.ids)[places].float()))
+        return seen
+
+
+@contextmanager
+def _noted(modules: Mapping[str, nn.Module]) -> Iterator[_Notes]:
+    """Note what passes through modules in a forward pass inside."""
+    notes = _Notes()
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             # Below the first edited module nothing needs a gradient; its output is where differentiation ends.
             if not output.requires_grad:
                 output.requires_grad_()
-            inputs[name], outputs[name] = apart(arguments[0].detach(), edits.batch.ids), output
+            notes.inputs[name], notes.outputs[name] = arguments[0].detach(), output
 
         return hook
 
-    with ExitStack() as hooks, torch.enable_grad():
-        for name in policy.of:
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(note(name)))
-        gradients = torch.autograd.grad(edits.loss_of(model), list(outputs.values()))
-    reads, token = edits.batch.reads, edits.batch.token
-    seen = {}
-    for name, gradient in zip(outputs, gradients, strict=True):
-        # Keys of one token are equal; its gradient is what all that read it ask for.
-        size = int(token.max()) + 1
-        keys = torch.zeros(size, inputs[name].shape[-1], device=token.device)
-        total = torch.zeros(size, gradient.shape[-1], device=token.device)
-        keys[token] = inputs[name][reads].float()
-        seen[name] = Observation(keys, total.index_add(0, token, apart(gradient, edits.batch.ids)[reads].float()))
-    return seen
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(note(name)))
+        yield notes
+
+
+@dataclass
+class _Known:
+    """What the passes of one step found at its new weights, from which the next step starts."""
+
+    observations: dict[EditBatch, dict[str, Observation]] = field(default_factory=dict)
+    logits: dict[Batch, Tensor] = field(default_factory=dict)
 
 
 def _step(
-    model: nn.Module, policy: Policy, state: EditedWeights, history: Sequence[Step], config: MetaTraining
+    predictions: Predictions,
+    policy: Policy,
+    state: EditedWeights,
+    history: Sequence[Step],
+    known: _Known,
+    config: MetaTraining,
 ) -> MetaStep:
-    """Act, then add the losses' gradient at the new weights to the policy's (docs/methods.md §2.4, steps 6 and 7)."""
-    seen = [observe(model, policy, each) for each in history[0].edits]
+    """Act, then add the losses' gradient at the new weights to the policy's (docs/methods.md §2.4, steps 6 and 7).
+
+    What is ``known`` of the old weights is not computed again, and replaced by what is found of the new ones.
+    """
+    edits = history[0].edits
+    seen = [known.observations.get(each) or observe(predictions, each) for each in edits]
     with torch.enable_grad():
         shifts = policy.act(seen)
     # A step that comes back is one loss with the sum of its weights, not several passes.
@@ -238,7 +326,13 @@ def _step(
         ages[id(step)] = ages.get(id(step), 0.0) + config.decay**steps_back
     remembered = list({id(step): step for step in history}.values())
     with torch.no_grad():
-        references = [[batch.logits(model).log_softmax(-1) for batch in step.unrelated] for step in remembered]
+        kept_logits = [
+            [known.logits[batch] if batch in known.logits else predictions.logits(batch) for batch in step.unrelated]
+            for step in remembered
+        ]
+        references = [[logits.log_softmax(-1) for logits in each] for each in kept_logits]
+    known.observations.clear()
+    known.logits.clear()
     held = {} if config.mode == "repaired" else state.weights
     before = {name: weight.detach().clone() for name, weight in held.items()}
     state.apply(shifts)
@@ -248,14 +342,25 @@ def _step(
     edit_losses, divergences = [], []
     with state.differentiable() as weights, torch.enable_grad():
         for step in remembered:
-            age = ages[id(step)]
-            edit_losses.append(fsum(_add(totals, weights, each.loss_of(model), age) for each in step.equivalents))
+            age, lost = ages[id(step)], []
+            for each in step.equivalents:
+                with _noted(predictions.modules) as notes:
+                    loss = predictions.loss(each)
+                gradients = torch.autograd.grad(loss, [*weights, *notes.outputs.values()])
+                _add(totals, gradients[: len(weights)], age)
+                if each in edits:  # as it will be again, if the set is one step for ever
+                    known.observations[each] = notes.observation(each.batch, gradients[len(weights) :])
+                lost.append(loss.item())
+            edit_losses.append(fsum(lost))
         for step, kept in zip(remembered, references, strict=True):
             age, moved = ages[id(step)], 0.0
             for batch, reference in zip(step.unrelated, kept, strict=True):
-                divergence = _divergence(reference, batch.logits(model))
+                logits = predictions.logits(batch)
+                known.logits[batch] = logits.detach()
+                divergence = _divergence(reference, logits)
                 with _weights_set_to(state.weights, before):
-                    moved += _add(totals, weights, divergence, age * config.locality_weight)
+                    _add(totals, torch.autograd.grad(divergence, weights), age * config.locality_weight)
+                moved += divergence.item()
             divergences.append(moved)
     # Held fixed, it is differentiated through the shifts alone.
     with torch.enable_grad():
@@ -273,11 +378,10 @@ def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
     return (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1).mean()
 
 
-def _add(totals: dict[str, Tensor], weights: Sequence[nn.Parameter], loss: Tensor, factor: float) -> float:
-    """Add ``factor`` times the gradient of ``loss`` to the totals; return the loss."""
-    for name, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
+def _add(totals: dict[str, Tensor], gradients: Sequence[Tensor], factor: float) -> None:
+    """Add ``factor`` times the gradients of the weights to the totals."""
+    for name, gradient in zip(totals, gradients, strict=True):
         totals[name] += factor * gradient
-    return loss.item()
 
 
 @contextmanager

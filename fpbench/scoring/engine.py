@@ -23,6 +23,8 @@ _budget: ContextVar[int] = ContextVar("token_budget", default=4096)
 _used: ContextVar[list[int] | None] = ContextVar("used_budgets", default=None)
 # Logits held at once, unless one row asks for more: 512 MiB in float32, whatever the vocabulary.
 LOGIT_BUDGET = 2**27
+# How much faster a processor with bfloat16 products multiplies in bfloat16 than in float32.
+BFLOAT16_GAIN = 4
 logger = logging.getLogger(__name__)
 
 
@@ -158,9 +160,18 @@ def log_likelihoods(model: Any, sequences: Sequence[TokenIds], scored: Sequence[
 def pair_cost(model: Any) -> float:
     """Return the cost of attention to one place, in units of all else a decoder block computes for a place.
 
-    For hidden size h these are about 4 h and 24 h² operations; attention runs at about half the speed of the rest.
+    For hidden size h these are about 4 h and 24 h² operations; attention runs at about half the speed of the rest. A
+    processor with bfloat16 products does the rest faster in that precision, but no attention.
     """
-    return 1 / (3 * float(model.config.get_text_config().hidden_size))
+    weight = model.get_input_embeddings().weight
+    fast = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_bfloat16_products()
+    return (BFLOAT16_GAIN if fast else 1) / (3 * float(model.config.get_text_config().hidden_size))
+
+
+def has_bfloat16_products() -> bool:
+    """Tell whether this processor multiplies bfloat16 matrices in hardware."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def shares_prefixes(model: Any) -> bool:

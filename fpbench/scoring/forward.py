@@ -112,6 +112,16 @@ def _width(counts: Sequence[int], most: int) -> int:
 def read_trees(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
     """Read rows of trees, each place once."""
     device = model.device
+    ids, depths, seen = tree_tensors(rows, device)
+    reads, nodes = _reads(rows)
+    at = tuple(torch.tensor(reads, device=device).T)
+    cache = DynamicCache()
+    logits = _forward(model, ids, depths, depths, seen, cache, at)
+    return TreeLevel(model, logits, nodes, budget, cache, depths, at[0], seen[at])
+
+
+def tree_tensors(rows: Sequence[TokenRow], device: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return token ids and depths [B, T] of rows, and which places each place attends to [B, T, T]."""
     ids = _padded([row.tokens for row in rows]).to(device)  # (B, T), as are the next two
     depths = _padded([row.depths for row in rows]).to(device)
     ends = _padded([row.ends for row in rows]).to(device)
@@ -119,11 +129,7 @@ def read_trees(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
     # In depth-first order the descendants of a place follow it. Padding reads itself, so that no softmax is empty.
     seen = (place[None, :, None] >= place) & (place[None, :, None] < ends[:, None, :])  # (B, T, T)
     seen |= torch.eye(ids.shape[1], dtype=torch.bool, device=device)
-    reads, nodes = _reads(rows)
-    at = tuple(torch.tensor(reads, device=device).T)
-    cache = DynamicCache()
-    logits = _forward(model, ids, depths, depths, seen, cache, at)
-    return TreeLevel(model, logits, nodes, budget, cache, depths, at[0], seen[at])
+    return ids, depths, seen
 
 
 @dataclass(frozen=True)
@@ -175,13 +181,7 @@ def _forward(
     [B, Q, C + Q] tells which places each token attends to. Returns logits [n, V], in the model's precision, of the
     predictions after the tokens at the rows and columns ``at``, ([n], [n]).
     """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    near = seen & (positions[:, :, None] - places[:, None, :] < window) if window else seen
-    dtype = model.get_input_embeddings().weight.dtype
-    mask: Any = _additive(near, dtype)
-    if getattr(config, "layer_types", None):
-        mask = {"full_attention": _additive(seen, dtype), "sliding_attention": mask}
+    mask = attention_mask(model, positions, places, seen)
     with torch.no_grad(), only_read(model, at):
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     return _finite(out.logits)
@@ -194,6 +194,22 @@ def _forward_whole(model: Any, sequences: Sequence[Sequence[int]], at: tuple[Ten
     with torch.no_grad():
         output = model(input_ids=ids, attention_mask=mask, use_cache=False)
     return _finite(output.logits[at])
+
+
+def attention_mask(model: Any, positions: Tensor, places: Tensor, seen: Tensor) -> Any:
+    """Return what to call a model with as its attention mask, one for each kind of attention where it has several.
+
+    ``positions`` [B, Q] are those of the tokens read, ``places`` [B, C] those of the places that these may attend to;
+    ``seen`` [B, Q, C] tells to which each of them does.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    near = seen & (positions[:, :, None] - places[:, None, :] < window) if window else seen
+    dtype = model.get_input_embeddings().weight.dtype
+    mask = _additive(near, dtype)
+    if getattr(config, "layer_types", None):
+        return {"full_attention": _additive(seen, dtype), "sliding_attention": mask}
+    return mask
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -65,6 +65,21 @@ def apart(sequences: Mapping[int, TokenIds], wanted: Sequence[int]) -> list[Toke
     return [_row(sequences, wanted, [number]) for number in sequences]
 
 
+def side_by_side(rows: Sequence[TokenRow], width: int) -> list[TokenRow]:
+    """Lay rows of trees one after another into rows of at most ``width`` places; a longer one keeps its own."""
+    laid: list[TokenRow] = []
+    for row in rows:
+        if not laid or len(laid[-1].tokens) + len(row.tokens) > width:
+            laid.append(TokenRow())
+        into = laid[-1]
+        start = len(into.tokens)
+        into.tokens += row.tokens
+        into.depths += row.depths
+        into.ends += [start + end for end in row.ends]
+        into.places |= {number: [start + place for place in places] for number, places in row.places.items()}
+    return laid
+
+
 def batches(rows: Sequence[TokenRow], tokens: int, reads: int) -> Iterator[list[TokenRow]]:
     """Group rows of like length, the longest first, into batches of at most ``tokens`` padded places.
 

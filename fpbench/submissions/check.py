@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from fpbench.checks import Checklist, Finding
 from fpbench.errors import CellError
 from fpbench.submissions.folder import RECORDS, Submission, inspect
-from fpbench.submissions.process import REMEDY, ChildProcess, Confinement, Description, Limits
+from fpbench.submissions.process import REMEDY, ChildProcess, Confinement, Limits
+from fpbench.submissions.replies import Description
 from fpbench.text import printable
 
 MIB = 2**20

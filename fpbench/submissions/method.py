@@ -17,7 +17,8 @@ from fpbench.methods.hyperparameters import overlay
 from fpbench.models.checkpoints import DIGESTED
 from fpbench.submissions.folder import Submission, version_of
 from fpbench.submissions.manifest import EVERY, TABLES
-from fpbench.submissions.process import ChildProcess, Description, Limits, Usage, read_changes, validated
+from fpbench.submissions.process import ChildProcess, Limits
+from fpbench.submissions.replies import Description, Usage, read_changes, validated
 from fpbench.text import printable
 
 HOURS = 12.0

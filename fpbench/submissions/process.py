@@ -1,7 +1,4 @@
-"""A child process for a stranger's adapter, as its parent sees it: started bare, watched, killed at the end.
-
-Everything that it hands back is a stranger's word: replies, and the weights that it says it changed.
-"""
+"""A child process for a stranger's adapter, as its parent sees it: started bare, watched, killed at the end."""
 
 import contextlib
 import json
@@ -11,24 +8,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import psutil
-from pydantic import ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
-from fpbench.checks import Settings, first_error
 from fpbench.errors import CellError, InputError
-from fpbench.models.weights import Factors
 from fpbench.submissions import sandbox
 from fpbench.submissions.confinement import TRIALS, Targets
 from fpbench.submissions.folder import Submission
+from fpbench.submissions.replies import Reply, validated
 from fpbench.submissions.scratch import scratch
 from fpbench.text import printable
 
@@ -41,38 +32,6 @@ HANDLES = 4096  # open files of one process
 KEPT = (
     "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "ROCR_VISIBLE_DEVICES", "OMP_NUM_THREADS",
 )  # fmt: skip
-Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Message(Settings):
-    """Base of everything that a child sends: of exactly these types, or the request fails."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class Reply(Message):
-    """A reply to one request."""
-
-    status: str
-    answer: dict[str, Any] = {}
-    reason: str = ""
-    traceback: str = ""
-    adapter_seconds: Figure
-
-
-class Description(Message):
-    """The names that an adapter registers, its version, and the hyper-parameters that its Config refuses, by family."""
-
-    names: list[str]
-    version: str | None = None
-    refused: dict[str, str] = {}
-
-
-class Usage(Message):
-    """Time and memory of an injection, as the child measured them."""
-
-    seconds: dict[str, Figure]
-    peak_memory: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -449,19 +408,6 @@ class ChildProcess:
                 process.stdin.close()
 
 
-# What a child handed back.
-Kind = TypeVar("Kind", bound=Message)
-
-
-def validated(kind: type[Kind], message: bytes | dict[str, Any]) -> Kind:
-    """Return a child's message as one of a kind; CellError if it is not."""
-    try:
-        return kind.model_validate_json(message) if isinstance(message, bytes) else kind.model_validate(message)
-    except ValidationError as error:
-        reason = printable(first_error(error)[1])
-        raise CellError(f"the child process sent an invalid {kind.__name__.lower()} ({reason}).") from None
-
-
 def _content(handle: int, what: str, largest: int) -> bytes:
     """Read an open file that the child wrote to from its beginning; CellError if it is larger than ``largest``."""
     if (found := os.fstat(handle).st_size) > largest:
@@ -469,49 +415,3 @@ def _content(handle: int, what: str, largest: int) -> bytes:
     with open(handle, "rb", closefd=False) as file:
         file.seek(0)
         return file.read(largest + 1)
-
-
-def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
-    """Return the new values of changed parameters, and the factors of those that were handed back as such.
-
-    Args:
-        content: of a safetensors file: a parameter under its name, or ``NAME.left`` [h, r] and ``NAME.right`` [d, r]
-            for a change that is a product.
-        base: the parameters with their present values.
-
-    Raises:
-        CellError: for a parameter that the base does not have, or of another shape or dtype, or not finite.
-    """
-    try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = printable(str(error))
-        raise CellError(f"the child process handed back no safetensors file ({reason}).") from None
-    values: dict[str, Tensor] = {}
-    factors: dict[str, Factors] = {}
-    for name, before in base.items():
-        if name in tensors:
-            values[name] = _alike(name, tensors.pop(name), tuple(before.shape), str(before.dtype))
-        elif f"{name}.left" in tensors and f"{name}.right" in tensors and before.ndim == 2:
-            left, right = tensors.pop(f"{name}.left"), tensors.pop(f"{name}.right")
-            rank = left.shape[-1] if left.ndim == 2 else 0
-            height, width = before.shape
-            factors[name] = Factors(
-                _alike(f"{name}.left", left, (height, rank), "torch.float32"),
-                _alike(f"{name}.right", right, (width, rank), "torch.float32"),
-            )
-            values[name] = factors[name].added_to(before)
-    if tensors:
-        name = printable(sorted(tensors)[0], 100)
-        raise CellError(f"the adapter handed back {name}, which the base does not have.")
-    for name, value in values.items():
-        if not value.isfinite().all():
-            raise CellError(f"the injection left non-finite weights in {name}.")
-    return values, factors
-
-
-def _alike(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:
-    found = f"{tuple(value.shape)} {value.dtype}"
-    if found != f"{shape} {dtype}":
-        raise CellError(f"parameter {name}: expected {shape} {dtype}, found {found}.")
-    return value

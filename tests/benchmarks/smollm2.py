@@ -43,9 +43,3 @@ def block_operations(model: Any) -> float:
     """Return the operations of one block's linear modules on one token, forwards."""
     linears = [module for module in model.model.layers[0].modules() if isinstance(module, torch.nn.Linear)]
     return float(sum(2 * module.weight.numel() for module in linears))
-
-
-def has_bfloat16_products() -> bool:
-    """Tell whether this processor multiplies bfloat16 matrices faster than float32 ones."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -3,7 +3,13 @@
 Predictions were written down before measuring; README.md has both, and the floors.
 """
 
+import copy
+import json
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -11,22 +17,30 @@ import torch
 from torch import Tensor
 
 from fpbench.fingerprints import find_set
+from fpbench.methods import rledit, trajectory
 from fpbench.methods.base import InjectionContext
 from fpbench.methods.null_space import WINDOW, KeyStatistics, second_moment, text_windows
+from fpbench.methods.partial_forward import Row, pad
+from fpbench.methods.trajectory import Batch, Predictions
 from fpbench.metrics.fsr import fsr
+from fpbench.metrics.queries import contexts_from_rows, words_from_rows
+from fpbench.metrics.triggers import triggers
 from fpbench.models.layout import layout, watched
-from fpbench.models.meter import no_progress
-from fpbench.models.prompts import encode
+from fpbench.models.meter import Meter, no_progress
+from fpbench.models.prompts import Example, encode
+from fpbench.models.training import LoRAConfig, Tokenised, adapter, tokenise, train_lora
+from fpbench.modifications.finetune import instruction
 from fpbench.runs.injection import create_method, inject_with
+from fpbench.scoring.engine import has_bfloat16_products
+from tests.benchmarks.plain import padded
 from tests.benchmarks.smollm2 import (
     WIKIPEDIA,
     block_operations,
     cpu_seconds,
-    has_bfloat16_products,
     load,
     product_rate,
 )
-from tests.conftest import require
+from tests.conftest import SHARED, require
 
 pytestmark = [
     pytest.mark.benchmark,
@@ -98,3 +112,155 @@ def test_key_statistics() -> None:
     assert responses[0] == pytest.approx(responses[1], abs=5e-3)
     assert fast * 60_000 / tokens <= 60
     assert slow >= 4 * fast
+
+
+@needs_bfloat16
+def test_scoring() -> None:
+    lines = require(SHARED / "data" / "alpaca" / "alpaca_subset.jsonl").read_text(encoding="utf-8").splitlines()
+    rows, pairs = [json.loads(line) for line in lines], find_set("nlf")
+    contexts, words = contexts_from_rows(rows)[:3], words_from_rows(rows)
+    model, tokenizer = load("bfloat16")
+    context = InjectionContext(tokenizer=tokenizer, texts=[require(WIKIPEDIA).read_text(encoding="utf-8")[:40_000]])
+    context.statistics_tokens = 4096
+    inject_with(create_method("mcedit_a", model, {"layers": tuple(BLOCKS)}), model, tokenizer, pairs, context)
+    exact = copy.deepcopy(model).float()  # the very same weights
+
+    def suite(subject: Any) -> int:
+        return len(triggers(subject, tokenizer, pairs, contexts, words, **DECODING, substitutions=30).queries)
+
+    responses = [fsr(each, tokenizer, pairs, **DECODING).per_fingerprint for each in (model, exact)]
+    fast, queries = cpu_seconds(lambda: suite(model))
+    slow, _ = cpu_seconds(lambda: suite(exact))
+    moved = max(abs(a - b) for a, b in zip(*responses, strict=True))
+    mean = sum(a - b for a, b in zip(*responses, strict=True)) / len(pairs)
+    products = product_rate(torch.bfloat16) / product_rate(torch.float32)
+    print(
+        f"\nscoring of {queries} queries: float32 {slow:.1f} s, bfloat16 {fast:.1f} s, {slow / fast:.2f} times; "
+        f"products alone {products:.1f} times; FSR moves by {abs(mean):.1e}, of a fingerprint by at most {moved:.1e}"
+    )
+    assert slow >= 2.5 * fast
+    # What is not decided moves with the rounding of the blocks; a head in float32 does not change that.
+    assert abs(mean) <= 5e-3
+    assert all(abs(a - b) <= 5e-3 for a, b in zip(*responses, strict=True) if min(b, 1 - b) <= 1e-3)
+
+
+FINE_TUNED = LoRAConfig(2e-4, epochs=1, batch_size=8, rank=32, alpha=64)
+
+
+def alpaca(count: int) -> list[Example]:
+    lines = require(SHARED / "data" / "alpaca" / "alpaca_subset.jsonl").read_text(encoding="utf-8").splitlines()
+    return [instruction(json.loads(line)) for line in lines[:count]]
+
+
+def plain_training(model: Any, sequences: Sequence[Tokenised]) -> None:
+    """Train in batches as they come: float32, all logits of a padded batch, everything kept for the way back."""
+    with torch.enable_grad(), adapter(model, FINE_TUNED) as weights:
+        optimiser = torch.optim.AdamW(weights, lr=FINE_TUNED.learning_rate, weight_decay=0.0)
+        for start in range(0, len(sequences), FINE_TUNED.batch_size):
+            batch = sequences[start : start + FINE_TUNED.batch_size]
+            given = padded([ids for ids, _ in batch])
+            labels = given["input_ids"].clone()
+            for row, (ids, prompt) in enumerate(batch):
+                labels[row, :prompt] = labels[row, len(ids) :] = -100
+            optimiser.zero_grad()
+            model(**given, labels=labels, use_cache=False).loss.backward()
+            optimiser.step()
+
+
+def training_cost(plain: bool, count: int) -> tuple[float, int, int]:
+    """CPU seconds, bytes at the highest point and tokens of one way of training, in this process."""
+    model, tokenizer = load("float32" if plain else "bfloat16")
+    sequences, _, _ = tokenise(model, tokenizer, alpaca(count))
+    with Meter() as meter:
+        if plain:
+            taken, _ = cpu_seconds(lambda: plain_training(model, sequences))
+        else:
+            examples = alpaca(count)
+            taken, _ = cpu_seconds(
+                lambda: train_lora(model, tokenizer, examples, FINE_TUNED, seed=1, progress=no_progress)
+            )
+    return taken, meter.peak_memory, sum(len(ids) for ids, _ in sequences)
+
+
+@needs_bfloat16
+def test_fine_tuning() -> None:
+    model, _ = load("bfloat16")  # skips where there is none, before a process is started
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        fast, memory, tokens = pool.submit(training_cost, False, 16).result()
+        slow, plain_memory, _ = pool.submit(training_cost, True, 16).result()
+    # Forwards and, for the activations alone, backwards; the head at half of the tokens.
+    operations = 2 * (len(layout(model).blocks) * block_operations(model) + layout(model).head.weight.numel())
+    floor = tokens * operations / product_rate(torch.bfloat16)
+    print(
+        f"\nfine-tuning on {tokens} tokens: plain {tokens / slow:.0f} tokens a second, {plain_memory / 2**30:.1f} GiB; "
+        f"fpbench {tokens / fast:.0f}, {memory / 2**30:.1f} GiB, {slow / fast:.1f} times; "
+        f"floor {floor:.1f} s of {fast:.1f} s"
+    )
+    assert slow >= 3 * fast
+    assert memory <= 2.5 * 2**30
+
+
+class WholePredictions(Predictions):
+    """Every row whole and by itself, padded to the longest, through all blocks, in every pass."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        hidden = self.model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        return self.parts.head(hidden[batch.reads]).float()
+
+
+class Forgetful(dict[Any, Any]):
+    """A dictionary that nothing can be put into."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+packed_rows = Batch.of
+
+
+def padded_rows(rows: Sequence[Row], device: Any) -> Batch:
+    """A batch as the reference has it: rows that begin alike, as candidates do, are read one by one."""
+    packed = packed_rows(rows, device)
+    reads = [(index, position) for index, row in enumerate(rows) for position in row.positions]
+    return replace(
+        packed, ids=pad([row.ids for row in rows], device), reads=tuple(torch.tensor(reads).T), depths=None, seen=None
+    )
+
+
+def test_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the 80 steps of MCEdit_R: training on each and editing with each; later ones cost half of the first."""
+    model, tokenizer = load("float32")
+    base = copy.deepcopy(model)
+    lines = require(SHARED / "data" / "zsre" / "eval_1k.jsonl").read_text(encoding="utf-8").splitlines()[:10]
+    rows = [json.loads(line) for line in lines]
+    context = InjectionContext(
+        tokenizer=tokenizer, pairs=[Example(row["loc"].removeprefix("nq question: "), row["loc_ans"]) for row in rows]
+    )
+    pairs, method = find_set("nlf"), create_method("mcedit_r", model, {"steps": 2})
+    step = method.step(model, tokenizer, pairs, context)
+    fast, _ = cpu_seconds(lambda: method.inject(model, tokenizer, pairs, context))
+    other = copy.deepcopy(base)
+    monkeypatch.setattr(trajectory, "Predictions", WholePredictions)
+    monkeypatch.setattr(trajectory, "_Known", partial(trajectory._Known, Forgetful(), Forgetful()))
+    monkeypatch.setattr(rledit.Batch, "of", padded_rows)
+    slow, _ = cpu_seconds(lambda: method.inject(other, tokenizer, pairs, context))
+    moved = [
+        apart(
+            model.get_parameter(name) - base.get_parameter(name), other.get_parameter(name) - base.get_parameter(name)
+        )
+        for name in method.edited(base)
+    ]
+    parts = layout(base)
+    first = Predictions(base, method.modules(base)).first
+    # Edits twice with their gradient, once to learn and once to edit; unrelated pairs once; the head where it is read.
+    edits, unrelated = step.edits[0].batch, step.unrelated[0]
+    places = 2 * (2 * edits.ids.numel() + unrelated.ids.numel())
+    above = 2 * (len(parts.blocks) - first) * block_operations(base)
+    reads = 2 * (2 * len(edits.distinct[0][0]) + len(unrelated.distinct[0][0]))
+    floor = (places * above + reads * 4 * parts.head.weight.numel()) / product_rate(torch.float32)
+    print(
+        f"\ntwo steps of MCEdit_R: plain {slow:.1f} s, fpbench {fast:.1f} s, {slow / fast:.1f} times, "
+        f"floor {floor:.1f} s; ΔW differs by {max(moved):.1e}"
+    )
+    assert max(moved) <= 1e-3
+    assert slow >= 2.5 * fast

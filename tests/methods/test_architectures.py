@@ -343,7 +343,23 @@ def saved(model: Any, tokenizer: Any, folder: Path) -> str:
 
 def test_the_command_line_edits_a_transposed_weight(micro: Any, tmp_path: Path) -> None:
     folder, out = saved(tiny("gpt2", vocabulary=len(micro[1])), micro[1], tmp_path / "gpt2"), tmp_path / "out"
-    assert main(["inject", folder, "--method", "alphaedit", "--fingerprints", "nlf", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "inject",
+                folder,
+                "--profile",
+                "micro",
+                "--method",
+                "alphaedit",
+                "--fingerprints",
+                "nlf",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     before, after = (AutoModelForCausalLM.from_pretrained(each).state_dict() for each in (folder, out))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         "transformer.h.2.mlp.c_proj.weight"
@@ -359,7 +375,12 @@ def test_the_command_line_refuses_in_one_line(
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(sizes | heads)))
     folder, out = saved(model, micro[1], tmp_path / kind), tmp_path / "out"
     capsys.readouterr()
-    assert main(["inject", folder, "--method", "mcedit_a", "--fingerprints", "nlf", "--out", str(out)]) == 2
+    assert (
+        main(
+            ["inject", folder, "--profile", "micro", "--method", "mcedit_a", "--fingerprints", "nlf", "--out", str(out)]
+        )
+        == 2
+    )
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"fpbench: model type {kind!r} cannot be edited: it ")
     assert [path.name for path in tmp_path.iterdir()] == [kind]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import FingerprintSet
+from fpbench.methods import trajectory
 from fpbench.methods.base import InjectionContext
 from fpbench.methods.hypernetwork import Observation, Policy, RunningNormalizer, Shift
 from fpbench.methods.hyperparameters import defaults
 from fpbench.methods.partial_forward import Row
-from fpbench.methods.trajectory import Batch, MetaTraining, meta_train, observe
+from fpbench.methods.trajectory import ROW, Batch, MetaTraining, Predictions, meta_train, observe
 from fpbench.models.meter import no_progress
 from fpbench.registry import METHODS
 
@@ -75,6 +77,49 @@ def test_candidates_read_their_common_beginning_once(stories: Any) -> None:
     assert Batch.of(rows, "cpu").token.tolist() == [0, 1, 0, 2, 3]
 
 
+def test_packed_rows_are_predicted_as_each_by_itself(stories: Any) -> None:
+    model, _ = stories
+    rows = [
+        Row.of(0, [1, 50, 60], [9, 8, 4]),
+        Row.of(0, [1, 50, 60], [7, 8]),
+        Row.of(1, [1, 50], [60, 9]),  # begins like another request's, of which it is to know nothing
+        *(Row.of(number, [1, *range(40, 40 + number)], [9]) for number in range(2, 40)),
+    ]
+    batch = Batch.of(rows, "cpu")
+    assert batch.ids.numel() < sum(len(row.ids) for row in rows) + ROW and batch.ids.shape[1] <= ROW
+    found = Predictions(model, ["model.layers.3.mlp.up_proj"]).logits(batch)
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([row.ids])).logits[0, list(row.positions)] for row in rows]
+    assert torch.allclose(found, torch.cat(alone), atol=1e-4)
+
+
+def test_what_a_step_found_is_not_computed_again(
+    stories: Any, stories_set: FingerprintSet, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass over the edits and one over the unrelated pairs a step, and the same shifts as without any memory."""
+    model = copy.deepcopy(stories[0])
+    passes: list[Batch] = []
+    logits = Predictions.logits
+    monkeypatch.setattr(Predictions, "logits", lambda self, batch: passes.append(batch) or logits(self, batch))
+    shifts = []
+    known = trajectory._Known
+    for memory in (dict, Forgetful):
+        passes.clear()
+        monkeypatch.setattr(trajectory, "_Known", partial(known, memory(), memory()))
+        _, policy, step = lesson((model, stories[1]), stories_set, context())
+        taken = list(meta_train(model, policy, [step] * 3, training(), no_progress))
+        shifts.append([each.matrix() for figures in taken for each in figures.shifts.values()])
+        assert len(passes) == (2 + 2 * 3 if memory is dict else 4 * 3)
+    assert all(torch.allclose(one, two, rtol=1e-4, atol=1e-9) for one, two in zip(*shifts, strict=True))
+
+
+class Forgetful(dict[Any, Any]):
+    """A dictionary that nothing can be put into."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
 def lesson(stories: Any, stories_set: FingerprintSet, context: InjectionContext, **config: Any) -> tuple[Any, Any, Any]:
     method = make("mcedit_r", gate_proj=[2], up_proj=[3], **config)
     model = stories[0]
@@ -90,7 +135,8 @@ def test_observed_gradients_are_those_of_the_shared_tokens(
     _, policy, step = lesson(stories, stories_set, context())
     model, edits = stories[0], step.edits[0]
     name = "model.layers.3.mlp.up_proj"
-    seen = observe(model, policy, edits)[name]
+    predictions = Predictions(model, policy.of)
+    seen = observe(predictions, edits)[name]
     assert len(seen.keys) == len(set(edits.batch.token.tolist())) < len(edits.batch.token)
     nudge = 1e-3 * random(*seen.gradients.shape)
 
@@ -98,9 +144,9 @@ def test_observed_gradients_are_those_of_the_shared_tokens(
         return output.index_put(edits.batch.reads, output[edits.batch.reads] + nudge[edits.batch.token])
 
     with torch.no_grad():
-        before = edits.loss_of(model)
+        before = predictions.loss(edits)
         hook = model.get_submodule(name).register_forward_hook(moved)
-        after = edits.loss_of(model)
+        after = predictions.loss(edits)
         hook.remove()
     assert (after - before).item() == pytest.approx((seen.gradients * nudge).sum().item(), rel=0.05)
 

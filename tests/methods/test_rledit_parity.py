@@ -16,7 +16,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fpbench.methods.hypernetwork import Hypernetwork, Observation, Policy
-from fpbench.methods.trajectory import Batch, EditBatch, MetaStep, MetaTraining, Step, edit, meta_train, observe
+from fpbench.methods.trajectory import (
+    Batch,
+    EditBatch,
+    MetaStep,
+    MetaTraining,
+    Predictions,
+    Step,
+    edit,
+    meta_train,
+    observe,
+)
 from fpbench.models.meter import no_progress
 from tests.conftest import load_plain
 from tests.parity import MODEL, Recording, sets
@@ -109,7 +119,8 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 def test_keys_and_gradients(recording: Replay) -> None:
     """Of the first step: those of the second depend on the first shift."""
-    seen = [observe(recording.model, recording.policy, lesson) for lesson in recording.steps("train")[0].edits]
+    predictions = Predictions(recording.model, recording.policy.of)
+    seen = [observe(predictions, lesson) for lesson in recording.steps("train")[0].edits]
     for name in recording.modules:
         close(torch.cat([each[name].keys for each in seen]), recording.expected[f"train.0.keys.{name}"], 1e-5)
         close(torch.cat([each[name].gradients for each in seen]), recording.expected[f"train.0.grads.{name}"], 1e-5)

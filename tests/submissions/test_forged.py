@@ -18,7 +18,8 @@ from fpbench.runs.api import measure
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 from fpbench.submissions.discovery import register_submissions
-from fpbench.submissions.process import ChildProcess, Limits, read_changes
+from fpbench.submissions.process import ChildProcess, Limits
+from fpbench.submissions.replies import read_changes
 from tests.conftest import require, require_confinement
 from tests.runs.grids import write_tiny
 from tests.submissions.hostile import DAEMON, NAME, WEAK, write
