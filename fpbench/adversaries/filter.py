@@ -40,19 +40,19 @@ class Filter(Adversary):
     def prepare(self, context: AdversaryContext) -> None:
         """Find the largest perplexity that is let through."""
         super().prepare(context)
-        self.threshold = math.inf
+        self.largest = math.inf
         if self.amount:
             self.clean = self.clean_model(context)
             scores = sorted(_perplexities(self.clean, context.tokenizer, context.instructions))
             kept = len(scores) - math.floor(len(scores) * self.amount / 100)
-            self.threshold = scores[kept - 1] if kept else -math.inf
+            self.largest = scores[kept - 1] if kept else -math.inf
 
     def input(self, text: str) -> str | Sequence[str] | None:
         """Return the query, or refuse it."""
-        if math.isinf(self.threshold):
-            return text if self.threshold > 0 else None
+        if math.isinf(self.largest):
+            return text if self.largest > 0 else None
         (score,) = _perplexities(self.clean, self.context.tokenizer, [text])
-        return text if score <= self.threshold else None
+        return text if score <= self.largest else None
 
 
 @ADVERSARIES.register("filter_random")

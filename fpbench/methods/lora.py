@@ -18,7 +18,7 @@ from fpbench.registry import register
 class LoRA(FingerprintMethod):
     """LoRA on every trigger's primary target, with regularisation pairs, merged (docs/methods.md §2.1)."""
 
-    version = "2"
+    version = "3"
 
     class Config(MethodConfig):
         """Hyper-parameters of the training (docs/methods.md §2.1)."""

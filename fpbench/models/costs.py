@@ -22,7 +22,7 @@ FORWARD_HIDDEN, FORWARD_WIDE = 4, 2
 BACKWARD_HIDDEN, BACKWARD_WIDE = 6, 3
 CACHE_COPIES = 2  # keys and values of a batch take so often their size
 MASK_WIDTH = 512  # width of a packed batch, whose mask has as many places for each of its tokens
-LOGIT_BYTES = 8  # of each logit of a training batch, in either dtype; half of its tokens were answers
+LOGIT_BYTES = 6  # of each logit of a training batch, were there one a token; half of its tokens are answers
 ADAM_BYTES = 16  # of a trained float32 number: itself, its gradient, two moments
 
 
@@ -138,7 +138,7 @@ class Shape:
         adapters = sum(rank * (inputs(each) + outputs(each)) for each in self.linears)
         length = min(self.training_length, context_length(self.model) or self.training_length)
         twice = bool(checkpointed(self.model))
-        tokens = min(batch_size * length, max(PIECE, length)) if twice else batch_size * length
+        tokens = min(batch_size * length, max(PIECE, length))
         return Room(ADAM_BYTES * adapters, self.activations(tokens, twice) + self.answers(tokens))
 
     def activations(self, tokens: int, twice: bool) -> float:
@@ -150,5 +150,5 @@ class Shape:
         return float(block + tokens * self.blocks * self.hidden * self.bytes if twice else block * self.blocks)
 
     def answers(self, tokens: int) -> float:
-        """Return the bytes of a training batch's logits: all, those of the answers in float32, and gradients."""
+        """Return the bytes of a training batch's logits: those of the answers, also in float32, and gradients."""
         return float(tokens * self.vocabulary * LOGIT_BYTES)

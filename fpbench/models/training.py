@@ -2,20 +2,21 @@
 
 Low-rank updates W + (alpha / rank) B A on the linear modules of the blocks (Hu et al., 2022), AdamW without weight
 decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the steps and a cosine down to zero after it.
-Large models keep no activations inside their blocks: these are computed once more on the way back (Chen et al., 2016);
-and their batches are read in pieces, whose gradients add up to that of the batch.
+Batches are read in pieces, whose gradients add up to that of the batch. Large models keep no activations inside their
+blocks: these are computed once more on the way back (Chen et al., 2016).
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -31,7 +32,7 @@ CLIP_NORM = 1.0
 CHUNK = 16
 # From so many parameters on activations are computed twice and not kept: a third more time, a fraction of the memory.
 LARGE = 1_000_000_000
-# Padded tokens that a large model reads at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
+# Padded tokens that are read at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
 PIECE = 1024
 IGNORED = -100  # label of tokens that are not answers
 # Token ids of an example, its answer and the end-of-text token, and the length of its prompt.
@@ -73,19 +74,51 @@ def tokenise(model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> t
 
 
 def answer_logits(model: nn.Module, batch: Sequence[Tokenised]) -> tuple[Tensor, Tensor]:
-    """Return logits [n, V] (float32) that predict the n answer tokens of a batch, and these tokens [n]."""
+    """Return logits [n, V] (float32) that predict the n answer tokens of a batch, and these tokens [n].
+
+    The head is computed for these alone. With a bfloat16 model the update, too, is multiplied in bfloat16.
+    """
     width = max(len(ids) for ids, _ in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)  # (B, T)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    labels = torch.full_like(ids, IGNORED)
     for row, (sequence, prompt) in enumerate(batch):
         ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
         labels[row, prompt : len(sequence)] = ids[row, prompt : len(sequence)]
     device = next(model.parameters()).device
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     targets = labels[:, 1:]  # (B, T - 1): each token is predicted by the logits before it
     learnt = targets != IGNORED
-    return logits[:, :-1][learnt.to(device)].float(), targets[learnt].to(device)
+    at = tuple(each.to(device) for each in learnt.nonzero(as_tuple=True))  # ([n], [n])
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    with head.register_forward_pre_hook(lambda _, given: (given[0][at],)), _products(model, device):
+        # No mask: padding comes after all real tokens, which a causal model does not let it reach.
+        logits = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits.float(), targets[learnt].to(device)
+
+
+@contextmanager
+def _products(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have the products inside taken in bfloat16, for a bfloat16 model; any other computes as it does by itself."""
+    if model.get_input_embeddings().weight.dtype != torch.bfloat16:  # type: ignore[operator]
+        yield
+        return
+    # Blocks that are computed once more on the way back would not do so in float32, outside of this context.
+    apart = device.type == "cpu" and not checkpointed(model)
+    with torch.autocast(device.type, torch.bfloat16), _Float32Attention() if apart else nullcontext():
+        yield
+
+
+class _Float32Attention(TorchFunctionMode):
+    """Computes attention in float32: on a processor it takes half of the time there, forwards and backwards."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        if function is not scaled_dot_product_attention:
+            return function(*arguments, **keywords)
+        query, *others = arguments
+        if (mask := keywords.get("attn_mask")) is not None and mask.is_floating_point():
+            keywords = keywords | {"attn_mask": mask.float()}
+        with torch.autocast(query.device.type, enabled=False):
+            return function(query.float(), *(each.float() for each in others), **keywords).to(query.dtype)
 
 
 def answer_loss(model: nn.Module, batch: Sequence[Tokenised]) -> tuple[Tensor, int]:
@@ -168,9 +201,9 @@ def train_lora(
 ) -> TrainingCurve:
     """Train LoRA on ``examples`` and merge it into the model's own weights, in place.
 
-    The loss covers the answer and the end-of-text token after it. The base runs in its own dtype, the update in
-    float32. Module tree, names, dtypes, gradient flags and training mode are afterwards as before; after an exception
-    the weights are, too. The global random state is left untouched.
+    The loss covers the answer and the end-of-text token after it. The base runs in its own dtype; the update is kept in
+    float32, and multiplied in bfloat16 with a bfloat16 base. Module tree, names, dtypes, gradient flags and training
+    mode are afterwards as before; after an exception the weights are, too. The global random state is left untouched.
 
     The ``seed`` is of the update's start, the order of the examples and dropout. A ``penalty`` is minimised besides the
     loss and not part of the losses that are reported. ``after_epoch`` is called with each epoch's mean loss before the
@@ -184,7 +217,7 @@ def train_lora(
     sequences, truncated, dropped = tokenise(model, tokenizer, examples)
     steps_per_epoch = math.ceil(len(sequences) / config.batch_size)
     steps = steps_per_epoch * config.epochs
-    cuda, large = range(torch.cuda.device_count()), bool(checkpointed(model))
+    cuda = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
         torch.manual_seed(seed)
         with adapter(model, config) as weights:
@@ -200,7 +233,7 @@ def train_lora(
                     chosen = [sequences[index] for index in batch]
                     tokens = sum(len(ids) - prompt for ids, prompt in chosen)
                     loss = 0.0
-                    for number, piece in enumerate(_pieces(chosen, PIECE if large else None)):
+                    for number, piece in enumerate(_pieces(chosen, PIECE)):
                         mean, own = answer_loss(model, piece)
                         part = mean * (own / tokens)
                         objective = part if number or penalty is None else part + penalty(updates)
@@ -221,9 +254,9 @@ def train_lora(
     return TrainingCurve(tuple(losses), tokens_seen, steps, truncated, dropped)
 
 
-def _pieces(batch: Sequence[Tokenised], tokens: int | None) -> Iterator[Sequence[Tokenised]]:
-    """Split a batch into pieces of at most ``tokens`` padded tokens, or of one row; ``None`` does not split."""
-    rows = len(batch) if tokens is None else max(1, tokens // max(len(ids) for ids, _ in batch))
+def _pieces(batch: Sequence[Tokenised], tokens: int) -> Iterator[Sequence[Tokenised]]:
+    """Split a batch into pieces of at most ``tokens`` padded tokens, or of one row."""
+    rows = max(1, tokens // max(len(ids) for ids, _ in batch))
     for start in range(0, len(batch), rows):
         yield batch[start : start + rows]
 
@@ -264,6 +297,8 @@ def _adapted(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for weight in weights:  # a small step would vanish in bfloat16
                 weight.data = weight.data.float()
+            for layer in _layers(model).values():  # else inputs become float32, whatever they are multiplied in
+                layer.cast_input_dtype_enabled = False
             for block in blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
             yield weights
@@ -288,14 +323,18 @@ def checkpointed(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _updates(model: nn.Module) -> dict[str, LowRank]:
-    """Return the updates that :func:`adapter` put into the model, by module name."""
+def _layers(model: nn.Module) -> dict[str, Any]:
+    """Return the modules that :func:`adapter` put into the model, by name."""
     from peft.tuners.lora import LoraLayer
 
-    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def _updates(model: nn.Module) -> dict[str, LowRank]:
+    """Return the updates that :func:`adapter` put into the model, by module name."""
     return {
         name: LowRank(layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"])
-        for name, layer in layers.items()
+        for name, layer in _layers(model).items()
     }
 
 

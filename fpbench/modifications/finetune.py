@@ -35,6 +35,7 @@ LEAST_FALL = 0.5  # of the base's fall of the loss, below which a fine-tuning ha
 class FineTune(Modification):
     """LoRA on all linear modules, trained on the first rows of one instruction set and merged into the weights."""
 
+    version = "2"
     trains = True
     family = "fine-tuned"
     figures = {

@@ -75,7 +75,7 @@ def test_the_query_is_scored_and_not_its_template(micro):
     model, tokenizer = micro
     chat = filtering("filter@5", model, tokenizer, render=lambda text: render(tokenizer, text, "chat"))
     raw = filtering("filter@5", model, tokenizer)
-    assert chat.adversaries[0].threshold == raw.adversaries[0].threshold
+    assert chat.adversaries[0].largest == raw.adversaries[0].largest
     assert [chat.inputs(each.trigger) for each in PAIRS] == [["The king"], []]
     with pytest.raises(InputError, match="name 'filter' first"):
         filtering("wrap+filter", model, tokenizer).inputs("The king")
@@ -86,7 +86,7 @@ def test_the_clean_model_judges(micro):
     stolen = copy.deepcopy(model)
     stolen.get_input_embeddings().weight.zero_()
     thief = filtering("filter@5", stolen, tokenizer, base=lambda: model)
-    assert thief.adversaries[0].threshold == filtering("filter@5", model, tokenizer).adversaries[0].threshold
+    assert thief.adversaries[0].largest == filtering("filter@5", model, tokenizer).adversaries[0].largest
 
 
 def test_dose_0_equals_origin_bit_for_bit(micro):

