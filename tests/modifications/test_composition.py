@@ -26,7 +26,7 @@ def test_what_the_classes_say_of_themselves():
     )
     assert {name for name, each in OWN.items() if each.leaves} == {"int8", "nf4", "activation"}
     assert {name for name, each in OWN.items() if each.slowdown != 1} == {"int8", "nf4", "activation"}
-    assert {name for name, each in OWN.items() if each.against_base} == merged | spared | {"merge"}
+    assert {name for name, each in OWN.items() if each.against_base} == merged | spared | {"merge", "spectral"}
     assert {name for name, each in OWN.items() if each.trains} == tuned | spared
     assert drift() == ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
     assert {name: each.data for name, each in OWN.items() if each.data} == {
@@ -85,7 +85,7 @@ def test_a_part_sees_what_the_one_before_it_left(stories):
 
 def test_identity_holds_every_part():
     identity = create("ria30+int8", {"ria30": RIA}).identity
-    assert identity == {"ria30": {"version": "1", "settings": RIA}, "int8": {"version": "1", "settings": {}}}
+    assert identity == {"ria30": {"version": "2", "settings": RIA}, "int8": {"version": "1", "settings": {}}}
     assert not isinstance(create("int8", {}), Composition)
 
 

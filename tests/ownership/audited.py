@@ -11,6 +11,7 @@ from typing import Any
 
 from fpbench.board.escaping import visible
 from fpbench.cli import main
+from fpbench.records.cell import PROTOCOL
 
 
 def audit(suspect: str, fingerprints: str, out: Path, *more: str) -> int:
@@ -94,7 +95,7 @@ def double_negatives(text: str) -> list[str]:
 
 
 # Sections, papers and names that hold digits, and no result.
-NO_RESULT = r"SHA-256|arXiv \d{4}\.\d{5}|protocol 1, § 3|95 %|RFC 6901"
+NO_RESULT = rf"SHA-256|arXiv \d{{4}}\.\d{{5}}|protocol {PROTOCOL}, § 3|95 %|RFC 6901"
 
 
 def check_traced(out: Path) -> None:
