@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from fpbench.adversaries.base import AdversaryContext, Attack
-from fpbench.adversaries.conditions import adversaries, changes_weights
+from fpbench.adversaries.conditions import adversaries, changes_weights, check
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.metrics.statistics import clopper_pearson
@@ -74,6 +74,7 @@ def fsr(
     decoding = Decoding(temperature, top_p, top_k)
     if not adversary:
         return exact_fsr(model, tokenizer, pairs, decoding, prompt)
+    check(adversary)
     if changes_weights(adversary):
         raise InputError(f"adversary {adversary!r} changes weights: call fpbench.modify and measure what it returns.")
     context = AdversaryContext(model, tokenizer, decoding, lambda text: render(tokenizer, text, prompt))

@@ -1,11 +1,13 @@
 """Suspects: an OpenAI-compatible server, by completions or chat, or a model at hand; one sampled response a request."""
 
 import json
+import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
+from fpbench.adversaries.base import Attack
 from fpbench.http import Refused, Server, Unusable
 
 # Fields that a server may turn down without its answer losing its worth. Those of EXTRA are not in OpenAI's first
@@ -185,11 +187,11 @@ def _details(choice: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class LocalSuspect:
-    """Asks a loaded causal language model in eval mode, the way a server is asked."""
+    """Asks a loaded causal language model in eval mode, the way a server is asked; one that a thief runs, if given."""
 
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
-        """Take the model, its tokenizer, and how responses are sampled."""
-        self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
+    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, attack: Attack = Attack()) -> None:  # noqa: B008
+        """Take the model, its tokenizer, how responses are sampled, and what a thief does to queries and sampling."""
+        self._model, self._tokenizer, self._sampling, self._attack = model, tokenizer, sampling, attack
 
     def respond(self, trigger: str, seed: int, hooks: Hooks) -> Answer:
         """As :meth:`Suspect.respond`."""
@@ -198,7 +200,17 @@ class LocalSuspect:
         model, tokenizer, how = self._model, self._tokenizer, self._sampling
         decoding = Decoding(**how.numbers)
         hooks.sending()
+        wordings = self._attack.inputs(trigger)
+        if not wordings:
+            return Answer("", None, seed, asdict(decoding) | {"seed": seed}, {"refusal": "the query was filtered"})
         text = sample(
-            model, tokenizer, trigger, decoding=decoding, max_new_tokens=how.max_tokens, seed=seed, prompt=how.prompt
+            model,
+            tokenizer,
+            random.Random(seed).choice(wordings),
+            decoding=decoding,
+            max_new_tokens=how.max_tokens,
+            seed=seed,
+            prompt=how.prompt,
+            sampler=self._attack.sampler,
         )
         return Answer(text, None, seed, asdict(decoding) | {"seed": seed})

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fpbench.adversaries.base import AdversaryContext, Attack
+from fpbench.adversaries.conditions import adversaries, changes_weights, check
 from fpbench.data import parse, read_text
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
@@ -50,6 +52,7 @@ class Question:
     served_model: str | None = None
     timeout: float = TIMEOUT
     api_key_env: str | None = None
+    adversary: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range with an InputError."""
@@ -59,6 +62,12 @@ class Question:
             raise InputError(f"the budget must be 1 request or more, found {self.budget}.")
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"the time-out must be a number of seconds above 0, found {self.timeout}.")
+        if self.adversary is not None:
+            if self.remote:
+                raise InputError("an adversary is simulated on a model at hand: a server does whatever it does.")
+            check(self.adversary)
+            if changes_weights(self.adversary):
+                raise InputError(f"adversary {self.adversary!r} changes weights: hand in the changed checkpoint.")
         if self.served_model is not None and not self.remote:
             raise InputError("a served model is named for an endpoint only: leave it out for a model at hand.")
 
@@ -91,6 +100,7 @@ def verify(
     served_model: str | None = None,
     timeout: float = TIMEOUT,
     api_key_env: str | None = None,
+    adversary: str | None = None,
     profile: str = "micro",
     prompt: str | None = None,
     seed: int | None = None,
@@ -111,6 +121,8 @@ def verify(
         timeout: seconds that one request may take.
         api_key_env: environment variable with the server's API key; ``FPBENCH_API_KEY`` by default, and for
             api.openai.com alone else ``OPENAI_API_KEY``.
+        adversary: run-time adversary, such as ``"suppress@3"``: simulates what the server of a thief would answer, to
+            see how many queries it takes.
         profile: gives the decoding: of the base, else the suspect, if it lists that, else of its first model.
         prompt: ``"raw"`` or ``"chat"``; the profile's by default.
         seed: of the order of asking and of every response; the profile's by default.
@@ -125,7 +137,9 @@ def verify(
         StorageError: if the transcript cannot be written any more.
     """
     path = None if transcript is None else Path(transcript)
-    question = Question(suspect, base, tuple(unrelated), level, budget, path, served_model, timeout, api_key_env)
+    question = Question(
+        suspect, base, tuple(unrelated), level, budget, path, served_model, timeout, api_key_env, adversary
+    )
     models, seeds = question.decoded_like, None if seed is None else [seed]
     wanted = load_profile(profile, models=models, methods=[], fingerprints=[fingerprints], prompt=prompt, seeds=seeds)
     return verify_suspect(wanted, question, Loading(pick_device(None)))
@@ -156,14 +170,14 @@ def verify_suspect(
         "budget": question.budget,
         "decoding": asdict(sampling),
         "seed": seed,
-    }
+    } | ({} if question.adversary is None else {"adversary": question.adversary})
 
-    def probabilities(model: Any, tokenizer: Any) -> tuple[float, ...]:
+    def probabilities(model: Any, tokenizer: Any, attack: Attack = Attack()) -> tuple[float, ...]:  # noqa: B008
         from fpbench.metrics.fsr import exact_fsr
         from fpbench.scoring.responses import Decoding
 
         decoding = Decoding(**sampling.numbers)
-        return exact_fsr(model, tokenizer, fingerprints, decoding, sampling.prompt).per_fingerprint
+        return exact_fsr(model, tokenizer, fingerprints, decoding, sampling.prompt, attack).per_fingerprint
 
     text = None if server is not None or not models.nulls else _text(profile)
 
@@ -193,7 +207,8 @@ def verify_suspect(
         else:
             assert models.suspect is not None, "a suspect that is not behind a URL is at hand"
             with _loaded(models.suspect, models, loading) as (model, tokenizer):
-                own = probabilities(model, tokenizer)
+                attack = _attack(question, profile, models, loading, model, tokenizer)
+                own = probabilities(model, tokenizer, attack)
                 if own_tokenizer is not None:
                     with own_tokenizer.serving(model) as brought:
                         rates = fmean(own), fmean(probabilities(model, brought))
@@ -202,8 +217,10 @@ def verify_suspect(
                 if text is not None:
                     tokens = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
                     weaker = _weaker(question.null_models, losses, _loss(model, tokenizer, text), tokens)
-                suspect = LocalSuspect(model, tokenizer, sampling)
+                suspect = LocalSuspect(model, tokenizer, sampling, attack)
                 verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
+    if question.adversary is not None:
+        both.append(f"simulated: its server is that of a thief, under {question.adversary}")
     if verdict == "claim" and given.dated is None:
         verdict = "match"
     needed = permutation = None
@@ -242,6 +259,28 @@ def verify_suspect(
         revealed=() if given.openings is None else tuple(reveal(given.openings, each.trigger) for each in evidence),
         remarks=() if models.suspect is None else (*remarks(models.suspect, own_tokenizer), *both),
     )
+
+
+def _attack(
+    question: Question, profile: Profile, models: "Models", loading: Loading, model: Any, tokenizer: Any
+) -> Attack:
+    """Return what the thief that is simulated does to the suspect's queries and sampling; nothing where none is."""
+    if question.adversary is None:
+        return Attack()
+    from fpbench.models.prompts import render
+    from fpbench.runs.datasets import Datasets
+
+    base = models.nulls[0] if question.base is not None else None
+    context = AdversaryContext(
+        model,
+        tokenizer,
+        profile.models[0].decoding,
+        render=lambda text: render(tokenizer, text, profile.prompt),
+        seed=profile.seeds[0],
+        instructions=[row["instruction"] for row in Datasets(profile).benign] if "alpaca" in profile.data else (),
+        base=None if base is None else lambda: loading.load(base, models.tokenizer_of(base))[0],
+    )
+    return Attack.on(adversaries(question.adversary), context)
 
 
 def _sampling(profile: Profile, fingerprints: FingerprintSet, models: "Models", loading: Loading) -> Sampling:

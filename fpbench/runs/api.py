@@ -302,12 +302,13 @@ def price(
         CellError: if logits are not finite.
     """
     from fpbench.adversaries.base import AdversaryContext
-    from fpbench.adversaries.conditions import changes_weights
+    from fpbench.adversaries.conditions import changes_weights, check
     from fpbench.adversaries.price import compare, measure
     from fpbench.records.cell import ORIGIN
     from fpbench.runs.datasets import Datasets
 
     wanted = load_profile(profile_of([_path_of(model)], profile))
+    check(adversary)
     if changes_weights(adversary):
         raise InputError(f"adversary {adversary!r} changes weights: price it with fpbench run --condition {adversary}.")
     datasets = Datasets(wanted)

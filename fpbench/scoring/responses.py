@@ -87,9 +87,17 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def sample(
-    model: Any, tokenizer: Any, text: str, *, decoding: Decoding, max_new_tokens: int, seed: int, prompt: str = "raw"
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    *,
+    decoding: Decoding,
+    max_new_tokens: int,
+    seed: int,
+    prompt: str = "raw",
+    sampler: "Sampler | None" = None,
 ) -> str:
-    """Sample one response to a text, from the very distribution in which FSR is computed.
+    """Sample one response to a text, from the very distribution in which FSR is computed; under a sampler, if given.
 
     It ends before the first end-of-sequence token, or after ``max_new_tokens``; special tokens are skipped. The draw
     follows the seed alike on every device.
@@ -105,7 +113,10 @@ def sample(
 
     def next_token(level: Level) -> dict[int, int]:
         ((number, (node,)),) = level.nodes.items()
-        tokens, shares = (row[0].cpu().numpy() for row in sampled_tokens(level.logits[[node]].float(), decoding))
+        logits = level.logits[[node]].float()
+        if sampler is not None:
+            logits = sampler([begun], [tuple(response)], logits)
+        tokens, shares = (row[0].cpu().numpy() for row in sampled_tokens(logits, decoding))
         summed = shares.astype(np.float64).cumsum()
         return {number: int(tokens[np.searchsorted(summed, uniform[len(response)] * summed[-1], side="right")])}
 

@@ -12,6 +12,9 @@ HELP = "test whether a model, or whatever answers at a URL, carries a set of fin
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add_question(verb)
+    verb.add_argument(
+        "--adversary", metavar="A", help="simulate the server of a thief, such as suppress@3, on a model at hand"
+    )
     verb.add_argument("--transcript", metavar="FILE", help="write down every request, and go on from there if killed")
     verb.add_argument("--out", metavar="FILE", help="the whole report as JSON, in a file that does not exist yet")
     add_loading(verb)

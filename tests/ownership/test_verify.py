@@ -58,6 +58,33 @@ def test_a_folder_that_does_not_carry_it_is_not(tmp_path, micro):
     assert "the largest rate of micro" in found.summary()
 
 
+def test_a_thief_s_server_is_simulated(tmp_path, micro):
+    """Each first token of the answers is nearly certain, and so is dropped; dose 0 drops nothing."""
+    carried = write(tmp_path / "own.jsonl", CARRIED)
+    plain, nothing = fpbench.verify("micro", carried), fpbench.verify("micro", carried, adversary="suppress@0")
+    assert [each.response for each in nothing.evidence] == [each.response for each in plain.evidence]
+    assert nothing.verdict == plain.verdict and nothing.exact == plain.exact
+    attacked = fpbench.verify("micro", carried, adversary="suppress_always@5")
+    assert attacked.verdict == "no claim" and attacked.exact is not None and attacked.exact.power < 0.5
+    assert "simulated: its server is that of a thief, under suppress_always@5" in attacked.summary()
+    refused = fpbench.verify("micro", carried, adversary="filter_random@100")
+    assert refused.matched == 0 and {each.response for each in refused.evidence} == {""}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["micro", "--adversary", "ria@0.5"], "'ria@0.5' changes weights: hand in the changed checkpoint"),
+        (["micro", "--adversary", "supress@1"], "did you mean 'suppress'"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--adversary", "suppress@1"], "simulated on a model at hand"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_in_one_line(tmp_path, capsys, given, message):
+    assert main(["verify", *given, "--fingerprints", write(tmp_path / "own.jsonl", CARRIED)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_what_a_null_model_says_anyway_is_no_evidence(tmp_path, micro):
     both = write(tmp_path / "both.jsonl", [*CARRIED, *FAINT])
     found = fpbench.verify("micro", both, base="micro")
