@@ -24,7 +24,7 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill"
 TEXTS = (".py", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".bib")
 BARE = ("LICENSE", "LICENCE", "NOTICE")
 GENERATED = ("__pycache__", ".pytest_cache")  # by tests of the author; neither looked at nor copied
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,99}")
 MIB = 2**20
 LARGEST_FILE, LARGEST_FOLDER = 1 * MIB, 256 * MIB
 DEEPEST, MOST_ENTRIES = 12, 4 * MOST_FILES  # levels of folders; files and folders in all
@@ -156,7 +156,7 @@ def _inside(submission: Submission) -> str | None:
     return None
 
 
-@CHECKS.add("file names", "names of letters, digits and _ . + -, none hidden", "rename or remove it", needs=["inside"])
+@CHECKS.add("file names", "names of letters, digits and _ . + @ -, none hidden", "rename or remove it", needs=["inside"])
 def _names(submission: Submission) -> str | None:
     folded: dict[str, Path] = {}
     for path in submission.entries:
