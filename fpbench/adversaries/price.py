@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ANSWERED = 64  # tokens of a reference answer that count
 UNATTACKED = 0.01  # share of the model's own distribution, so that a forbidden token costs a finite amount
 ALPACA = "### Instruction:\n{}\n\n### Response:\n"  # how a model without a chat template is asked
+UNEXPLORED = 1e-4  # of the probability of an answer, of which 200 and more are averaged
 LEAST_ANSWERED = 0.01  # mean probability of the right word below which nothing can be lost
 LONG, SHORT = ("responses", "text", "refused"), ("answers", "refused")
 RESAMPLES = 2_000
@@ -177,7 +178,7 @@ def _answer_probabilities(
     asked: Sequence[tuple[int, str]],
     samplers: Sequence[tuple[Sampler | None, int | None]],
 ) -> list[list[Line]]:
-    """Return the exact probability that a response begins with the right word."""
+    """Return the probability, exact to 1e-4, that a response begins with the right word."""
     from fpbench.models.prompts import encode_all
     from fpbench.scoring.responses import begin_with_under, response_length
 
@@ -185,7 +186,7 @@ def _answer_probabilities(
     targets = [[items.answers[number].answer] for number, _ in asked]
     length = response_length(tokenizer, [target for (target,) in targets])
     alone = [sampler for sampler, _ in samplers]
-    found = begin_with_under(model, tokenizer, prompts, targets, context.decoding, length, alone)
+    found = begin_with_under(model, tokenizer, prompts, targets, context.decoding, length, alone, UNEXPLORED)
     return [[{"probability": outcome.probability} for outcome in outcomes] for outcomes in found]
 
 

@@ -20,7 +20,7 @@ from fpbench.hub.download import commit_of
 from fpbench.metrics.measure import METRICS, Measurement
 from fpbench.models.meter import Meter
 from fpbench.models.weights import digest, preserved, state_digest
-from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, Cell
 from fpbench.records.provenance import code_and_machine, source_of
 from fpbench.records.record import Record, cell_id
 from fpbench.registry import METHODS
@@ -147,7 +147,8 @@ class Bench:
             yield from ((cell, Failed.of(error), None) for cell in pending)
             return
         confinement, loaded = None if report is None else report.confinement, self.subject.loaded
-        prices = Prices([cell.condition for cell in pending if cell.metric == "price"])
+        kept = self.subject.prices if pending[0].method == BASE else {}
+        prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
         siblings = self._siblings(pending)  # injected before the model is changed
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
@@ -214,7 +215,7 @@ class Bench:
         subject = self.subject
         try:
             model, proof, cost = self._modified(condition, cells[0], report)
-            context = replace(subject.adversary_context(model, cells[0].seed), siblings=siblings)
+            context = replace(subject.adversary_context(model), siblings=siblings)
             attack = Attack.on(adversaries(condition), context)
         except Exception as error:  # whatever a modification meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
@@ -273,16 +274,19 @@ class Bench:
 class Prices:
     """The items that price the conditions of one checkpoint: those of conditions of the same weights in one pass."""
 
-    def __init__(self, conditions: Sequence[str]) -> None:
-        """Measure nothing yet."""
-        self.conditions = conditions
-        self._found: dict[str, list[dict[str, Any]] | FpbenchError] = {}
+    def __init__(self, conditions: Sequence[str], kept: dict[str, Sequence[dict[str, Any]]]) -> None:
+        """Measure nothing yet; what is measured on unchanged weights goes into ``kept``, and is taken from there."""
+        self.conditions, self.kept = conditions, kept
+        self._found: dict[str, Sequence[dict[str, Any]] | FpbenchError] = {}
 
-    def of(self, condition: str, model: Any, items: Items, context: AdversaryContext) -> list[dict[str, Any]]:
+    def of(self, condition: str, model: Any, items: Items, context: AdversaryContext) -> Sequence[dict[str, Any]]:
         """Return the items of a condition whose weights the model has; raise what went wrong with that condition."""
+        if condition in self.kept:
+            return self.kept[condition]
         if condition not in self._found:
             weights = weights_parts(condition)
-            alike = [each for each in self.conditions if weights_parts(each) == weights]
+            unknown = [each for each in self.conditions if each not in self.kept]
+            alike = [each for each in unknown if weights_parts(each) == weights]
             try:
                 measured = measure(model, context.tokenizer, alike, items, context)
                 self._found |= dict(zip(alike, measured, strict=True))
@@ -295,6 +299,8 @@ class Prices:
         found = self._found.pop(condition)
         if isinstance(found, FpbenchError):
             raise found
+        if not weights_parts(condition):
+            self.kept[condition] = found
         return found
 
 

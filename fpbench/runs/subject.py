@@ -1,6 +1,6 @@
 """One model of a run: its files, the model loaded from them, and everything that both decide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ class Subject:
         """Read nothing yet; with ``handed_in`` take the checkpoint that was handed in, whose base may be unknown."""
         self.job, self.profile, self.loading, self.settings = job, job.profile, job.loading, job.settings(label)
         self.datasets, self.progress, self.store = datasets, progress, Store(job.out)
+        self.prices: dict[str, Sequence[dict[str, Any]]] = {}  # items that price run-time parts on the base
         self.handed_in, self.folder = handed_in, job.folder(label, handed_in)
         self.base = job.folders.get(label) if handed_in else None
 
@@ -88,14 +89,14 @@ class Subject:
         """The unfingerprinted base, resident beside the loaded model; its folder is known."""
         return self.loading.load(self.base or self.folder, self.base)[0]
 
-    def adversary_context(self, model: nn.Module, seed: int) -> AdversaryContext:
+    def adversary_context(self, model: nn.Module) -> AdversaryContext:
         """Return what adversaries may know of a model, and have."""
         return AdversaryContext(
             model,
             self.tokenizer,
             self.settings.decoding,
             render=lambda text: render(self.tokenizer, text, self.profile.prompt),
-            seed=seed,
+            seed=self.profile.draw,  # not the run's, so that a price holds for all seeds
             instructions=[row["instruction"] for row in self.datasets.benign] if "alpaca" in self.profile.data else (),
             base=(lambda: self.base_model) if self.base or not self.handed_in else None,
         )

@@ -247,16 +247,18 @@ def begin_with_under(
     decoding: Decoding,
     max_new_tokens: int,
     samplers: Sequence[Sampler | None],
+    bound: float = PRUNED,
 ) -> list[list[TargetProbabilities]]:
     """Return what :func:`begin_with` does under each of some samplers, ``None`` being the model's own.
 
     Every continuation is read once for all samplers that can reach it: what the model computes does not depend on them.
+    Of each prompt a probability of up to ``bound`` may be left unexplored.
     """
     keys = [(tuple(prompt), tuple(each)) for prompt, each in zip(prompts, targets, strict=True)]
     distinct = list(dict.fromkeys(keys))
     matchers = {each: Matcher(tokenizer, each) for each in {each for _, each in distinct}}
     asked = [prompt for prompt, _ in distinct]
-    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens, asked, samplers)
+    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens, asked, samplers, bound)
 
     def work(level: Level) -> dict[int, list[TargetProbabilities]]:
         walks = [(number, sampler) for number in level.nodes for sampler in range(len(samplers))]
@@ -280,10 +282,11 @@ class _Walk:
     depth: int  # of the trees, in tokens
     prompts: Sequence[Sequence[int]]
     samplers: Sequence[Sampler | None]
+    bound: float  # probability that may be left unexplored of each prompt
 
     def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally]) -> None:
         """Book in ``tallies`` every response that continues one of ``nodes``, which are of one depth."""
-        children = _prune(self._expand(level, nodes, tallies), tallies)
+        children = _prune(self._expand(level, nodes, tallies), tallies, self.bound)
         if not children:
             return
         if len(children[0].tokens) == self.depth:
@@ -352,13 +355,13 @@ class _Walk:
         return reading.settled and reading.target is None
 
 
-def _prune(nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally]) -> list[_Node]:
+def _prune(nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally], bound: float) -> list[_Node]:
     """Drop the smallest nodes while their prompt's total stays below the bound; greedy paths stay."""
     kept: list[_Node] = []
     widths: Counter[tuple[int, int]] = Counter()
     for node in sorted(nodes, key=lambda node: node.mass):
         tally = tallies[node.walk]
-        if not node.greedy and tally.pruned + node.mass < PRUNED:
+        if not node.greedy and tally.pruned + node.mass < bound:
             tally.pruned += node.mass
         else:
             kept.append(node)
