@@ -75,10 +75,10 @@ def level(condition: str) -> str:
     return max(class_of(name_of(part)).level for part in parts(condition))
 
 
-def proofs(condition: str, proof: Mapping[str, Any]) -> dict[str, Any]:
+def proofs(condition: str, proof: Any) -> dict[str, Any]:
     """Return what a record's proof holds of each modification that its condition names, by its part."""
     of_weights = [part for part in parts(condition) if issubclass(class_of(name_of(part)), Modification)]
-    if len(of_weights) == 1 and of_weights[0] not in proof:
+    if len(of_weights) == 1 and not (isinstance(proof, Mapping) and of_weights[0] in proof):  # a stranger's may be any
         return {of_weights[0]: proof}
     return {part: proof[part] for part in of_weights if part in proof}
 

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
+
+from fpbench.errors import InputError
 
 HELP = "what is registered: methods, conditions, adversaries, sets, profiles"
 
@@ -21,9 +24,9 @@ def do(options: argparse.Namespace) -> int:
 
     weights = [name for name in known() if name in MODIFICATIONS.names()]
     found: dict[str, dict[str, dict[str, Any]]] = {
-        "methods": {name: {"does": _first_line(METHODS.get(name))} for name in METHODS.names()},
-        "modifications": {name: _part(MODIFICATIONS.get(name)) for name in weights},
-        "adversaries": {name: _part(ADVERSARIES.get(name)) for name in known() if name not in weights},
+        "methods": {name: _about(METHODS, name, _method) for name in METHODS.names()},
+        "modifications": {name: _about(MODIFICATIONS, name, _part) for name in weights},
+        "adversaries": {name: _about(ADVERSARIES, name, _part) for name in known() if name not in weights},
         "presets of conditions": {name: {"does": does} for name, does in PRESETS.items()},
         "fingerprint sets": {name: {} for name in (*BUILT_IN, *MODEL_DEPENDENT, "any .jsonl file")},
         "models": {name: {} for name in ("micro (bundled)", "smollm2 (one package)", "any folder", "any hub id")},
@@ -39,6 +42,19 @@ def do(options: argparse.Namespace) -> int:
             doses = f"  [{about['dose']['unit']}: {about['dose']['list']}]" if about.get("dose") else ""
             print(f"  {name:<28}{level}{about.get('does', '')}{doses}".rstrip())
     return 0
+
+
+def _about(registry: Any, name: str, describe: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a class says of itself, or why an installed package's cannot be imported."""
+    try:
+        return describe(registry.get(name))
+    except InputError as error:
+        return {"does": str(error)}
+
+
+def _method(found: Any) -> dict[str, Any]:
+    """Return what a class of methods says of itself."""
+    return {"does": _first_line(found)}
 
 
 def _part(found: Any) -> dict[str, Any]:

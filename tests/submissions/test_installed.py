@@ -76,8 +76,17 @@ def fpbench(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[s
 
 
 def test_it_is_listed(installed: Path, tmp_path: Path) -> None:
-    listed = fpbench(installed, tmp_path, "list").stdout
-    assert "mcedit_r, broken, elsewhere" in listed and "fsft_math, halved\n" in listed
+    done = fpbench(installed, tmp_path, "list")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names.index("mcedit_r") < names.index("broken") < names.index("elsewhere") < names.index("modifications:")
+    assert names.index("modifications:") < names.index("halved") < names.index("adversaries:")
+    # One that cannot be imported is listed as that, and hides no other.
+    assert (
+        "cannot be imported (ModuleNotFoundError: No module named 'nothing_of_this_name')"
+        in lines[names.index("broken")]
+    )
 
 
 def test_its_modification_is_a_condition(installed: Path, tmp_path: Path) -> None:
