@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ANSWERED = 64  # tokens of a reference answer that count
 UNATTACKED = 0.01  # share of the model's own distribution, so that a forbidden token costs a finite amount
 ALPACA = "### Instruction:\n{}\n\n### Response:\n"  # how a model without a chat template is asked
-UNEXPLORED = 1e-4  # of the probability of an answer, of which 200 and more are averaged
+UNEXPLORED = 1e-3  # of the probability of an answer; blanks before it, under a flat distribution, have a long tail
 LEAST_ANSWERED = 0.01  # mean probability of the right word below which nothing can be lost
 LONG, SHORT = ("responses", "text", "refused"), ("answers", "refused")
 RESAMPLES = 2_000
@@ -178,7 +178,7 @@ def _answer_probabilities(
     asked: Sequence[tuple[int, str]],
     samplers: Sequence[tuple[Sampler | None, int | None]],
 ) -> list[list[Line]]:
-    """Return the probability, exact to 1e-4, that a response begins with the right word."""
+    """Return the probability, exact to 1e-3, that a response begins with the right word."""
     from fpbench.models.prompts import encode_all
     from fpbench.scoring.responses import begin_with_under, response_length
 

@@ -156,7 +156,9 @@ def _inside(submission: Submission) -> str | None:
     return None
 
 
-@CHECKS.add("file names", "names of letters, digits and _ . + @ -, none hidden", "rename or remove it", needs=["inside"])
+@CHECKS.add(
+    "file names", "names of letters, digits and _ . + @ -, none hidden", "rename or remove it", needs=["inside"]
+)
 def _names(submission: Submission) -> str | None:
     folded: dict[str, Path] = {}
     for path in submission.entries:

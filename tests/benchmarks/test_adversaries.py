@@ -77,7 +77,5 @@ def test_prices_of_all_doses_in_one_pass(subject: tuple[Any, Any]) -> None:
     context = AdversaryContext(*subject, Decoding())
     together, _ = cpu_seconds(lambda: measure(*subject, ["origin", *DOSES], items, context))
     apart, _ = cpu_seconds(lambda: [measure(*subject, ["origin", each], items, context) for each in DOSES])
-    print(
-        f"\n{len(DOSES)} doses: together {together:.1f} s, each alone {apart:.1f} s: {apart / together:.1f} times"
-    )
+    print(f"\n{len(DOSES)} doses: together {together:.1f} s, each alone {apart:.1f} s: {apart / together:.1f} times")
     assert apart / together >= 4
