@@ -142,7 +142,7 @@ def load_profile(name: str, *, full: bool = False, **changes: Any) -> Profile:
             raise unknown("profile", name, profile_names())
         raise InputError(f"profile file {name} does not exist: expected a .toml file; check the path.")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"profile {path} is not a readable TOML file: {error}") from None
     table = _fill_folder(table, str(path.parent.resolve()))

@@ -15,6 +15,7 @@ from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job
 from fpbench.runs.sets import Sets, code_mixed, made_for_models, model_sets, written_sets
 from fpbench.runs.subject import Subject
+from fpbench.scoring.matching import check_spelled
 
 
 class Worker:
@@ -41,7 +42,9 @@ class Worker:
         self.datasets.check()
         for label, handed_in in sorted({(cell.model, cell.method == CHECKPOINT) for cell in cells}):
             subject = self.subject(label, handed_in)
-            check_ready(subject.folder, profile.prompt, self.job.loading, subject.tokenizer_of)
+            tokenizer = check_ready(subject.folder, profile.prompt, self.job.loading, subject.tokenizer_of)
+            for fingerprints in self.written.values():
+                check_spelled(tokenizer, fingerprints.targets)
             check(subject, profile.methods, profile.conditions)
 
     def bench(self, cells: Sequence[Cell]) -> tuple[Bench, FingerprintSet]:

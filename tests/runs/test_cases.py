@@ -15,6 +15,7 @@ from fpbench.micro import MODEL
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, check_ready, load_model, load_tokenizer
 from fpbench.models.prompts import render
+from fpbench.ownership.verify import GivenSet
 from tests.conftest import ROOT, require
 
 Capture = pytest.CaptureFixture[str]
@@ -113,3 +114,19 @@ def test_templates_that_exist_by_name_only(cases: Path, tmp_path: Path, capsys: 
     folder = copied(tmp_path / "model", template=None, config=config)
     line = refusal(capsys, "verify", str(folder), *NLF, "--prompt", "chat")
     assert "needs a chat template called default, found rag, tool_use" in line
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("set-duplicate-keys/set.jsonl", "line 1: key 'targets' stands twice in one object"),
+        ("set-nfd-target/set.jsonl", r"line 1: target 'Cafe\u0301' is not in Unicode's composed form (NFC)"),
+    ],
+)
+def test_a_set_that_could_never_be_found(cases: Path, capsys: Capture, case: str, said: str) -> None:
+    assert said in refusal(capsys, "fingerprints", "check", str(cases / case), "--model", "micro")
+
+
+@pytest.mark.parametrize("case", ["set-bom/set.jsonl", "set-json-array/set.json"])
+def test_a_set_as_other_programs_write_it(cases: Path, case: str) -> None:
+    assert GivenSet.load(str(cases / case), {}, 42).fingerprints.fingerprints[0].trigger == "SILVER HARBOR"
