@@ -11,11 +11,19 @@ import pytest
 import torch
 
 from fpbench.cli import main
+from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
-from fpbench.models.checkpoints import resolve
+from fpbench.models.checkpoints import checkpoint_digest, resolve
 from fpbench.models.loading import Loading, check_ready, load_model, load_tokenizer
+from fpbench.models.meter import no_progress
 from fpbench.models.prompts import render
 from fpbench.ownership.verify import GivenSet
+from fpbench.records.cell import Cell
+from fpbench.records.record import Record, cell_id
+from fpbench.records.store import Store, read_records
+from fpbench.runs.plan import Job
+from fpbench.runs.profile import load_profile
+from fpbench.runs.worker import Worker
 from tests.conftest import ROOT, require
 
 Capture = pytest.CaptureFixture[str]
@@ -130,3 +138,46 @@ def test_a_set_that_could_never_be_found(cases: Path, capsys: Capture, case: str
 @pytest.mark.parametrize("case", ["set-bom/set.jsonl", "set-json-array/set.json"])
 def test_a_set_as_other_programs_write_it(cases: Path, case: str) -> None:
     assert GivenSet.load(str(cases / case), {}, 42).fingerprints.fingerprints[0].trigger == "SILVER HARBOR"
+
+
+def kept(out: Path, **identity: Any) -> Path:
+    """A folder with the record of a checkpoint that was evaluated against the bundled model, and its path."""
+    cell = Cell("micro", "nlf", "checkpoint", 42, "origin", "fsr")
+    identity |= {"protocol": 2, "seed": 42, "condition": "origin", "metric": "fsr"}
+    Store(out).write(Record(cell, "done", 2, cell_id(identity), identity), [])
+    return Store(out).record_path(cell)
+
+
+@pytest.mark.parametrize(
+    ("identity", "said"),
+    [
+        ({"model": "0" * 64}, "holds records of another checkpoint for 'micro', which would be replaced"),
+        ({"fingerprints": "0" * 64}, "holds records of another set 'nlf', which would be replaced"),
+    ],
+)
+def test_records_of_another_of_the_same_name_stay(
+    identity: dict[str, str], said: str, tmp_path: Path, capsys: Capture
+) -> None:
+    given = {"model": checkpoint_digest(MODEL), "fingerprints": find_set("nlf").digest} | identity
+    path = kept(tmp_path / "out", **given)
+    before = path.read_bytes()
+    arguments = ["evaluate", str(copied(tmp_path / "again")), "--base", "micro", "--out", str(tmp_path / "out")]
+    assert said in refusal(capsys, *arguments, *NLF)
+    assert path.read_bytes() == before and not list((tmp_path / "out").rglob("base"))
+
+
+def test_records_of_the_very_same_checkpoint_are_gone_on_from(tmp_path: Path) -> None:
+    given = {"model": checkpoint_digest(MODEL), "fingerprints": find_set("nlf").digest}
+    kept(tmp_path / "out", **given)
+    profile = load_profile("micro", models=["micro"], methods=[], fingerprints=["nlf"], conditions=["origin"])
+    worker = Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path / "out", handed_in=MODEL), no_progress)
+    records = read_records(Store(tmp_path / "out").records)
+    worker.check_kept([record.cell for record in records], records)
+    assert len(records) == 1
+
+
+def test_a_name_that_leaves_the_folder(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    profile = str(cases / "profile-model-name-leaves-folder" / "profile.toml")
+    line = refusal(capsys, "run", "--profile", profile, "--method", "mcedit_a", "--out", str(tmp_path / "a" / "b"))
+    assert "model '../../escape': its name is that of a folder of records" in line
+    assert not list(tmp_path.iterdir())
