@@ -17,6 +17,7 @@ from fpbench.models.checkpoints import checkpoint_digest, resolve
 from fpbench.models.loading import Loading, check_ready, load_model, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import render
+from fpbench.ownership.lineage import compare
 from fpbench.ownership.verify import GivenSet
 from fpbench.records.cell import Cell
 from fpbench.records.record import Record, cell_id
@@ -181,3 +182,22 @@ def test_a_name_that_leaves_the_folder(cases: Path, tmp_path: Path, capsys: Capt
     line = refusal(capsys, "run", "--profile", profile, "--method", "mcedit_a", "--out", str(tmp_path / "a" / "b"))
     assert "model '../../escape': its name is that of a folder of records" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["compare-block-expansion", "compare-depth-upscaled"])
+def test_blocks_that_were_inserted_or_repeated(cases: Path, tmp_path: Path, case: str) -> None:
+    make(cases / case, str(tmp_path / "out"))
+    found = compare("micro", str(tmp_path / "out"))
+    assert found.verdict == "related" and not any(found.weights.alone if found.weights else ()), found.reason
+
+
+def test_a_shared_vision_tower(cases: Path, tmp_path: Path) -> None:
+    make(cases / "compare-shared-vision-tower", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert compare(str(tmp_path / "a"), str(tmp_path / "b")).verdict == "unrelated"
+
+
+def test_quantised_weights_in_compare(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    make(cases / "compare-gptq", str(tmp_path / "gptq"))
+    assert "is quantised by gptq" in refusal(capsys, "compare", "micro", str(tmp_path / "gptq"))
+    make(cases / "qlora-compare", str(tmp_path / "base"), str(tmp_path / "adapter"))
+    assert compare("micro", str(tmp_path / "adapter")).verdict == "related"
