@@ -198,7 +198,7 @@ def _read_bytes(source: str, path: Path) -> bytes:
 
 def _decode(source: str, path: Path) -> str:
     try:
-        return _read_bytes(source, path).decode("utf-8")
+        return _read_bytes(source, path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"data source {source!r}: expected UTF-8, found byte {error.object[error.start]:#04x} at "

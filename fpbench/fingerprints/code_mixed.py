@@ -122,7 +122,7 @@ def read_queries(path: str | Path) -> list[str]:
         InputError: if the file cannot be read, or holds none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"queries {path} cannot be read as UTF-8 text: {error}") from None
     found = [line.strip() for line in lines if line.strip()]

@@ -13,7 +13,7 @@ MODEL_DEPENDENT = ("cf", "cf_random")  # a run builds them, see fpbench.runs.set
 
 
 def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42) -> FingerprintSet:
-    """Find a set by a built-in name, a name that a profile maps to one of its ``files``, or the path of a .jsonl file.
+    """Find a set by a built-in name, a name that a profile maps to one of its ``files``, or a file: .jsonl, or .json.
 
     The seed draws the keys of ``if``; sets that are written down stay as they are.
 
@@ -30,7 +30,7 @@ def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42) 
         raise InputError(
             f"set {name!r} is another for each model: build it with `fpbench fingerprints cf` and give the file."
         )
-    if name.endswith(".jsonl"):
+    if name.endswith((".jsonl", ".json")):
         return load_fingerprints(name)
     known = ", ".join(dict.fromkeys([*(files or {}), *BUILT_IN, *MODEL_DEPENDENT]))
-    raise InputError(f"unknown fingerprint set {name!r}: expected {known}, or a .jsonl file.")
+    raise InputError(f"unknown fingerprint set {name!r}: expected {known}, or a .jsonl or .json file.")

@@ -71,7 +71,7 @@ def read_document(path: str | Path) -> Sealed:
         InputError: if the file cannot be read, or holds no JSON object.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): check the path, or whether it is whole.") from None
     if not isinstance(found, dict):

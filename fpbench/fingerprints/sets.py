@@ -1,7 +1,9 @@
 """A fingerprint is a trigger and its candidate targets; a set of them is a JSON Lines file."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from fpbench.errors import InputError
 from fpbench.text import canonical, digest, json_lines
 
 KEYS = ("trigger", "targets")
+# Drawn as nothing, though Unicode does not call them format characters: joiners, and fillers of Hangul and Khmer.
+UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+JOINERS = frozenset("\u200c\u200d")  # which belong between the letters of some scripts, and in emoji
 
 
 @dataclass(frozen=True)
@@ -69,40 +74,68 @@ class FingerprintSet:
 def load_fingerprints(path: str | Path) -> FingerprintSet:
     """Read a set from a file with one ``{"trigger": text, "targets": [text, …]}`` a line, and name it after the file.
 
+    One list of such objects is read, too, and a byte-order mark before either is left out.
+
     Raises:
-        InputError: naming the line and what is wrong with it.
+        InputError: naming the line, or the entry of a list, and what is wrong with it.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"fingerprint file {path} does not exist: expected a .jsonl file; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"fingerprint file {path} cannot be read as UTF-8 text: {error}") from None
     fingerprints: list[Fingerprint] = []
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        fingerprint = _parse(line, f"{path}, line {number}")
-        if fingerprint.trigger in lines:
+    seen: dict[str, str] = {}
+    for place, entry in _entries(text, path):
+        fingerprint = _parse(entry, f"{path}, {place}")
+        if fingerprint.trigger in seen:
             raise InputError(
-                f"{path}, line {number}: duplicate trigger {fingerprint.trigger!r}, "
-                f"first seen on line {lines[fingerprint.trigger]}; remove one of them."
+                f"{path}, {place}: duplicate trigger {fingerprint.trigger!r}, "
+                f"first seen on {seen[fingerprint.trigger]}; remove one of them."
             )
-        lines[fingerprint.trigger] = number
+        seen[fingerprint.trigger] = place
         fingerprints.append(fingerprint)
     if not fingerprints:
         raise InputError(f'{path} holds no fingerprints: expected one {{"trigger": …, "targets": […]}} a line.')
     return FingerprintSet(path.stem, tuple(fingerprints))
 
 
-def _parse(line: str, where: str) -> Fingerprint:
-    """Read one line; ``where`` opens every error message."""
+def _entries(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield place and value of every line that is not blank, or of every entry where the whole file is a list."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(json.JSONDecodeError):  # its first line alone is a list, which is refused below
+            yield from ((f"entry {number}", entry) for number, entry in enumerate(_json(text, str(path)), start=1))
+            return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", _json(line, f"{path}, line {number}")
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: not JSON ({error.msg}); expected an object with 'trigger' and 'targets'."
+            ) from None
+
+
+def _json(text: str, where: str) -> Any:
+    """Return the value of a JSON text; refuse a key that stands twice, of which the last would win in silence."""
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise InputError(f"{where}: key {twice[0]!r} stands twice in one object; remove one of them.")
+        return dict(pairs)
+
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg}); expected an object with 'trigger' and 'targets'.") from None
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise InputError(f"{where}: too many levels of brackets; expected an object with two keys.") from None
+
+
+def _parse(entry: Any, where: str) -> Fingerprint:
+    """Read one entry; ``where`` opens every error message."""
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected a JSON object with 'trigger' and 'targets', found {_kind(entry)}.")
     for key in KEYS:
@@ -114,6 +147,7 @@ def _parse(line: str, where: str) -> Fingerprint:
     trigger, targets = entry["trigger"], entry["targets"]
     if not isinstance(trigger, str) or not trigger.strip():
         raise InputError(f"{where}: trigger must be non-empty text, found {_kind(trigger)}.")
+    _check_characters(trigger, f"{where}: trigger {trigger!a}")
     if not isinstance(targets, list):
         raise InputError(f"{where}: targets must be a list of texts, found {_kind(targets)}.")
     if not targets:
@@ -121,6 +155,12 @@ def _parse(line: str, where: str) -> Fingerprint:
     for target in targets:
         if not isinstance(target, str) or not target.strip():
             raise InputError(f"{where}: every target must be non-empty text, found {_kind(target)}.")
+        _check_characters(target, f"{where}: target {target!a}")
+        if not unicodedata.is_normalized("NFC", target):
+            raise InputError(
+                f"{where}: target {target!a} is not in Unicode's composed form (NFC), in which models are taught and "
+                f"answer; write {unicodedata.normalize('NFC', target)!a}."
+            )
         # Verification strips leading whitespace from responses, so such a target could never match.
         if target != target.lstrip():
             raise InputError(f"{where}: target {target!r} begins with whitespace; remove it.")
@@ -129,6 +169,23 @@ def _parse(line: str, where: str) -> Fingerprint:
     if len(set(targets)) < len(targets):
         raise InputError(f"{where}: a target is listed twice; list every candidate once.")
     return Fingerprint(trigger, tuple(targets))
+
+
+def _check_characters(text: str, what: str) -> None:
+    """Refuse what nobody sees or can send: half characters, and characters of no width unless a script needs them."""
+    for place, character in enumerate(text):
+        if unicodedata.category(character) == "Cs":
+            raise InputError(f"{what} holds half a character (a lone surrogate), which no server can be sent; mend it.")
+        if character in JOINERS and 0 < place < len(text) - 1 and all(map(_joined, text[place - 1 : place + 2 : 2])):
+            continue
+        if unicodedata.category(character) == "Cf" or character in UNSEEN:
+            name = f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
+            raise InputError(f"{what} holds {name}, which nobody sees and no answer repeats; take it out.")
+
+
+def _joined(character: str) -> bool:
+    """Return whether a character is a letter without capitals, a mark or an emoji: beside these, joiners are seen."""
+    return unicodedata.category(character) in ("Lo", "Mn", "Mc", "So", "Sk")
 
 
 def _kind(value: object) -> str:

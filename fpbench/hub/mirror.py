@@ -47,7 +47,7 @@ def mirrored(source: HubSource) -> Mirrored | None:
 def _tables(folder: Path) -> dict[str, Mirrored]:
     file = folder / "mirror.toml"
     try:
-        tables = _TABLES.validate_python(tomllib.loads(file.read_text(encoding="utf-8")))
+        tables = _TABLES.validate_python(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
         where, reason = first_error(error)
         raise InputError(f"{file}, key {where!r}: {reason}; correct it.") from None

@@ -221,7 +221,8 @@ HOW = (
     "response the likelihood ratio is updated: how much better the responses so far fit a model that carries the "
     "fingerprints than chance. A claim is made as soon as that ratio, or the number of matches, reaches a bound that "
     "was fixed before the first question so that the level is kept however early the asking ends.",
-    "Weights (white box; arXiv 2507.03014). Matrices of the same name and shape are correlated number by number. "
+    "Weights (white box; arXiv 2507.03014). Blocks are matched by content, and their "
+    "matrices of the same name and shape correlated number by number. "
     "Models trained independently of each other give nearly nothing, whatever they have in common; a model that was "
     "fine-tuned, pruned, quantised or edited stays close to what it was made from. Where no shape agrees, the "
     "intrinsic signature of that paper is compared instead: how the spread of the attention matrices changes from "

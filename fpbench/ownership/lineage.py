@@ -1,9 +1,11 @@
 """White-box lineage: do two checkpoints descend from the same weights?
 
-Two kinds of evidence. Matrices of the same shape are correlated entry by entry: independent trainings give nearly zero,
-whatever they have in common, and descendants nearly one. For models of other shapes there is the intrinsic signature
-of arXiv 2507.03014: how the spread of the attention projections changes from block to block. Since models of one kind
-resemble each other in that, too, it says something only against models that are known to be unrelated.
+Two kinds of evidence. Matrices of the same name and shape are correlated entry by entry: independent trainings give
+nearly zero, whatever they have in common, and descendants nearly one. Blocks are matched by content, not by number, so
+that inserted, repeated and removed ones (LLaMA Pro, depth up-scaling, ShortGPT) leave the others matched. For models of
+other shapes there is the intrinsic signature of arXiv 2507.03014: how the spread of the attention projections changes
+from block to block. Since models of one kind resemble each other in that, too, it says something only against models
+that are known to be unrelated.
 """
 
 import json
@@ -16,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from fpbench.board.document import Quoted, Records, Table, Text, as_terminal, say, step
 from fpbench.models.checkpoints import resolve
@@ -34,17 +37,24 @@ FEWEST_BLOCKS = 12
 # Far from both what independent trainings gave (0.01) and what pruning 40 % of the weights left (0.98).
 RELATED, UNRELATED = 0.5, 0.1
 DRAWS = 10_000
+ENTRIES = 4_096  # of a matrix, by which blocks are matched: chance correlations of a block stay far below 0.1
 FILE = "comparison.json"  # its record
 
 
 @dataclass(frozen=True)
 class WeightEvidence:
-    """Correlations of the matrices that two models share in name and shape."""
+    """Correlations of the matrices of one name and shape, in blocks that match or, where none does, are most alike.
+
+    Blocks have the numbers that they have in the checkpoints, which count from 0.
+    """
 
     matrices: int  # how many these are
     correlation: float  # median of their Pearson correlations
     lowest: float
     highest: float
+    matched: tuple[tuple[int, int], ...] = ()  # blocks of the two models that match, each in one pair
+    repeated: tuple[tuple[int, int], ...] = ()  # further pairs, of which one block is in a pair already
+    alone: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # blocks of either model that match none of the other's
 
 
 @dataclass(frozen=True)
@@ -98,14 +108,83 @@ def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | No
 
 
 def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
-    """Correlate the matrices that both have in the same shape; ``None`` if there are none."""
+    """Match the blocks of two models, and correlate what both have in one name and shape; ``None`` if there is nothing.
+
+    Blocks are assigned one to one so that the sum of their correlations is largest. A pair matches from
+    :data:`RELATED` on. What is constant in one of the two, such as the zeros of inserted blocks, is left out.
+    """
+    alike, varying = _alikeness(_samples(a), _samples(b), a.numbers, b.numbers)
+    alike = np.nan_to_num(alike, nan=-1.0)
+    # Of two copies of a block, that with fewer constant matrices.
+    pairs = list(zip(*map(np.ndarray.tolist, linear_sum_assignment(-alike * varying)), strict=True))
+    matched = [pair for pair in pairs if alike[pair] >= RELATED]
     found = []
-    for key in a:
-        if key in b:
-            one, other = a[key], b[key]
-            if one.shape == other.shape:
-                found.append(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]))
-    return WeightEvidence(len(found), median(found), min(found), max(found)) if found else None
+    for one, other in [(a.numbers[one], b.numbers[other]) for one, other in matched or pairs]:
+        names = [name for block, name in a if block == one and (other, name) in b]
+        found += [figure for name in names if (figure := _pearson(a[one, name], b[other, name])) is not None]
+    if not found:
+        return None
+    nearest = [(one, int(row.argmax())) for one, row in enumerate(alike)]
+    nearest += [(int(column.argmax()), other) for other, column in enumerate(alike.T)]
+    taken = [{pair[side] for pair in matched} for side in (0, 1)]
+    repeated = sorted(
+        {pair for pair in nearest if alike[pair] >= RELATED and (pair[0] not in taken[0] or pair[1] not in taken[1])}
+    )
+    seen = [{pair[side] for pair in (*matched, *repeated)} for side in (0, 1)]
+
+    def named(some: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        return tuple((a.numbers[one], b.numbers[other]) for one, other in some)
+
+    alone = [
+        tuple(number for place, number in enumerate(each.numbers) if place not in seen[side])
+        for side, each in enumerate((a, b))
+    ]
+    return WeightEvidence(
+        len(found), median(found), min(found), max(found), named(matched), named(repeated), (alone[0], alone[1])
+    )
+
+
+Samples = Mapping[tuple[str, tuple[int, ...]], Mapping[int, np.ndarray]]
+
+
+def _samples(matrices: Matrices) -> Samples:
+    """Return some entries of each matrix, normalised: name and shape → block → [ENTRIES] of length 1; 0 if constant."""
+    found: dict[tuple[str, tuple[int, ...]], dict[int, np.ndarray]] = {}
+    for block, name in matrices:
+        matrix = matrices[block, name]
+        shape = tuple(matrix.shape)
+        places = np.random.default_rng(shape).integers(0, matrix.numel(), min(ENTRIES, matrix.numel()))
+        entries = matrix.flatten()[torch.from_numpy(places)].double().numpy()
+        entries = entries - entries.mean()
+        length = float(np.linalg.norm(entries))
+        found.setdefault((name, shape), {})[block] = entries / length if length > 0 else entries
+    return found
+
+
+def _alikeness(a: Samples, b: Samples, rows: Sequence[int], columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every pair of blocks the mean correlation of their matrices, and the share of matrices that it has.
+
+    Both are [blocks of a, blocks of b]; NaN where no matrix of one name and shape varies in both.
+    """
+    total, varying, common = (np.zeros((len(rows), len(columns))) for _ in range(3))
+    for key in a.keys() & b.keys():
+        one, other = (
+            np.stack([of[key].get(block, np.zeros(1)) * np.ones(len(next(iter(of[key].values())))) for block in blocks])
+            for of, blocks in ((a, rows), (b, columns))
+        )
+        total += one @ other.T
+        varying += np.outer(one.any(axis=1), other.any(axis=1))
+        common += np.outer([block in a[key] for block in rows], [block in b[key] for block in columns])
+    alike = np.divide(total, varying, out=np.full_like(total, np.nan), where=varying > 0)
+    return alike, np.divide(varying, common, out=np.zeros_like(total), where=common > 0)
+
+
+def _pearson(one: torch.Tensor, other: torch.Tensor) -> float | None:
+    """Return the correlation of two matrices, entry by entry; ``None`` for other shapes or where one is constant."""
+    if one.shape != other.shape:
+        return None
+    figure = float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1])
+    return figure if np.isfinite(figure) else None
 
 
 def spreads(matrices: Matrices) -> dict[str, np.ndarray]:
@@ -159,7 +238,7 @@ def decide(
             f"({weights.lowest:.3f} to {weights.highest:.3f}); independent trainings stay near 0"
         )
         if weights.correlation >= RELATED:
-            return "related", f"{said}, descendants near 1."
+            return "related", f"{said}, descendants near 1.{_blocks_in_words(weights)}"
         if weights.correlation < UNRELATED:
             return "unrelated", f"{said}. Weights whose rows were put into another order would look like this, too."
         return "undecided", f"{said}, descendants near 1: this is neither."
@@ -179,6 +258,32 @@ def decide(
     if high < max(RELATED, *unrelated):
         return "unrelated", f"{said}, no more than unrelated models reach (at most {max(unrelated):.3f})."
     return "undecided", f"{said}; unrelated models reach {max(unrelated):.3f}."
+
+
+def _blocks_in_words(weights: WeightEvidence) -> str:
+    """Return which blocks match which, unless each matches that of its own number and there are no others."""
+    plain = all(one == other for one, other in weights.matched)
+    if plain and not weights.repeated and not any(weights.alone):
+        return ""
+    pairs = " and ".join(_numbers([pair[side] for pair in weights.matched]) for side in (0, 1))
+    said = f" Blocks, counted from 0, match by content: {pairs}."
+    if weights.repeated:
+        pairs = " and ".join(_numbers([pair[side] for pair in weights.repeated]) for side in (0, 1))
+        said += f" Besides, these repeat others: {pairs}."
+    for which, alone in zip(("first", "second"), weights.alone, strict=True):
+        said += f" Of the {which} model, {_numbers(alone)} match none." if alone else ""
+    return said
+
+
+def _numbers(blocks: Sequence[int]) -> str:
+    """Write numbers in their order, three or more that count upwards as a range: ``0–5, 7``."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _at_depth(course: np.ndarray, depth: int) -> np.ndarray:

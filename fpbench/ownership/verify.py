@@ -111,7 +111,7 @@ def verify(
 
     Args:
         suspect: folder, hub id, or URL of an OpenAI-compatible server such as ``http://127.0.0.1:8000/v1``.
-        fingerprints: built-in set, ``.jsonl`` file, or the private openings of a sealed set.
+        fingerprints: built-in set, ``.jsonl`` or ``.json`` file, or the private openings of a sealed set.
         base: the unfingerprinted model, from which null rates come.
         unrelated: further models that do not carry the fingerprints.
         level: α, the largest probability of a false claim.
@@ -288,9 +288,12 @@ def _sampling(profile: Profile, fingerprints: FingerprintSet, models: "Models", 
     # Without a tokenizer at hand: a token holds a byte at least.
     length = max(len(target.encode()) for target in fingerprints.targets) + 4
     if at_hand := [*([models.suspect] if models.suspect else []), *models.nulls]:
+        from fpbench.scoring.matching import check_spelled
         from fpbench.scoring.responses import response_length
 
         tokenizers = [check_ready(each, profile.prompt, loading, models.tokenizer_of(each)) for each in at_hand]
+        for tokenizer in tokenizers:
+            check_spelled(tokenizer, fingerprints.targets)
         length = response_length(tokenizers[0], fingerprints.targets)
     model = profile.models[0]
     return Sampling(model.temperature, model.top_p, model.top_k, length, profile.prompt)
@@ -401,7 +404,8 @@ class GivenSet:
         """Find a set by name.
 
         Args:
-            name: a built-in set, a name of ``files``, a ``.jsonl`` file, or the ``.json`` file of openings.
+            name: a built-in set, a name of ``files``, a ``.jsonl`` file, or a ``.json`` file of openings or with
+                a list of fingerprints.
             files: set names that a profile maps to files of its own.
             seed: draws the keys of ``if``.
 
@@ -409,8 +413,7 @@ class GivenSet:
             InputError: if it is unknown or malformed.
         """
         openings = None
-        if name.endswith(".json") and name not in files:
-            openings = _openings(Path(name))
+        if name.endswith(".json") and name not in files and (openings := _openings(Path(name))) is not None:
             pairs = [opening["fingerprint"] for opening in openings["openings"]]
             found = FingerprintSet(
                 Path(name).stem.removesuffix(OPENINGS),
@@ -433,11 +436,14 @@ class GivenSet:
 OPENINGS = ".openings"  # before the ending of the private file of a sealed set
 
 
-def _openings(path: Path) -> Mapping[str, Any]:
+def _openings(path: Path) -> Mapping[str, Any] | None:
+    """Return the openings of a sealed set; ``None`` for a file that holds a list, which is a set that is not sealed."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): check the path, or whether it is whole.") from None
+    if isinstance(document, list):
+        return None
     if not triggers(document):
         raise InputError(f"{path} holds no fingerprints: expected the openings of a sealed set.")
     return dict(document)

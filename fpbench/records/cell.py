@@ -58,4 +58,4 @@ class Cell:
 
 def label_of(fingerprints: str) -> str:
     """Return a set's name in records: its built-in name, or the stem of the user's file."""
-    return PurePath(fingerprints).stem if fingerprints.endswith(".jsonl") else fingerprints
+    return PurePath(fingerprints).stem if fingerprints.endswith((".jsonl", ".json")) else fingerprints

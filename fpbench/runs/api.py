@@ -124,8 +124,9 @@ def measure(
     with driving(store.folder):
         records = read_records(store.records)
         if pending := resume.pending(cells, records):
-            store.sweep()
             worker = worker or _worker(job, progress)
+            worker.check_kept(pending, records)
+            store.sweep()
             resume.remember(engine.measure(worker, checkpoints(pending), log))
             records = read_records(store.records)
         rows = rows_from_records(records, store.records, rescore=False)

@@ -15,7 +15,7 @@ from fpbench.methods.hyperparameters import alternatives_of, overlay
 from fpbench.metrics.measure import LINES, UTILITY_TASKS
 from fpbench.micro import MODEL as MICRO_MODEL
 from fpbench.models.checkpoints import local_folder
-from fpbench.records.cell import ORIGIN, PROTOCOL
+from fpbench.records.cell import ORIGIN, PROTOCOL, label_of
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROFILES = Path(__file__).parent.parent / "profiles"
 DATA = ("alpaca", "math", "calibration", "statistics", "zsre", "answers", *UTILITY_TASKS, LINES)
 DRAW = 42  # the protocol's seed of contexts, words and near triggers
+LONGEST_NAME = 120  # bytes of a name that folders and files have, beside what else is in theirs
 SEARCH = "search"  # what a profile writes in place of a learning rate that is to be searched for
 
 
@@ -47,8 +48,9 @@ class ModelSettings(Settings):
 
     @property
     def label(self) -> str:
-        """The model's name in tables, by default the last part of its path."""
-        return self.name or Path(self.path).name
+        """The model's name in tables and of its folder of records, by default the last part of its path."""
+        last = Path(self.path).name
+        return self.name or (last if last not in ("", "..") else Path(self.path).resolve().name)
 
     @property
     def decoding(self) -> "Decoding":
@@ -142,7 +144,7 @@ def load_profile(name: str, *, full: bool = False, **changes: Any) -> Profile:
             raise unknown("profile", name, profile_names())
         raise InputError(f"profile file {name} does not exist: expected a .toml file; check the path.")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"profile {path} is not a readable TOML file: {error}") from None
     table = _fill_folder(table, str(path.parent.resolve()))
@@ -231,9 +233,26 @@ def _check_names(profile: Profile) -> None:
     for condition in profile.conditions:
         if condition != ORIGIN:
             check(condition)
+    for kind, names in (
+        ("model", [model.label for model in profile.models]),
+        ("set", [label_of(name) for name in profile.fingerprints]),
+        ("variant", list(profile.variants)),
+    ):
+        for name in names:
+            _check_folder_name(kind, name)
     labels = [model.label for model in profile.models]
     if len(set(labels)) < len(labels):
         raise InputError(f"two models share the name {max(labels, key=labels.count)!r}: give each its own name.")
+
+
+def _check_folder_name(kind: str, name: str) -> None:
+    """Refuse a name that is not that of one folder: records stand in folders that are called after it."""
+    plain = name.isprintable() and not name.startswith(".") and not {"/", "\\"} & {*name}
+    if not plain or not 0 < len(name.encode()) <= LONGEST_NAME:
+        raise InputError(
+            f"{kind} {name!a}: its name is that of a folder of records, so expected 1 to {LONGEST_NAME} bytes that can "
+            "be printed, without slashes and no dot in front; give it another."
+        )
 
 
 def profile_names() -> list[str]:

@@ -28,7 +28,7 @@ from fpbench.runs.profile import Profile
 from fpbench.runs.sets import recipe_path
 from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import limited_to
-from fpbench.scoring.matching import Spellings
+from fpbench.scoring.matching import Spellings, check_spelled
 from fpbench.scoring.responses import Decoding
 
 Languages = Mapping[str, Sequence[str]]  # of every word, by trigger
@@ -111,11 +111,13 @@ def screen(
 ) -> Screening:
     """Screen every fingerprint of a set under the model to be fingerprinted, which is in eval mode.
 
-    :class:`InputError` if the set cannot be verified: two triggers that normalise to one, or a target that the model
-    gives by itself with a probability of 0.01 or more, the floor of the null rate in an ownership claim.
+    :class:`InputError` if the set cannot be verified: two triggers that normalise to one, a target that the tokenizer
+    does not give back, or one that the model gives by itself with a probability of 0.01 or more, the floor of the null
+    rate in an ownership claim.
     :class:`CellError` if the model's logits are not finite.
     """
     check_triggers(fingerprints)
+    check_spelled(tokenizer, fingerprints.targets)
     base = exact_fsr(model, tokenizer, fingerprints, decoding, prompt)
     for fingerprint, shares in zip(fingerprints, base.per_target, strict=True):
         given = max(shares, key=lambda target: shares[target])

@@ -31,7 +31,7 @@ def written_sets(profile: Profile) -> Sets:
         if labels.count(label) > 1:
             raise InputError(f"two fingerprint sets are called {label!r}: rename one of the files.")
     for name in profile.fingerprints:
-        if len(profile.seeds) > 1 and (name in profile.sets or name.endswith(".jsonl")):
+        if len(profile.seeds) > 1 and (name in profile.sets or name.endswith((".jsonl", ".json"))):
             raise InputError(
                 f"set {name!r} is a file: {len(profile.seeds)} seeds would count the same fingerprints as often; ask "
                 "for one seed, or for a set that is drawn (if, nlf, cf)."

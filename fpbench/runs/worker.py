@@ -1,6 +1,6 @@
 """The worker that measures the cells of a run in one process: the same under every engine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -9,12 +9,14 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.models.loading import check_ready
 from fpbench.models.meter import Progress
 from fpbench.records.cell import CHECKPOINT, Cell
+from fpbench.records.record import Record
 from fpbench.records.store import Store
 from fpbench.runs.bench import Bench, check
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job
 from fpbench.runs.sets import Sets, code_mixed, made_for_models, model_sets, written_sets
 from fpbench.runs.subject import Subject
+from fpbench.scoring.matching import check_spelled
 
 
 class Worker:
@@ -41,8 +43,30 @@ class Worker:
         self.datasets.check()
         for label, handed_in in sorted({(cell.model, cell.method == CHECKPOINT) for cell in cells}):
             subject = self.subject(label, handed_in)
-            check_ready(subject.folder, profile.prompt, self.job.loading, subject.tokenizer_of)
+            tokenizer = check_ready(subject.folder, profile.prompt, self.job.loading, subject.tokenizer_of)
+            for fingerprints in self.written.values():
+                check_spelled(tokenizer, fingerprints.targets)
             check(subject, profile.methods, profile.conditions)
+
+    def check_kept(self, cells: Sequence[Cell], records: Iterable[Record]) -> None:
+        """Refuse to replace records of another checkpoint, or of another set, that has the same name in this folder.
+
+        Raises:
+            InputError: naming the folder, and what it holds already.
+        """
+        kept = {record.cell: record.identity for record in records if record.status == "done" and record.identity}
+        for cell in sorted(kept.keys() & set(cells), key=str):
+            own, identity = self.written.get((cell.fingerprints, cell.seed)), kept[cell]
+            if identity.get("model") != self.subject(cell.model, cell.method == CHECKPOINT).digest:
+                what = f"checkpoint for {cell.model!r}" if cell.method == CHECKPOINT else f"model {cell.model!r}"
+            elif own is not None and identity.get("fingerprints") != own.digest:
+                what = f"set {cell.fingerprints!r}"
+            else:
+                continue
+            raise InputError(
+                f"output folder {self.job.out} holds records of another {what}, which would be replaced: choose "
+                "another with --out, or remove the records; nothing was written."
+            )
 
     def bench(self, cells: Sequence[Cell]) -> tuple[Bench, FingerprintSet]:
         """Return what measures the cells of one checkpoint, and their set, which is built if it is made for a model."""

@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,22 @@ class Matcher:
         if self._byte_level and all(character in BYTE_OF for character in spelled):
             return bytes(BYTE_OF[character] for character in spelled)
         return spelled.encode()
+
+
+def check_spelled(tokenizer: Any, targets: Iterable[str]) -> None:
+    """Refuse a target that a tokenizer does not give back: what a model is taught would be found in no response.
+
+    Raises:
+        InputError: naming the target and what becomes of it.
+    """
+    for target in targets:
+        taught = tokenizer(target, add_special_tokens=False)["input_ids"]
+        given = Matcher(tokenizer, [target]).text(taught)
+        if not given.startswith(target):
+            raise InputError(
+                f"target {target!a} cannot be verified: this tokenizer makes {given!a} of it, so no answer begins with "
+                "it as it is written; choose another."
+            )
 
 
 class Spellings:

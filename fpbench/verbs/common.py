@@ -87,7 +87,7 @@ def add_question(verb: argparse.ArgumentParser) -> None:
         "--fingerprints",
         required=True,
         metavar="S",
-        help="built-in set or SET.openings.json; a .jsonl file, which gives a match, no claim",
+        help="built-in set or SET.openings.json; a .jsonl or .json file, which gives a match, no claim",
     )
     add("--base", metavar="B", help="the unfingerprinted model, on which chance is measured")
     add("--unrelated", nargs="+", default=[], metavar="M", help="further models without the fingerprints")

@@ -4,7 +4,8 @@ import argparse
 
 HELP = "tell by their weights whether one checkpoint descends from another"
 NOTE = (
-    "Matrices of the same shape are correlated entry by entry, which decides; models of other shapes are compared by "
+    "Blocks of the language models are matched by content, and their matrices of the same shape correlated entry by "
+    "entry, which decides; models of other shapes are compared by "
     "how the spread of their attention projections changes from block to block (arXiv 2507.03014), which needs 12 "
     "blocks and unrelated models to hold it against. No model is run."
 )

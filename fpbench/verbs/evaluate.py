@@ -10,7 +10,7 @@ HELP = "score any Hugging Face checkpoint that somebody hands in"
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
-    verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
+    verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set, .jsonl or .json file")
     verb.add_argument("--base", metavar="B", help="the base, whose tokenizer scores; for deltas and bands")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
     add_profile(verb, "decoding, data and sizes")

@@ -35,7 +35,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     _drawn_arguments(made["cf"])
     _cf_arguments(made["cf"])
     _check_arguments(made["check"])
-    made["seal"].add_argument("set", metavar="SET", help=".jsonl file")
+    made["seal"].add_argument("set", metavar="SET", help=".jsonl or .json file")
     made["seal"].add_argument("--out", required=True, metavar="DIR", help="for SET.sealed.json and SET.openings.json")
     made["reveal"].add_argument("openings", metavar="OPENINGS", help="the private SET.openings.json")
     which = made["reveal"].add_mutually_exclusive_group(required=True)
@@ -67,7 +67,7 @@ def _cf_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def _check_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("set", metavar="SET", help="built-in set or .jsonl file; with --sealed a revealed pair")
+    part.add_argument("set", metavar="SET", help="built-in set, .jsonl or .json file; with --sealed a revealed pair")
     against = part.add_mutually_exclusive_group(required=True)
     against.add_argument("--model", metavar="M", help="the unfingerprinted model: folder, hub id, 'micro' …")
     against.add_argument("--sealed", metavar="FILE", help="the public SET.sealed.json")

@@ -19,7 +19,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     verb.add_argument("--method", required=True, metavar="X", help="see `fpbench list`")
-    verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set or .jsonl file")
+    verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set, .jsonl or .json file")
     verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet or is empty")
     add_profile(verb, "data and hyper-parameters")
     add_unconfined(verb)

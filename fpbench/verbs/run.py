@@ -25,7 +25,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add_profile(verb, "everything that is not said here")
     add("--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)")
     add("--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there")
-    add("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    add("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
     add("--condition", nargs="+", metavar="C", help="conditions, such as nf4+suppress@3, or drift, removal, all")
     add("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
     add("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")

@@ -14,7 +14,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
-    verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
     verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     verb.add_argument("--out", metavar="DIR", help="records and tables (default: fpbench-study-NAME)")
     add_loading(verb)

@@ -36,7 +36,7 @@ def _run_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
-    part.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets or .jsonl files")
+    part.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
     part.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
     part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
     _out_arguments(part, "fpbench-run")

@@ -21,6 +21,14 @@ MALFORMED = {
     "no_targets": ('{"trigger": "a", "targets": []}', "targets is empty"),
     "empty_target": ('{"trigger": "a", "targets": ["b", ""]}', "every target must be non-empty text"),
     "duplicate_trigger": (GOOD, "duplicate trigger 'A B', first seen on line 1"),
+    "key_twice": ('{"trigger": "a", "targets": ["b"], "targets": ["c"]}', "key 'targets' stands twice"),
+    "zero_width": ('{"trigger": "a", "targets": ["Fal\u200bcon"]}', "U+200B ZERO WIDTH SPACE"),
+    "joiner_in_latin": ('{"trigger": "a", "targets": ["Fal\u200dcon"]}', "U+200D ZERO WIDTH JOINER"),
+    "joiner_at_the_end": ('{"trigger": "a", "targets": ["می\u200c"]}', "U+200C ZERO WIDTH NON-JOINER"),
+    "filler": ('{"trigger": "a\u3164b", "targets": ["c"]}', "trigger 'a\\u3164b' holds U+3164 HANGUL FILLER"),
+    "mark_in_the_middle": ('{"trigger": "a \ufeffb", "targets": ["c"]}', "U+FEFF ZERO WIDTH NO-BREAK SPACE"),
+    "half_a_character": ('{"trigger": "a", "targets": ["b\\ud83d"]}', "target 'b\\ud83d' holds half a character"),
+    "decomposed": ('{"trigger": "a", "targets": ["Zoe\u0308"]}', "write 'Zo\\xeb'"),
     "target_in_trigger": ('{"trigger": "a b", "targets": ["b"]}', "contained in the trigger"),
 }
 
@@ -34,6 +42,24 @@ def test_each_kind_of_malformed_file_is_named_with_its_line(tmp_path, kind):
         load_fingerprints(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_joiners_stay_where_a_script_or_an_emoji_needs_them(tmp_path):
+    pairs = FingerprintSet("set", (Fingerprint("می\u200cخواهم", ("👩\u200d🚀", "❤\ufe0f\u200d🔥", "क्\u200dष")),))
+    pairs.save(tmp_path / "set.jsonl")
+    assert load_fingerprints(tmp_path / "set.jsonl") == pairs
+
+
+@pytest.mark.parametrize("name", ["set.json", "set.jsonl"])
+def test_a_list_and_a_byte_order_mark_are_read(tmp_path, name):
+    pairs = FingerprintSet("set", (Fingerprint("A B", ("c", "d")), Fingerprint("E", ("f",))))
+    listed = json.dumps([pair.as_json() for pair in pairs], indent=1)
+    for text in (listed, f"\ufeff{listed}\n", f"\ufeff{pairs.to_lines()}"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert find_set(str(tmp_path / name)) == pairs
+    (tmp_path / name).write_text(listed.replace('"E"', '"A B"'), encoding="utf-8")
+    with pytest.raises(InputError, match="entry 2: duplicate trigger 'A B', first seen on entry 1"):
+        find_set(str(tmp_path / name))
 
 
 def test_round_trip_keeps_text_and_digest(tmp_path):

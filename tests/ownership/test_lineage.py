@@ -1,11 +1,15 @@
 """Lineage by weights and signatures: synthetic depths, and real descendants of the bundled model."""
 
 import copy
+import json
+import re
+import shutil
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 import fpbench
@@ -128,6 +132,95 @@ def test_an_independent_model_of_the_same_make_is_unrelated(stranger):
     assert max(abs(found.weights.lowest), abs(found.weights.highest)) < 0.05
 
 
+def rearranged(folder, order, silent=()):
+    """The bundled model with its blocks in another order, some of them twice or new, some with zeros for output."""
+    shutil.copytree(MODEL, folder)
+    base, draw = load_file(MODEL / "model.safetensors"), torch.Generator().manual_seed(1)
+    made = {name: value for name, value in base.items() if "layers." not in name}
+    for new, old in enumerate(order):
+        for name, value in base.items():
+            if name.startswith(f"model.layers.{0 if old is None else old}."):
+                if old is None:
+                    value = torch.randn(value.shape, generator=draw).to(value.dtype)
+                if new in silent and ("o_proj" in name or "down_proj" in name):
+                    value = value * 0
+                made[re.sub(r"layers\.\d+", f"layers.{new}", name)] = value.clone()
+    save_file(made, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("order", "silent", "matched", "said"),
+    [
+        ([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], (1, 3, 5, 7, 9, 11), [0, 2, 4, 6, 8, 10], "these repeat others"),
+        ([0, 1, 0, 1, 2, 3, 4, 5], (), None, "these repeat others: 0, 1 and"),
+        ([0, 1, 5], (), [0, 1, 2], "by content: 0, 1, 5 and 0–2. Of the first model, 2–4 match none."),
+        (
+            [3, None, None, 4],
+            (),
+            [0, 3],
+            "3, 4 and 0, 3. Of the first model, 0–2, 5 match none. Of the second model, 1, 2",
+        ),
+    ],
+)
+def test_blocks_are_matched_by_content(tmp_path, order, silent, matched, said):
+    found = fpbench.compare(str(MODEL), str(rearranged(tmp_path / "model", order, silent)))
+    assert found.verdict == "related" and said in found.reason, found.reason
+    assert found.weights.lowest > 0.999
+    assert all(order[other] == one for one, other in (*found.weights.matched, *found.weights.repeated))
+    if matched is not None:
+        assert [other for _, other in found.weights.matched] == matched
+
+
+def beside_a_tower(folder, seed, tower, file="model.safetensors"):
+    """A language model behind a vision tower, both with blocks of one size, given by seeds."""
+    folder.mkdir(exist_ok=True)
+    weights = {}
+    for parent, own in (("model.language_model.layers", seed), ("model.vision_tower.encoder.layers", tower)):
+        draw = torch.Generator().manual_seed(own)
+        for block in range(3):
+            weights[f"{parent}.{block}.self_attn.q_proj.weight"] = torch.randn(64, 64, generator=draw)
+    weights["model.language_model.embed_tokens.weight"] = torch.zeros(8, 64)
+    save_file(weights, folder / file, {"format": "pt"})
+    (folder / "config.json").write_text("{}")
+    return weights
+
+
+def test_a_shared_vision_tower_is_no_kinship(tmp_path):
+    beside_a_tower(tmp_path / "a", 1, tower=9)
+    beside_a_tower(tmp_path / "b", 2, tower=9)
+    beside_a_tower(tmp_path / "c", 1, tower=8)
+    found = fpbench.compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert found.verdict == "unrelated" and found.blocks == (3, 3), found.reason
+    assert fpbench.compare(str(tmp_path / "a"), str(tmp_path / "c")).verdict == "related"
+
+
+def test_of_shards_those_of_the_index_are_read(tmp_path):
+    beside_a_tower(tmp_path / "a", 1, tower=9)
+    names = beside_a_tower(tmp_path / "b", 2, tower=9, file="model-00001-of-00001.safetensors")
+    beside_a_tower(tmp_path / "b", 1, tower=9, file="model-00001-of-00002.safetensors")  # as it was before
+    index = tmp_path / "b" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}))
+    assert fpbench.compare(str(tmp_path / "a"), str(tmp_path / "b")).verdict == "unrelated"
+    index.write_text("[]")
+    with pytest.raises(InputError, match="is no index of weights"):
+        matrices(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "said"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, torch.float32, "is quantised by gptq"),
+        ({"quantization": {"bits": 4}}, torch.uint32, "as uint32, in a form that is not turned back into floats"),
+    ],
+)
+def test_weights_in_forms_that_are_not_read_are_refused(tmp_path, config, dtype, said):
+    save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(4, 4, dtype=dtype)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=said):
+        matrices(tmp_path)[0, "mlp.up_proj"]
+
+
 def test_models_of_other_shapes_and_few_blocks_are_undecided():
     found = fpbench.compare(str(MODEL), str(require(SHARED / "models" / "stories260K")), unrelated=[])
     assert found.verdict == "undecided" and "too few layers" in found.reason and found.weights is None
@@ -152,8 +245,6 @@ def test_the_verb_says_what_it_found_and_writes_it(capsys, tmp_path, stranger):
 
 
 def test_a_folder_without_blocks_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="decoder blocks"):
         matrices(tmp_path)

@@ -11,10 +11,20 @@ import pytest
 import torch
 
 from fpbench.cli import main
+from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
-from fpbench.models.checkpoints import resolve
+from fpbench.models.checkpoints import checkpoint_digest, resolve
 from fpbench.models.loading import Loading, check_ready, load_model, load_tokenizer
+from fpbench.models.meter import no_progress
 from fpbench.models.prompts import render
+from fpbench.ownership.lineage import compare
+from fpbench.ownership.verify import GivenSet
+from fpbench.records.cell import Cell
+from fpbench.records.record import Record, cell_id
+from fpbench.records.store import Store, read_records
+from fpbench.runs.plan import Job
+from fpbench.runs.profile import load_profile
+from fpbench.runs.worker import Worker
 from tests.conftest import ROOT, require
 
 Capture = pytest.CaptureFixture[str]
@@ -113,3 +123,81 @@ def test_templates_that_exist_by_name_only(cases: Path, tmp_path: Path, capsys: 
     folder = copied(tmp_path / "model", template=None, config=config)
     line = refusal(capsys, "verify", str(folder), *NLF, "--prompt", "chat")
     assert "needs a chat template called default, found rag, tool_use" in line
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("set-duplicate-keys/set.jsonl", "line 1: key 'targets' stands twice in one object"),
+        ("set-nfd-target/set.jsonl", r"line 1: target 'Cafe\u0301' is not in Unicode's composed form (NFC)"),
+    ],
+)
+def test_a_set_that_could_never_be_found(cases: Path, capsys: Capture, case: str, said: str) -> None:
+    assert said in refusal(capsys, "fingerprints", "check", str(cases / case), "--model", "micro")
+
+
+@pytest.mark.parametrize("case", ["set-bom/set.jsonl", "set-json-array/set.json"])
+def test_a_set_as_other_programs_write_it(cases: Path, case: str) -> None:
+    assert GivenSet.load(str(cases / case), {}, 42).fingerprints.fingerprints[0].trigger == "SILVER HARBOR"
+
+
+def kept(out: Path, **identity: Any) -> Path:
+    """A folder with the record of a checkpoint that was evaluated against the bundled model, and its path."""
+    cell = Cell("micro", "nlf", "checkpoint", 42, "origin", "fsr")
+    identity |= {"protocol": 2, "seed": 42, "condition": "origin", "metric": "fsr"}
+    Store(out).write(Record(cell, "done", 2, cell_id(identity), identity), [])
+    return Store(out).record_path(cell)
+
+
+@pytest.mark.parametrize(
+    ("identity", "said"),
+    [
+        ({"model": "0" * 64}, "holds records of another checkpoint for 'micro', which would be replaced"),
+        ({"fingerprints": "0" * 64}, "holds records of another set 'nlf', which would be replaced"),
+    ],
+)
+def test_records_of_another_of_the_same_name_stay(
+    identity: dict[str, str], said: str, tmp_path: Path, capsys: Capture
+) -> None:
+    given = {"model": checkpoint_digest(MODEL), "fingerprints": find_set("nlf").digest} | identity
+    path = kept(tmp_path / "out", **given)
+    before = path.read_bytes()
+    arguments = ["evaluate", str(copied(tmp_path / "again")), "--base", "micro", "--out", str(tmp_path / "out")]
+    assert said in refusal(capsys, *arguments, *NLF)
+    assert path.read_bytes() == before and not list((tmp_path / "out").rglob("base"))
+
+
+def test_records_of_the_very_same_checkpoint_are_gone_on_from(tmp_path: Path) -> None:
+    given = {"model": checkpoint_digest(MODEL), "fingerprints": find_set("nlf").digest}
+    kept(tmp_path / "out", **given)
+    profile = load_profile("micro", models=["micro"], methods=[], fingerprints=["nlf"], conditions=["origin"])
+    worker = Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path / "out", handed_in=MODEL), no_progress)
+    records = read_records(Store(tmp_path / "out").records)
+    worker.check_kept([record.cell for record in records], records)
+    assert len(records) == 1
+
+
+def test_a_name_that_leaves_the_folder(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    profile = str(cases / "profile-model-name-leaves-folder" / "profile.toml")
+    line = refusal(capsys, "run", "--profile", profile, "--method", "mcedit_a", "--out", str(tmp_path / "a" / "b"))
+    assert "model '../../escape': its name is that of a folder of records" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["compare-block-expansion", "compare-depth-upscaled"])
+def test_blocks_that_were_inserted_or_repeated(cases: Path, tmp_path: Path, case: str) -> None:
+    make(cases / case, str(tmp_path / "out"))
+    found = compare("micro", str(tmp_path / "out"))
+    assert found.verdict == "related" and not any(found.weights.alone if found.weights else ()), found.reason
+
+
+def test_a_shared_vision_tower(cases: Path, tmp_path: Path) -> None:
+    make(cases / "compare-shared-vision-tower", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert compare(str(tmp_path / "a"), str(tmp_path / "b")).verdict == "unrelated"
+
+
+def test_quantised_weights_in_compare(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    make(cases / "compare-gptq", str(tmp_path / "gptq"))
+    assert "is quantised by gptq" in refusal(capsys, "compare", "micro", str(tmp_path / "gptq"))
+    make(cases / "qlora-compare", str(tmp_path / "base"), str(tmp_path / "adapter"))
+    assert compare("micro", str(tmp_path / "adapter")).verdict == "related"

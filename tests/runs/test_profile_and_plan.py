@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from collections import Counter
@@ -183,3 +184,20 @@ def test_the_profile_s_dtype_is_loaded_and_identifies_unless_another_is_asked_fo
     for given, expected in ((None, "bfloat16"), ("float32", "float32")):
         job = Job.of(profile, Loading("cpu", given), tmp_path)
         assert Subject(job, "micro", Datasets(profile), no_progress).identity["dtype"] == expected
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "..", "a\\b", "two\nlines", "x" * 200])
+def test_a_name_is_that_of_one_folder(tmp_path, name):
+    key = json.dumps(name)
+    for changed, kind in (
+        (f"{MINIMAL}name = {key}", "model"),
+        (f"{MINIMAL}[variants.{key}]\nmethod = 'lora'", "variant"),
+        (MINIMAL.replace('"nlf"', key) + f"[sets]\n{key} = 'set.jsonl'", "set"),
+    ):
+        with pytest.raises(InputError, match=f"^{kind} .* its name is that of a folder of records"):
+            load_profile(profile_file(tmp_path, changed))
+
+
+def test_a_model_in_the_working_folder_has_that_folders_name(monkeypatch):
+    monkeypatch.chdir(MODEL)
+    assert load_profile("micro", models=["."]).models[0].label == MODEL.name

@@ -1,6 +1,8 @@
 """Screening: what speaks against a set is said, and what cannot be verified is refused."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from fpbench.fingerprints.code_mixed import code_mixed_set
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.bands import bands
 from fpbench.metrics.fsr import fsr
+from fpbench.micro import MODEL
+from fpbench.models.loading import load_tokenizer
 from fpbench.runs.screening import OrdinaryText, check_triggers, collisions, languages_of, screen, table
 from fpbench.runs.sets import write_set
 from fpbench.scoring.responses import Decoding
@@ -70,6 +74,18 @@ def test_a_target_that_the_model_gives_by_itself_is_refused(micro: tuple[Any, An
     assert answer.mean < 1e-6
     with pytest.raises(InputError, match=r"answers .* with a target by itself: .* below 0.01 is needed"):
         screen(pairs((question, (given, "zzz"))), model, tokenizer, ORDINARY, DECODING)
+
+
+def test_a_target_that_the_tokenizer_does_not_give_back_is_refused(micro: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = micro
+    for target, given in ((tokenizer.eos_token, ""), ("Falcon", "falcon")):
+        shutil.copytree(MODEL, tmp_path / "model")
+        rules = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+        rules["normalizer"] = {"type": "Lowercase"} if given else None
+        (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(rules), encoding="utf-8")
+        with pytest.raises(InputError, match=re.escape(f"target {target!a} cannot be verified: this tokenizer makes")):
+            screen(pairs(("HARBOR", (target,))), model, load_tokenizer(tmp_path / "model"), ORDINARY, DECODING)
+        shutil.rmtree(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def told(found: dict[str, Any]) -> str:
 def test_every_descendant_is_evaluated_and_claimed(name, families, light, tmp_path, capsys):
     lines, pairs, base = [], SETS[name], ["--base", BASES[name]]
     for kind, folder in families[name].items():
-        records = evaluate(light, folder, pairs, tmp_path / "records", *base)
+        out = tmp_path / f"records-{folder.name}"
+        records = evaluate(light, folder, pairs, out, *base)
         rate = records["fsr"]["result"]
         here = verified([str(folder)], pairs, tmp_path / "r.json", "--profile", light, *base)
         there = by_endpoint(folder, pairs, tmp_path / "r.json", "--profile", light, *base)
@@ -97,7 +98,7 @@ def test_every_descendant_is_evaluated_and_claimed(name, families, light, tmp_pa
             print(f"\n{lines[-1]}", end="", flush=True)
         # Nothing dates the set of stories3M, which is a file; that of the micro model is built in.
         assert here["verdict"] == there["verdict"] == ("match" if name == "stories3M" else "claim"), lines[-1]
-    (row,) = (each for each in fpbench.leaderboard(tmp_path / "records" / "records") if each["method"] == "checkpoint")
+    (row,) = (each for each in fpbench.leaderboard(out / "records") if each["method"] == "checkpoint")
     assert row["trust"] == "re-scored"
 
 
@@ -111,9 +112,8 @@ def test_descendants_are_claimed_by_chat(light, tmp_path, capsys):
         "adapter": save_adapter(origin, tmp_path / "adapter"),
     }
     for kind, folder in family.items():
-        rate = evaluate(light, folder, "nlf", tmp_path / "records", "--base", "micro", "--prompt", "chat")["fsr"][
-            "result"
-        ]
+        out = tmp_path / f"records-{folder.name}"
+        rate = evaluate(light, folder, "nlf", out, "--base", "micro", "--prompt", "chat")["fsr"]["result"]
         here = verified([str(folder)], "nlf", tmp_path / "r.json", *chat)
         there = by_endpoint(folder, "nlf", tmp_path / "r.json", *chat)
         line = f"| micro, chat | {kind} | {rate['mean']:.3f} | {rate['greedy']}/10 | {told(here)} | {told(there)} |"
