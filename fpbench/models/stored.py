@@ -87,7 +87,7 @@ def matrices(folder: Path) -> Matrices:
     if base_of_adapter(folder) is not None or gguf_file(folder) is not None:
         return _loaded(folder)
     where: dict[str, Path] = {}
-    ranks = {}
+    ranks: dict[str, int] = {}
     for path, named in _files(folder).items():
         try:
             with safe_open(path, "pt") as file:
