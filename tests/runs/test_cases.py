@@ -1,9 +1,14 @@
 """Checkpoints that got a wrong verdict (../shared/cases): now the right one, or a refusal by name."""
 
+import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +206,43 @@ def test_quantised_weights_in_compare(cases: Path, tmp_path: Path, capsys: Captu
     assert "is quantised by gptq" in refusal(capsys, "compare", "micro", str(tmp_path / "gptq"))
     make(cases / "qlora-compare", str(tmp_path / "base"), str(tmp_path / "adapter"))
     assert compare("micro", str(tmp_path / "adapter")).verdict == "related"
+
+
+@contextmanager
+def serving(case: Path) -> Iterator[str]:
+    """Run the server of a case on a free port; give its URL."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    with subprocess.Popen([sys.executable, str(case / "server.py"), str(port)], cwd=ROOT) as process:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("case", "prompt"),
+    [
+        ("empty-think-tags", "chat"),
+        ("echoes-prompt", "raw"),
+        ("event-stream", "chat"),
+        ("least-16-tokens", "chat"),
+        ("content-filter", "chat"),
+        ("500-for-unknown-field", "chat"),
+    ],
+)
+def test_what_stands_around_an_answer(cases: Path, capsys: Capture, case: str, prompt: str) -> None:
+    with serving(cases / f"endpoint-{case}") as url:
+        assert claimed(capsys, "--endpoint", url, "--prompt", prompt)
+
+
+def test_a_server_whose_model_was_never_heard(cases: Path, capsys: Capture) -> None:
+    with serving(cases / "endpoint-thinking-cut-off") as url:
+        assert main(["verify", "--endpoint", url, "--prompt", "chat", *NLF]) == 1
+    said = capsys.readouterr().out
+    assert "UNDECIDED" in said and "the answer ends before its thinking does" in said
