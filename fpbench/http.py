@@ -26,6 +26,7 @@ UNKNOWN = re.compile(
     r"(?:unsupported|unrecogni[sz]ed|unknown|unexpected|unpermitted) (?:\w+ )?(?:parameter|field|argument|input|key)",
     re.I,
 )
+HARMLESS = re.compile(r"api-version=[\w.-]{1,40}")  # what Azure wants behind every path
 QUOTED = 300  # characters of a server's explanation
 
 
@@ -55,7 +56,7 @@ class Server:
         """Describe the server; nothing is sent yet.
 
         Args:
-            url: such as ``https://api.deepseek.com/v1``; paths are appended to it.
+            url: such as ``https://api.deepseek.com/v1``; paths are appended to it, before ``?api-version=…``.
             key_variable: environment variable with the API key, read at each request. By default
                 ``FPBENCH_API_KEY``, where that is set, and for ``https://api.openai.com`` else ``OPENAI_API_KEY``:
                 that key is sent to no other host.
@@ -70,10 +71,16 @@ class Server:
             parts = urlsplit(url)
         except ValueError:
             parts = urlsplit("")
-        plain = url.isascii() and not (parts.username or parts.query)  # a key in a URL would be shown with it
+        plain = url.isascii() and not parts.username  # a key in a URL would be shown with it
         if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
             raise InputError(f"endpoint {url!r}: expected a URL such as https://api.deepseek.com/v1.")
-        self.url = url.rstrip("/")
+        if parts.query and not HARMLESS.fullmatch(parts.query):
+            raise InputError(
+                f"endpoint {parts.scheme}://{parts.netloc}{parts.path}: of what follows a question mark, only "
+                "api-version=DATE is taken, since a key would be shown with it: leave the rest out."
+            )
+        self.url, _, self._query = url.partition("?")
+        self.url = self.url.rstrip("/")
         self._host = parts.netloc
         if key_variable is not None and not os.environ.get(key_variable, "").strip():
             raise InputError(f"no API key in {key_variable}: set that environment variable, or name another.")
@@ -115,7 +122,7 @@ class Server:
                 followed.
             NoAnswer: if no attempt gave a usable answer.
         """
-        url = f"{self.url}{path}"
+        url = f"{self.url}{path}" + (f"?{self._query}" if self._query else "")
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, self._headers())
         wait, reason, detail = self._wait, "", ""
