@@ -33,6 +33,8 @@ KEPT = (
     "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "ROCR_VISIBLE_DEVICES", "OMP_NUM_THREADS",
 )  # fmt: skip
 
+LONGEST_SOCKET = 107  # bytes of a UNIX socket's path, on every system that has them
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -233,6 +235,11 @@ class ChildProcess:
         """Put what a child must not reach where it would: a file, and sockets that listen while it lives."""
         secret, path = self.folder / "secret", str(self.folder / "socket")
         secret.write_text("of the parent's")
+        if len(os.fsencode(path)) > LONGEST_SOCKET:
+            raise InputError(
+                f"the folder of temporary files is too deep: expected at most {LONGEST_SOCKET} bytes for {path}; set "
+                "TMPDIR to a shorter one."
+            )
         internet, named, abstract = socket.socket(), socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
         for listening in (internet, named, abstract):
             self._open.callback(listening.close)

@@ -82,13 +82,13 @@ def test_cheap_cells_of_all_methods_come_first() -> None:
     from fpbench.runs.plan import plan
     from fpbench.runs.profile import load_profile
 
-    profile = load_profile("micro", methods=["mcedit_a", "lora"])
+    profile = load_profile("micro", methods=["mcedit_a", "lora"], conditions=["drift"])
     cells = plan(profile)
     groups = list(by_price([[cell for cell in cells if cell.method == name] for name in ("base", "mcedit_a", "lora")]))
     assert sorted(map(str, cells)) == sorted(str(cell) for group in groups for cell in group)
     first = [str(cell).rpartition("seed-42/")[2] for cell in groups[1]]
     assert first == ["origin/cost", "origin/fsr", "int8/fsr", "nf4/fsr", "ria30/fsr", "ria40/fsr"]
-    assert [cell.metric for cell in groups[4]] == ["near", "utility", "triggers"]
+    assert [cell.metric for cell in groups[4]] == ["near", "recombined", "utility", "triggers"]
     assert all(cell.condition.startswith("finetune") for group in groups[6:] for cell in group)
 
 

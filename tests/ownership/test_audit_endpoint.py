@@ -24,7 +24,7 @@ HOSTILE = [
     "<script>document.title = 'taken'</script>",
     "a | b `c` **d**\n\n# e\r[f](javascript:alert(1))",
     "\"><img src=x onerror='alert(2)'>",
-    "{{ 7 * 7 }} {x} \u202egnp\u2028 \x1b[31m ~a~0 \\",
+    "{{ 7 * 7 }} {x} \x1b[31m ~a~0 \\",
 ]
 
 
@@ -47,7 +47,7 @@ def test_hostile_words_are_shown_and_do_nothing(tmp_path, micro, server, view):
     path = tmp_path / f"{HOSTILE[1].replace('/', '').splitlines()[0]}~<b>"
     path.symlink_to(MODEL)
     server.author = {"model": HOSTILE[0]}
-    server.model = lambda body: ("`|<b>" + body["prompt"] + "\ud800", None)
+    server.model = lambda body: ("`|<b>" + body["prompt"] + "\u202e\u2028\ud800", None)
     fingerprints = write(tmp_path / "set.jsonl", [(each, ["`|<b>", "Zebra"]) for each in HOSTILE])
     out = tmp_path / "out"
     assert audit(server.url, fingerprints, out, "--unrelated", str(path)) == 0

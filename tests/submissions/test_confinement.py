@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fpbench.cli import main
-from fpbench.errors import CellError
+from fpbench.errors import CellError, InputError
 from fpbench.micro import MODEL
 from fpbench.records.store import read_record
 from fpbench.submissions import sandbox
@@ -115,8 +115,8 @@ with ChildProcess(find({name!r}), Limits(60, 2**32, 2**26, 2**27)) as child:
 def test_a_killed_parent_leaves_nothing(way: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a process, daemons included, nor, once somebody else starts, a folder."""
     monkeypatch.setenv("LANG", mark := f"mark-{os.getpid()}")
-    monkeypatch.setenv("TMPDIR", str(here / "tmp"))
-    (here / "tmp").mkdir()
+    short = Path(tempfile.mkdtemp(prefix="k"))  # sockets have short paths
+    monkeypatch.setenv("TMPDIR", str(short))
     write(here / "submissions" / NAME, top=f"{DAEMON}\nimport time\ndaemon()\ntime.sleep(600)")
     parent = subprocess.Popen([sys.executable, "-c", HANGING.format(way=way, name=NAME)])
     while len(marked(mark)) < 4:  # the parent, a launcher or two, the child, its daemon
@@ -126,9 +126,19 @@ def test_a_killed_parent_leaves_nothing(way: str, here: Path, monkeypatch: pytes
     parent.kill()
     parent.wait()
     assert gone(mark)
-    monkeypatch.setattr(tempfile, "tempdir", str(here / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
     remove_orphans()
-    assert list((here / "tmp").iterdir()) == []
+    short.rmdir()  # which is empty
+
+
+def test_a_folder_too_deep_for_sockets_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that could not be made would be one that nobody reaches."""
+    deep = here / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    write(here / "submissions" / NAME)
+    with pytest.raises(InputError, match="set TMPDIR to a shorter one"), ChildProcess(find(NAME), LIMITS) as child:
+        child.ask("describe", name=NAME, configs={})
 
 
 # Where a promise is not kept.
