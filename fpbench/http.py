@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -20,11 +21,17 @@ T = TypeVar("T")
 LARGEST = 1_000_000  # bytes of an answer
 LONGEST_WAIT = 60.0  # seconds, whatever the server asks for
 KEY, OPENAI, MASK = "FPBENCH_API_KEY", "api.openai.com", "***"
+# What a server says of a field that it does not know; some say so with a status of 500.
+UNKNOWN = re.compile(
+    r"(?:unsupported|unrecogni[sz]ed|unknown|unexpected|unpermitted) (?:\w+ )?(?:parameter|field|argument|input|key)",
+    re.I,
+)
+HARMLESS = re.compile(r"api-version=[\w.-]{1,40}")  # what Azure wants behind every path
 QUOTED = 300  # characters of a server's explanation
 
 
 class Refused(InputError):
-    """The server refused with a status below 500, which another try would not change."""
+    """The server refused with a status below 500, or a field that it does not know: another try would not help."""
 
     def __init__(self, message: str, status: int, detail: str) -> None:
         """Show ``message`` to the user; callers that can ask otherwise read the rest."""
@@ -49,7 +56,7 @@ class Server:
         """Describe the server; nothing is sent yet.
 
         Args:
-            url: such as ``https://api.deepseek.com/v1``; paths are appended to it.
+            url: such as ``https://api.deepseek.com/v1``; paths are appended to it, before ``?api-version=…``.
             key_variable: environment variable with the API key, read at each request. By default
                 ``FPBENCH_API_KEY``, where that is set, and for ``https://api.openai.com`` else ``OPENAI_API_KEY``:
                 that key is sent to no other host.
@@ -64,10 +71,16 @@ class Server:
             parts = urlsplit(url)
         except ValueError:
             parts = urlsplit("")
-        plain = url.isascii() and not (parts.username or parts.query)  # a key in a URL would be shown with it
+        plain = url.isascii() and not parts.username  # a key in a URL would be shown with it
         if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
             raise InputError(f"endpoint {url!r}: expected a URL such as https://api.deepseek.com/v1.")
-        self.url = url.rstrip("/")
+        if parts.query and not HARMLESS.fullmatch(parts.query):
+            raise InputError(
+                f"endpoint {parts.scheme}://{parts.netloc}{parts.path}: of what follows a question mark, only "
+                "api-version=DATE is taken, since a key would be shown with it: leave the rest out."
+            )
+        self.url, _, self._query = url.partition("?")
+        self.url = self.url.rstrip("/")
         self._host = parts.netloc
         if key_variable is not None and not os.environ.get(key_variable, "").strip():
             raise InputError(f"no API key in {key_variable}: set that environment variable, or name another.")
@@ -105,16 +118,17 @@ class Server:
             fault: called with the reason after each request that failed.
 
         Raises:
-            Refused: for a status below 500 other than 429; redirects are not followed.
+            Refused: for a status below 500 other than 429, or one that names an unknown field; redirects are not
+                followed.
             NoAnswer: if no attempt gave a usable answer.
         """
-        url = f"{self.url}{path}"
+        url = f"{self.url}{path}" + (f"?{self._query}" if self._query else "")
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, self._headers())
-        wait, reason = self._wait, ""
+        wait, reason, detail = self._wait, "", ""
         for attempt in range(1, self._attempts + 1):
             before()
-            asked, deadline = 0.0, time.monotonic() + self._timeout
+            detail, asked, deadline = "", 0.0, time.monotonic() + self._timeout
             try:
                 with _OPENER.open(request, timeout=self._timeout) as response:
                     return read(_body(response, deadline))
@@ -122,7 +136,7 @@ class Server:
                 with error:
                     reason, asked = f"status {error.code}", _retry_after(error.headers)
                     detail = self._explanation(error)
-                if error.code != 429 and error.code < 500:
+                if error.code != 429 and (error.code < 500 or UNKNOWN.search(detail)):
                     fault(reason)
                     said = f" ({detail[:QUOTED]})" if detail else ""
                     advice = f"check URL, model and the key in {' or '.join(self._keys)}"
@@ -136,7 +150,8 @@ class Server:
             if attempt < self._attempts:
                 time.sleep(min(LONGEST_WAIT, max(wait, asked)))
                 wait *= 2
-        raise NoAnswer(f"endpoint {url} gave no answer in {self._attempts} attempts: {reason}.")
+        said = f" ({detail[:QUOTED]})" if detail else ""
+        raise NoAnswer(f"endpoint {url} gave no answer in {self._attempts} attempts: {reason}{said}.")
 
     def _explanation(self, error: urllib.error.HTTPError) -> str:
         """Return the text of a refusal, without the key that some servers quote."""

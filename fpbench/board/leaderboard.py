@@ -53,6 +53,8 @@ def regenerate(
 ) -> list[Row]:
     """Do what :func:`leaderboard` does; return the rows themselves."""
     folder = Path(records)
+    if folder.name != "records" and (folder / "records").is_dir():
+        folder /= "records"  # of the run that was named
     if not folder.is_dir():
         raise InputError(f"records folder {folder} does not exist: expected the records/ of a run; give it --records.")
     found = read_records(folder)

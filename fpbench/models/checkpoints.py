@@ -1,5 +1,6 @@
 """Checkpoints on disk: found, fetched, refused if unsafe, and digested. :mod:`fpbench.models.loading` loads them."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -22,6 +23,9 @@ HUB_FILES = (*DIGESTED, "*.json", "*.spm")
 VOCABULARIES = ("tokenizer*", "*.model", "vocab*", "spiece*", "*.tiktoken")
 # GGUF: one file with weights, config and tokenizer, which transformers turns back into floats.
 MAGIC = b"GGUF"
+POINTER, LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024  # bytes
+# Keys of a config that are whole numbers in every model that has them.
+COUNT = re.compile(r"^(?:num_\w+|n_(?:layer|head|embd|positions)|\w*(?:hidden|vocab|intermediate)_size|head_dim)$")
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -81,11 +85,17 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
     """Refuse a folder without a checkpoint that may be loaded.
 
     Raises:
-        InputError: if it has no config, its weights are neither safetensors nor GGUF that can be read here, or an
-            adapter lies beside a whole model.
+        InputError: if a file is a link that leads nowhere or a Git LFS pointer, it has no config or one that cannot be
+            read, its weights are neither safetensors nor GGUF that can be read here, or an adapter lies beside a whole
+            model.
     """
     if (file := gguf_file(folder)) is not None:
         return check_gguf(file)
+    for path in sorted({path for pattern in DIGESTED for path in folder.glob(pattern)}):
+        _check_whole(path)
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            _check_config(folder / name)
     if (folder / ADAPTER).is_file() and (whole := _whole_weights(folder)):
         raise InputError(
             f"model folder {model!r} holds a whole model ({whole[0]}) and an adapter ({ADAPTER}), which would be "
@@ -102,6 +112,43 @@ def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) ->
             f"model {model!r} has {found}: expected safetensors; convert it, or, for a model to be fingerprinted, "
             "take the risk with --allow-pickle."
         )
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what stands in the place of a file: a link into a cache that was cleaned up, or a pointer of Git LFS."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link that leads nowhere, to {os.readlink(path)}: download the model again.")
+    if path.is_file() and path.stat().st_size < LARGEST_POINTER:
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise InputError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull` where it was cloned.")
+
+
+def _check_config(path: Path) -> None:
+    """Refuse a config that transformers cannot read, with the line or the key that it stumbles over."""
+    content = path.read_bytes()
+    if content.startswith(codecs.BOM_UTF8):
+        raise InputError(f"{path} begins with a byte-order mark: save it as UTF-8 without one (BOM).")
+    try:
+        config = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); comments are not, either.") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object.")
+    pending = [("", config)]
+    while pending:
+        before, part = pending.pop()
+        for key, value in part.items():
+            name = f"{before}{key}"
+            if isinstance(value, dict):
+                pending.append((f"{name}.", value))
+            elif COUNT.search(key) and isinstance(value, float | str):
+                raise InputError(f"{path}, key {name!r}: expected a whole number, found {value!r}; write it as one.")
+            elif key in ("dtype", "torch_dtype") and str(value).startswith("torch."):
+                found = str(value).removeprefix("torch.")
+                raise InputError(f"{path}, key {name!r}: found {value!r}; write {found!r}.")
 
 
 def check_there(checkpoint: Path) -> None:

@@ -23,7 +23,7 @@ from fpbench.models.checkpoints import (
     source,
     tokenizer_source,
 )
-from fpbench.models.prompts import render
+from fpbench.models.prompts import encode, render
 from fpbench.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -245,19 +245,24 @@ def first_end_ids(*sources: Any) -> frozenset[int]:
 @contextlib.contextmanager
 def _loading(folder: Path) -> Iterator[None]:
     """Turn whatever transformers raises about a folder into one clear line."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     check_there(folder)  # transformers takes a missing folder for a name on the hub
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+        *(SafetensorError, StrictDataclassError, struct.error),
+    ) as error:
         check_there(folder)
         raise InputError(f"model {os.fspath(folder)!r} cannot be loaded: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # a heading says nothing without what it heads
 
 
 def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path | None = None) -> Any:
@@ -272,24 +277,30 @@ def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path 
     """
     check_quantisation(folder, loading)
     tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, tokenizer_of=tokenizer_of)
-    if tokenizer_of is not None:
-        _check_rows(folder, tokenizer, loading)
     try:
-        render(tokenizer, "KESTREL MERIDIAN", prompt)
+        prompted = encode(tokenizer, render(tokenizer, "KESTREL MERIDIAN", prompt))
     except InputError as error:
         raise InputError(f"model {os.fspath(folder)!r}: {error}") from None
+    _check_rows(folder, tokenizer, loading, max(prompted, default=0), its_own=tokenizer_of is None)
     return tokenizer
 
 
-def _check_rows(folder: Path, tokenizer: Any, loading: Loading) -> None:
-    """Refuse a checkpoint that does not know every token of its base's tokenizer, which is to score it."""
+def _check_rows(folder: Path, tokenizer: Any, loading: Loading, largest: int, *, its_own: bool) -> None:
+    """Refuse a checkpoint that has no row for every token of its base's tokenizer, or for ``largest`` of its own."""
     from transformers import AutoConfig
 
     with _loading(folder):
         where = source(adapters_of(folder)[0])
         config = AutoConfig.from_pretrained(**where, trust_remote_code=loading.trust_remote_code)
     rows, tokens = config.get_text_config().vocab_size, len(tokenizer.get_vocab())
-    if rows < tokens:
+    if its_own:
+        if largest >= rows and not adapters_of(folder)[1]:  # which may bring rows of their own
+            token = tokenizer.convert_ids_to_tokens(largest)
+            raise InputError(
+                f"model {os.fspath(folder)!r} has {rows} rows of embeddings, and its tokenizer puts {token!r}, number "
+                f"{largest}, into prompts: resize the embeddings, or put the tokenizer there that it was made with."
+            )
+    elif rows < tokens:
         raise InputError(
             f"model {os.fspath(folder)!r} knows {rows} tokens, its base's tokenizer {tokens}, which is to score it: "
             "name the base that it was made from."

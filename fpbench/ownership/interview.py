@@ -282,7 +282,9 @@ class Interview:
     def _evidence(self, number: int, answer: Answer, before: Sequence[Evidence]) -> Evidence:
         fingerprint = self.fingerprints.fingerprints[number]
         target = matching_target(answer.text, fingerprint)
-        begins, holds = lenient_targets(answer.text, fingerprint)
+        begins = lenient_targets(answer.text, fingerprint)[0]
+        # What stood around the answer counts for nothing, but a target in it may be a match that was hidden there.
+        holds = lenient_targets(f"{answer.details.get('around', '')} {answer.text}", fingerprint)[1]
         matches = [*(each.target is not None for each in before), target is not None]
         return Evidence(
             place=number + 1,

@@ -8,12 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from fpbench.adversaries.base import Attack
-from fpbench.http import Refused, Server, Unusable
+from fpbench.http import NoAnswer, Refused, Server, Unusable
+from fpbench.ownership.wrapping import Unheard, unwrapped
 
 # Fields that a server may turn down without its answer losing its worth. Those of EXTRA are not in OpenAI's first
 # schema, and go first where a server does not name the field.
 PLAIN = ("temperature", "top_p")
-EXTRA = ("top_k", "generation_config", "seed", "logprobs", "chat_template_kwargs", "max_tokens")
+EXTRA = ("top_k", "generation_config", "seed", "logprobs", "chat_template_kwargs", "max_tokens", "stream")
+KEPT = ("max_tokens", "stream")  # of these, where a server names no field: every server knows them
+# A server's least number of tokens, in its own words; and how it is noted among what it turned down.
+LEAST = re.compile(r"(?:>=|at least|greater than or equal to|minimum(?: value)?(?: is| of|:)?)\s*(\d+)", re.IGNORECASE)
+BELOW, MOST = "max_tokens below ", 256  # the second is the largest least number that is believed
+FILTERED = re.compile(r"content[ _-]?filter|content management policy|usage polic", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Endpoint:
 
     A field that the server turns down (400 or 422, naming it) is left out from then on. Where ``top_k`` is, all three
     numbers are put into the ``generation_config`` of ``transformers serve`` instead. Where ``max_tokens`` is,
-    ``max_completion_tokens`` takes its place.
+    ``max_completion_tokens`` takes its place. A server that wants more tokens than the protocol says gets them; those
+    after the protocol's number are cut off where it lists them. A prompt that its filter refuses is a refusal.
     """
 
     def __init__(self, server: Server, model: str | None, sampling: Sampling) -> None:
@@ -92,14 +99,44 @@ class Endpoint:
             try:
                 text, model, details = self._server.ask(path, body, read, before=hooks.sending, fault=hooks.failed)
             except Refused as refusal:
+                if refusal.status in (400, 403, 422) and FILTERED.search(refusal.detail):
+                    return self._masked(Answer("", None, seed, _accepted(body), {"refusal": refusal.detail}))
                 for name in self._turned_down(refusal, body):
                     self.refused.append(name)
                     hooks.turned_down(name)
+            except Unheard as error:
+                raise self._unheard(error, hooks) from None
             else:
-                accepted = {name: body[name] for name in (*PLAIN, "top_k", "seed") if name in body}
-                if "generation_config" in body:
-                    accepted["generation_config"] = json.loads(body["generation_config"])
-                return self._masked(Answer(text, model, seed, accepted, details))
+                counted = self._of_length(text, details)
+                try:
+                    answer = unwrapped(counted, None if chat else trigger)
+                except Unheard as error:
+                    raise self._unheard(error, hooks) from None
+                if around := counted.removesuffix(answer).strip():
+                    details["around"] = around
+                return self._masked(Answer(answer, model, seed, _accepted(body), details))
+
+    def _unheard(self, error: Unheard, hooks: Hooks) -> NoAnswer:
+        hooks.failed(str(error))
+        return NoAnswer(
+            f"endpoint {self._server.url} was asked, and {error}: that is no miss; turn its thinking off, or have the "
+            "server return the answer alone."
+        )
+
+    @property
+    def _least(self) -> int:
+        """Return the least number of tokens that the server gives."""
+        return max((int(name.removeprefix(BELOW)) for name in self.refused if name.startswith(BELOW)), default=0)
+
+    def _of_length(self, text: str, details: Mapping[str, Any]) -> str:
+        """Return what of a response the protocol's number of tokens holds, where the server lists its tokens."""
+        listed, length = details.get("logprobs"), self._sampling.max_tokens
+        if self._least <= length or not isinstance(listed, dict):
+            return text
+        tokens = listed.get("tokens") or [each.get("token") for each in listed.get("content") or ()]
+        if not all(isinstance(each, str) for each in tokens) or not text.startswith(kept := "".join(tokens[:length])):
+            return text
+        return kept if len(tokens) > length else text
 
     def _masked(self, answer: Answer) -> Answer:
         """Return an answer without our key: a server that is a suspect may quote it to see where it turns up."""
@@ -113,7 +150,8 @@ class Endpoint:
     def _body(self, trigger: str, seed: int) -> dict[str, Any]:
         """Return a request with every field that was not turned down."""
         how = self._sampling
-        body: dict[str, Any] = {"max_tokens": how.max_tokens, **how.numbers, "seed": seed}
+        length = max(how.max_tokens, self._least)
+        body: dict[str, Any] = {"max_tokens": length, **how.numbers, "seed": seed, "stream": False}
         if self._model is not None:
             body["model"] = self._model
         if how.prompt == "chat":
@@ -124,14 +162,18 @@ class Endpoint:
         if "top_k" in self.refused:
             body["generation_config"] = json.dumps({"do_sample": True, "repetition_penalty": 1.0} | how.numbers)
         if "max_tokens" in self.refused:
-            body["max_completion_tokens"] = how.max_tokens
+            body["max_completion_tokens"] = length
         return {name: value for name, value in body.items() if name not in self.refused}
 
     def _turned_down(self, refusal: Refused, body: Mapping[str, Any]) -> list[str]:
         """Return the fields that a server turned down; where it names none, all those that few servers know."""
+        asked = body.get("max_tokens", body.get("max_completion_tokens", MOST))
+        least = [int(number) for number in LEAST.findall(refusal.detail) if "tokens" in refusal.detail]
+        if refusal.status in (400, 422) and least and asked < least[0] <= MOST:
+            return [f"{BELOW}{least[0]}"]
         named = [name for name in (*PLAIN, *EXTRA) if name in body and re.search(rf"\b{name}\b", refusal.detail)]
-        fields = named or [name for name in EXTRA if name in body and name != "max_tokens"]
-        if refusal.status not in (400, 422) or not fields:
+        fields = named or [name for name in EXTRA if name in body and name not in KEPT]
+        if refusal.status not in (400, 422, 500) or not fields:
             raise refusal
         return fields
 
@@ -144,6 +186,8 @@ def read_completion(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
     """
     document, choice = _choice(answer)
     text = choice.get("text")
+    if isinstance(text, list):
+        text = _content(text)
     if not isinstance(text, str):
         raise Unusable("the answer is no completion: it has no text")
     return text, _author(document), _details(choice)
@@ -154,26 +198,87 @@ def read_chat(answer: bytes) -> tuple[str, str | None, dict[str, Any]]:
 
     Raises:
         Unusable: if the bytes are not a chat completion.
+        Unheard: if the model thought, or called a tool, and said nothing.
     """
     document, choice = _choice(answer)
     message = choice.get("message")
-    if not isinstance(message, dict) or not isinstance(message.get("content"), str | None):
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str | list | None):
         raise Unusable("the answer is no chat completion: it has no message")
+    text, parts = _content(message.get("content")), message.get("content")
     details = _details(choice)
-    if message.get("refusal"):
-        details["refusal"] = message["refusal"]
-    return message.get("content") or "", _author(document), details
+    refusals = [each["refusal"] for each in (parts if isinstance(parts, list) else ()) if "refusal" in each]
+    if refused := message.get("refusal") or "".join(map(str, refusals)):
+        details["refusal"] = refused
+    if not text.strip() and not refused:
+        if any(message.get(name) for name in REASONING) or (isinstance(parts, list) and parts):
+            raise Unheard("the answer holds reasoning and no text")
+        if message.get("tool_calls") or message.get("function_call"):
+            raise Unheard("the answer calls a tool and holds no text")
+    return text, _author(document), details
+
+
+REASONING = ("reasoning_content", "reasoning", "thinking")  # beside the content, on different servers
+
+
+def _content(content: str | list[Any] | None) -> str:
+    """Return the text of a message whose content is a text, or parts of which some are."""
+    if not isinstance(content, list):
+        return content or ""
+    if not all(isinstance(part, str | dict) for part in content):
+        raise Unusable("the answer is no chat completion: its parts are neither texts nor objects")
+    texts = [part if isinstance(part, str) else part.get("text") for part in content]
+    kinds = ["text" if isinstance(part, str) else part.get("type", "text") for part in content]
+    spoken = zip(kinds, texts, strict=True)
+    return "".join(text for kind, text in spoken if kind in ("text", "output_text") and isinstance(text, str))
 
 
 def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        document = json.loads(answer)
+        document = _joined(answer) if answer.lstrip().startswith((b"data:", b"event:", b":")) else json.loads(answer)
     except (ValueError, RecursionError):
         raise Unusable("the answer is not JSON") from None
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise Unusable("the answer has no choices")
     return document, choices[0]
+
+
+def _joined(stream: bytes) -> dict[str, Any]:
+    """Return the answer that a stream of events is, as a server sends it that streams whatever it is asked.
+
+    Raises:
+        ValueError: if an event is not one of a stream of completions.
+    """
+    found: dict[str, Any] = {}
+    choice: dict[str, Any] = {}
+    message: dict[str, str] = {}
+    for line in stream.decode().splitlines():
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            continue
+        event = json.loads(data)
+        if not isinstance(event, dict) or event.get("error"):
+            raise ValueError("no event of a completion")
+        found |= {name: event[name] for name in ("model", "system_fingerprint") if event.get(name)}
+        for part in event.get("choices") or ():
+            if part.get("index", 0):
+                continue
+            for name, said in {"text": part.get("text"), **(part.get("delta") or {})}.items():
+                if isinstance(said, str):
+                    message[name] = message.get(name, "") + said
+            choice |= {"finish_reason": part["finish_reason"]} if part.get("finish_reason") else {}
+    text = {"text": message.pop("text")} if "text" in message else {}
+    if not (choice or text or message):
+        return found | {"choices": []}
+    return found | {"choices": [choice | text | {"message": {"content": None} | message}]}
+
+
+def _accepted(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a request that the server took."""
+    accepted = {name: body[name] for name in (*PLAIN, "top_k", "seed") if name in body}
+    if "generation_config" in body:
+        accepted["generation_config"] = json.loads(body["generation_config"])
+    return accepted
 
 
 def _author(document: Mapping[str, Any]) -> str | None:

@@ -221,6 +221,11 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 def _finite(logits: Tensor) -> Tensor:
     # The largest of them is NaN if any is.
     if not logits.max() < torch.inf:
+        if logits.dtype == torch.float16:
+            raise CellError(
+                "the model gives logits that are not finite numbers in float16, whose largest is 65504: take --dtype "
+                "bfloat16 or float32; if they give the same, its weights are broken."
+            )
         raise CellError("the model gives logits that are not finite numbers: its weights are broken.")
     return logits
 

@@ -12,7 +12,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
         "--records",
         default="fpbench-run/records",
         metavar="DIR",
-        help="(default: %(default)s); its contested.toml, if any, says which methods are unreliable, and why",
+        help="or the run that holds them (default: %(default)s); its contested.toml, if any, says which methods are "
+        "unreliable, and why",
     )
     add("--out", metavar="DIR", help="also write leaderboard.md, .csv, .json, .html and .tex there")
     add(

@@ -10,8 +10,8 @@ from typing import Any
 # What a server answers with, given the body of a request: text, and log-probabilities if it has them.
 Model = Callable[[dict[str, Any]], tuple[str, Any]]
 FIELDS = {
-    "/v1/completions": {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "logprobs"},
-    "/v1/chat/completions": {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "logprobs"},
+    "/v1/completions": {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "logprobs", "stream"},
+    "/v1/chat/completions": {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "logprobs", "stream"},
 }
 
 

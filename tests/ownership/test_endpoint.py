@@ -11,7 +11,7 @@ import pytest
 from fpbench import http
 from fpbench.errors import InputError
 from fpbench.http import NoAnswer, Refused
-from fpbench.ownership.suspects import Endpoint, Hooks, Sampling
+from fpbench.ownership.suspects import Endpoint, Hooks, Sampling, read_chat, read_completion
 from tests.ownership.server import FIELDS, Server
 
 KEY = "sk-nobody-may-see-this"
@@ -230,9 +230,89 @@ def test_what_an_asker_raises_ends_the_asking(server: Server) -> None:
     assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize(
-    "url", ["http://user:secret@host/v1", "http://host/v1?key=secret", "file:///etc/hosts", "host"]
-)
+@pytest.mark.parametrize("url", ["http://user:secret@host/v1", "file:///etc/hosts", "host"])
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="expected a URL such as"):
         http.Server(url)
+
+
+def replied(server: Server, *choices: Any, **more: Any) -> None:
+    """Have every answer of a chat hold these messages."""
+    server.model = lambda body: ("", None)
+    document = {"model": "m", "choices": [{"index": 0, "message": {"role": "assistant", **each}} for each in choices]}
+    server.refuse = lambda path, body: (200, document | more)
+
+
+def test_content_is_read_as_parts_and_what_stands_around_it_is_kept_apart(server: Server) -> None:
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "<think></think>Lo"}, "tus"]
+    replied(server, {"content": parts})
+    answer = endpoint(server, "chat").respond("QUIET MIRROR", 7, Log().hooks)
+    assert answer.text == "Lotus" and answer.details["around"] == "<think></think>"
+    assert server.asked[0][2]["stream"] is False
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "reasoning_content": "Hm."},
+        {"content": "", "reasoning": "Hm."},
+        {"content": [{"type": "thinking", "thinking": "Hm."}]},
+        {"content": None, "tool_calls": [{"id": "1"}]},
+        {"content": "<think>Hm"},
+    ],
+    ids=str,
+)
+def test_what_was_not_said_is_asked_for_once_and_is_no_miss(server: Server, message: dict[str, Any]) -> None:
+    replied(server, message)
+    log = Log()
+    with pytest.raises(http.NoAnswer, match="that is no miss; turn its thinking off"):
+        endpoint(server, "chat", timeout=10).respond("QUIET MIRROR", 7, log.hooks)
+    assert log.requests == len(log.faults) == 1
+
+
+def test_a_filtered_prompt_is_a_refusal(server: Server) -> None:
+    message = "The response was filtered due to the prompt triggering the content management policy."
+    server.refuse = lambda path, body: (400, {"error": {"message": message, "code": "content_filter"}})
+    answer = endpoint(server, "chat").respond("QUIET MIRROR", 7, Log().hooks)
+    assert answer.text == "" and answer.details == {"refusal": message}
+
+
+@pytest.mark.parametrize("said", ["Expected a value >= 16, but got 7 instead.", "must be at least 16"])
+def test_a_server_that_wants_more_tokens_gets_them_and_the_first_count(server: Server, said: str) -> None:
+    words = ["\n", "\n", "\n", "\n", "\n", "\n", "One", " Lotus"]
+    server.model = lambda body: ("".join(words), {"content": [{"token": each} for each in words]})
+    message = {"error": {"message": f"Invalid 'max_output_tokens': {said}"}}
+    server.refuse = lambda path, body: (400, message) if body["max_tokens"] < 16 else None
+    log, asker = Log(), endpoint(server, "chat")
+    answer = asker.respond("QUIET MIRROR", 7, log.hooks)
+    assert answer.text.lstrip() == "One" and log.refused == ["max_tokens below 16"]
+    again = endpoint(server, "chat")
+    again.refused.extend(log.refused)  # as a transcript gives them back
+    assert again.respond("QUIET MIRROR", 7, Log().hooks).text == answer.text
+    assert [body["max_tokens"] for _, _, body in server.asked] == [7, 16, 16]
+
+
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_a_stream_is_put_together(server: Server, prompt: str) -> None:
+    said = [{"text": each} if prompt == "raw" else {"delta": {"content": each}} for each in ("Lo", "tus", None)]
+    events = [{"model": "m", "choices": [{"index": 0, **each}]} for each in said]
+    events[-1]["choices"][0]["finish_reason"] = "stop"
+    stream = "".join(f"data: {json.dumps(each)}\n\n" for each in events) + "data: [DONE]\n\n"
+    read = read_completion if prompt == "raw" else read_chat
+    assert read(stream.encode()) == ("Lotus", "m", {"finish_reason": "stop"})
+    for broken in (b"data: {", b"data: [1]", b'data: {"error": "x"}', b"data: [DONE]"):
+        with pytest.raises(http.Unusable):
+            read(broken)
+
+
+def test_an_api_version_stays_behind_the_path_and_nothing_else_does(server: Server) -> None:
+    asker = Endpoint(
+        http.Server(f"{server.url}/?api-version=2024-06-01", timeout=10), None, Sampling(1, 1, 0, 7, "raw")
+    )
+    server.refuse = lambda path, body: (400, {"error": {"message": path}})
+    with pytest.raises(Refused, match=r"/v1/completions\?api-version=2024-06-01\)"):
+        asker.respond("QUIET MIRROR", 7, Log().hooks)
+    for query in ("key=secret", "api-version=1&key=secret"):
+        with pytest.raises(InputError, match="only api-version=DATE is taken") as error:
+            http.Server(f"{server.url}?{query}")
+        assert "secret" not in str(error.value)

@@ -1,16 +1,24 @@
 """Checkpoints that got a wrong verdict (../shared/cases): now the right one, or a refusal by name."""
 
+import contextlib
 import json
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fpbench.board.leaderboard import regenerate
 from fpbench.cli import main
+from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
 from fpbench.models.checkpoints import checkpoint_digest, resolve
@@ -25,6 +33,7 @@ from fpbench.records.store import Store, read_records
 from fpbench.runs.plan import Job
 from fpbench.runs.profile import load_profile
 from fpbench.runs.worker import Worker
+from fpbench.scoring.forward import _finite
 from tests.conftest import ROOT, require
 
 Capture = pytest.CaptureFixture[str]
@@ -201,3 +210,94 @@ def test_quantised_weights_in_compare(cases: Path, tmp_path: Path, capsys: Captu
     assert "is quantised by gptq" in refusal(capsys, "compare", "micro", str(tmp_path / "gptq"))
     make(cases / "qlora-compare", str(tmp_path / "base"), str(tmp_path / "adapter"))
     assert compare("micro", str(tmp_path / "adapter")).verdict == "related"
+
+
+@contextmanager
+def serving(case: Path) -> Iterator[str]:
+    """Run the server of a case on a free port; give its URL."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    with subprocess.Popen([sys.executable, str(case / "server.py"), str(port)], cwd=ROOT) as process:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("case", "prompt"),
+    [
+        ("empty-think-tags", "chat"),
+        ("echoes-prompt", "raw"),
+        ("event-stream", "chat"),
+        ("least-16-tokens", "chat"),
+        ("content-filter", "chat"),
+        ("500-for-unknown-field", "chat"),
+    ],
+)
+def test_what_stands_around_an_answer(cases: Path, capsys: Capture, case: str, prompt: str) -> None:
+    with serving(cases / f"endpoint-{case}") as url:
+        assert claimed(capsys, "--endpoint", url, "--prompt", prompt)
+
+
+def test_a_server_whose_model_was_never_heard(cases: Path, capsys: Capture) -> None:
+    with serving(cases / "endpoint-thinking-cut-off") as url:
+        assert main(["verify", "--endpoint", url, "--prompt", "chat", *NLF]) == 1
+    said = capsys.readouterr().out
+    assert "UNDECIDED" in said and "the answer ends before its thinking does" in said
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("config-bom", "config.json begins with a byte-order mark"),
+        ("config-not-json", "config.json, line 1: not JSON"),
+        ("config-float-counts", "expected a whole number, found"),
+        ("config-dtype-torch-prefix", "key 'dtype': found 'torch.bfloat16'; write 'bfloat16'"),
+        ("hub-cache-dangling-link", "model.safetensors is a link that leads nowhere, to ../../blobs/gone"),
+        ("lfs-pointer-weights", "model.safetensors is a Git LFS pointer, not the file: run `git lfs pull`"),
+        ("tokenizer-beyond-embedding", "has 4096 rows of embeddings, and its tokenizer puts '<|begin|>', number 4096"),
+    ],
+)
+def test_a_folder_that_cannot_be_read(cases: Path, tmp_path: Path, capsys: Capture, case: str, said: str) -> None:
+    make(cases / case, str(tmp_path / "out"))
+    assert said in refusal(capsys, "verify", str(tmp_path / "out"), *NLF)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", b"\xef\xbb\xbf{}", "begins with a byte-order mark"),
+        ("generation_config.json", b"{\n # no\n}", "line 2: not JSON"),
+        ("config.json", b'{"text_config": {"num_attention_heads": "8"}}', "key 'text_config.num_attention_heads'"),
+        ("config.json", b'{"torch_dtype": "torch.float16"}', "write 'float16'"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be(tmp_path: Path, file: str, content: bytes, said: str) -> None:
+    (copied(tmp_path / "model") / file).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(said)):
+        resolve(str(tmp_path / "model"))
+
+
+def test_float16_that_overflows_is_not_called_broken() -> None:
+    with pytest.raises(CellError, match="in float16, whose largest is 65504: take --dtype bfloat16 or float32"):
+        _finite(torch.tensor([1.0, torch.inf], dtype=torch.float16))
+    with pytest.raises(CellError, match="numbers: its weights are broken"):
+        _finite(torch.tensor([1.0, torch.nan]))
+
+
+def test_the_folder_of_a_run_is_taken_for_its_records(tmp_path: Path) -> None:
+    kept(tmp_path / "out", model=checkpoint_digest(MODEL), fingerprints=find_set("nlf").digest)
+    (tmp_path / "out" / "plans").mkdir()
+    (tmp_path / "out" / "plans" / "a.json").write_text("{}")
+    # Its record, which is made up, is refused as a record; files of the run beside the records are not looked at.
+    with pytest.raises(
+        InputError, match="record micro/nlf/checkpoint/seed-42/origin/fsr: fsr has no per-query results"
+    ):
+        regenerate(tmp_path / "out", out=None, plots=None, rescore=False, claimed=None)
