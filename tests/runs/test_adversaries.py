@@ -15,7 +15,7 @@ CONDITIONS = ["origin", "suppress@0", "suppress@3", "ensemble@20", "noise@0.1", 
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory) -> Path:
-    """Two seeds, three quick methods, and nothing but what adversaries need."""
+    """Two seeds, three quick methods, half injected, and nothing but what adversaries need."""
     text = (Path(fpbench.__file__).parent / "profiles" / "micro.toml").read_text(encoding="utf-8")
     unused = ("math", "calibration", "boolq", "rte", "arc_challenge", "tinymmlu")
     text = "\n".join(line for line in text.splitlines() if line.split(" = ")[0] not in unused)
@@ -30,6 +30,7 @@ def profile(tmp_path_factory) -> Path:
         assert old in text
         text = text.replace(old, new)
     path = tmp_path_factory.mktemp("profile") / "attacked.toml"
+    text += "\n".join(f"\n[hyperparameters.{name}]\nsteps = 4" for name in ("alphaedit", "fpedit")) + "\n"
     path.write_text(text, encoding="utf-8")
     return path
 
