@@ -12,7 +12,7 @@ from fpbench.runs.profile import PROFILES, load_profile
 from fpbench.runs.worker import Worker
 from tests.conftest import ROOT
 
-COMMITTED = ROOT / "leaderboard" / "records" / "stories3M" / "nlf"
+COMMITTED = ROOT / "leaderboard" / "records" / "micro" / "nlf"
 
 
 def profile_of(path: Path, models: int, seeds: int) -> str:

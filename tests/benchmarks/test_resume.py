@@ -17,7 +17,7 @@ pytestmark = pytest.mark.benchmark
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[str, Path, int]:
     folder = tmp_path_factory.mktemp("many")
-    profile = profile_of(folder / "many.toml", models=14, seeds=5)
+    profile = profile_of(folder / "many.toml", models=7, seeds=5)
     return profile, folder / "out", finish(profile, folder / "out")
 
 

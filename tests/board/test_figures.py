@@ -41,7 +41,8 @@ def drawn(made: Path) -> dict[str, bytes]:
 
 def test_every_kind_is_drawn_as_svg_and_nothing_else(made: Path, drawn: dict[str, bytes]) -> None:
     assert {path.suffix for path in (made / "plots").iterdir()} == {".svg"}
-    assert {name.split("-")[0] for name in drawn} == {"retention", "utility", "candidates", "perplexity", "triggers"}
+    kinds = {"retention", "utility", "candidates", "perplexity", "triggers", "removal", "recombined"}
+    assert {name.split("-")[0] for name in drawn} == kinds
     for name, content in drawn.items():
         assert content.startswith(b"<?xml"), name
 
@@ -55,20 +56,21 @@ def test_png_is_drawn_on_demand_and_says_no_time() -> None:
 
 
 def test_every_method_has_its_own_retention_and_trigger_map(drawn: dict[str, bytes]) -> None:
-    for method in ("lora", "alphaedit", "fpedit", "mcedit_a", "mcedit_r", "rledit"):
-        assert {f"retention-stories3M-nlf-{method}", f"triggers-stories3M-nlf-{method}"} <= drawn.keys()
+    for method in ("lora", "alphaedit", "fpedit", "mcedit_a", "mcedit_r", "rledit", "if_embedding"):
+        kinds = ("retention", "triggers", "removal")
+        assert {f"{kind}-micro-nlf-{method}" for kind in kinds} <= drawn.keys()
 
 
 def test_the_methods_and_conditions_are_named(drawn: dict[str, bytes]) -> None:
-    retention = drawn["retention-stories3M-nlf"].decode()
+    retention = drawn["retention-micro-nlf"].decode()
     assert all(word in retention for word in ("mcedit_a", "rledit", "ria40", "FSR, % of origin"))
     assert "base" not in retention
 
 
 def test_a_trigger_map_shows_the_mean_rate_of_each_trigger_in_each_kind_of_text(drawn: dict[str, bytes]) -> None:
-    root = ElementTree.fromstring(drawn["triggers-stories3M-nlf-mcedit_a"])
+    root = ElementTree.fromstring(drawn["triggers-micro-nlf-mcedit_a"])
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    lines = (RECORDS / "stories3M/nlf/mcedit_a/seed-42/origin/triggers.jsonl").read_text().splitlines()
+    lines = (RECORDS / "micro/nlf/mcedit_a/seed-42/origin/triggers.jsonl").read_text().splitlines()
     rates: dict[tuple[str, int], list[float]] = {}
     for query in map(json.loads, lines):
         rates.setdefault((query["condition"], query["trigger_index"]), []).append(query["probability"])
@@ -90,8 +92,19 @@ def test_the_committed_page_is_this_figures_and_all(made: Path) -> None:
     needs_pinned_matplotlib()
     committed = (ROOT / "leaderboard" / "leaderboard.html").read_text()
     page = (made / "leaderboard.html").read_text()
-    # Two of every model, one of its base, three of every method: six on stories3M, and a submission more on micro.
-    assert page == committed and page.count("<figure") == 2 * (2 + 1) + (6 + 7) * 3
+    assert page == committed
+    measured = [
+        row for row in rows_from_records(read_records(RECORDS), RECORDS, rescore=False) if row.trust == "re-run"
+    ]
+    assert len([row for row in measured if row.model == "micro" and row.removal]) == 1 + 7
+    expected = 0
+    for place in {(row.model, row.fingerprints) for row in measured}:
+        own = [row for row in measured if (row.model, row.fingerprints) == place and row.method != "base"]
+        # Two of every model, two more where methods were attacked, and one of its base.
+        expected += 2 + 2 * any(row.removal for row in own) + 1
+        # Three of every method, one more where it was attacked.
+        expected += sum(3 + bool(row.removal) for row in own)
+    assert page.count("<figure") == expected
 
 
 def needs_pinned_matplotlib() -> None:

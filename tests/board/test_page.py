@@ -72,7 +72,9 @@ def header(page: Any, name: str) -> Any:
     return page.locator("#detectability thead button", has_text=name).first
 
 
-FSR, AVERAGE, METHOD, MODEL = 7, 14, 1, 3
+FSR, AVERAGE, METHOD, MODEL = 8, 15, 1, 3
+ROWS = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
+MEASURED = [row for row in ROWS if row.trust != "reported"]
 
 
 def values(texts: list[str]) -> list[float]:
@@ -130,22 +132,24 @@ def test_filters_hide_rows_sections_and_columns(view):
 
     page = view()
     status = page.locator("[role=status]")
-    assert status.inner_text() == "36 of 36 rows"
+    assert status.inner_text() == f"{len(ROWS)} of {len(ROWS)} rows"
     page.select_option("select[name=trust]", "reported")
-    assert status.inner_text() == "21 of 36 rows" and page.locator("article:visible").count() == 0
+    assert status.inner_text() == f"21 of {len(ROWS)} rows" and page.locator("article:visible").count() == 0
     page.select_option("select[name=model]", "Qwen/Qwen3-8B")
     assert set(column(page, MODEL)) == {"Qwen/Qwen3-8B"}
     page.select_option("select[name=trust]", "")
     page.select_option("select[name=model]", "")
     page.select_option("select[name=fingerprints]", "nlf")
-    assert len(column(page, METHOD)) == 15 and page.locator("article:visible").count() == 15
+    own = [row for row in MEASURED if row.fingerprints == "nlf"]
+    assert len(own) >= 8
+    assert len(column(page, METHOD)) == page.locator("article:visible").count() == len(own)
     page.select_option("select[name=condition]", "ria40")
     headers = page.locator("#detectability thead th:visible").all_inner_texts()
-    assert headers == ["method", "rank", "model", "set", "trust", "greedy", "ria40", "AVG"]
+    assert headers == ["method", "rank", "model", "set", "data", "trust", "greedy", "ria40", "AVG"]
     assert page.locator("article").first.locator("tbody tr[data-condition]:visible th").all_inner_texts() == ["ria40"]
     page.locator("button[type=reset]").click()
-    expect(status).to_have_text("36 of 36 rows")
-    assert page.locator("#detectability thead th:visible").count() == 14
+    expect(status).to_have_text(f"{len(ROWS)} of {len(ROWS)} rows")
+    assert page.locator("#detectability thead th:visible").count() == 15
 
 
 @pytest.mark.slow
@@ -153,7 +157,7 @@ def test_filters_work_by_keyboard(view):
     page = view()
     page.focus("select[name=trust]")
     page.keyboard.press("ArrowDown")
-    assert page.locator("[role=status]").inner_text() == "15 of 36 rows"
+    assert page.locator("[role=status]").inner_text() == f"{len(MEASURED)} of {len(ROWS)} rows"
 
 
 @pytest.mark.slow
@@ -169,8 +173,7 @@ def test_reset_brings_the_order_back(view):
 @pytest.mark.slow
 def test_intervals_stand_in_the_text_and_on_hover(view):
     cell = view().locator("#detectability tbody tr:nth-child(2) td[data-condition=finetune_math]")
-    rows = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
-    low, high = (100 * bound for bound in rows[1].conditions["finetune_math"].interval)
+    low, high = (100 * bound for bound in ROWS[1].conditions["finetune_math"].interval)
     assert cell.inner_text().endswith(f"[{low:.0f}, {high:.0f}]")
     hover = f"95 % interval over 10 fingerprints: {low:.1f} to {high:.1f} %"
     assert cell.get_attribute("title").startswith(hover)
@@ -181,7 +184,10 @@ def test_a_method_leads_to_its_section(view):
     page = view()
     page.locator("#detectability a", has_text="mcedit_a").first.click()
     section = page.locator("section.method", has=page.locator("#method-mcedit_a"))
-    assert page.url.endswith("#method-mcedit_a") and section.locator("figure svg").count() == 2 * 3
+    own = [row for row in MEASURED if row.method == "mcedit_a"]
+    assert own and all(row.removal for row in own if row.model == "micro")
+    drawn = [each for row in own for each in ("retention", "triggers", "perplexity", *["removal"] * bool(row.removal))]
+    assert page.url.endswith("#method-mcedit_a") and section.locator("figure svg").count() == len(drawn)
     text = section.inner_text()
     for name in ("Cost", "Perplexity of the triggers", "Detectability by condition", "Provenance", "torch 2"):
         assert name in text
@@ -191,7 +197,7 @@ def test_a_method_leads_to_its_section(view):
 def test_without_javascript_it_is_a_plain_table(view):
     page = view(java_script_enabled=False)
     assert page.locator("#filters").is_visible() is False and page.locator("thead button").count() == 0
-    assert page.locator("#detectability tbody tr").count() == 36
+    assert page.locator("#detectability tbody tr").count() == len(ROWS)
     assert page.locator("#detectability").is_visible()
 
 
@@ -219,9 +225,8 @@ def faults(page: Any) -> list[Any]:
 
 @pytest.mark.slow
 def test_axe_finds_no_serious_fault_in_a_small_page(view, tmp_path):
-    rows = rows_from_records(read_records(RECORDS), RECORDS, rescore=False)
     small = tmp_path / "small.html"
-    small.write_text(render([*rows[:2], *rows[-2:]], "html"), encoding="utf-8")
+    small.write_text(render([*ROWS[:2], *ROWS[-2:]], "html"), encoding="utf-8")
     assert faults(view(small)) == []
 
 
@@ -247,7 +252,7 @@ def test_a_contested_method_and_a_failed_cell_are_shown(view, tmp_path):
 
 
 def test_what_the_browser_shows_is_what_the_rows_hold(view):
-    table, *_ = tables_of(rows_from_records(read_records(RECORDS), RECORDS, rescore=False))
+    table, *_ = tables_of(ROWS)
     shown = view().eval_on_selector_all(
         "#detectability tbody tr", "rows => rows.map(row => [...row.cells].slice(1).map(cell => cell.innerText))"
     )
