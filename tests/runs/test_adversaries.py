@@ -10,7 +10,7 @@ from fpbench.adversaries.price import compare
 from fpbench.records.store import Store, read_records
 from fpbench.runs.profile import load_profile
 
-CONDITIONS = ["origin", "suppress@0", "suppress@3", "ensemble@20", "noise@0.1", "noise@0.1+suppress@3"]
+CONDITIONS = ["origin", "suppress@0", "suppress@3", "ensemble@20", "quantize@8", "quantize@8+suppress@3"]
 
 
 @pytest.fixture(scope="module")
