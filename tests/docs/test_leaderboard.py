@@ -22,7 +22,10 @@ FOLDER = ROOT / "leaderboard"
 RECORDS = FOLDER / "records"
 EXAMPLE = ("micro", "nlf", "mcedit_a")
 # One column of the Removal table per adversary; the document explains them as one, and names each elsewhere.
-LEFT = {f"FSR@10 %: {names(row['name'])[0]}" for row in table(read("adversaries.md"), "| name | level ")}
+# Each adversary in the table of its document, and each control named below that.
+ADVERSARIES = {names(row["name"])[0] for row in table(read("adversaries.md"), "| name | level ")}
+ADVERSARIES |= {name for name in names(read("adversaries.md")) if name.endswith("_random")}
+LEFT = {f"FSR@10 %: {name}" for name in ADVERSARIES}
 ROWS = json.loads((FOLDER / "leaderboard.json").read_text(encoding="utf-8"))["rows"]
 
 
