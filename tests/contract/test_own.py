@@ -8,8 +8,13 @@ from fpbench.registry import METHODS
 from tests.conftest import Register
 from tests.contract.template import ADAPTER, Template, told
 
+# What these two do, alphaedit and mcedit_r do too.
+LIKE_OTHERS = ("fpedit", "rledit")
 
-@pytest.mark.parametrize("method", METHODS.own)
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=pytest.mark.slow) if each in LIKE_OTHERS else each for each in METHODS.own]
+)
 def test_every_method_keeps_the_contract(method: str) -> None:
     findings = check(method)
     assert [finding.name for finding in findings] == [each.name for each in CHECKS]
