@@ -28,7 +28,7 @@ LEVELS = ("L0", "L1", "L2", "L3", "L4")
 
 @dataclass(frozen=True)
 class AdversaryContext:
-    """What an adversary may know and have; which of it a thief of its threat level really has, its class says.
+    """Hold what any adversary may know and have; its class says which of it a thief of its threat level has.
 
     Attributes:
         model: the stolen model, in eval mode, as the weights parts left it.
@@ -157,7 +157,7 @@ class Attack:
 
     @property
     def changes_queries(self) -> bool:
-        """Whether any part changes or refuses queries."""
+        """Return whether any part changes or refuses queries."""
         return any(each.changes_queries() for each in self.adversaries)
 
     @property

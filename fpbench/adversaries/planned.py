@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fpbench.adversaries.base import Adversary, AdversaryContext
-from fpbench.adversaries.suppress import shuffled
+from fpbench.adversaries.suppress import certain, shuffled
 from fpbench.modifications.base import Dose
 from fpbench.registry import ADVERSARIES
 
@@ -78,10 +78,7 @@ class Neighbours(Planned):
 
     def sample(self, prompts: Prompts, prefixes: Prompts, logits: Tensor) -> Tensor:
         """Forbid tokens in the rows of logits [n, V] that are above the gate."""
-        import torch
-
-        certain = torch.softmax(logits.float(), dim=-1).max(dim=-1).values > self.threshold
-        rows = certain.nonzero().flatten()  # of the n
+        rows = certain(logits, self.threshold).nonzero().flatten()  # of the n
         if not self.amount or not len(rows):
             return logits
         changed = logits.clone()
@@ -207,7 +204,7 @@ class LookAheadRandom(LookAhead):
 
 
 class Continuations:
-    """What was likely on the way: how often a token was listed, and its greatest probability."""
+    """Count how often each token was listed on the way, and keep its greatest probability."""
 
     def __init__(self) -> None:
         """Begin with nothing."""

@@ -37,7 +37,7 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Items:
-    """What a price is measured on, all of it cached with the data.
+    """Hold the items that a price is measured on.
 
     Attributes:
         instructions: queries with reference answers, on which nothing is trained (``responses`` and ``refused``).
@@ -56,7 +56,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Loss:
-    """What one channel loses, a fraction, with the paired bootstrap interval over its n items."""
+    """Hold the loss of one channel, a fraction, with the paired bootstrap interval over its n items."""
 
     value: float
     low: float

@@ -36,8 +36,8 @@ class Suppression(Adversary):
         count = min(int(self.amount), logits.shape[1] - 1)
         if not count:
             return logits
-        certain = torch.softmax(logits.float(), dim=-1).max(dim=-1).values > self.threshold  # (n,)
-        return torch.where(certain[:, None], logits.scatter(1, self.dropped(logits, count), -math.inf), logits)
+        above = certain(logits, self.threshold)
+        return torch.where(above[:, None], logits.scatter(1, self.dropped(logits, count), -math.inf), logits)
 
 
 @ADVERSARIES.register("suppress")
@@ -77,6 +77,14 @@ class SuppressAlways(Suppress):
     """Drops the k likeliest first tokens of every response, however certain."""
 
     threshold = 0.0
+
+
+def certain(logits: Tensor, threshold: float) -> Tensor:
+    """Return in which rows of logits [n, V] the likeliest token has a probability above the threshold, [n]."""
+    import torch
+
+    above: Tensor = torch.softmax(logits.float(), dim=-1).max(dim=-1).values > threshold
+    return above
 
 
 def shuffled(context: AdversaryContext) -> Tensor:

@@ -15,8 +15,6 @@ from fpbench.registry import ADVERSARIES
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fpbench.scoring.forward import Level
-
 
 @ADVERSARIES.register("vote")
 class Vote(Adversary):
@@ -54,7 +52,7 @@ class Vote(Adversary):
         """
         import torch
 
-        from fpbench.scoring.engine import read
+        from fpbench.scoring.engine import next_logits
 
         if not self.amount:
             return logits
@@ -62,8 +60,8 @@ class Vote(Adversary):
         total = torch.full_like(logits, -math.inf)
         for number in range(int(self.amount)):
             sequences = [[*wrapped[number], *prefix] for wrapped, prefix in nodes]
-            rows = read(self.context.model, sequences, [1] * len(sequences), _log_probabilities)
-            total = torch.logaddexp(total, torch.stack(rows).to(logits))
+            found = next_logits(self.context.model, sequences).log_softmax(dim=-1)
+            total = torch.logaddexp(total, found.to(logits))
         return total - math.log(self.amount)
 
     def _wrapped(self, prompt: Sequence[int]) -> list[list[int]]:
@@ -81,10 +79,3 @@ class Vote(Adversary):
             texts = [wrapper.around(query, tokenizer) for wrapper in WRAPPERS[: int(self.amount)]]
             self.wrapped[key] = encode_all(tokenizer, [self.context.render(text) for text in texts])
         return self.wrapped[key]
-
-
-def _log_probabilities(level: Level) -> dict[int, Tensor]:
-    """Return log p [V] of the token after each sequence."""
-    numbers = list(level.nodes)
-    rows = level.logits[[level.nodes[number][0] for number in numbers]].float().log_softmax(dim=-1)
-    return dict(zip(numbers, rows, strict=True))

@@ -63,7 +63,7 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Left:
-    """What a thief leaves from a budget on.
+    """Hold what a thief leaves from a budget on.
 
     Attributes:
         price: what he attains, which may lie on either side of the budget.

@@ -183,18 +183,17 @@ class Bench:
         """Inject the siblings that some of the cells need; return what loads them, or raises why it could not."""
         needed = any("siblings" in each.needs for cell in pending for each in adversaries(cell.condition))
         named = self.subject.profile.siblings(pending[0].method, pending[0].seed) if needed else []
+        reports: list[InjectionReport | None] = []
+        failure = None
         try:
-            reports = [self.injection(method, self.sets[seed], seed) for method, seed in named if seed in self.sets]
+            reports += [self.injection(method, self.sets[seed], seed) for method, seed in named if seed in self.sets]
         except Exception as error:  # it is the result of the conditions that need them
             failure = CellError(f"a sibling could not be made: {Failed.of(error).reason}")
 
-            def fail() -> Sequence[Any]:
-                raise failure
-
-            return fail
-
         @cache
         def load() -> Sequence[Any]:
+            if failure is not None:
+                raise failure
             models = [copy.deepcopy(self.subject.base_model) for _ in reports]
             for model, report in zip(models, reports, strict=True):
                 assert report is not None, "siblings are injected"
