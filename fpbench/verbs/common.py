@@ -45,6 +45,12 @@ def add_profile(verb: argparse.ArgumentParser, what: str) -> None:
     verb.add_argument("--full", action="store_true", help="the protocol's sizes in place of the profile's, for a GPU")
 
 
+def add_condition(verb: argparse.ArgumentParser, default: str = "the profile's") -> None:
+    """Add the option of every verb that measures under conditions."""
+    said = f"conditions, such as nf4+suppress@3, or drift, removal, all (default: {default})"
+    verb.add_argument("--condition", nargs="+", metavar="C", help=said)
+
+
 def add_loading(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that measures a model."""
     group = add_model(verb)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fpbench.verbs.common import add_loading, add_profile, chosen_profile, prepare, progress_bar, tell
+from fpbench.verbs.common import add_condition, add_loading, add_profile, chosen_profile, prepare, progress_bar, tell
 
 HELP = "score any Hugging Face checkpoint that somebody hands in"
 
@@ -12,7 +12,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
     verb.add_argument("--fingerprints", required=True, metavar="S", help="built-in set, .jsonl or .json file")
     verb.add_argument("--base", metavar="B", help="the base, whose tokenizer scores; for deltas and bands")
-    verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications (default: origin)")
+    add_condition(verb, "origin")
     add_profile(verb, "decoding, data and sizes")
     verb.add_argument("--out", default="fpbench-evaluation", metavar="DIR", help="records (default: %(default)s)")
     add_loading(verb)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.verbs.common import (
+    add_condition,
     add_loading,
     add_profile,
     add_unconfined,
@@ -26,7 +27,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add("--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)")
     add("--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there")
     add("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
-    add("--condition", nargs="+", metavar="C", help="conditions, such as nf4+suppress@3, or drift, removal, all")
+    add_condition(verb)
     add("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
     add("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
     add("--engine", choices=["serial", "ray"], default="serial", help="here, or on a Ray cluster")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fpbench.verbs.common import add_loading, add_profile, chosen_grid, prepare, progress_bar, tell
+from fpbench.verbs.common import add_condition, add_loading, add_profile, chosen_grid, prepare, progress_bar, tell
 
 HELP = "one of the paper's analyses on a profile, as a table and a figure"
 
@@ -15,7 +15,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
     verb.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
-    verb.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
+    add_condition(verb)
     verb.add_argument("--out", metavar="DIR", help="records and tables (default: fpbench-study-NAME)")
     add_loading(verb)
 

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.verbs.common import add_loading, add_unconfined, chosen_grid, confine, prepare, progress_bar, tell
+from fpbench.verbs.common import (
+    add_condition,
+    add_loading,
+    add_unconfined,
+    chosen_grid,
+    confine,
+    prepare,
+    progress_bar,
+    tell,
+)
 
 HELP = "hand in a method of your own, or verify one that was handed in"
 PARTS = {
@@ -37,7 +46,7 @@ def _run_arguments(part: argparse.ArgumentParser) -> None:
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
     part.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
-    part.add_argument("--condition", nargs="+", metavar="C", help="origin and modifications")
+    add_condition(part)
     part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
     _out_arguments(part, "fpbench-run")
 
