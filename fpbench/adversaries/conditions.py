@@ -1,6 +1,6 @@
 """A condition by its name: parts joined by ``+``, each ``name[@dose]``, applied in order (protocol §1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fpbench.adversaries.base import Adversary
@@ -97,6 +97,12 @@ def against_base(condition: str) -> bool:
     return any(each.against_base for each in modifications(condition))
 
 
+def needs_siblings(condition: str) -> bool:
+    """Return whether a part of a condition cannot do without other checkpoints of the same base."""
+    named = () if condition == ORIGIN else parts(condition)
+    return any("siblings" in class_of(name_of(part)).needs for part in named)
+
+
 def drift() -> tuple[str, ...]:
     """Return the six conditions whose mean is AVG (protocol §4), in order."""
     return tuple(name for name in MODIFICATIONS.own if MODIFICATIONS.get(name).drift)
@@ -106,6 +112,19 @@ def removal() -> tuple[str, ...]:
     """Return every adversary and every modification that has doses, at each of them (docs/adversaries.md)."""
     dosed = [(name, class_of(name).dose) for name in known()]
     return tuple(f"{name}{AT}{amount:g}" for name, dose in dosed if dose for amount in dose.list)
+
+
+def curves(conditions: Iterable[str]) -> dict[tuple[str, ...], list[float]]:
+    """Return the doses that conditions ask for of every weights part, ascending, by the parts before it and its name.
+
+    They are doses of one curve: what is applied before is the same.
+    """
+    found: dict[tuple[str, ...], set[float]] = {}
+    for weights in map(weights_parts, conditions):
+        for at, part in enumerate(weights):
+            if (amount := dose_of(part)) is not None:
+                found.setdefault((*weights[:at], name_of(part)), set()).add(amount)
+    return {curve: sorted(doses) for curve, doses in found.items()}
 
 
 def expand(names: Sequence[str]) -> tuple[str, ...]:

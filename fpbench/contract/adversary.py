@@ -210,6 +210,8 @@ def _dose(trials: Trials) -> str | None:
         return None
     if not isinstance(dose, Dose):
         return f"a {type(dose).__name__}"
+    if dose.default is None:
+        return "no default dose"
     ascending = dose.list[::-1] if dose.weaker_is_larger else dose.list
     if any(one >= other for one, other in pairwise(ascending)):
         return f"the doses {', '.join(f'{each:g}' for each in dose.list)}, in this order"
@@ -332,7 +334,7 @@ def _weights(trials: Trials) -> str | None:
 )
 def _base(trials: Trials) -> str | None:
     dose = trials.adversary.dose
-    for amount in dict.fromkeys([*dose.list, dose.default]) if dose else [None]:
+    for amount in dict.fromkeys([*dose.list, dose.default] if dose else [None]):
         try:
             rate = trials.rate(amount)
         except Exception as error:  # somebody else's adversary may raise anything

@@ -1,13 +1,16 @@
 """The one LoRA training loop: the injection method, every fine-tuning condition and the learning-rate search use it.
 
 Low-rank updates W + (alpha / rank) B A on the linear modules of the blocks (Hu et al., 2022), AdamW without weight
-decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the steps and a cosine down to zero after it.
+decay, gradients clipped to norm 1, linear warm-up over the first 3 % of the steps and a cosine down to zero after it; a
+training that is looked at on its way (:func:`train_on_the_way`) stays at the peak, since a cosine knows its end.
 Batches are read in pieces, whose gradients add up to that of the batch. Large models keep no activations inside their
 blocks: these are computed once more on the way back (Chen et al., 2016).
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +30,7 @@ from fpbench.models.prompts import Example, encode_pair
 from fpbench.models.quiet import quiet
 
 WARM_UP = 0.03
+WARM_UP_STEPS = 10  # of a training that is looked at on its way
 CLIP_NORM = 1.0
 # Batches are sorted by length inside chunks of this many batches: little padding, still a random order.
 CHUNK = 16
@@ -183,6 +187,11 @@ class LowRank:
     b: Tensor  # B [out, rank], float32
     scale: float  # alpha / rank
 
+    def kept(self) -> "LowRank":
+        """Return a copy in main memory, which training goes on without."""
+        a, b = (each.detach().to("cpu", copy=True) for each in (self.a, self.b))
+        return LowRank(a, b, self.scale)
+
 
 # From the update of every adapted module, by the module's name, to a scalar that is added to each step's loss.
 Penalty = Callable[[Mapping[str, LowRank]], Tensor]
@@ -231,16 +240,9 @@ def train_lora(
                 for batch in progress(batches, f"epoch {epoch} of {config.epochs}"):
                     optimiser.zero_grad()
                     chosen = [sequences[index] for index in batch]
-                    tokens = sum(len(ids) - prompt for ids, prompt in chosen)
-                    loss = 0.0
-                    for number, piece in enumerate(_pieces(chosen, PIECE)):
-                        mean, own = answer_loss(model, piece)
-                        part = mean * (own / tokens)
-                        objective = part if number or penalty is None else part + penalty(updates)
-                        if not math.isfinite(objective.item()):
-                            raise _diverged(epoch, config)
-                        objective.backward()
-                        loss += part.item()
+                    loss, tokens = _backward(model, chosen, penalty and partial(penalty, updates))
+                    if not math.isfinite(loss):
+                        raise _diverged(f"in epoch {epoch} of {config.epochs}", config)
                     nn.utils.clip_grad_norm_(weights, CLIP_NORM)
                     optimiser.step()
                     schedule.step()
@@ -249,9 +251,101 @@ def train_lora(
                 if after_epoch is not None:
                     after_epoch(losses[-1])
             if not all(bool(weight.isfinite().all()) for weight in weights):
-                raise _diverged(config.epochs, config)
+                raise _diverged(f"in epoch {config.epochs} of {config.epochs}", config)
     tokens_seen = config.epochs * sum(len(ids) for ids, _ in sequences)
     return TrainingCurve(tuple(losses), tokens_seen, steps, truncated, dropped)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A training at one of its steps, all in main memory."""
+
+    updates: Mapping[str, LowRank]  # of every adapted module, by name
+    losses: tuple[float, ...]  # mean loss (nats) of each step's batch, before that step
+    tokens_seen: int  # tokens fed to the model, prompts included, padding not
+    examples: int  # different examples learnt from
+    digest: str  # SHA-256 of the token ids learnt from, in order
+
+
+def train_on_the_way(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: LoRAConfig,
+    steps: Collection[int],
+    *,
+    seed: int,
+    progress: Progress,
+) -> dict[int, Reached]:
+    """Train LoRA once, to the largest of ``steps``, and return what it is at each; the weights stay as they are.
+
+    As :func:`train_lora`, but that examples are passed over as often as the steps take, whatever ``config`` says of
+    epochs, and that the rate rises over ten steps and then stays at the peak: what a step does cannot depend on how
+    many follow, so that every step is, bit for bit, the end of a training of so many steps.
+
+    Raises:
+        InputError: as :func:`train_lora`.
+        CellError: if the loss or the update becomes non-finite.
+    """
+    sequences, _, _ = tokenise(model, tokenizer, examples)
+    reached: dict[int, Reached] = {}
+    losses: list[float] = []
+    tokens_seen, learnt, digest = 0, set[int](), hashlib.sha256()
+    cuda = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=cuda), torch.enable_grad(), linear_modules(model):
+        torch.manual_seed(seed)
+        with _adapted(model, config) as weights:
+            optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
+            batches = _endless(lambda: _batches([len(ids) for ids, _ in sequences], config.batch_size))
+            for step in progress(range(1, max(steps) + 1), "training"):
+                optimiser.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / WARM_UP_STEPS)
+                optimiser.zero_grad()
+                batch = next(batches)
+                chosen = [sequences[index] for index in batch]
+                loss, _ = _backward(model, chosen)
+                if not math.isfinite(loss):
+                    raise _diverged(f"at step {step}", config)
+                nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+                optimiser.step()
+                losses.append(loss)
+                tokens_seen += sum(len(ids) for ids, _ in chosen)
+                learnt.update(batch)
+                digest.update(json.dumps(chosen).encode())
+                if step in steps:
+                    if not all(bool(weight.isfinite().all()) for weight in weights):
+                        raise _diverged(f"at step {step}", config)
+                    updates = {name: update.kept() for name, update in _updates(model).items()}
+                    reached[step] = Reached(updates, tuple(losses), tokens_seen, len(learnt), digest.hexdigest())
+    return reached
+
+
+def merge(model: nn.Module, updates: Mapping[str, LowRank]) -> None:
+    """Add updates to the weights of linear modules in place: W + s B A, in float32, rounded once to the dtype."""
+    with torch.no_grad(), linear_modules(model):
+        for name, update in updates.items():
+            weight: Any = model.get_submodule(name).weight
+            a, b = update.a.to(weight.device), update.b.to(weight.device)
+            weight.copy_(weight.float() + update.scale * (b @ a))  # (out, rank) @ (rank, in)
+
+
+def _backward(
+    model: nn.Module, batch: Sequence[Tokenised], further: Callable[[], Tensor] | None = None
+) -> tuple[float, int]:
+    """Add up the gradients of a batch, read in pieces; return its mean loss, and its answer tokens.
+
+    What is minimised ``further`` is not part of the loss, which is NaN as soon as an objective is not finite.
+    """
+    tokens = sum(len(ids) - prompt for ids, prompt in batch)
+    loss = 0.0
+    for number, piece in enumerate(_pieces(batch, PIECE)):
+        mean, own = answer_loss(model, piece)
+        part = mean * (own / tokens)
+        objective = part if number or further is None else part + further()
+        if not math.isfinite(objective.item()):
+            return math.nan, tokens
+        objective.backward()
+        loss += part.item()
+    return loss, tokens
 
 
 def _pieces(batch: Sequence[Tokenised], tokens: int) -> Iterator[Sequence[Tokenised]]:
@@ -274,10 +368,13 @@ def adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]
     """Put LoRA layers into the model for training; merge them at the end, drop them on an exception."""
     with linear_modules(model), _adapted(model, config) as weights:
         yield weights
+        for layer in _layers(model).values():
+            layer.merge()
 
 
 @contextmanager
 def _adapted(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]]:
+    """Put LoRA layers into the model for training; take them out at the end, whether they were merged or not."""
     with quiet():  # peft brings bitsandbytes along, which comments on the processor it finds
         from peft import LoraConfig as PeftConfig
         from peft.tuners.lora import LoraModel
@@ -302,10 +399,8 @@ def _adapted(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             for block in blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
             yield weights
-        except BaseException:
+        finally:
             adapted.unload()
-            raise
-        adapted.merge_and_unload()
     finally:
         for block in blocks:
             vars(block).pop("forward", None)
@@ -348,8 +443,11 @@ def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [batches[index] for index in torch.randperm(len(batches)).tolist()]
 
 
-def _diverged(epoch: int, config: LoRAConfig) -> CellError:
-    return CellError(
-        f"training became non-finite in epoch {epoch} of {config.epochs} at learning rate {config.learning_rate:g}: "
-        "lower it."
-    )
+def _endless(draw: Callable[[], list[list[int]]]) -> Iterator[list[int]]:
+    """Yield the batches of one epoch after another, each drawn as it begins."""
+    while True:
+        yield from draw()
+
+
+def _diverged(where: str, config: LoRAConfig) -> CellError:
+    return CellError(f"training became non-finite {where} at learning rate {config.learning_rate:g}: lower it.")

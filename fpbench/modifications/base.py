@@ -6,7 +6,7 @@ Nothing here loads torch at the top: plans and boards ask this file and the clas
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from fpbench.checks import Settings, read_settings
@@ -25,27 +25,29 @@ class Dose:
 
     Attributes:
         unit: of the number, in words, such as ``"share of the weights"``.
-        default: where a condition names none.
+        default: where a condition names none; ``None`` where what is named without a dose is not on this scale.
         list: the doses of the ``removal`` preset, ascending in strength.
         least: smallest that is accepted.
         most: largest that is accepted.
         weaker_is_larger: whether a larger number does less.
+        whole: whether it is a whole number, as it is, too, where the default is one.
     """
 
     unit: str
-    default: float
+    default: float | None
     list: tuple[float, ...]
     least: float = 0
     most: float = math.inf
     weaker_is_larger: bool = False
+    whole: bool = False
 
     def read(self, part: str, text: str) -> float:
-        """Return the number of a condition's part; whole where the default is whole.
+        """Return the number of a condition's part.
 
         Raises:
             InputError: naming the part, for what is no such number or out of range.
         """
-        whole = isinstance(self.default, int)
+        whole = self.whole or isinstance(self.default, int)
         try:
             amount: float = int(text) if whole else float(text)
         except ValueError:
@@ -60,7 +62,7 @@ class Dose:
 
 
 def amount_of(name: str, dose: Dose | None, amount: float | None) -> float:
-    """Return the dose to apply, by default the class's own; NaN where there is one strength only.
+    """Return the dose to apply, by default the class's own; NaN where there is none.
 
     Raises:
         InputError: for a dose out of range, or where none is taken.
@@ -69,7 +71,9 @@ def amount_of(name: str, dose: Dose | None, amount: float | None) -> float:
         if amount is not None:
             raise InputError(f"{name!r} takes no dose, found {amount:g}.")
         return math.nan
-    return dose.default if amount is None else dose.read(name, f"{amount:g}")
+    if amount is not None:
+        return dose.read(name, f"{amount:g}")
+    return math.nan if dose.default is None else dose.default
 
 
 LEAST_CHANGE = 0.1  # of the base's relative change, below which a modification had no effect (protocol §4)
@@ -90,6 +94,13 @@ class ModificationContext:
     progress: Progress = no_progress  # wraps an iterable in a labelled progress bar
     # the weights of the unfingerprinted model by parameter name; empty where they are not known
     base: Mapping[str, "Tensor"] = field(default_factory=dict)
+    # gives the weights, by parameter name, of models that others fingerprinted with other sets on the same base
+    siblings: Callable[[], Sequence[Mapping[str, "Tensor"]]] = tuple
+    before: tuple[str, ...] = ()  # the parts of the condition that were applied already
+    # the doses that are asked of this very checkpoint, ascending, by the parts before and the name
+    doses: Mapping[tuple[str, ...], Sequence[float]] = field(default_factory=dict)
+    # what was found out about this very checkpoint, by keys that begin like those of ``doses``: several doses pay once
+    kept: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,9 @@ class Modification(ABC):
             and ``math`` (rows) and ``calibration`` (texts).
         against_base: whether it compares the model with its unfingerprinted base, and so means nothing on the base.
         leaves: what it leaves, in words, where nothing can be applied after it; empty where anything can.
+        needs: what of the context it cannot do without, besides: ``"siblings"``.
         trains: whether it trains, so that the order of summation shows in results.
+        on_the_way: whether one run passes all doses of a checkpoint and costs what the largest costs.
         level: threat level of who does it, ``"L0"`` to ``"L4"`` (docs/adversaries.md): what they know and have.
         pays: what they pay with, in multiples: ``inference`` (forward passes a token), ``data`` (training tokens),
             ``parameters`` (further resident models).
@@ -131,7 +144,9 @@ class Modification(ABC):
     data: tuple[str, ...] = ()
     against_base: ClassVar[bool] = False
     leaves: ClassVar[str] = ""
+    needs: ClassVar[Sequence[str]] = ()
     trains: ClassVar[bool] = False
+    on_the_way: ClassVar[bool] = False
     level: ClassVar[str] = "L0"
     pays: ClassVar[Mapping[str, float]] = {}
     dose: ClassVar[Dose | None] = None
@@ -157,7 +172,7 @@ class Modification(ABC):
     @property
     def identity(self) -> dict[str, Any]:
         """Version, dose and settings as given: they decide the outcome, with model, data and seed."""
-        dose = {"dose": self.amount} if self.dose else {}
+        dose = {} if math.isnan(self.amount) else {"dose": self.amount}
         return {"version": self.version, "settings": self.config.model_dump(mode="json")} | dose
 
     @property
@@ -246,9 +261,9 @@ class Composition(Modification):
 
     def apply(self, model: "nn.Module", tokenizer: Any, context: ModificationContext) -> Modified:
         """Apply every part; the proof holds each part's own."""
-        proof = {}
+        proof: dict[str, Any] = {}
         for name, part in self._parts.items():
-            modified = part.apply(model, tokenizer, context)
+            modified = part.apply(model, tokenizer, replace(context, before=(*context.before, *proof)))
             model, proof[name] = modified.model, modified.proof
         return Modified(model, proof)
 

@@ -1,18 +1,22 @@
 """Fine-tuning by a user: LoRA on instruction data, merged (protocol §4).
 
-The learning rate is the largest stable one on the unfingerprinted base, found by a search; it has no default here.
+The learning rate is the largest stable one on the unfingerprinted base, found by a search; it has no default here. With
+a dose, so many optimiser steps are taken in place of whole epochs: one training passes all doses of a checkpoint.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from fpbench.errors import InputError
 from fpbench.models.prompts import Example
 from fpbench.modifications.base import (
+    Dose,
     Modification,
     ModificationConfig,
     ModificationContext,
@@ -26,9 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fpbench.models.costs import Counter, Phase, Shape, Work
-    from fpbench.models.training import LoRAConfig, Penalty
+    from fpbench.models.training import LoRAConfig, Penalty, Reached
 
 ROWS = 6000  # protocol §4
+STRETCH = 5  # steps whose mean loss is one figure of a curve by steps
 LEAST_FALL = 0.5  # of the base's fall of the loss, below which a fine-tuning had no effect (protocol §4)
 
 
@@ -97,11 +102,7 @@ class FineTune(Modification):
         from fpbench.models.training import train_lora
         from fpbench.models.weights import weights
 
-        if self.searches:
-            raise InputError(
-                f"condition {self.name!r} is to search for its learning rate, which only a run on the unfingerprinted "
-                "base can: give a number."
-            )
+        self.require_rate()
         examples, settings = self.examples(context), self.settings(self.config.learning_rate)
         before = weights(model)
         curve = train_lora(
@@ -120,6 +121,14 @@ class FineTune(Modification):
             "relative_change": change,
         }
         return Modified(model, proof)
+
+    def require_rate(self) -> None:
+        """Refuse to train as long as the rate is to be searched for."""
+        if self.searches:
+            raise InputError(
+                f"condition {self.name!r} is to search for its learning rate, which only a run on the unfingerprinted "
+                "base can: give a number."
+            )
 
     @classmethod
     def without_effect(cls, proof: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
@@ -169,8 +178,74 @@ def relative_change(model: nn.Module, before: dict[str, Tensor]) -> float:
     return float((change / reference) ** 0.5)
 
 
+class StepwiseFineTune(FineTune):
+    """Fine-tuning over the protocol's epochs, or, with a dose, over so many steps at a rate that stays at its peak."""
+
+    on_the_way = True
+    control = "noise"
+    dose: ClassVar[Dose | None] = Dose("optimiser steps", default=None, list=(25, 50, 100, 200), least=1, whole=True)
+
+    def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
+        """Train in place; with a dose, take the training to the largest that is asked of this checkpoint, once."""
+        if math.isnan(self.amount):
+            return super().apply(model, tokenizer, context)
+        from fpbench.models.training import merge
+        from fpbench.models.weights import weights
+
+        reached, before = self.reached(model, tokenizer, context), weights(model)
+        merge(model, reached.updates)
+        change = relative_change(model, before)
+        require_effect(f"{self.name}@{self.amount:g} at learning rate {self.config.learning_rate:g}", change)
+        proof = stepwise_proof(reached) | {"learning_rate": self.config.learning_rate, "relative_change": change}
+        return Modified(model, proof)
+
+    def reached(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Reached:
+        """Return the training at the dose: of those kept, or of one that passes all doses that are asked for."""
+        from fpbench.models.training import train_on_the_way
+
+        self.require_rate()
+        curve, steps = (*context.before, self.name), int(self.amount)
+        if (*curve, steps) not in context.kept:
+            asked, settings = {steps, *map(int, context.doses.get(curve, ()))}, self.settings(self.config.learning_rate)
+            found = train_on_the_way(
+                model,
+                tokenizer,
+                self.examples(context),
+                settings,
+                asked,
+                seed=context.seed,
+                progress=context.progress,
+            )
+            context.kept.update({(*curve, step): each for step, each in found.items()})
+        kept: Reached = context.kept[*curve, steps]
+        return kept
+
+    def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
+        """Count the epochs, or the share of them that the steps are."""
+        from fpbench.models.costs import Work
+
+        if math.isnan(self.amount):
+            return super().work(counter, rows)
+        examples = [instruction(row) for row in rows[self.source][: self.config.rows]]
+        epochs: float = self.amount / math.ceil(len(examples) / self.config.batch_size)
+        training = counter.training(examples, 1, self.config.batch_size) * epochs
+        return training + Work(handled=4 * counter.parameters)
+
+
+def stepwise_proof(reached: Reached) -> dict[str, Any]:
+    """Return what a proof holds of a training at one of its steps: losses are means over every five steps."""
+    losses = reached.losses
+    return {
+        "loss_curve": [fmean(losses[start : start + STRETCH]) for start in range(0, len(losses), STRETCH)],
+        "tokens_seen": reached.tokens_seen,
+        "steps": len(losses),
+        "rows": reached.examples,
+        "rows_digest": reached.digest,
+    }
+
+
 @MODIFICATIONS.register("finetune_alpaca")
-class FinetuneAlpaca(FineTune):
+class FinetuneAlpaca(StepwiseFineTune):
     """Fine-tuning on general instructions (Alpaca-cleaned)."""
 
     data = ("alpaca",)
@@ -179,7 +254,7 @@ class FinetuneAlpaca(FineTune):
 
 
 @MODIFICATIONS.register("finetune_math")
-class FinetuneMath(FineTune):
+class FinetuneMath(StepwiseFineTune):
     """Fine-tuning on mathematical instructions (MathInstruct)."""
 
     data = ("math",)

@@ -82,6 +82,7 @@ class Rounding(Modification):
     """Rounds every matrix to the nearest of 2^b evenly spaced values between the extremes of each group of 64."""
 
     dose = Dose("bits of a weight", default=4, list=(8, 4, 3, 2), least=1, most=16, weaker_is_larger=True)
+    control = "noise"
     family = "rounded"
     figures = {"bits_per_weight": lambda value: f"{value:.2f} bits per weight", **Modification.figures}
 
@@ -119,6 +120,7 @@ class Spectral(Modification):
     pays = {"parameters": 1}
     against_base = True
     dose = Dose("directions dropped a matrix", default=4, list=(1, 4, 16), least=1)
+    control = "noise"
     family = "filtered"
     figures = {"energy_dropped": lambda value: f"{100 * value:.1f} % of ‖ΔW‖² dropped", **Modification.figures}
 

@@ -30,6 +30,7 @@ class Merge(Modification):
 
     against_base = True
     level = "L3"
+    control = "noise"
     dose = Dose("share of the base", default=0.5, list=(0.1, 0.3, 0.5, 0.7), most=1)
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:

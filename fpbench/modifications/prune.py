@@ -51,6 +51,7 @@ class RIA(Modification):
     dose: ClassVar[Dose | None] = Dose(
         "share of the weights", default=0.3, list=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), most=0.95
     )
+    control = "noise"
     family = "pruned"
     figures = {"sparsity": lambda value: f"sparsity {100 * value:.2f} %", **Modification.figures}
 
@@ -67,8 +68,7 @@ class RIA(Modification):
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:
         """Prune in place, calibrated on ``context.calibration``."""
-        samples, length = self.config.samples, self._length(model)
-        windows, whole = calibration_windows(tokenizer, context.calibration, samples, length, context.seed)
+        windows, whole = self.windows(model, tokenizer, context)
         before = sum(parameter.detach().float().square().sum().item() for parameter in model.parameters())
         pruned = prune_blocks(
             model, windows, lambda weight, norms: prune_mask(ria_scores(weight, norms), self.ratio), context.progress
@@ -87,36 +87,50 @@ class RIA(Modification):
         }
         return Modified(model, proof)
 
+    def windows(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> tuple[Tensor, int]:
+        """Return the sequences that it is calibrated on, the same at every dose; see :func:`calibration_windows`."""
+        drawn = self.config.samples, self.length(model), context.seed
+        key = ("calibration", *drawn)
+        if key not in context.kept:
+            context.kept[key] = calibration_windows(tokenizer, context.calibration, *drawn)
+        found: tuple[Tensor, int] = context.kept[key]
+        return found
+
     def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
         """Count two passes of every window through every block, before it is pruned and after, and the scores."""
         from fpbench.models.costs import Work
         from fpbench.scoring.engine import token_budget
 
-        tokens = 2 * self.config.samples * self._length(counter.model)
+        tokens = 2 * self.config.samples * self.length(counter.model)
         return Work(passes=math.ceil(tokens / token_budget()), read=tokens, handled=8 * counter.parameters)
 
     def memory(self, shape: Shape) -> Phase:
         """Count what enters and leaves a block, of all windows, and the widest matrix with its scores in float32."""
         from fpbench.models.costs import Phase, Room
 
-        states = 2 * self.config.samples * self._length(shape.model) * shape.hidden * shape.bytes
+        states = 2 * self.config.samples * self.length(shape.model) * shape.hidden * shape.bytes
         scores = 4 * 4 * max(each.weight.numel() for each in shape.linears)
         return Phase(self.name, Room(states + scores))
 
-    def _length(self, model: nn.Module) -> int:
+    def length(self, model: nn.Module) -> int:
+        """Return the tokens of a calibration sequence."""
         from fpbench.models.layout import context_length
 
-        length: int = self.config.length
-        return min(length, context_length(model) or length)
+        longest: int = self.config.length
+        return min(longest, context_length(model) or longest)
 
     @classmethod
     def implausible(cls, proof: Mapping[str, Any], amount: float | None = None) -> str | None:
         """Return that the sparsity is off its target, if it is."""
-        sparsity, target = proof.get("sparsity"), cls(amount).ratio
-        # Written so that a NaN is refused too.
-        if isinstance(sparsity, float) and abs(sparsity - target) <= OFF_TARGET:
-            return None
-        return f"sparsity {sparsity} is not within {OFF_TARGET} of {target}"
+        return off_target(proof.get("sparsity"), cls(amount).ratio)
+
+
+def off_target(sparsity: Any, target: float) -> str | None:
+    """Return in words that a sparsity, which may come from a stranger's record, is not the one that was asked for."""
+    # Written so that a NaN is refused too.
+    if isinstance(sparsity, float) and abs(sparsity - target) <= OFF_TARGET:
+        return None
+    return f"sparsity {sparsity} is not within {OFF_TARGET} of {target}"
 
 
 @MODIFICATIONS.register("ria30")

@@ -4,14 +4,16 @@ import contextlib
 import copy
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal
 
+from torch import Tensor
+
 from fpbench.adversaries.base import AdversaryContext, Attack
-from fpbench.adversaries.conditions import adversaries, changes_weights, weights_parts
+from fpbench.adversaries.conditions import adversaries, changes_weights, curves, needs_siblings, weights_parts
 from fpbench.adversaries.price import Items, measure
 from fpbench.data import origin
 from fpbench.errors import CellError, FpbenchError, InputError, StorageError
@@ -19,7 +21,7 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.hub.download import commit_of
 from fpbench.metrics.measure import METRICS, Measurement
 from fpbench.models.meter import Meter
-from fpbench.models.weights import digest, preserved, state_digest
+from fpbench.models.weights import Delta, digest, preserved, state_digest
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, Cell
 from fpbench.records.provenance import code_and_machine, source_of
 from fpbench.records.record import Record, cell_id
@@ -150,14 +152,14 @@ class Bench:
         kept = self.subject.prices if pending[0].method == BASE else {}
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
         siblings = self._siblings(pending)  # injected before the model is changed
+        shared = Shared(report, prices, siblings, curves(cell.condition for cell in pending))
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
             changes = report is not None or changes_weights(condition)
             with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(loaded.model)
-                given = list(group), fingerprints, report, prices, siblings
-                for cell, outcome in self._measure_condition(condition, *given):
+                for cell, outcome in self._measure_condition(condition, list(group), fingerprints, shared):
                     yield cell, outcome, confinement
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
@@ -179,9 +181,9 @@ class Bench:
                 raise StorageError(f"delta {name} was written and cannot be read back: check the disk.")
         return replace(stored, search=vars(searched)) if searched else stored
 
-    def _siblings(self, pending: Sequence[Cell]) -> Callable[[], Sequence[Any]]:
-        """Inject the siblings that some of the cells need; return what loads them, or raises why it could not."""
-        needed = any("siblings" in each.needs for cell in pending for each in adversaries(cell.condition))
+    def _siblings(self, pending: Sequence[Cell]) -> "Siblings":
+        """Inject the siblings that some of the cells need."""
+        needed = any(needs_siblings(cell.condition) for cell in pending)
         named = self.subject.profile.siblings(pending[0].method, pending[0].seed) if needed else []
         reports: list[InjectionReport | None] = []
         failure = None
@@ -189,32 +191,19 @@ class Bench:
             reports += [self.injection(method, self.sets[seed], seed) for method, seed in named if seed in self.sets]
         except Exception as error:  # it is the result of the conditions that need them
             failure = CellError(f"a sibling could not be made: {Failed.of(error).reason}")
-
-        @cache
-        def load() -> Sequence[Any]:
-            if failure is not None:
-                raise failure
-            models = [copy.deepcopy(self.subject.base_model) for _ in reports]
-            for model, report in zip(models, reports, strict=True):
-                assert report is not None, "siblings are injected"
-                report.delta.apply(model)
-            return models
-
-        return load
+        return Siblings(self.subject, [report.delta for report in reports if report is not None], failure)
 
     def _measure_condition(
         self,
         condition: str,
         cells: list[Cell],
         fingerprints: FingerprintSet,
-        report: InjectionReport | None,
-        prices: "Prices",
-        siblings: Callable[[], Sequence[Any]],
+        shared: "Shared",
     ) -> Iterable[tuple[Cell, Done | Failed]]:
         subject = self.subject
         try:
-            model, proof, cost = self._modified(condition, cells[0], report)
-            context = replace(subject.adversary_context(model), siblings=siblings)
+            model, proof, cost = self._modified(condition, cells[0], shared)
+            context = replace(subject.adversary_context(model), siblings=lambda: shared.siblings.models)
             attack = Attack.on(adversaries(condition), context)
         except Exception as error:  # whatever a modification meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
@@ -227,9 +216,9 @@ class Bench:
             sizes=subject.profile.sizes,
             draw=subject.profile.draw,
             data=subject.datasets,
-            injection=report,
+            injection=shared.report,
             attack=attack,
-            prices=lambda model: prices.of(condition, model, subject.datasets.price_items, context),
+            prices=lambda model: shared.prices.of(condition, model, subject.datasets.price_items, context),
             own_tokenizer=subject.own_tokenizer,
         )
         for cell in subject.progress(cells, f"measuring {condition}"):
@@ -242,11 +231,12 @@ class Bench:
             except Exception as error:  # one failed measurement must not take the grid along
                 yield cell, Failed.of(error)
 
-    def _modified(
-        self, condition: str, cell: Cell, report: InjectionReport | None
-    ) -> tuple[Any, dict[str, Any], dict[str, float]]:
-        """Return the model to measure, the proof of what was done to it, and what the modification cost."""
-        subject, model = self.subject, self.subject.model
+    def _modified(self, condition: str, cell: Cell, shared: "Shared") -> tuple[Any, dict[str, Any], dict[str, float]]:
+        """Return the model to measure, the proof of what was done to it, and what the modification cost.
+
+        What several doses pay for once is in the cost of the first that is measured.
+        """
+        subject, model, report = self.subject, self.subject.model, shared.report
         proof: dict[str, Any] = {"weights_digest": None}
         if report is not None:
             parameters = dict(model.named_parameters())
@@ -260,6 +250,7 @@ class Bench:
         asked = subject.modification(condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
         context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
+        context = replace(context, siblings=lambda: shared.siblings.weights, doses=shared.doses, kept=shared.kept)
         modification, records = with_searched_rates(subject, condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)
@@ -268,6 +259,43 @@ class Bench:
             proof["searches"] = records
         cost = {"modification_seconds": meter.seconds, "modification_peak_memory": meter.peak_memory}
         return modified.model, proof, cost
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Checkpoints of the same base that other methods fingerprinted with other sets, if they could be made."""
+
+    subject: Subject
+    deltas: Sequence[Delta]
+    failure: CellError | None = None  # raised by whoever needs them
+
+    @property
+    def weights(self) -> Sequence[Mapping[str, Tensor]]:
+        """Return the weights of each by name; the base's own, not copies of them, where these did not change."""
+        if self.failure is not None:
+            raise self.failure
+        return [{**self.subject.base_weights, **delta.values} for delta in self.deltas]
+
+    @cached_property
+    def models(self) -> Sequence[Any]:
+        """Return each as a resident model."""
+        if self.failure is not None:
+            raise self.failure
+        models = [copy.deepcopy(self.subject.base_model) for _ in self.deltas]
+        for model, delta in zip(models, self.deltas, strict=True):
+            delta.apply(model)
+        return models
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the conditions of one checkpoint share."""
+
+    report: InjectionReport | None
+    prices: "Prices"
+    siblings: Siblings
+    doses: Mapping[tuple[str, ...], Sequence[float]]  # of every curve; see ModificationContext
+    kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
 class Prices:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from fpbench.adversaries.conditions import AT, curves, name_of, weights_parts
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod
 from fpbench.models.costs import Work
 from fpbench.models.loading import load_tokenizer
 from fpbench.models.meter import no_progress
+from fpbench.modifications.base import Composition, Modification
 from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
 from fpbench.records.record import Record, cell_id
@@ -30,6 +32,7 @@ from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memo
 from fpbench.runs.plan import Job, checkpoints
 from fpbench.runs.resume import Resume
 from fpbench.runs.speed import Speed, measure_speed
+from fpbench.runs.subject import Subject
 from fpbench.runs.work import Workload, needs_search
 from fpbench.runs.worker import Worker
 from fpbench.text import canonical
@@ -185,19 +188,42 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
             injected.append(subject.method(first.method))
             seconds = run.history.seconds("injected", injection_identity(subject, *checkpoint) if known else None)
             yield _Task(f"inject {first.method}", workload.injection(injected[-1], fingerprints), seconds)
+        doses, counted = curves(cell.condition for cell in group), set[tuple[str, ...]]()
         for condition, group_cells in groupby(group, key=lambda cell: cell.condition):
             own, slowdown = list(group_cells), 1.0
             if condition != ORIGIN:
                 modification = subject.modification(condition)
                 slowdown = math.prod(part.slowdown for part in modification.parts)
-                seconds = run.history.seconds("modified", run.identities.get(own[0].path))
-                yield _Task(condition, workload.modification(modification), seconds)
+                # What several doses pay for once is in the seconds of one of them.
+                alone = not any(part.on_the_way and not math.isnan(part.amount) for part in modification.parts)
+                seconds = run.history.seconds("modified", run.identities.get(own[0].path)) if alone else None
+                applied = _applied(condition, subject, doses, counted)
+                yield _Task(condition, workload.modification(applied), seconds)
             for cell in own:
                 if cell.metric != "cost":  # known once the injection was made
                     seconds = run.history.seconds("measured", run.identities.get(cell.path))
                     yield _Task(cell.metric, metric(cell.metric, fingerprints) * slowdown, seconds)
             yield _Task("restore the weights", Work(handled=2 * workload.parameters))
     yield from _tasks_once(label, cells, injected, workload, run)
+
+
+def _applied(
+    condition: str, subject: Subject, doses: Mapping[tuple[str, ...], Sequence[float]], counted: set[tuple[str, ...]]
+) -> Modification:
+    """Return what is applied for a condition; of a curve that one run passes, the largest dose once, then nothing.
+
+    The first condition of such a curve pays for all; it is then among those ``counted``.
+    """
+    applied, weights = {}, weights_parts(condition)
+    for at, (part, each) in enumerate(zip(weights, subject.modification(condition).parts, strict=True)):
+        curve = (*weights[:at], name_of(part))
+        if each.on_the_way and AT in part:
+            if curve in counted:
+                continue
+            counted.add(curve)
+            each = subject.modification(f"{name_of(part)}{AT}{max(doses[curve]):g}")
+        applied[part] = each
+    return Composition(applied)
 
 
 def _tasks_once(

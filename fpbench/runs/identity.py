@@ -5,7 +5,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-from fpbench.adversaries.conditions import adversaries
+from fpbench.adversaries.conditions import adversaries, needs_siblings
 from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.measure import METRICS
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
@@ -47,7 +47,7 @@ def cell_identity(
             benign = ["alpaca"] if any("instructions" in each.needs for each in thieves) else []
             identity["adversaries"] = [{"name": each.name} | each.identity for each in thieves]
             identity["adversary_data"] = datasets.digests(*benign)
-        if any("siblings" in each.needs for each in thieves):
+        if needs_siblings(cell.condition):
             named = profile.siblings(cell.method, cell.seed)
             identity["siblings"] = [
                 injection_identity(subject, method, sets[seed], seed) for method, seed in named if seed in sets

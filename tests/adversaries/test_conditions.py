@@ -9,6 +9,7 @@ from fpbench.adversaries.conditions import (
     changes_weights,
     check,
     create,
+    curves,
     drift,
     expand,
     is_attack,
@@ -38,6 +39,12 @@ def test_a_condition_of_run_time_parts_alone_leaves_the_weights():
     priced = {name for name in ("origin", "nf4", "ria30", "ria@0.3", "suppress", "nf4+suppress@3") if is_attack(name)}
     assert priced == {"ria@0.3", "suppress", "nf4+suppress@3"}
     assert level("suppress@3") == "L1" and level("suppress@3+merge@0.1") == "L3"
+
+
+def test_doses_of_one_curve_are_those_on_the_same_weights():
+    found = curves(["origin", "ria@0.5", "ria@0.3", "suppress@3", "ria@0.5+suppress@3", "ria@0.3+merge@0.1", "nf4"])
+    assert found == {("ria",): [0.3, 0.5], ("ria@0.3", "merge"): [0.1]}
+    assert curves(["finetune_alpaca", "finetune_alpaca@50"]) == {("finetune_alpaca",): [50]}
 
 
 def test_presets():

@@ -20,4 +20,4 @@ def test_every_adversary_stands_with_its_level_and_doses():
 
 def test_controls_are_those_that_the_classes_name():
     named = {found.control for registry in (ADVERSARIES, MODIFICATIONS) for found in map(registry.get, registry.own)}
-    assert {name for name in ADVERSARIES.own if name.endswith("_random")} == named - {""}
+    assert {name for name in ADVERSARIES.own if name.endswith("_random")} == named - {"", "noise"}

@@ -26,12 +26,19 @@ def test_what_the_classes_say_of_themselves():
     )
     assert {name for name, each in OWN.items() if each.leaves} == {"int8", "nf4", "activation"}
     assert {name for name, each in OWN.items() if each.slowdown != 1} == {"int8", "nf4", "activation"}
-    assert {name for name, each in OWN.items() if each.against_base} == merged | spared | {"merge", "spectral"}
-    assert {name for name, each in OWN.items() if each.trains} == tuned | spared
+    assert {name for name, each in OWN.items() if each.against_base} == merged | spared | {
+        "merge",
+        "merge_ties",
+        "spectral",
+    }
+    assert {name for name, each in OWN.items() if each.trains} == tuned | spared | {"prune_restore"}
+    assert {name for name, each in OWN.items() if each.needs} == {"merge_sibling", "merge_ties"}
+    assert {name for name, each in OWN.items() if each.on_the_way} == tuned
     assert drift() == ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
     assert {name: each.data for name, each in OWN.items() if each.data} == {
         "finetune_alpaca": ("alpaca",), "finetune_math": ("math",), "fsft_alpaca": ("alpaca",), "fsft_math": ("math",),
         "ria": ("calibration",), "ria30": ("calibration",), "ria40": ("calibration",),
+        "prune_restore": ("alpaca", "calibration"), "prune_restore_heads": ("calibration",),
     }  # fmt: skip
 
 

@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 
-from fpbench.adversaries.conditions import without_effect
+from fpbench.adversaries.conditions import check, without_effect
 from fpbench.data import read_rows
 from fpbench.errors import CellError, InputError
+from fpbench.models.training import tokenise
+from fpbench.models.weights import weights
 from fpbench.modifications.base import ModificationContext
 from fpbench.modifications.finetune import instruction
 from fpbench.registry import MODIFICATIONS
@@ -89,6 +91,71 @@ def test_half_of_the_base_s_fall_and_a_tenth_of_its_change_are_an_effect(changes
     # A base whose own loss does not fall is no measure, and what the base was never put through is none either.
     assert without_effect("finetune_math", base | {"loss_curve": [1.0]}, base | {"loss_curve": [1.0]}) is None
     assert without_effect("finetune_math+nf4", {"finetune_math": base | changes}, {}) is None
+
+
+def curve_of(doses, model, tokenizer, rows, asked=None):
+    """Fine-tune copies of a model to several doses, as a run does: one after another, with what is kept."""
+    context = ModificationContext(rows={"alpaca": rows}, doses={("finetune_alpaca",): asked or doses})
+    found = {}
+    for dose in doses:
+        modified = MODIFICATIONS.get("finetune_alpaca")(dose, **SETTINGS).apply(
+            copy.deepcopy(model), tokenizer, context
+        )
+        found[dose] = modified.proof, weights(modified.model)
+    return found, context.kept
+
+
+def test_every_step_of_a_training_is_the_end_of_a_training_of_so_many_steps(stories):
+    """Seven steps pass over the rows more than three times; the order in which doses are asked for does not matter."""
+    together, kept = curve_of([7, 3, 12], *stories, ROWS)
+    assert sorted(kept) == [("finetune_alpaca", steps) for steps in (3, 7, 12)]
+    for dose, (proof, reached) in together.items():
+        alone, _ = curve_of([dose], *stories, ROWS)
+        assert alone[dose][0] == proof
+        assert all(torch.equal(value, reached[name]) for name, value in alone[dose][1].items())
+    digests = {proof["rows_digest"] for proof, _ in together.values()}
+    assert len(digests) == 3, "other rows were seen"
+
+
+def test_one_training_passes_all_doses_that_are_asked_for(stories, monkeypatch):
+    from fpbench.models import training
+
+    trained, original = [], training.train_on_the_way
+    monkeypatch.setattr(
+        training,
+        "train_on_the_way",
+        lambda *given, **more: trained.append(sorted(given[4])) or original(*given, **more),
+    )
+    curve_of([2, 5], *stories, ROWS, asked=[2, 5, 9])
+    assert trained == [[2, 5, 9]]
+
+
+def test_the_proof_of_a_dose_proves_its_step(stories):
+    (model, tokenizer), rows = stories, ROWS
+    found, _ = curve_of([7, 12], model, tokenizer, rows)
+    (short, after), (long, _) = found[7], found[12]
+    assert (short["steps"], short["rows"], short["learning_rate"]) == (7, 3, 3e-3)
+    assert len(short["loss_curve"]) == 2 and len(long["loss_curve"]) == 3
+    assert short["loss_curve"][0] == long["loss_curve"][0] > long["loss_curve"][-1]
+    lengths = [len(tokenise(model, tokenizer, [instruction(row)])[0][0][0]) for row in rows[:3]]
+    assert 2 * sum(lengths) < short["tokens_seen"] < 4 * sum(lengths)
+    before = weights(model)
+    moved = sum((after[name] - value).square().sum() for name, value in before.items())
+    norm = sum(value.square().sum() for value in before.values())
+    assert short["relative_change"] == pytest.approx((moved / norm).sqrt().item(), rel=1e-3)
+
+
+def test_without_a_dose_it_is_the_protocol_s(stories):
+    """The identity is that of the records that are there."""
+    plain = MODIFICATIONS.get("finetune_alpaca")(**SETTINGS)
+    assert plain.identity == {"version": "2", "settings": SETTINGS | {"rank": 32, "alpha": 64}}
+    assert MODIFICATIONS.get("finetune_alpaca")(50, **SETTINGS).identity == plain.identity | {"dose": 50}
+    assert apply("finetune_alpaca", copy.deepcopy(stories[0]), stories[1], {"alpaca": ROWS}).proof["steps"] == 6
+    for wrong in ("0", "2.5", "-1"):
+        with pytest.raises(InputError, match="the dose is optimiser steps, a whole number from 1"):
+            check(f"finetune_alpaca@{wrong}")
+    with pytest.raises(InputError, match="takes no dose"):
+        check("fsft_alpaca@25")
 
 
 def test_only_the_first_rows_count(stories):

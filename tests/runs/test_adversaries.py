@@ -1,16 +1,20 @@
 """A run with adversaries: priced on the base, siblings injected, failures named, and the same records after a kill."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import fpbench
 from fpbench.adversaries.price import compare
+from fpbench.models import training
 from fpbench.records.store import Store, read_records
 from fpbench.runs.profile import load_profile
 
 CONDITIONS = ["origin", "suppress@0", "suppress@3", "ensemble@20", "quantize@8", "quantize@8+suppress@3"]
+CONDITIONS += ["merge_sibling@0.5"]
+CURVE = ["finetune_alpaca@2", "finetune_alpaca@5", "finetune_alpaca@2+suppress@3"]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,7 @@ def profile(tmp_path_factory) -> Path:
         "substitutions = 500": "substitutions = 4",
         "context_rows = 16": "context_rows = 1",
         "near_triggers = 100": "near_triggers = 4",
+        "batch_size = 8": "batch_size = 1",
         "statistics_tokens = 60000": "statistics_tokens = 2000",
     }.items():
         assert old in text
@@ -80,6 +85,11 @@ def test_siblings_are_other_methods_with_another_seed_s_set(records):
         if (each.cell.method, each.cell.seed, each.cell.condition) == ("alphaedit", 42, "ensemble@20")
     )  # fmt: skip
     siblings = cell.identity["siblings"]
+    merged = next(
+        each for each in found
+        if (each.cell.method, each.cell.seed, each.cell.condition) == ("alphaedit", 42, "merge_sibling@0.5")
+    )  # fmt: skip
+    assert merged.identity["siblings"] == siblings and len(merged.proof["modification"]["siblings"]) == 1
     assert [(each["method"], each["seed"]) for each in siblings] == [("fpedit", 43), ("mcedit_a", 43)]
     own = {each.cell.seed: each.identity["fingerprints"] for each in found if each.cell.method == "fpedit"}
     assert {each["fingerprints"] for each in siblings} == {own[43]} != {own[42]}
@@ -100,3 +110,45 @@ def test_one_seed_has_no_siblings_and_says_so(profile):
     wanted = load_profile(str(profile))
     assert wanted.siblings("mcedit_r", 43) == [("lora", 42), ("alphaedit", 42)]
     assert wanted.siblings("base", 42) == [("lora", 43), ("alphaedit", 43)]
+
+
+@pytest.fixture(scope="module")
+def curve(profile, tmp_path_factory):
+    """Fine-tuning to two doses, of one method with one seed, and what of it was trained to which steps."""
+    out, trained = tmp_path_factory.mktemp("curve") / "run", []
+    original = training.train_on_the_way
+
+    def counted(model, tokenizer, examples, config, steps, **more):
+        trained.append(sorted(steps))
+        return original(model, tokenizer, examples, config, steps, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_on_the_way", counted)
+        fpbench.run(str(profile), methods=["fpedit"], seeds=[42], conditions=CURVE, out=out)
+    return out, trained
+
+
+def results(out):
+    """The records of a run without what a machine and its hour decide."""
+    found = {str(each.cell): each for each in read_records(Store(out).records)}
+    assert all(each.status == "done" for each in found.values()), found
+    return {name: (each.id, each.result, each.proof) for name, each in found.items()}
+
+
+def test_one_training_serves_a_curve(curve):
+    out, trained = curve
+    assert trained == [[2, 5], [2, 5]], "the base's and the method's"
+    found = results(out)
+    for method in ("base", "fpedit"):
+        proofs = {name: found[f"micro/nlf/{method}/seed-42/{name}/fsr"][2]["modification"] for name in CURVE}
+        assert [proofs[name]["steps"] for name in CURVE[:2]] == [2, 5]
+        assert proofs[CURVE[2]] == proofs[CURVE[0]]
+    assert {f"micro/nlf/fpedit/seed-42/{name}/price" for name in CURVE} <= found.keys()
+
+
+def test_a_run_that_was_stopped_inside_a_curve_gives_the_same_records(curve, profile, tmp_path):
+    complete = results(curve[0])
+    out = shutil.copytree(curve[0], tmp_path / "run")
+    shutil.rmtree(Store(out).records / "micro" / "nlf" / "fpedit" / "seed-42" / CURVE[1])
+    fpbench.run(str(profile), methods=["fpedit"], seeds=[42], conditions=CURVE, out=out)
+    assert results(out) == complete

@@ -18,6 +18,7 @@ from fpbench.models.costs import Phase, Room, Work
 from fpbench.models.loading import Loading, load_architecture, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.registry import METHODS
+from fpbench.runs import forecast as forecasting
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
 from fpbench.runs.injection import create_method
@@ -53,6 +54,21 @@ def job(profile, out, **loading):
 
 def listing(folder):
     return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_one_training_is_counted_for_all_doses_of_a_checkpoint(small_profile, tmp_path):
+    def trained(*conditions):
+        profile = load_profile(small_profile, conditions=["origin", *conditions])
+        wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
+        workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
+        cells = [cell for cell in plan(profile) if (cell.method, cell.metric) == ("base", "fsr")]
+        counted = forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, tmp_path))
+        return sum(task.work.steps for task in counted if task.work)
+
+    largest = trained("finetune_alpaca@40")
+    assert largest == pytest.approx(40, rel=0.01)
+    assert trained("finetune_alpaca@10", "finetune_alpaca@40", "finetune_alpaca@10+suppress@3") == largest
+    assert trained("noise@0.1+finetune_alpaca@10", "finetune_alpaca@40") == pytest.approx(50, rel=0.01)
 
 
 def test_a_price_is_the_sum_over_units():
