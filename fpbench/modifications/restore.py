@@ -101,11 +101,11 @@ class PruneRestore(FineTune):
 class PruneRestoreHeads(Modification):
     """Prunes by RIA, then puts back the pruned weights of those attention heads that matter most for language.
 
-    Head-level safety realignment (arXiv 2505.16104) prunes, ranks heads by what they do for safety, and puts back
-    weights where that is most. Here it serves the thief: heads are ranked by how much of the log-likelihood of plain
-    documents comes back for each weight that is put back, and nothing is trained. For head h with pruned part δ_h, the
-    loss L falls by −½ ⟨∇L(W − δ) + ∇L(W), δ_h⟩: the integral of the gradient along the way back, by the trapezoid rule.
-    Heads that share keys and values are put back together; the FFN stays pruned.
+    Hierarchical safety realignment (HSR, arXiv 2505.16104) ranks the heads of a pruned model by what they do for
+    safety, then puts back neurons inside those that do most. Here it serves the thief: heads are ranked by how much of
+    the log-likelihood of plain documents comes back for each weight that is put back, and nothing is trained. For head
+    h with pruned part δ_h, the loss L falls by −½ ⟨∇L(W − δ) + ∇L(W), δ_h⟩: the integral of the gradient along the way
+    back, by the trapezoid rule. Heads that share keys and values are put back together; the FFN stays pruned.
     """
 
     level = "L1"
