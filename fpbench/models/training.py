@@ -280,19 +280,19 @@ def train_on_the_way(
     *,
     seed: int,
     progress: Progress,
-) -> dict[int, Reached]:
+) -> dict[int, Reached | CellError]:
     """Train LoRA once, to the largest of ``steps``, and return what it is at each; the weights stay as they are.
 
     As :func:`train_lora`, but that examples are passed over as often as the steps take, whatever ``config`` says of
     epochs, and that the rate rises over ten steps and then stays at the peak: what a step does cannot depend on how
-    many follow, so that every step is, bit for bit, the end of a training of so many steps.
+    many follow, so that every step is, bit for bit, the end of a training of so many steps. Where the loss or the
+    update became non-finite before a step, what a training to it would raise is returned in its place.
 
     Raises:
         InputError: as :func:`train_lora`.
-        CellError: if the loss or the update becomes non-finite.
     """
     sequences, _, _ = tokenise(model, tokenizer, examples)
-    reached: dict[int, Reached] = {}
+    reached: dict[int, Reached | CellError] = {}
     losses: list[float] = []
     tokens_seen, learnt, digest = 0, set[int](), hashlib.sha256()
     cuda = range(torch.cuda.device_count())
@@ -308,7 +308,7 @@ def train_on_the_way(
                 chosen = [sequences[index] for index in batch]
                 loss, _ = _backward(model, chosen)
                 if not math.isfinite(loss):
-                    raise _diverged(f"at step {step}", config)
+                    return reached | {each: _diverged(f"at step {step}", config) for each in steps if each >= step}
                 nn.utils.clip_grad_norm_(weights, CLIP_NORM)
                 optimiser.step()
                 losses.append(loss)
@@ -316,10 +316,10 @@ def train_on_the_way(
                 learnt.update(batch)
                 digest.update(json.dumps(chosen).encode())
                 if step in steps:
-                    if not all(bool(weight.isfinite().all()) for weight in weights):
-                        raise _diverged(f"at step {step}", config)
                     updates = {name: update.kept() for name, update in _updates(model).items()}
                     reached[step] = Reached(updates, tuple(losses), tokens_seen, len(learnt), digest.hexdigest())
+                    if not all(bool(weight.isfinite().all()) for weight in weights):
+                        reached[step] = _diverged(f"at step {step}", config)
     return reached
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fpbench.errors import InputError
+from fpbench.errors import CellError, InputError
 from fpbench.models.prompts import Example
 from fpbench.modifications.base import (
     Dose,
@@ -204,24 +204,23 @@ class StepwiseFineTune(FineTune):
         return Modified(model, proof)
 
     def reached(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Reached:
-        """Return the training at the dose: of those kept, or of one that passes all doses that are asked for."""
+        """Return the training at the dose: of those kept, or of one that passes all doses that are asked for.
+
+        Raises:
+            CellError: if it became non-finite on the way to this dose.
+        """
         from fpbench.models.training import train_on_the_way
 
         self.require_rate()
         curve, steps = (*context.before, self.name), int(self.amount)
         if (*curve, steps) not in context.kept:
-            asked, settings = {steps, *map(int, context.doses.get(curve, ()))}, self.settings(self.config.learning_rate)
-            found = train_on_the_way(
-                model,
-                tokenizer,
-                self.examples(context),
-                settings,
-                asked,
-                seed=context.seed,
-                progress=context.progress,
-            )
+            asked = {steps, *map(int, context.doses.get(curve, ()))}
+            given = self.examples(context), self.settings(self.config.learning_rate), asked
+            found = train_on_the_way(model, tokenizer, *given, seed=context.seed, progress=context.progress)
             context.kept.update({(*curve, step): each for step, each in found.items()})
-        kept: Reached = context.kept[*curve, steps]
+        kept: Reached | CellError = context.kept[*curve, steps]
+        if isinstance(kept, CellError):
+            raise kept
         return kept
 
     def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:

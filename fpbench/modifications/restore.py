@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from fpbench.errors import InputError
+from fpbench.errors import CellError, InputError
 from fpbench.modifications.base import (
     Dose,
     Modification,
@@ -73,6 +73,8 @@ class PruneRestore(FineTune):
         reached = train_on_the_way(
             model, tokenizer, rows, settings, [steps], seed=context.seed, progress=context.progress
         )[steps]
+        if isinstance(reached, CellError):
+            raise reached
         merge(model, reached.updates)
         losses.append(score_answers(model, tokenizer, held_out, self.config.batch_size).loss)
         change = relative_change(model, before)

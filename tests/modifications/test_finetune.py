@@ -105,16 +105,19 @@ def curve_of(doses, model, tokenizer, rows, asked=None):
     return found, context.kept
 
 
-def test_every_step_of_a_training_is_the_end_of_a_training_of_so_many_steps(stories):
-    """Seven steps pass over the rows more than three times; the order in which doses are asked for does not matter."""
-    together, kept = curve_of([7, 3, 12], *stories, ROWS)
-    assert sorted(kept) == [("finetune_alpaca", steps) for steps in (3, 7, 12)]
-    for dose, (proof, reached) in together.items():
-        alone, _ = curve_of([dose], *stories, ROWS)
-        assert alone[dose][0] == proof
-        assert all(torch.equal(value, reached[name]) for name, value in alone[dose][1].items())
-    digests = {proof["rows_digest"] for proof, _ in together.values()}
-    assert len(digests) == 3, "other rows were seen"
+@pytest.fixture(scope="module")
+def curve(stories):
+    """Eleven steps, beyond the warm-up, pass over the rows five times; the larger dose is asked for first."""
+    return curve_of([11, 3], *stories, ROWS)
+
+
+def test_every_step_of_a_training_is_the_end_of_a_training_of_so_many_steps(stories, curve):
+    together, kept = curve
+    assert sorted(kept) == [("finetune_alpaca", 3), ("finetune_alpaca", 11)]
+    (proof, reached), alone = together[3], curve_of([3], *stories, ROWS)[0][3]
+    assert alone[0] == proof
+    assert all(torch.equal(value, reached[name]) for name, value in alone[1].items())
+    assert together[11][0]["rows_digest"] != proof["rows_digest"]
 
 
 def test_one_training_passes_all_doses_that_are_asked_for(stories, monkeypatch):
@@ -130,15 +133,28 @@ def test_one_training_passes_all_doses_that_are_asked_for(stories, monkeypatch):
     assert trained == [[2, 5, 9]]
 
 
-def test_the_proof_of_a_dose_proves_its_step(stories):
-    (model, tokenizer), rows = stories, ROWS
-    found, _ = curve_of([7, 12], model, tokenizer, rows)
-    (short, after), (long, _) = found[7], found[12]
-    assert (short["steps"], short["rows"], short["learning_rate"]) == (7, 3, 3e-3)
-    assert len(short["loss_curve"]) == 2 and len(long["loss_curve"]) == 3
-    assert short["loss_curve"][0] == long["loss_curve"][0] > long["loss_curve"][-1]
-    lengths = [len(tokenise(model, tokenizer, [instruction(row)])[0][0][0]) for row in rows[:3]]
-    assert 2 * sum(lengths) < short["tokens_seen"] < 4 * sum(lengths)
+def test_a_training_that_diverges_fails_the_doses_after_alone(stories, monkeypatch):
+    """At such a rate the third loss is no number; what the first step gives does not depend on what else was asked."""
+    monkeypatch.setitem(SETTINGS, "learning_rate", 1e9)
+    context = ModificationContext(rows={"alpaca": ROWS}, doses={("finetune_alpaca",): [1, 4]})
+
+    def proof(dose, context):
+        modification = MODIFICATIONS.get("finetune_alpaca")(dose, **SETTINGS)
+        return modification.apply(copy.deepcopy(stories[0]), stories[1], context).proof
+
+    with pytest.raises(CellError, match="non-finite at step 3 at learning rate 1e"):
+        proof(4, context)
+    assert proof(1, context) == proof(1, ModificationContext(rows={"alpaca": ROWS}))
+
+
+def test_the_proof_of_a_dose_proves_its_step(stories, curve):
+    (model, tokenizer), found = stories, curve[0]
+    (short, after), (long, _) = found[3], found[11]
+    assert (short["steps"], short["rows"], short["learning_rate"]) == (3, 3, 3e-3)
+    assert (long["steps"], len(short["loss_curve"]), len(long["loss_curve"])) == (11, 1, 3)
+    assert long["loss_curve"][0] > long["loss_curve"][-1]
+    lengths = [len(tokenise(model, tokenizer, [instruction(row)])[0][0][0]) for row in ROWS[:3]]
+    assert sum(lengths) < short["tokens_seen"] < 2 * sum(lengths) and 5 * sum(lengths) < long["tokens_seen"]
     before = weights(model)
     moved = sum((after[name] - value).square().sum() for name, value in before.items())
     norm = sum(value.square().sum() for value in before.values())
