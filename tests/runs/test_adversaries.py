@@ -25,6 +25,7 @@ def profile(tmp_path_factory) -> Path:
         "substitutions = 500": "substitutions = 4",
         "context_rows = 16": "context_rows = 1",
         "near_triggers = 100": "near_triggers = 4",
+        "band_texts = 600": "band_texts = 4",
         "statistics_tokens = 60000": "statistics_tokens = 2000",
     }.items():
         assert old in text
