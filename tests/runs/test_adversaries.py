@@ -31,7 +31,7 @@ def profile(tmp_path_factory) -> Path:
         assert old in text
         text = text.replace(old, new)
     path = tmp_path_factory.mktemp("profile") / "attacked.toml"
-    text += "\n".join(f"\n[hyperparameters.{name}]\nsteps = 4" for name in ("alphaedit", "fpedit")) + "\n"
+    text += "\n".join(f"\n[hyperparameters.{name}]\nsteps = 4" for name in ("alphaedit", "fpedit", "mcedit_a")) + "\n"
     path.write_text(text, encoding="utf-8")
     return path
 
