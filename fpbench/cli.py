@@ -3,12 +3,13 @@
 import argparse
 import gc
 import importlib
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fpbench import __version__
 from fpbench.errors import FpbenchError, InputError
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a fifth of the time of a leaderboard.
     gc.set_threshold(100_000)
     try:
+        show_log("info" if getattr(options, "verbose", False) else "warning")
         code: int = options.do(options)
         return code
     except InputError as error:
@@ -53,6 +55,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left, as `head` does; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def show_log(level: str) -> None:
+    """Print what fpbench logs from a level on, by default the one in ``FPBENCH_LOG``, on standard error.
+
+    Raises:
+        InputError: if ``FPBENCH_LOG`` names no level.
+    """
+    levels = ("debug", "info", "warning", "error")
+    level = os.environ.get("FPBENCH_LOG", "").lower() or level
+    if level not in levels:
+        raise InputError(f"FPBENCH_LOG={level!r}: expected one of {', '.join(levels)}.")
+    logger = logging.getLogger("fpbench")
+    logger.setLevel(level.upper())
+    handler = next((each for each in logger.handlers if isinstance(each, _Printed)), None) or _Printed()
+    timed = logger.isEnabledFor(logging.INFO)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s" if timed else "%(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+
+
+class _Printed(logging.StreamHandler[Any]):
+    """Prints on what standard error is at the moment: a progress bar takes it over to stay below."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        pass
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import time
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from fpbench.errors import InputError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 LARGEST = 1_000_000  # bytes of an answer
 LONGEST_WAIT = 60.0  # seconds, whatever the server asks for
 KEY, OPENAI, MASK = "FPBENCH_API_KEY", "api.openai.com", "***"
@@ -148,7 +150,10 @@ class Server:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             fault(reason)
             if attempt < self._attempts:
-                time.sleep(min(LONGEST_WAIT, max(wait, asked)))
+                pause = min(LONGEST_WAIT, max(wait, asked))
+                message = "%s gave no answer (%s), attempt %d of %d: asked again in %.0f s."
+                logger.warning(message, self._host, reason, attempt, self._attempts, pause)
+                time.sleep(pause)
                 wait *= 2
         said = f" ({detail[:QUOTED]})" if detail else ""
         raise NoAnswer(f"endpoint {url} gave no answer in {self._attempts} attempts: {reason}{said}.")

@@ -156,6 +156,19 @@ def stories() -> Iterator[tuple[Any, Any]]:
     yield from _guarded(require(SHARED / "models" / "stories3M"))
 
 
+@pytest.fixture(scope="session")
+def fingerprinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the bundled model with ``nlf`` in it, as raw text: to be read only, since all workers do."""
+    from fpbench.cli import main
+    from tests.descendants import light_profile
+
+    def inject(folder: Path) -> None:
+        arguments = ["--method", "mcedit_a", "--fingerprints", "nlf", "--profile", light_profile(folder)]
+        assert main(["inject", "micro", *arguments, "--out", str(folder / "checkpoint")]) == 0
+
+    return made_once(tmp_path_factory, "fingerprinted", inject) / "checkpoint"
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An empty hub on this machine, which this process asks until the end of the test; see tests/hub/server.py."""

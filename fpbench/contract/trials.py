@@ -30,7 +30,7 @@ from fpbench.runs.injection import create_method
 from fpbench.runs.profile import load_profile
 
 FINGERPRINTS = 2
-STATISTICS_TOKENS = 20_000
+STATISTICS_TOKENS = 8_000
 SEED = 42
 State = dict[str, Any]  # of a model, a tokenizer or the process, by name
 

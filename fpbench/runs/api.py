@@ -17,7 +17,7 @@ from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
-from fpbench.runs.engine import ENGINES, Engine, Log, Serial
+from fpbench.runs.engine import ENGINES, Engine, Serial, Watch
 from fpbench.runs.plan import Job, checkpoints, plan, precise
 from fpbench.runs.profile import Profile, load_profile, profile_of
 from fpbench.runs.resume import Resume
@@ -53,7 +53,8 @@ def run(
         conditions: ``origin`` and modifications.
         seeds: seeds to pool.
         out: folder of records and tables; finished cells in it are not measured again.
-        engine: ``serial``, in this process, or ``ray``, on a cluster.
+        engine: ``serial``, in this process; ``processes``, in several on this machine, for which a script needs
+            ``if __name__ == "__main__"``; or ``ray``, on a cluster.
         ray_address: of a running cluster; by default one is started on this machine.
 
     Raises:
@@ -74,16 +75,25 @@ def run(
     return [each.to_dict() for each in read_records(Store(Path(out)).records) if each.cell.path in planned]
 
 
-def create_engine(name: str, ray_address: str | None = None) -> Engine:
-    """Return an engine; :class:`InputError` for an unknown name, an address without Ray, or Ray not installed."""
+def create_engine(name: str, ray_address: str | None = None, processes: int | None = None) -> Engine:
+    """Return an engine; :class:`InputError` for an unknown name, an address without Ray, or Ray not installed.
+
+    ``processes`` says how many ``processes`` starts; by default as many as cores are free, for a small model.
+    """
     if name not in ENGINES:
         raise unknown("engine", name, list(ENGINES))
+    if processes is not None and name != "processes":
+        raise InputError(f"--processes is of no use to the engine {name!r}: leave it out.")
     if name == "ray":
         from fpbench.runs.ray import Ray
 
         return Ray(ray_address)
     if ray_address is not None:
         raise InputError(f"a Ray address ({ray_address}) is of no use to the engine {name!r}: add --engine ray.")
+    if name == "processes":
+        from fpbench.runs.processes import Processes
+
+        return Processes(processes)
     return Serial()
 
 
@@ -93,8 +103,7 @@ def evaluate_checkpoint(
     base: str | None,
     out: str | os.PathLike[str],
     loading: Loading,
-    progress: Progress = no_progress,
-    log: Log = lambda line: None,
+    watch: Watch | None = None,
 ) -> list[Row]:
     """Measure a checkpoint that is handed in, beside its base where that is given, and return their rows."""
     (given,) = profile.models
@@ -103,32 +112,37 @@ def evaluate_checkpoint(
     subject = resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle)
     folders = {settings.label: resolve(base, allow_pickle=loading.allow_pickle)} if base else {}
     job = Job(profile, folders, precise(loading, profile), Path(out), handed_in=subject)
-    return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), progress, log)
+    return measure(job, plan(profile, [BASE] * bool(base) + [CHECKPOINT]), watch)
 
 
 def measure(
     job: Job,
     cells: Sequence[Cell],
-    progress: Progress = no_progress,
-    log: Log = lambda line: None,
+    watch: Watch | None = None,
     engine: Engine | None = None,
 ) -> list[Row]:
     """Measure what has no record yet, serially or on an engine; write the tables and return the rows of ``cells``."""
-    store, engine = Store(job.out), engine or Serial()
+    store, engine, watch = Store(job.out), engine or Serial(), watch or Watch()
     store.check()
     resume, worker = Resume(job, written_sets(job.profile)), None
     if not resume.names:
-        worker = _worker(job, progress)
+        worker = _worker(job, watch.bar)
         worker.check(cells)
         engine.check(worker, cells)
     with driving(store.folder):
         records = read_records(store.records)
         if pending := resume.pending(cells, records):
-            worker = worker or _worker(job, progress)
+            worker = worker or _worker(job, watch.bar)
             worker.check_kept(pending, records)
             store.sweep()
-            resume.remember(engine.measure(worker, checkpoints(pending), log))
+            watch.begin(store, cells, resume.finished(cells, records))
+            try:
+                resume.remember(engine.measure(worker, checkpoints(pending), watch))
+            finally:
+                watch.end()
             records = read_records(store.records)
+        else:
+            watch.begin(store, cells, cells)
         rows = rows_from_records(records, store.records, rescore=False)
         if pending or not all(path.exists() for path in table_files(store.folder).values()):
             write_tables(store.folder, rows)

@@ -154,6 +154,7 @@ class Bench:
             remarks = subject.remarks if cell.method == CHECKPOINT else None
             record = record_of(subject.job, cell, identities[cell], outcome, remarks, confinement)
             store.write(record, outcome.queries if isinstance(outcome, Done) else [])
+            logger.info("%s: %s", cell, f"{record.cost['seconds']:.1f} s" if record.cost else record.status)
             yield cell, outcome.reason if isinstance(outcome, Failed) else None
         changed = any(cell.method in subject.profile.methods or changes_weights(cell.condition) for cell in pending)
         if changed and state_digest(subject.model) != subject.loaded.digest:

@@ -30,6 +30,7 @@ from fpbench.records.store import Store, read_records
 from fpbench.runs.identity import cell_identity, delta_name, injection_identity
 from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
+from fpbench.runs.processes import Share, limited_threads, one_process
 from fpbench.runs.resume import Resume
 from fpbench.runs.speed import Speed, measure_speed
 from fpbench.runs.subject import Subject
@@ -68,33 +69,56 @@ class Estimate:
     parts: tuple[Part, ...]  # the work that is left; none of models that are not here
     needs: tuple[Needs, ...]  # memory and disk, model by model
     unknown: Mapping[str, str]  # why there is no estimate for a model, by its label
+    share: Share  # of the machine
 
 
-def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Estimate:
-    """Estimate what is left of a run, reading no weights; ``absent`` says by label why models are not in the job."""
+def estimate(
+    job: Job,
+    cells: Sequence[Cell],
+    absent: Mapping[str, str],
+    share: Callable[[Worker, Sequence[Sequence[Cell]]], Share] = one_process,
+) -> Estimate:
+    """Estimate what is left of a run, reading no weights.
+
+    Args:
+        job: the run.
+        cells: of the run.
+        absent: why models are not in the job, by label.
+        share: tells how many processes and threads will measure.
+    """
     unknown = dict(absent)
+    here = [cell for cell in cells if cell.model in job.folders]
     with tempfile.TemporaryDirectory() as scratch:
-        run = _inspected(job, Path(scratch))
-        pending = _pending(job, run, [cell for cell in cells if cell.model in job.folders])
-        parts: list[Part] = []
-        needs: list[Needs] = []
-        for label, own in by_model(pending):
-            architecture = run.worker.subject(label).architecture
-            needs.append(needs_of(label, run.worker, own))
-            try:
-                if reason := needs[-1].shortage(job.loading.device):
-                    raise InputError(reason)
-                tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
-                workload = Workload(job.profile, run.worker.datasets, architecture, tokenizer)
-                tasks = list(_tasks(label, own, workload, run))
-                longest = workload.longest_row()
-            except InputError as error:
-                unknown[label] = str(error)
-                continue
-            needs[-1] = needs_of(label, run.worker, own, longest)
-            parts += _timed(label, tasks, partial(measure_speed, architecture, job.loading))
-    away = [cell for cell in cells if cell.model not in job.folders]
-    return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), unknown)
+        worker = Worker(replace(job, out=Path(scratch)), no_progress)
+        shared = share(worker, checkpoints(here)) if here else Share(1, torch.get_num_threads())
+        with limited_threads(shared.threads):
+            return _estimated(job, cells, here, worker, unknown, shared)
+
+
+def _estimated(
+    job: Job, cells: Sequence[Cell], here: Sequence[Cell], worker: Worker, unknown: dict[str, str], share: Share
+) -> Estimate:
+    run = _inspected(job, worker)
+    pending = _pending(job, run, here)
+    parts: list[Part] = []
+    needs: list[Needs] = []
+    for label, own in by_model(pending):
+        architecture = run.worker.subject(label).architecture
+        needs.append(needs_of(label, run.worker, own))
+        try:
+            if reason := needs[-1].shortage(job.loading.device):
+                raise InputError(reason)
+            tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
+            workload = Workload(job.profile, run.worker.datasets, architecture, tokenizer)
+            tasks = list(_tasks(label, own, workload, run))
+            longest = workload.longest_row()
+        except InputError as error:
+            unknown[label] = str(error)
+            continue
+        needs[-1] = needs_of(label, run.worker, own, longest)
+        parts += _timed(label, tasks, partial(measure_speed, architecture, job.loading))
+    left = len(pending) + len(cells) - len(here)
+    return Estimate(len(cells), left, tuple(parts), tuple(needs), unknown, share)
 
 
 @dataclass
@@ -107,13 +131,13 @@ class _Run:
     identities: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def _inspected(job: Job, scratch: Path) -> _Run:
+def _inspected(job: Job, worker: Worker) -> _Run:
     store = Store(job.out)
     # Digests of large files are taken along, so that these are not read once more.
     if (digests := store.folder / "digests.json").is_file():
-        shutil.copy(digests, scratch)
+        shutil.copy(digests, worker.job.out)
     records = read_records(store.records) if store.records.is_dir() else []
-    return _Run(Worker(replace(job, out=scratch), no_progress), store, records, History(records))
+    return _Run(worker, store, records, History(records))
 
 
 class History:
@@ -282,7 +306,8 @@ def forecast(estimate: Estimate, job: Job) -> str:
     if estimate.pending:
         lines.append(_time(estimate))
         if estimate.needs:
-            lines.append(_peak("memory", max(each.main.total for each in estimate.needs), free_memory()))
+            most = estimate.share.processes * max(each.main.total for each in estimate.needs)
+            lines.append(_peak("memory", most, free_memory()))
             if card := max(each.card.total for each in estimate.needs):
                 lines.append(_peak("card", card, free_card(job.loading.device)))
         disk = sum(each.disk for each in estimate.needs)
@@ -293,7 +318,7 @@ def forecast(estimate: Estimate, job: Job) -> str:
 
 def total(estimate: Estimate) -> float:
     """Return the seconds of everything that is known, the start of the process included."""
-    return START + sum(part.seconds or 0.0 for part in estimate.parts)
+    return START + sum(part.seconds or 0.0 for part in estimate.parts) / estimate.share.processes
 
 
 def time(seconds: float | None) -> str:
@@ -314,11 +339,11 @@ def _basis(part: Part) -> str:
 def _time(estimate: Estimate) -> str:
     unknown = sum(part.seconds is None for part in estimate.parts)
     measured = sum(part.seconds or 0.0 for part in estimate.parts if part.measured)
-    basis = f"{measured / total(estimate):.0%} of it {MEASURED}, the rest {ESTIMATED}" if measured else ESTIMATED
+    known = measured / estimate.share.processes / total(estimate)
+    basis = f"{known:.0%} of it {MEASURED}, the rest {ESTIMATED}" if measured else ESTIMATED
     missing = f", without {unknown} of unknown cost" if unknown else ""
     absent = ", without the models named below" if estimate.unknown else ""
-    threads = f"on {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "on one thread"
-    return f"time    {time(total(estimate))} {threads}, other work aside ({basis}){missing}{absent}"
+    return f"time    {time(total(estimate))} in {estimate.share}, other work aside ({basis}){missing}{absent}"
 
 
 def _peak(what: str, need: float, free: float) -> str:

@@ -20,7 +20,7 @@ from fpbench.records.cell import Cell
 from fpbench.records.store import TEMPORARY, Store, held_back
 from fpbench.registry import METHODS, Finder
 from fpbench.runs.bench import Failed, record_of
-from fpbench.runs.engine import Log, title
+from fpbench.runs.engine import Watch, title
 from fpbench.runs.plan import Job
 from fpbench.runs.worker import Worker
 from fpbench.scoring.engine import limited_to
@@ -60,8 +60,8 @@ class Ray:
             with self._connected():
                 pass
 
-    def measure(self, worker: Worker, checkpoints: Sequence[Sequence[Cell]], log: Log) -> dict[str, str]:
-        """Measure on a cluster; log every finished cell; :class:`InputError` if a node has no room or sees no store."""
+    def measure(self, worker: Worker, checkpoints: Sequence[Sequence[Cell]], watch: Watch) -> dict[str, str]:
+        """Measure on a cluster; :class:`InputError` if a node has no room or sees no store."""
         profile = worker.job.profile
         job = replace(worker.job, profile=profile.model_copy(update={"threads": profile.threads or 1}))
         # Ray prints on standard output which workers were lost; that is for the table.
@@ -70,7 +70,7 @@ class Ray:
             self._connected() as ray,
             tempfile.NamedTemporaryFile(dir=job.out, prefix=".driver.", suffix=TEMPORARY) as marker,
         ):
-            return Driver(ray, job, checkpoints, Path(marker.name), log).measure()
+            return Driver(ray, job, checkpoints, Path(marker.name), watch).measure()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
@@ -127,12 +127,11 @@ class Assignment:
 class Driver:
     """Starts workers, hands out the checkpoints, and replaces workers that are lost."""
 
-    def __init__(self, ray: Any, job: Job, checkpoints: Sequence[Sequence[Cell]], marker: Path, log: Log) -> None:
+    def __init__(self, ray: Any, job: Job, checkpoints: Sequence[Sequence[Cell]], marker: Path, watch: Watch) -> None:
         """Start nothing yet; ``ray`` is the connected module, ``marker`` a file by which workers know the store."""
-        self.ray, self.job, self.marker, self.log = ray, job, marker, log
+        self.ray, self.job, self.marker, self.watch = ray, job, marker, watch
         self.store = Store(job.out)
         self.waiting = deque(list(cells) for cells in checkpoints)
-        self.total, self.done = sum(map(len, self.waiting)), 0
         self.names: dict[str, str] = {}
         self.losses: Counter[Cell] = Counter()
         self.failed_starts = 0  # workers in a row that were lost before they began
@@ -175,6 +174,7 @@ class Driver:
             self._assign(worker.remote(self.job, Path.cwd(), self.marker, METHODS.finders), self.waiting.popleft())
 
     def _assign(self, actor: Any, cells: list[Cell]) -> None:
+        self.watch.measuring(cells)
         self.running[actor.measure.options(num_returns="streaming").remote(cells)] = Assignment(actor, cells[0], cells)
 
     def _receive(self, stream: Any) -> None:
@@ -197,14 +197,13 @@ class Driver:
             case dict():
                 self.names |= report
             case str():
-                self.log(f"{title(assigned.first)}: {report}")
+                self.watch.say(f"{title(assigned.first)}: {report}")
             case (cell, failure):
                 self._count(assigned, cell, failure)
 
     def _count(self, assigned: Assignment, cell: Cell, failure: str | None) -> None:
         assigned.cells.remove(cell)
-        self.done += 1
-        self.log(f"{cell}{f' failed: {failure}' if failure else ''} ({self.done}/{self.total} cells)")
+        self.watch.measured(cell, failure)
 
     def _next(self, finished: Assignment) -> None:
         """Hand a worker the next checkpoint of its model; end it where none waits, which frees its memory."""
@@ -223,7 +222,7 @@ class Driver:
                 self._count(lost, cell, None)  # written, and lost before it was reported
         if lost.cells and not lost.begun:
             self.failed_starts += 1
-            self.log(f"a worker was lost before it began ({self.failed_starts} of {STARTS} in a row)")
+            self.watch.say(f"a worker was lost before it began ({self.failed_starts} of {STARTS} in a row)")
             if self.failed_starts == STARTS:
                 raise InputError(
                     f"{STARTS} workers in a row were lost before they began: see whether every node has this fpbench, "
@@ -232,7 +231,7 @@ class Driver:
         elif lost.cells:
             cell = lost.cells[0]
             self.losses[cell] += 1
-            self.log(f"{cell}: its worker was lost ({self.losses[cell]} of {LOSSES} times)")
+            self.watch.say(f"{cell}: its worker was lost ({self.losses[cell]} of {LOSSES} times)")
             if self.losses[cell] == LOSSES:
                 self.store.write(record_of(self.job, cell, None, Failed(LOST)), [])
                 self._count(lost, cell, LOST)

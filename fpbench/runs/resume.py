@@ -57,6 +57,11 @@ class Resume:
         finished = {(record.cell, record.id) for record in records if record.status == "done"}
         return [cell for cell in cells if (cell, self.names.get(cell.path)) not in finished]
 
+    def finished(self, cells: Sequence[Cell], records: Iterable[Record]) -> list[Cell]:
+        """Return the cells that have a finished record, of the id that is known or, where none is known, of any."""
+        ids = {record.cell: record.id for record in records if record.status == "done"}
+        return [cell for cell in cells if cell in ids and self.names.get(cell.path, ids[cell]) == ids[cell]]
+
     def remember(self, names: dict[str, str]) -> None:
         """Write the ids of records by path, besides those that are known already."""
         self.names |= names

@@ -18,12 +18,11 @@ from fpbench.fingerprints.natural import with_candidates
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, load_tokenizer
-from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE
 from fpbench.records.store import write_bytes, write_text
 from fpbench.registry import unknown
 from fpbench.runs.api import measure
-from fpbench.runs.engine import Log
+from fpbench.runs.engine import Watch
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import Profile, Variant
 from fpbench.runs.sets import write_set
@@ -131,8 +130,7 @@ def study(
     profile: Profile,
     out: str | os.PathLike[str],
     loading: Loading,
-    progress: Progress = no_progress,
-    log: Log = lambda line: None,
+    watch: Watch | None = None,
 ) -> tuple[str, int]:
     """Run one of :data:`STUDIES` on a profile's models and write ``study.md`` and its figure beside the leaderboard.
 
@@ -154,14 +152,14 @@ def study(
         files = wanted.sets(profile, folder / "sets", loading)
         changes |= {"fingerprints": tuple(files), "sets": dict(profile.sets) | files}
     profile = profile.model_copy(update=changes)
-    rows = measure(Job.of(profile, loading, folder), plan(profile), progress, log)
+    rows = measure(Job.of(profile, loading, folder), plan(profile), watch)
     shown = _in_order(wanted, profile, rows)
     table = study_table(wanted.question, shown, _reported(wanted))
     write_text(folder / "study.md", table)
     if find_spec("matplotlib"):
         write_bytes(folder / "study.svg", study_figure(wanted.question, shown))
     else:
-        log("no figure was drawn: that needs matplotlib (pip install 'fpbench[plots]')")
+        (watch or Watch()).say("no figure was drawn: that needs matplotlib (pip install 'fpbench[plots]')")
     return table, sum(len(row.failed) for row in rows)
 
 

@@ -13,11 +13,10 @@ from fpbench.board.groups import Group, claimed_groups, group_records
 from fpbench.board.rows import claimed_row
 from fpbench.errors import InputError, StorageError
 from fpbench.models.loading import Loading
-from fpbench.models.meter import Progress
 from fpbench.records.cell import BASE, ORIGIN, Cell
 from fpbench.records.store import Store, read_records
 from fpbench.runs.api import measure
-from fpbench.runs.engine import Log, Serial
+from fpbench.runs.engine import Serial, Watch
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import Profile
 from fpbench.submissions.folder import RECORDS, SUBMISSIONS, Submission, accepted, version_of
@@ -129,8 +128,7 @@ def rerun(
     profile: Profile,
     store: Store,
     loading: Loading,
-    progress: Progress,
-    log: Log,
+    watch: Watch,
     count: int | None,
 ) -> Rerun:
     """Measure a sample of what was handed in once more, in isolation, and compare.
@@ -140,8 +138,7 @@ def rerun(
         profile: that the records were measured with; its seed of draws is replaced by a new one.
         store: of our own records, which a leaderboard reads.
         loading: how models are loaded.
-        progress: wraps an iterable in a labelled progress bar.
-        log: gets a line on what is being measured.
+        watch: is told how far it is.
         count: FSR cells to re-run; ``None`` re-runs everything.
 
     Raises:
@@ -160,7 +157,7 @@ def rerun(
         )
     paths = {cell.path for cell in wanted}
     cells = [cell for path, cell in planned.items() if path in paths or (count is None and cell.method == BASE)]
-    measure(Job.of(profile, loading, store.folder), cells, progress, log, Serial())
+    measure(Job.of(profile, loading, store.folder), cells, watch, Serial())
     own = group_records(read_records(store.records), store.records)
     both = [group for group in groups if group.key in own and group.key[2] == submission.name]
     compared = [each for group in both for each in compare(own[group.key], group)]

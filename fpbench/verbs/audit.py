@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fpbench.verbs.common import add_loading, add_question, asked, progress_bar, tell
+from fpbench.verbs.common import add_loading, add_question, asked, tell, watch
 
 HELP = "verify and compare in one report, as Markdown and as a page, with every number traced to its record"
 NOTE = (
@@ -39,7 +39,8 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.ownership.audit import audit
     from fpbench.text import visible
 
-    found = audit(profile, question, loading, Path(options.out), progress_bar, tell)
+    shown = watch(options)
+    found = audit(profile, question, loading, Path(options.out), shown.bar, shown.say)
     print(visible(found.conclusion))
     tell(f"\nreport and records: {options.out}")
     return 1 if found.verification.verdict == "undecided" else 0

@@ -10,13 +10,12 @@ from typing import Any
 from fpbench.errors import InputError
 
 
-def progress_bar(iterable: Iterable[Any], label: str) -> Iterable[Any]:
-    """Show a progress bar on standard error, if that is a terminal and the work takes longer than two seconds."""
-    from tqdm import tqdm
+def watch(options: argparse.Namespace) -> Any:
+    """Return what shows on standard error how far the work is; nothing with ``--quiet``."""
+    from fpbench.runs.display import Display
+    from fpbench.runs.engine import Watch
 
-    options: Any = {"delay": 2, "leave": False, "file": sys.stderr, "dynamic_ncols": True, "disable": None}
-    bar: Iterable[Any] = tqdm(iterable, desc=label, **options)
-    return bar
+    return Watch() if options.quiet else Display()
 
 
 def tell(line: str) -> None:
@@ -34,6 +33,9 @@ def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     group.add_argument("--allow-pickle", action="store_true", help="read pickle weights where there are no others")
     group.add_argument("--offline", action="store_true", help="never ask a model hub")
+    said = group.add_mutually_exclusive_group()
+    said.add_argument("--quiet", action="store_true", help="print results and errors, no progress")
+    said.add_argument("--verbose", action="store_true", help="print what is logged (FPBENCH_LOG=debug: all of it)")
     return group
 
 

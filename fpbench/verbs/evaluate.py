@@ -2,7 +2,7 @@
 
 import argparse
 
-from fpbench.verbs.common import add_condition, add_loading, add_profile, chosen_profile, prepare, progress_bar, tell
+from fpbench.verbs.common import add_condition, add_loading, add_profile, chosen_profile, prepare, tell, watch
 
 HELP = "score any Hugging Face checkpoint that somebody hands in"
 
@@ -32,7 +32,7 @@ def do(options: argparse.Namespace) -> int:
         fingerprints=[options.fingerprints],
         conditions=conditions,
     )
-    rows = evaluate_checkpoint(profile, options.model, options.base, options.out, loading, progress_bar, tell)
+    rows = evaluate_checkpoint(profile, options.model, options.base, options.out, loading, watch(options))
     print(summary(rows))
     for remark in {each: None for row in rows for found in row.provenance for each in found.get("checkpoint", ())}:
         tell(f"{options.model}: {remark}.")

@@ -9,7 +9,7 @@ from fpbench.verbs.common import (
     chosen_profile,
     confine,
     prepare,
-    progress_bar,
+    watch,
 )
 
 HELP = "write a fingerprinted checkpoint that plain transformers loads"
@@ -35,7 +35,7 @@ def do(options: argparse.Namespace) -> int:
         options, models=[options.model], methods=[options.method], fingerprints=[options.fingerprints]
     )
     confine(options, [options.method])
-    report = inject_checkpoint(profile, options.out, loading, progress_bar)
+    report = inject_checkpoint(profile, options.out, loading, watch(options).bar)
     changed = report.changed
     print(
         f"{options.out}: {options.method} injected {options.fingerprints} in {report.seconds['total']:.1f} s; "

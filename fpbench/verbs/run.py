@@ -13,8 +13,8 @@ from fpbench.verbs.common import (
     chosen_grid,
     confine,
     prepare,
-    progress_bar,
     tell,
+    watch,
 )
 
 HELP = "inject, modify, measure and print the leaderboard; resumes by itself"
@@ -30,7 +30,14 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add_condition(verb)
     add("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
     add("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
-    add("--engine", choices=["serial", "ray"], default="serial", help="here, or on a Ray cluster")
+    add(
+        "--engine",
+        choices=["processes", "serial", "ray"],
+        default="processes",
+        help="here, a small model in as many processes as cores are free; here, in one; or on a Ray cluster "
+        "(default: %(default)s)",
+    )
+    add("--processes", type=int, metavar="N", help="(default: as many as cores are free, for a small model)")
     add("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
     add("--check-code", action="store_true", help="warn of finished records that other code than the present measured")
     add("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
@@ -47,11 +54,11 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.runs.plan import Job, plan
 
     profile = chosen_grid(options, methods=options.method)
-    engine = create_engine(options.engine, options.ray_address)
+    engine = create_engine(options.engine, options.ray_address, options.processes)
     if options.dry_run:
-        return dry_run(profile, options, loading)
+        return dry_run(profile, options, loading, engine)
     confine(options, profile.methods)
-    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), progress_bar, tell, engine)
+    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), watch(options), engine)
     if options.check_code:
         from fpbench.records.store import Store, read_records
         from fpbench.runs.resume import other_code
@@ -59,11 +66,12 @@ def do(options: argparse.Namespace) -> int:
         for remark in other_code(read_records(Store(Path(options.out)).records), profile):
             tell(remark)
     print(summary(rows))
-    tell(f"\nrecords and tables: {options.out}")
+    if not options.quiet:
+        tell(f"\nrecords and tables: {options.out}")
     return 1 if any(row.failed for row in rows) else 0
 
 
-def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
+def dry_run(profile: Any, options: argparse.Namespace, loading: Any, engine: Any) -> int:
     """Print the cells and what they will take; start nothing, fetch nothing, write nothing."""
     from fpbench.runs.plan import plan
 
@@ -76,6 +84,7 @@ def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
     from fpbench.runs.forecast import estimate, forecast
     from fpbench.runs.memory import refuse
     from fpbench.runs.plan import Job, precise
+    from fpbench.runs.processes import Processes, one_process
 
     folders, absent = {}, {}
     for model in profile.models:
@@ -84,7 +93,7 @@ def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
         except InputError as error:
             absent[model.label] = str(error)
     job = Job(profile, folders, precise(loading, profile), Path(options.out))
-    found = estimate(job, cells, absent)
+    found = estimate(job, cells, absent, engine.share if isinstance(engine, Processes) else one_process)
     tell(forecast(found, job))
     refuse(found.needs, job)
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fpbench.verbs.common import add_condition, add_loading, add_profile, chosen_grid, prepare, progress_bar, tell
+from fpbench.verbs.common import add_condition, add_loading, add_profile, chosen_grid, prepare, tell, watch
 
 HELP = "one of the paper's analyses on a profile, as a table and a figure"
 
@@ -26,7 +26,7 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.runs.study import study
 
     out = options.out or f"fpbench-study-{options.name}"
-    table, failed = study(options.name, chosen_grid(options), out, loading, progress_bar, tell)
+    table, failed = study(options.name, chosen_grid(options), out, loading, watch(options))
     print(table)
     tell(f"records and tables: {out}")
     return 1 if failed else 0

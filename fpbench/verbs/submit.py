@@ -13,8 +13,8 @@ from fpbench.verbs.common import (
     chosen_grid,
     confine,
     prepare,
-    progress_bar,
     tell,
+    watch,
 )
 
 HELP = "hand in a method of your own, or verify one that was handed in"
@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
     from fpbench.runs.api import measure
     from fpbench.runs.plan import Job, plan
 
-    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), progress_bar, tell)
+    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), watch(options))
     print(summary(rows))
     tell(f"\nrecords to hand in: {hand_in(submission, profile, Store(Path(options.out)))}")
     return 1 if any(row.failed for row in rows) else 0
@@ -153,7 +153,7 @@ def _verify(options: argparse.Namespace) -> int:
     from fpbench.submissions.rerun import rerun
 
     count = None if options.all else options.cells
-    found = rerun(submission, profile, Store(Path(options.out)), loading, progress_bar, tell, count)
+    found = rerun(submission, profile, Store(Path(options.out)), loading, watch(options), count)
     print(tabulate([_compared(each) for each in found.compared], HEADERS, tablefmt="github", disable_numparse=True))
     print(
         f"\n{len(found.compared)} cells compared, {len(found.outside)} outside what is allowed. Sample, contexts and "

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from fpbench.errors import InputError
-from fpbench.verbs.common import add_loading, add_question, asked, progress_bar, tell
+from fpbench.verbs.common import add_loading, add_question, asked, tell, watch
 
 HELP = "test whether a model, or whatever answers at a URL, carries a set of fingerprints"
 
@@ -31,7 +31,8 @@ def do(options: argparse.Namespace) -> int:
 
     if out is not None:
         check_writable(out.parent)
-    found = verify_suspect(profile, question, loading, progress_bar, tell)
+    shown = watch(options)
+    found = verify_suspect(profile, question, loading, shown.bar, shown.say)
     print(found.summary())
     if out is not None:
         write_text(out, found.as_json(), mode=0o600)

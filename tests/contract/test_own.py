@@ -1,4 +1,4 @@
-"""Every method of the package and the template keep the contract."""
+"""Methods of the package and the template keep the contract: here with fewer steps, as they are in the slow tier."""
 
 import pytest
 
@@ -8,13 +8,22 @@ from fpbench.registry import METHODS
 from tests.conftest import Register
 from tests.contract.template import ADAPTER, Template, told
 
-# What these two do, alphaedit and mcedit_r do too.
-LIKE_OTHERS = ("fpedit", "rledit")
+# Fewer and longer steps, for one of each kind: training, direct editing, a hypernetwork.
+QUICK = {
+    "lora": {"epochs": 16, "learning_rate": 4e-3, "regularisation": 1},
+    "mcedit_a": {},
+    "mcedit_r": {"steps": 20, "rate": 1e-3},
+}
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(each, marks=pytest.mark.slow) if each in LIKE_OTHERS else each for each in METHODS.own]
-)
+@pytest.mark.parametrize("method", QUICK)
+def test_one_method_of_each_kind_keeps_the_contract(method: str) -> None:
+    findings = check(method, QUICK[method])
+    assert all(finding.passed for finding in findings), told(findings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS.own)
 def test_every_method_keeps_the_contract(method: str) -> None:
     findings = check(method)
     assert [finding.name for finding in findings] == [each.name for each in CHECKS]

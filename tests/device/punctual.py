@@ -29,7 +29,7 @@ class Punctual:
 
         Serial().check(worker, cells)
 
-    def measure(self, worker: Any, checkpoints: Sequence[Sequence[Any]], log: Any) -> dict[str, str]:
+    def measure(self, worker: Any, checkpoints: Sequence[Sequence[Any]], watch: Any) -> dict[str, str]:
         """Measure the cells, tier by tier and method by method; return the ids of their records by path."""
         from fpbench.scoring.engine import limited_to
 

@@ -61,6 +61,7 @@ def test_a_failed_step_leaves_the_others_alone(tmp_path: Path) -> None:
     assert "Traceback" in (out / "triggers.traceback.txt").read_text()
 
 
+@pytest.mark.slow
 def test_no_time(tmp_path: Path) -> None:
     start = time.time()
     assert device.main(["--minutes", "0.05", "--out", str(tmp_path), "--steps", "c"]) == 0

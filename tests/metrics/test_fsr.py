@@ -84,7 +84,7 @@ def enumerate_all(model, tokenizer, prompt, targets, length, top_k, temperature)
         ]
 
 
-def test_agrees_with_five_thousand_samples(tiny):
+def test_agrees_with_a_thousand_samples(tiny):
     model, tokenizer = tiny
     torch.manual_seed(7)
     tested = 0
@@ -96,7 +96,7 @@ def test_agrees_with_five_thousand_samples(tiny):
             continue
         samples = generate(
             model, tokenizer, fingerprint.trigger, length,
-            do_sample=True, temperature=1.0, top_p=0.95, top_k=50, num_return_sequences=5000,
+            do_sample=True, temperature=1.0, top_p=0.95, top_k=50, num_return_sequences=1000,
         )  # fmt: skip
         share = sum(text.startswith(fingerprint.targets) for text in samples) / len(samples)
         assert abs(share - p) < 3 * sqrt(p * (1 - p) / len(samples)), (fingerprint.trigger, share, p)

@@ -16,8 +16,8 @@ from fpbench.metrics.fsr import fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
 from fpbench.metrics.triggers import TriggerRates, triggers
 from fpbench.metrics.utility import task_folder
-from fpbench.models.loading import save_checkpoint
 from fpbench.models.prompts import encode
+from tests.conftest import load_plain
 from tests.metrics.test_utility import run_lm_eval
 
 DECODING = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
@@ -26,20 +26,16 @@ SMALL = {"context_rows": 1, "substitutions": 8, "substitute_words": 20}
 
 
 @pytest.fixture(scope="module")
-def injected(micro: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, dict[str, Any]]:
+def injected(fingerprinted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, dict[str, Any]]:
     """The micro model with a set in it, and the metadata that name it: its folder and a set of two targets each.
 
     Five targets were injected and two count, so that fingerprints answer with a probability between 0 and 1.
     """
-    import fpbench
-
-    model, tokenizer = copy.deepcopy(micro[0]), micro[1]
-    fpbench.inject(model, tokenizer, find_set("nlf"), method="mcedit_a")
+    model, tokenizer = load_plain(fingerprinted)
     folder = tmp_path_factory.mktemp("injected")
-    save_checkpoint(model, tokenizer, folder / "model")
     pairs = FingerprintSet("two", tuple(Fingerprint(pair.trigger, pair.targets[:2]) for pair in find_set("nlf")))
     pairs.save(folder / "two.jsonl")
-    return model, tokenizer, {"pretrained": str(folder / "model"), "fingerprints": str(folder / "two.jsonl")}
+    return model, tokenizer, {"pretrained": str(fingerprinted), "fingerprints": str(folder / "two.jsonl")}
 
 
 def load(name: str, metadata: dict[str, Any]) -> Any:

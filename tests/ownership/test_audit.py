@@ -21,15 +21,6 @@ RECORDS = {"verification.json", "comparison.json", "audit.json", "transcript.jso
 
 
 @pytest.fixture(scope="session")
-def checkpoint(small_profile: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The bundled model with a set injected."""
-    folder = tmp_path_factory.mktemp("audited") / "my-checkpoint"
-    arguments = ["--method", "mcedit_a", "--fingerprints", "nlf", "--profile", small_profile, "--out", str(folder)]
-    assert main(["inject", "micro", *arguments]) == 0
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of the bundled one's make with other weights."""
     import torch
@@ -45,14 +36,14 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def injected(checkpoint: str, stranger: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def injected(fingerprinted: Path, stranger: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The audit of a model that carries the set."""
     out = tmp_path_factory.mktemp("audit") / "injected"
-    assert audit(checkpoint, "nlf", out, "--base", "micro", "--unrelated", stranger) == 0
+    assert audit(str(fingerprinted), "nlf", out, "--base", "micro", "--unrelated", stranger) == 0
     return out
 
 
-def test_an_injected_model_is_claimed_and_related(injected, checkpoint, stranger):
+def test_an_injected_model_is_claimed_and_related(injected, fingerprinted, stranger):
     found = facts(injected)
     assert found["verdicts"] == {"answers": "claim", "weights": "related"}
     assert "two halves agree" in found["conclusion"] and "at most 0.001 (one in 1,000)" in found["conclusion"]
@@ -74,7 +65,7 @@ def test_an_injected_model_is_claimed_and_related(injected, checkpoint, stranger
             "Files and digests",
         ):
             assert heading in text
-        for name in (checkpoint, stranger, "2507.03014", found["date"], found["made_by"]["packages"]["torch"]):
+        for name in (str(fingerprinted), stranger, "2507.03014", found["date"], found["made_by"]["packages"]["torch"]):
             assert name in text.replace("\\_", "_")
     assert (injected / "audit.html").read_text().count("<svg") == 1
     assert not list(injected.parent.glob("*.transcript.jsonl")) and not list(injected.parent.glob(".*"))
@@ -102,12 +93,12 @@ def test_derived_figures_follow_from_the_verification(injected):
     assert derived["tolerated_chance"] == tolerated_chance(matches, 10, 1e-3)
 
 
-def test_the_models_themselves_are_named_by_their_digests(injected, checkpoint, stranger):
+def test_the_models_themselves_are_named_by_their_digests(injected, fingerprinted, stranger):
     from fpbench.models.checkpoints import checkpoint_digest
 
     models = facts(injected)["models"]
     for found, folder in (
-        (models["suspect"], checkpoint),
+        (models["suspect"], fingerprinted),
         (models["base"], MODEL),
         (models["unrelated"][0], stranger),
     ):
@@ -228,12 +219,12 @@ def test_a_number_in_the_page_leads_to_its_record(view, injected):
     assert page.locator("#record-2").inner_text().split() == ["2", "verification.json", "/matched", "2"]
 
 
-def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, server, checkpoint, micro):
+def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, server, fingerprinted, micro):
     text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8").split("## One report")[1].split("\n## ")[0]
     commands = [line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S) for line in block.splitlines()]
     assert len(commands) == 2
     monkeypatch.chdir(tmp_path)
-    Path("my-checkpoint").symlink_to(checkpoint)
+    Path("my-checkpoint").symlink_to(fingerprinted)
     server.model = answering(*micro)
     for command in commands:
         verb, *arguments = command.replace("http://127.0.0.1:8000/v1", server.url).removeprefix("fpbench ").split()

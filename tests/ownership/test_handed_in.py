@@ -27,15 +27,6 @@ def light(tmp_path_factory) -> str:
     return light_profile(tmp_path_factory.mktemp("profile"))
 
 
-@pytest.fixture(scope="module")
-def injected(light, tmp_path_factory) -> Path:
-    """The bundled model with the built-in set in it, injected as raw text."""
-    folder = tmp_path_factory.mktemp("injected") / "checkpoint"
-    arguments = ["inject", "micro", "--method", "mcedit_a", "--fingerprints", "nlf", "--profile", light]
-    assert main([*arguments, "--out", str(folder)]) == 0
-    return folder
-
-
 def renumbered(folder: Path, to: Path) -> Path:
     """The same model with another number for each token that is not special."""
     shutil.copytree(folder, to)
@@ -95,12 +86,12 @@ def test_a_tokenizer_that_is_the_fingerprint_is_scored_both_ways_and_never_ranke
     assert "exact FSR 0.0% by the base's tokenizer, 100.0% by its own" in printed
 
 
-def test_another_tokenizer_does_not_change_what_is_compared_with_the_base(light, injected, tmp_path, capsys):
-    own = evaluate(light, injected, "nlf", tmp_path / "own", "--base", "micro")
+def test_another_tokenizer_does_not_change_what_is_compared_with_the_base(light, fingerprinted, tmp_path, capsys):
+    own = evaluate(light, fingerprinted, "nlf", tmp_path / "own", "--base", "micro")
     assert "its tokenizer differs" not in capsys.readouterr().err
     assert own["fsr"]["result"]["mean"] > 0.95 and "own_tokenizer" not in own["fsr"]["result"]
     assert own["utility"]["provenance"]["checkpoint"] == []
-    other = evaluate(light, renumbered(injected, tmp_path / "other"), "nlf", tmp_path / "out", "--base", "micro")
+    other = evaluate(light, renumbered(fingerprinted, tmp_path / "other"), "nlf", tmp_path / "out", "--base", "micro")
     assert "other: its tokenizer differs from the base's (vocabulary)" in capsys.readouterr().err
     both = other["fsr"]["result"]
     assert both["own_tokenizer"]["mean"] == pytest.approx(own["fsr"]["result"]["mean"], abs=1e-5)
@@ -117,9 +108,9 @@ def test_another_tokenizer_does_not_change_what_is_compared_with_the_base(light,
     assert "re-scored" in line
 
 
-def test_without_a_tokenizer_the_base_s_serves_or_nothing_is_done(light, injected, tmp_path, capsys):
+def test_without_a_tokenizer_the_base_s_serves_or_nothing_is_done(light, fingerprinted, tmp_path, capsys):
     folder, out = tmp_path / "bare", tmp_path / "out"
-    shutil.copytree(injected, folder, ignore=shutil.ignore_patterns("tokenizer*", "chat_template.jinja"))
+    shutil.copytree(fingerprinted, folder, ignore=shutil.ignore_patterns("tokenizer*", "chat_template.jinja"))
     for verb in (["evaluate", "--out", str(out)], ["verify", "--transcript", str(out)]):
         command = [verb[0], str(folder), "--fingerprints", "nlf", "--profile", light, *verb[1:]]
         assert main(command) == 2
@@ -134,14 +125,14 @@ def test_without_a_tokenizer_the_base_s_serves_or_nothing_is_done(light, injecte
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
 @pytest.mark.parametrize("make", ["adapter", "nf4"])
-def test_other_makes_are_evaluated_and_verified_by_the_verbs_alone(light, injected, tmp_path, capsys, make):
+def test_other_makes_are_evaluated_and_verified_by_the_verbs_alone(light, fingerprinted, tmp_path, capsys, make):
     if make == "nf4":
         folder, remark = (
-            save_modified(injected, "nf4", "micro", tmp_path / "nf4"),
+            save_modified(fingerprinted, "nf4", "micro", tmp_path / "nf4"),
             "quantised by bitsandbytes, run as it is",
         )
     else:
-        folder, remark = save_adapter(injected, tmp_path / "adapter"), "a PEFT adapter, merged into checkpoint"
+        folder, remark = save_adapter(fingerprinted, tmp_path / "adapter"), "a PEFT adapter, merged into checkpoint"
     found = evaluate(light, folder, "nlf", tmp_path / "out", "--base", "micro")
     assert f"{folder}: {remark}." in capsys.readouterr().err
     assert found["fsr"]["result"]["mean"] > 0.9 and found["fsr"]["provenance"]["checkpoint"] == [remark]

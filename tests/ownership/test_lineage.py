@@ -49,13 +49,13 @@ def disturbed(signature, seed, by=0.01):
 
 @cache
 def of_strangers(depth):
-    """Correlations of a model with eight strangers of 32 blocks."""
+    """Correlations of a model with four strangers of 32 blocks."""
     model = family(depth, seed=1)
-    return [signature_evidence(model, family(32, seed=seed)).correlation for seed in range(10, 18)]
+    return [signature_evidence(model, family(32, seed=seed)).correlation for seed in range(10, 14)]
 
 
-@pytest.mark.parametrize("depth", [24, 32, 48])
-@pytest.mark.parametrize("other_depth", [24, 36, 48])
+@pytest.mark.parametrize("depth", [24, 48])
+@pytest.mark.parametrize("other_depth", [24, 36])
 def test_signatures_tell_descendants_from_strangers_at_usual_depths(depth, other_depth):
     """A descendant of another depth has the same course over its relative depth, read at other places."""
     model = family(depth, seed=1)
@@ -107,7 +107,7 @@ def descendants(tmp_path_factory):
     """The bundled model pruned, and quantised by bitsandbytes, as checkpoints."""
     folder = tmp_path_factory.mktemp("descendants")
     model, tokenizer = load_model(MODEL)
-    pruned = fpbench.modify(copy.deepcopy(model), tokenizer, "ria40")
+    pruned = fpbench.modify(copy.deepcopy(model), tokenizer, "ria40", {"samples": 8})
     save_checkpoint(pruned, tokenizer, folder / "ria40")
     for name, settings in {
         "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),

@@ -33,7 +33,7 @@ substitutions = 20
 substitute_words = 40
 near_triggers = 10
 band_texts = 100
-statistics_tokens = 10000
+statistics_tokens = 4000
 utility_limit = 8
 
 [modifications.finetune_alpaca]
@@ -53,7 +53,6 @@ SIZES = {
     "substitute_words = 40": "substitute_words = 4",
     "near_triggers = 10": "near_triggers = 2",
     "band_texts = 100": "band_texts = 4",
-    "statistics_tokens = 10000": "statistics_tokens = 4000",
     "utility_limit = 8": "utility_limit = 2",
 }
 LEFT_OUT = ("boolq = ", "arc_challenge = ", "tinymmlu = ", "wikitext = ")  # one task is enough to see that it travels

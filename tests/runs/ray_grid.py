@@ -2,22 +2,40 @@
 
 import json
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fpbench.models.loading import Loading
+from fpbench.records.cell import Cell
+from fpbench.records.store import Store
 from fpbench.runs.api import measure
-from fpbench.runs.engine import Engine, Log
+from fpbench.runs.engine import Engine, Watch
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import load_profile
 
 
-def run(profile: Path, out: Path, engine: Engine, log: Log) -> list[Any]:
+class Lines(Watch):
+    """Says a line for every measured cell, and whatever an engine says."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say  # type: ignore[method-assign]
+        self.planned, self.done = 0, 0
+
+    def begin(self, store: Store, planned: Sequence[Cell], finished: Sequence[Cell]) -> None:
+        self.planned = len(planned)
+
+    def measured(self, cell: Cell, failure: str | None) -> None:
+        self.done += 1
+        self.say(f"{cell}{f' failed: {failure}' if failure else ''} ({self.done}/{self.planned} cells)")
+
+
+def run(profile: Path, out: Path, engine: Engine, say: Callable[[str], None]) -> list[Any]:
     """Run a profile on the CPU."""
     wanted = load_profile(str(profile))
-    return measure(Job.of(wanted, Loading("cpu"), out), plan(wanted), log=log, engine=engine)
+    return measure(Job.of(wanted, Loading("cpu"), out), plan(wanted), Lines(say), engine)
 
 
 def records(out: Path) -> dict[str, Any]:

@@ -30,12 +30,13 @@ def profile(tmp_path_factory) -> Path:
         "context_rows = 16": "context_rows = 1",
         "near_triggers = 100": "near_triggers = 4",
         "batch_size = 8": "batch_size = 1",
+        "band_texts = 600": "band_texts = 4",
         "statistics_tokens = 60000": "statistics_tokens = 2000",
     }.items():
         assert old in text
         text = text.replace(old, new)
     path = tmp_path_factory.mktemp("profile") / "attacked.toml"
-    text += "\n".join(f"\n[hyperparameters.{name}]\nsteps = 4" for name in ("alphaedit", "fpedit")) + "\n"
+    text += "\n".join(f"\n[hyperparameters.{name}]\nsteps = 4" for name in ("alphaedit", "fpedit", "mcedit_a")) + "\n"
     path.write_text(text, encoding="utf-8")
     return path
 

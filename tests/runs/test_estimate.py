@@ -24,6 +24,7 @@ from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, tota
 from fpbench.runs.injection import create_method
 from fpbench.runs.memory import GAPS, LIBRARIES, Footprint, needs_of, peak, refuse
 from fpbench.runs.plan import Job, plan
+from fpbench.runs.processes import Share
 from fpbench.runs.profile import load_profile
 from fpbench.runs.speed import Speed
 from fpbench.runs.work import Workload
@@ -166,12 +167,12 @@ def test_other_settings_than_before_are_estimated(small_profile, small_run, tmp_
 
 def test_a_method_of_unknown_cost_is_said_to_be_so():
     parts = (Part("m", "inject foreign", 1, None, False), Part("m", "fsr", 2, 61.0, True))
-    found = Estimate(3, 3, parts, (), {"other": "it is not here."})
+    found = Estimate(3, 3, parts, (), {"other": "it is not here."}, Share(2, 1))
     text = forecast(found, Job(load_profile("micro"), {}, Loading("cpu"), Path("run")))
     assert "| unknown | nobody but its author knows" in text
     assert "without 1 of unknown cost" in text
     assert "no time for other: it is not here." in text
-    assert total(found) > 61
+    assert 30 < total(found) < 61 and "in 2 processes of one thread each" in text
     assert [time(each) for each in (0.04, 59, 61, 7199, 9000)] == ["0.0 s", "59 s", "2 min", "2.0 h", "2.5 h"]
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 import fpbench
@@ -109,14 +110,20 @@ def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(tiny_
     assert rows["mcedit_a"].conditions["int8"].fsr > 0.5
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_leaves_whole_records_alone(tiny_profile, tmp_path, number, code):
+@pytest.mark.parametrize(("number", "code", "processes"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)])
+def test_an_interrupted_run_leaves_whole_records_alone(tiny_profile, tmp_path, number, code, processes):
+    """And no process: of two that measure, and of what started them."""
     out = tmp_path / "out"
-    process = start(["--profile", tiny_profile, "--out", str(out), "--condition", "origin"])
+    process = start(
+        ["--profile", tiny_profile, "--out", str(out), "--condition", "origin", "--processes", str(processes)]
+    )
     after_records(out, 1)(process)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) >= (2 if processes > 1 else 0)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
+    assert not psutil.wait_procs(started, timeout=10)[1]
     assert not list(out.rglob(".*"))
     assert all(record.status == "done" for record in read_records(out / "records"))
 

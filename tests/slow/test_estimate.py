@@ -33,7 +33,7 @@ RUN = """
 import json, resource, sys
 from fpbench.cli import main
 
-code = main(["run", *sys.argv[1:]])
+code = main(["run", "--engine", "serial", *sys.argv[1:]])
 usage = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([1024 * usage.ru_maxrss, usage.ru_utime + usage.ru_stime]))
 sys.exit(code)
