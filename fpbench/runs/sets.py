@@ -10,6 +10,7 @@ from fpbench.errors import InputError, StorageError
 from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
 from fpbench.fingerprints.code_mixed import CODE_MIXED, code_mixed_set, draw_queries, recipe_of
 from fpbench.fingerprints.natural import draw_natural_set
+from fpbench.fingerprints.sets import read_set
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
 from fpbench.hub.lock import sha256
 from fpbench.records.cell import label_of
@@ -18,6 +19,7 @@ from fpbench.records.store import making, write_text
 from fpbench.runs.profile import Profile
 
 if TYPE_CHECKING:
+    from fpbench.methods.base import FingerprintMethod, InjectionContext
     from fpbench.runs.subject import Subject
 
 COUNT, LENGTH = 10, 2  # fingerprints of a built-in set, and words of their queries (protocol §9)
@@ -77,6 +79,24 @@ def _model_set(subject: "Subject", name: str, seed: int) -> FingerprintSet:
             fingerprints, recipe = code_mixed_set(name, queries, lexicon, subject.model, subject.tokenizer, seed=seed)
         write_set(path, fingerprints, recipe | identity)
         return fingerprints
+
+
+def own_set(
+    method: "FingerprintMethod", model: Any, tokenizer: Any, count: int, context: "InjectionContext"
+) -> tuple[FingerprintSet, dict[str, Any]]:
+    """Have a method make a set of its own for a model; return it, named after the method, and its recipe.
+
+    Raises:
+        InputError: if the method makes none, or another number than was asked for, or a text that no set may hold.
+        CellError: if it fails in a process of its own.
+    """
+    drawn = method.draw_set(model, tokenizer, count, context)
+    if len(drawn) != count:
+        raise InputError(f"method {method.name!r} made {len(drawn)} fingerprints, expected {count}: ask for fewer.")
+    made = FingerprintSet(method.name, tuple(drawn))
+    fingerprints = read_set(made.to_lines(), Path(f"{method.name}.jsonl"))  # held to what any file is held to
+    recipe = recipe_of(fingerprints, context.seed) | {"method": method.name, "version": method.version}
+    return fingerprints, recipe | {"hyperparameters": method.config.model_dump(mode="json")}
 
 
 def _kept(path: Path) -> FingerprintSet | None:
