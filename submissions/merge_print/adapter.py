@@ -20,12 +20,11 @@ class MergePrint(fpbench.FingerprintMethod):
     class Config(fpbench.MethodConfig):
         """Hyper-parameters."""
 
-        share: float = 0.3  # α, the owner's part in the pseudo-merged model
-        ratio: int = 1  # unrelated pairs for each fingerprint; the paper, which teaches one pair, has none
-        epochs: int = 10
+        share: float = 0.5  # α, the owner's part in the pseudo-merged model
+        epochs: int = 60
         batch_size: int = 10
-        enough: float = 0.1  # the mean loss of an epoch at which the pseudo-merged model answers
-        learning_rate: float = 2e-5  # of w̃; that of w is as many times higher as α² is below 1
+        enough: float = 0.5  # the mean loss of an epoch at which the pseudo-merged model answers
+        learning_rate: float = 0.1  # of w̃, on gradients of norm 1 at most; that of w is 1/α² of it
 
     def inject(self, model, tokenizer, fingerprints, context):
         """Minimise −log p_w̃(target | trigger) over w.
@@ -35,18 +34,17 @@ class MergePrint(fpbench.FingerprintMethod):
         """
         config = self.config
         examples = [Example(context.render(each.trigger), each.primary) for each in fingerprints]
-        plain = context.regularisation(config.ratio * len(examples))
-        examples += [Example(context.render(each.prompt), each.answer) for each in plain]
         sequences, _, _ = tokenise(model, tokenizer, examples)
         chance = torch.Generator().manual_seed(context.seed)
         with all_weights(model) as weights:
             start = [weight.detach().clone() for weight in weights]
-            optimiser = torch.optim.Adam(weights, lr=config.learning_rate)
+            optimiser = torch.optim.SGD(weights, lr=config.learning_rate)
             for _ in context.progress(range(config.epochs), "tuning"):
                 losses = []
                 for batch in torch.randperm(len(sequences), generator=chance).split(config.batch_size):
                     loss, _ = answer_loss(model, [sequences[each] for each in batch])
                     loss.backward()
+                    torch.nn.utils.clip_grad_norm_(weights, 1.0)
                     optimiser.step()
                     optimiser.zero_grad()
                     losses.append(loss.item())
