@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BAND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
+MOST_NUMBERED = 20  # fingerprints that a figure has room to number one by one
 
 
 # The figures of a leaderboard.
@@ -159,10 +160,15 @@ def candidates(title: str, row: Row, group: Group) -> "Figure | None":
             axes.bar(range(1, len(found) + 1), part, bottom=bottom, **look)
             bottom = [under + more for under, more in zip(bottom, part, strict=True)]
         axes.set_title(condition, fontsize=9)
-        axes.set(xlabel="fingerprint", xticks=range(1, len(found) + 1))
+        axes.set(xlabel="fingerprint", xticks=_numbered(len(found)))
     sides[0].set(ylim=(0, 101), ylabel="probability of the response, %")
     legend(sides[-1])
     return figure
+
+
+def _numbered(count: int) -> range:
+    """Return the fingerprints whose number is written below a figure: of many every tenth."""
+    return range(1, count + 1) if count <= MOST_NUMBERED else range(10, count + 1, 10)
 
 
 def _shares(group: Group, condition: str) -> list[list[float]]:
@@ -223,14 +229,15 @@ def triggers(title: str, group: Group) -> "Figure | None":
     kinds = list(dict.fromkeys(kind for kind, _ in sums))
     places = sorted({place for _, place in sums})
     rates = [[100 * fmean(sums.get((kind, place), [0.0])) for place in places] for kind in kinds]
-    figure, (axes,) = panels(1, f"Accidental triggers – {title}", 1.6 + 0.32 * len(places), 2.8)
+    figure, (axes,) = panels(1, f"Accidental triggers – {title}", 1.6 + 0.32 * min(len(places), MOST_NUMBERED), 2.8)
     axes.pcolormesh(rates, vmin=0, vmax=100, cmap="Blues", edgecolors="white", linewidth=0.5)
-    for y, line in enumerate(rates):
+    for y, line in enumerate(rates if len(places) <= MOST_NUMBERED else []):
         for x, rate in enumerate(line):
             # Not pure black: it stands on the cell's colour, whatever the page's own colours are.
             ink = "#f7fbff" if rate > 55 else "#101820"
             axes.text(x + 0.5, y + 0.5, f"{rate:.0f}", ha="center", va="center", fontsize=7, color=ink)
-    axes.set_xticks([place + 0.5 for place in range(len(places))], [str(place + 1) for place in places])
+    numbers = _numbered(len(places))
+    axes.set_xticks([number - 0.5 for number in numbers], [str(number) for number in numbers])
     axes.set_yticks([place + 0.5 for place in range(len(kinds))], kinds, fontsize=8)
     axes.invert_yaxis()
     axes.tick_params(length=0)

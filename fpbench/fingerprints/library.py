@@ -9,23 +9,28 @@ from fpbench.fingerprints.natural import natural_set
 from fpbench.fingerprints.sets import FingerprintSet, load_fingerprints
 
 BUILT_IN = ("if", "nlf")
+SIZE = 10  # fingerprints of a built-in set, unless another number is asked for (protocol §9)
 MODEL_DEPENDENT = ("cf", "cf_random")  # a run builds them, see fpbench.runs.sets
 
 
-def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42) -> FingerprintSet:
+def find_set(name: str, files: Mapping[str, str] | None = None, seed: int = 42, size: int = SIZE) -> FingerprintSet:
     """Find a set by a built-in name, a name that a profile maps to one of its ``files``, or a file: .jsonl, or .json.
 
-    The seed draws the keys of ``if``; sets that are written down stay as they are.
+    The seed draws the keys of ``if``, and ``size`` is the number of fingerprints of a built-in set; sets that are
+    written down stay as they are, and ``nlf`` is one: fewer than its ten are the first.
 
     Raises:
-        InputError: if the name is none of these, or the file is malformed.
+        InputError: if the name is none of these, the file is malformed, or ``nlf`` is to be larger than it is.
     """
     if files and name in files:
         return replace(load_fingerprints(files[name]), name=name)
     if name == "if":
-        return instructional_set(seed=seed)
+        return instructional_set(size, seed)
     if name == "nlf":
-        return natural_set()
+        written = natural_set()
+        if size > len(written):
+            raise InputError(f"set 'nlf' holds {len(written)}: `fpbench fingerprints nlf --model M` draws {size}.")
+        return replace(written, fingerprints=written.fingerprints[:size])
     if name in MODEL_DEPENDENT:
         raise InputError(
             f"set {name!r} is another for each model: build it with `fpbench fingerprints cf` and give the file."

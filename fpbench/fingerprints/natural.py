@@ -16,6 +16,7 @@ from fpbench.models.prompts import encode_pair
 
 _FOLDER = Path(__file__).parent
 MOST_TOKENS = 3  # of a drawn word, so that small models know it (protocol §9)
+APART = 10  # fingerprints that share no word; in a larger set words come again once they have run out
 
 
 def natural_set() -> FingerprintSet:
@@ -58,7 +59,8 @@ def with_candidates(
     """Return the same triggers with ``count`` candidates each: first their own, then fresh words (the paper's Table 9).
 
     No two candidates of a fingerprint begin with the same token, which the margin loss needs: an own candidate that
-    begins like one before it gives way to a fresh word.
+    begins like one before it gives way to a fresh word. Fresh words are those of one fingerprint each, but for sets of
+    more than ten, where they serve again once all have.
 
     Args:
         fingerprints: the set; its fingerprints may have no targets yet.
@@ -74,10 +76,11 @@ def with_candidates(
     fresh = [word for word in (words() if pool is None else pool) if word not in own]
     if pool is None:
         random.Random(seed).shuffle(fresh)
-    chosen = []
+    every, chosen = list(fresh), []
     for fingerprint in fingerprints:
         targets: dict[int, str] = {}
-        for word in [*fingerprint.targets, *fresh]:
+        # The words left over, and in a large set then all of them again.
+        for word in [*fingerprint.targets, *fresh, *(every if len(fingerprints) > APART else [])]:
             if len(targets) == count:
                 break
             # A target contained in the trigger would be verified by an echo.
@@ -104,7 +107,8 @@ def draw_natural_set(
     """Draw further queries from the shipped lexicon, of words that ``nlf`` does not hold.
 
     A query is a noun phrase: adjectives first, half of the words rounded down, then nouns, the last of which is its
-    head, as in "QUIET HARBOR", "SMALL GREEN GARDEN GATE" and "OLD WHITE WINTER FOREST ROAD". No word is used twice.
+    head, as in "QUIET HARBOR", "SMALL GREEN GARDEN GATE" and "OLD WHITE WINTER FOREST ROAD". No word is used twice,
+    but for sets of more than ten, where words come again once they have run out, and no query does.
 
     Args:
         count: queries.
@@ -115,7 +119,7 @@ def draw_natural_set(
         case: how the words are written; a model of children's stories may know them in lower case only.
 
     Raises:
-        InputError: if words or candidates run out, or a number is too small.
+        InputError: if words or candidates run out, a number is too small, or a query would come twice.
     """
     if count < 1 or length < 2 or candidates < 1:
         raise InputError(
@@ -129,18 +133,24 @@ def draw_natural_set(
     first = _draw(draw, [word for word in known if word in qualities], "adjectives", count, length // 2)
     last = _draw(draw, [word for word in known if word not in qualities], "nouns", count, length - length // 2)
     queries = tuple(Fingerprint(" ".join([*before, *after]), ()) for before, after in zip(first, last, strict=True))
+    if len(set(queries)) < count:
+        raise InputError(f"seed {seed} makes one of {count} queries twice: give another seed, or ask for fewer.")
     return with_candidates(FingerprintSet("nlf", queries), candidates, tokenizer, seed)
 
 
 def _draw(draw: random.Random, words: list[str], kind: str, count: int, each: int) -> list[list[str]]:
-    """Draw ``each`` words for every one of ``count`` queries, none twice."""
-    if len(words) < count * each:
+    """Draw ``each`` words for every one of ``count`` queries, none twice before all have been drawn."""
+    at_once = len(words) // each
+    if at_once < min(count, APART):
         raise InputError(
             f"{count} queries need {count * each} {kind}, but the lexicon has {len(words)} that are new and of at most "
             f"{MOST_TOKENS} tokens under this tokenizer: ask for fewer or shorter queries."
         )
-    drawn = draw.sample(words, count * each)
-    return [drawn[start : start + each] for start in range(0, count * each, each)]
+    drawn: list[list[str]] = []
+    while len(drawn) < count:
+        some = draw.sample(words, each * min(at_once, count - len(drawn)))
+        drawn += [some[start : start + each] for start in range(0, len(some), each)]
+    return drawn
 
 
 def _tokens(tokenizer: Any, word: str) -> int:

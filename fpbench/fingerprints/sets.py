@@ -86,6 +86,11 @@ def load_fingerprints(path: str | Path) -> FingerprintSet:
         raise InputError(f"fingerprint file {path} does not exist: expected a .jsonl file; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"fingerprint file {path} cannot be read as UTF-8 text: {error}") from None
+    return read_set(text, path)
+
+
+def read_set(text: str, path: Path) -> FingerprintSet:
+    """Read the content of the file ``path``, as :func:`load_fingerprints` does."""
     fingerprints: list[Fingerprint] = []
     seen: dict[str, str] = {}
     for place, entry in _entries(text, path):

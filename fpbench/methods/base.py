@@ -13,7 +13,7 @@ from torch import nn
 
 from fpbench.checks import Settings, read_settings
 from fpbench.errors import InputError
-from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.null_space import TEXT, KeyStatistics, key_statistics
 from fpbench.models.costs import Counter, Phase, Room, Shape, Work
 from fpbench.models.loading import Loading
@@ -144,6 +144,7 @@ class FingerprintMethod(ABC):
     """Injects a fingerprint set into a model.
 
     Subclasses set ``version``, may narrow ``Config`` and implement :meth:`inject`; ``@register("name")`` names them.
+    Those that choose triggers or targets themselves implement :meth:`draw_set`, too.
 
     Attributes:
         name: given by the registry.
@@ -182,6 +183,25 @@ class FingerprintMethod(ABC):
         Returns:
             ``None``, or the model to score if it is another object (same parameter names, shapes and dtypes).
         """
+
+    def draw_set(
+        self, model: nn.Module, tokenizer: Any, count: int, context: InjectionContext
+    ) -> Sequence[Fingerprint]:
+        """Return ``count`` fingerprints of the method's own making for a model; most methods take any and make none.
+
+        For methods that choose triggers or targets themselves (`fpbench fingerprints method`). What is returned is
+        written to a set file, with its recipe, and from then on injected and scored like any other set.
+
+        Args:
+            model: the base, in eval mode with gradients off; leave it as it is.
+            tokenizer: its tokenizer.
+            count: fingerprints in the set.
+            context: seed, device, progress and prompt rendering; no texts and no pairs.
+
+        Raises:
+            InputError: if the method makes none, or cannot make so many for this model.
+        """
+        raise InputError(f"method {self.name!r} makes no fingerprints of its own: give it any set.")
 
     def edited(self, model: nn.Module) -> list[str] | None:
         """Return the names of the parameters this method may touch; ``None`` if it may touch any."""

@@ -422,6 +422,27 @@ def _adapted(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
             parameter.grad = None
 
 
+@contextmanager
+def all_weights(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Have every parameter learn, in float32, until the end; then it has its own dtype, and no gradient.
+
+    For full fine-tuning, whose small steps vanish in bfloat16. Parameters that share memory, such as tied embeddings,
+    are one. What was learnt stays, also after an exception.
+    """
+    kept = [(parameter, parameter.dtype, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in kept:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield [parameter for parameter, _, _ in kept]
+    finally:
+        for parameter, dtype, requires_grad in kept:
+            parameter.grad = None
+            parameter.requires_grad_(requires_grad)
+            parameter.data = parameter.data.to(dtype)
+
+
 def checkpointed(model: nn.Module) -> list[nn.Module]:
     """Return the blocks whose activations are computed once more on the way back: of a small model none."""
     if sum(parameter.numel() for parameter in model.parameters()) < LARGE:

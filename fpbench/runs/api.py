@@ -14,7 +14,7 @@ from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, pick_device
 from fpbench.models.meter import Progress, no_progress
-from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
+from fpbench.records.cell import BASE, CHECKPOINT, Cell
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
 from fpbench.runs.engine import ENGINES, Engine, Serial, Watch
@@ -210,7 +210,7 @@ def inject_checkpoint(
         subject = worker.subject(settings.label)
         subject.store.statistics = cache() / "statistics"
         sets = worker.written | model_sets(subject)
-        report = Bench(subject).injection(method, sets[label_of(name), seed], seed)
+        report = Bench(subject).injection(method, sets[profile.set_label(name), seed], seed)
         assert report is not None, "a profile's methods are injected"
         report.delta.apply(subject.model)
     save_checkpoint(subject.model, subject.tokenizer, target)

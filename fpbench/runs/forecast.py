@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import groupby
+from itertools import cycle, groupby, islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -280,7 +280,11 @@ def _tasks_once(
 
 def _set_or_similar(run: _Run, name: str, seed: int) -> FingerprintSet:
     """Return a set, or one of its make if it is yet to be built for the model."""
-    return run.worker.written.get((name, seed)) or find_set("nlf", run.worker.job.profile.sets, seed)
+    if found := run.worker.written.get((name, seed)):
+        return found
+    profile = run.worker.job.profile
+    # Its texts are as long as those of the written set, which is counted as often as it goes into the size.
+    return FingerprintSet(name, tuple(islice(cycle(find_set("nlf", profile.sets, seed)), profile.set_size)))
 
 
 def _timed(label: str, tasks: Sequence[_Task], measure: Callable[[], Speed]) -> list[Part]:

@@ -14,7 +14,6 @@ from fpbench.metrics.measure import METRICS
 from fpbench.models.costs import TRAINING_LENGTH, Phase, Room, Shape
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.runs.plan import Job, checkpoints
-from fpbench.runs.sets import COUNT
 from fpbench.runs.worker import Worker
 from fpbench.scoring.engine import LOGIT_BUDGET, token_budget
 
@@ -90,8 +89,9 @@ def needs_of(label: str, worker: Worker, cells: Sequence[Cell], training_length:
         phases += [part.memory(footprint) for part in subject.modification(condition).parts]
     main, card = peak(phases, job.loading.device != "cpu")
     stored = (group[0].method for group in checkpoints(cells) if group[0].method in methods)
-    deltas = sum(methods[name].stored(footprint, COUNT) for name in stored)
-    records = sum(RECORD + QUERY * METRICS[cell.metric].queries(job.profile.sizes, COUNT) for cell in cells)
+    sizes, count = job.profile.sizes, job.profile.set_size  # taken for that of files, too, which are not read for it
+    deltas = sum(methods[name].stored(footprint, count) for name in stored)
+    records = sum(RECORD + QUERY * METRICS[cell.metric].queries(sizes, count) for cell in cells)
     return Needs(label, main, card, deltas + spectra + records)
 
 

@@ -9,7 +9,7 @@ from fpbench.adversaries.conditions import against_base
 from fpbench.metrics.measure import METRICS
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading
-from fpbench.records.cell import BASE, ORIGIN, Cell, label_of
+from fpbench.records.cell import BASE, ORIGIN, Cell
 from fpbench.runs.profile import ModelSettings, Profile
 
 
@@ -28,7 +28,7 @@ def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
     # first: it needs no modification, and what cannot be measured there need not be modified.
     conditions = sorted(profile.conditions, key=lambda condition: condition != ORIGIN)
     return [
-        Cell(model.label, label_of(fingerprints), method, seed, condition, metric)
+        Cell(model.label, profile.set_label(fingerprints), method, seed, condition, metric)
         for model in profile.models
         for fingerprints in profile.fingerprints
         for seed in profile.seeds

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from fpbench.adversaries.conditions import check, expand
 from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
+from fpbench.fingerprints.library import SIZE
 from fpbench.hub import pypi
 from fpbench.methods.hyperparameters import alternatives_of, overlay
 from fpbench.metrics.measure import LINES, UTILITY_TASKS
@@ -102,11 +103,21 @@ class Profile(Settings):
     fingerprints: tuple[str, ...] = Field(min_length=1)
     conditions: tuple[str, ...] = Field(min_length=1)
     sets: dict[str, str] = {}
+    set_size: int = Field(SIZE, ge=1, description="fingerprints of a built-in set; files have their own")
     data: dict[str, str] = {}
     sizes: Sizes = Sizes()  # type: ignore[call-arg]
     modifications: dict[str, dict[str, Any]] = {}
     hyperparameters: dict[str, dict[str, Any]] = {}
     variants: dict[str, Variant] = {}
+
+    def builds(self, fingerprints: str) -> bool:
+        """Return whether a set is built in, so that it has the size that is asked for."""
+        return fingerprints not in self.sets and label_of(fingerprints) == fingerprints
+
+    def set_label(self, fingerprints: str) -> str:
+        """Return a set's name in records; that of a built-in one of another size than ten says so: ``nlf-100``."""
+        other = self.builds(fingerprints) and self.set_size != SIZE
+        return f"{fingerprints}-{self.set_size}" if other else label_of(fingerprints)
 
     def method_of(self, name: str) -> tuple[str, dict[str, Any]]:
         """Return the method that a row's name stands for, and the hyper-parameters that this profile gives it."""
@@ -235,11 +246,16 @@ def _check_names(profile: Profile) -> None:
             check(condition)
     for kind, names in (
         ("model", [model.label for model in profile.models]),
-        ("set", [label_of(name) for name in profile.fingerprints]),
+        ("set", [profile.set_label(name) for name in profile.fingerprints]),
         ("variant", list(profile.variants)),
     ):
         for name in names:
             _check_folder_name(kind, name)
+    if profile.set_size != SIZE and not any(profile.builds(name) for name in profile.fingerprints):
+        raise InputError(
+            f"sets of {profile.set_size}: {', '.join(profile.fingerprints)} is a file, whose size is its own: leave "
+            "the size out, or name a set that is built (if, nlf, cf)."
+        )
     labels = [model.label for model in profile.models]
     if len(set(labels)) < len(labels):
         raise InputError(f"two models share the name {max(labels, key=labels.count)!r}: give each its own name.")

@@ -20,7 +20,7 @@ from typing import Any
 
 from fpbench.submissions.confinement import Targets, filter_calls, landlock, limit, stay_in_family, tried
 
-VERBS = ("describe", "contract", "load", "inject")
+VERBS = ("describe", "contract", "load", "draw_set", "inject")
 
 
 def main(folder: Path, replies: int, changes: int) -> None:
@@ -101,6 +101,24 @@ class AdapterRunner:
         self.device = loading["device"]
         self.model, self.tokenizer = Loading(**loading).load(Path(base))
         return {}
+
+    def draw_set(self, config: dict[str, Any], seed: int, prompt: str, count: int) -> dict[str, Any]:
+        """Return a set of the adapter's own for the base that was loaded."""
+        from fpbench.methods.base import InjectionContext
+        from fpbench.models.prompts import render
+        from fpbench.runs.injection import create_method
+
+        assert self._name is not None, "described first"
+        context = InjectionContext(
+            seed=seed,
+            device=self.device,
+            render=lambda trigger: render(self.tokenizer, trigger, prompt),
+            tokenizer=self.tokenizer,
+        )
+        method = create_method(self._name, self.model, config)
+        return {
+            "fingerprints": [each.as_json() for each in method.draw_set(self.model, self.tokenizer, count, context)]
+        }
 
     def inject(
         self,

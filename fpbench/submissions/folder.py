@@ -19,6 +19,7 @@ from fpbench.text import printable
 SUBMISSIONS = Path("submissions")  # in the working folder, unless another is named
 ADAPTER = "adapter.py"
 RECORDS = "records"
+SETS = "sets"  # of fingerprints that the method made
 REQUIRED = (FILE, ADAPTER, "README.md")
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".msgpack")
 TEXTS = (".py", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".bib")
@@ -55,15 +56,19 @@ class Submission:
     def code(self) -> list[Path]:
         """The files that may decide what the method does, and all that its process gets to see.
 
-        No records, no texts for readers, no tests, and not the manifest, whose hyper-parameters are handed over.
+        No records, sets, texts for readers or tests, and not the manifest, whose hyper-parameters are handed over.
         """
-        files = (path for path in self.entries if path.is_file() and not self.is_record(path))
+        files = (path for path in self.entries if path.is_file() and self.top(path) not in (RECORDS, SETS))
         readable = (path for path in files if path.suffix != ".md" and path.name not in BARE)
         return [path for path in readable if not path.name.startswith("test_") and path.name != FILE]
 
     def is_record(self, path: Path) -> bool:
         """Return True for a path below its records."""
-        return path.relative_to(self.folder).parts[0] == RECORDS
+        return self.top(path) == RECORDS
+
+    def top(self, path: Path) -> str:
+        """Return the first part of a path below the folder."""
+        return path.relative_to(self.folder).parts[0]
 
     @cached_property
     def digest(self) -> str:

@@ -11,14 +11,14 @@ import torch
 from pydantic import ConfigDict
 
 from fpbench.errors import CellError, InputError
-from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.methods.base import Base, FingerprintMethod, InjectionContext, MethodConfig
 from fpbench.methods.hyperparameters import overlay
 from fpbench.models.checkpoints import DIGESTED
 from fpbench.submissions.folder import Submission, version_of
 from fpbench.submissions.manifest import EVERY, TABLES
 from fpbench.submissions.process import ChildProcess, Limits
-from fpbench.submissions.replies import Description, Usage, read_changes, validated
+from fpbench.submissions.replies import Description, Drawn, Usage, read_changes, validated
 from fpbench.text import printable
 
 HOURS = 12.0
@@ -70,17 +70,40 @@ class SubmittedMethod(FingerprintMethod):
             InputError: if the model comes from no checkpoint folder, which the child could load, too.
             CellError: if the adapter fails, exceeds a limit, or hands back what does not fit this base.
         """
+        base = self._base(context)
+        if self.child is not None:
+            self._inject(self.child, base, model, fingerprints, context)
+            return
+        with self._own_child(base, model) as child:
+            self._inject(child, base, model, fingerprints, context)
+
+    def draw_set(
+        self, model: torch.nn.Module, tokenizer: Any, count: int, context: InjectionContext
+    ) -> list[Fingerprint]:
+        """Have the adapter make a set of its own for the base, in a child process.
+
+        Raises:
+            InputError: if the model comes from no checkpoint folder.
+            CellError: if the adapter fails, makes none or exceeds a limit.
+        """
+        base = self._base(context)
+        with self._own_child(base, model) as child:
+            _load(child, base)
+            describe(child)
+            config = self.config.model_dump(mode="json")
+            answer = child.ask("draw_set", config=config, seed=context.seed, prompt=base.prompt, count=count)
+        return [Fingerprint(each.trigger, tuple(each.targets)) for each in validated(Drawn, answer).fingerprints]
+
+    def _base(self, context: InjectionContext) -> Base:
         if context.base is None:
             raise InputError(
                 f"method {self.name!r} is a submission, which runs in a process of its own: inject it into a "
                 "checkpoint with `fpbench inject` or `fpbench run`, or import its adapter yourself."
             )
-        if self.child is not None:
-            self._inject(self.child, context.base, model, fingerprints, context)
-            return
-        limits, loading = limits_for(model), context.base.loading
-        with ChildProcess(self.submission, limits, context.base.folder, unconfined=loading.unconfined) as child:
-            self._inject(child, context.base, model, fingerprints, context)
+        return context.base
+
+    def _own_child(self, base: Base, model: torch.nn.Module) -> ChildProcess:
+        return ChildProcess(self.submission, limits_for(model), base.folder, unconfined=base.loading.unconfined)
 
     def _inject(
         self,
@@ -93,8 +116,7 @@ class SubmittedMethod(FingerprintMethod):
         """Inject in a child, and put the changed weights into ``model``, costs and factors into ``context``."""
         untouched = _watching(base.folder)
         start = perf_counter()
-        folder, threads = str(base.folder.resolve()), torch.get_num_threads()
-        child.ask("load", base=folder, loading=asdict(base.loading), threads=threads)
+        _load(child, base)
         loaded = perf_counter()
         # Nothing of the adapter's ran before this, and everything of it counts after: imports, too.
         if self.child is None:
@@ -131,6 +153,11 @@ def limits_for(model: torch.nn.Module) -> Limits:
     """Return an adapter's limits for a model: half a day, most of the free memory, a file as large as its weights."""
     file = sum(parameter.nbytes for parameter in model.parameters()) + SPARE
     return Limits(HOURS * 3600, int(psutil.virtual_memory().available * MEMORY_SHARE), file, 3 * file)
+
+
+def _load(child: ChildProcess, base: Base) -> None:
+    folder, threads = str(base.folder.resolve()), torch.get_num_threads()
+    child.ask("load", base=folder, loading=asdict(base.loading), threads=threads)
 
 
 def describe(child: ChildProcess) -> Description:

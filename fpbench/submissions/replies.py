@@ -40,6 +40,19 @@ class Description(Message):
     refused: dict[str, str] = {}
 
 
+class Pair(Message):
+    """One fingerprint of an adapter's own."""
+
+    trigger: str
+    targets: list[str]
+
+
+class Drawn(Message):
+    """A set of an adapter's own."""
+
+    fingerprints: list[Pair]
+
+
 class Usage(Message):
     """Time and memory of an injection, as the child measured them."""
 

@@ -53,6 +53,12 @@ def add_condition(verb: argparse.ArgumentParser, default: str = "the profile's")
     verb.add_argument("--condition", nargs="+", metavar="C", help=said)
 
 
+def add_set_size(verb: argparse.ArgumentParser) -> None:
+    """Add the option of every verb that builds the sets it measures."""
+    said = "fingerprints of each built-in set (default: 10); a file has its own"
+    verb.add_argument("--set-size", type=int, metavar="N", help=said)
+
+
 def add_loading(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that measures a model."""
     group = add_model(verb)
@@ -148,8 +154,14 @@ def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
 def chosen_grid(options: argparse.Namespace, **changes: Any) -> Any:
     """Return :func:`chosen_profile` with the models, sets and conditions of the options, where the verb has these."""
     conditions = options.condition if "condition" in options else None
+    size = options.set_size if "set_size" in options else None
     return chosen_profile(
-        options, models=options.model, fingerprints=options.fingerprints, conditions=conditions, **changes
+        options,
+        models=options.model,
+        fingerprints=options.fingerprints,
+        set_size=size,
+        conditions=conditions,
+        **changes,
     )
 
 

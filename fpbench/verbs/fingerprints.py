@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.verbs.common import add_loading, add_model, chosen_profile, prepare
+from fpbench.verbs.common import add_loading, add_model, add_unconfined, chosen_profile, confine, prepare
 
 HELP = "build, screen and seal sets of fingerprints"
 PARTS = {
     "if": "ten garbled keys by the published recipe, or more",
     "nlf": "two-word upper-case English queries",
     "cf": "code-mixed queries, each the variant that the model finds least strange",
+    "method": "what a method makes for a model, where it chooses triggers or targets itself",
     "check": "screen a set under a model, or check a revealed pair against what was sealed",
     "seal": "commit to a set, so that single pairs can be proved later",
     "reveal": "the proof of one sealed pair",
@@ -25,13 +26,14 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
     add = parts.add_parser
     made = {name: add(name, help=text, description=text, allow_abbrev=False) for name, text in PARTS.items()}
-    for name in ("if", "nlf", "cf"):
+    for name in ("if", "nlf", "cf", "method"):
         made[name].add_argument("--out", required=True, metavar="FILE", help="a .jsonl file that does not exist yet")
         made[name].add_argument("--count", type=int, metavar="N", help="number of fingerprints (default: 10)")
     made["if"].add_argument("--seed", type=int, default=42, help="42 gives the published keys (default: 42)")
     _drawn_arguments(made["nlf"])
     made["nlf"].add_argument("--model", metavar="M", help="draw new ones for its tokenizer (default: the written ten)")
     add_model(made["nlf"])
+    _method_arguments(made["method"])
     _drawn_arguments(made["cf"])
     _cf_arguments(made["cf"])
     _check_arguments(made["check"])
@@ -66,6 +68,13 @@ def _cf_arguments(part: argparse.ArgumentParser) -> None:
     add_model(part)
 
 
+def _method_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("name", metavar="NAME", help="of the method, as `fpbench list` has it")
+    part.add_argument("--model", required=True, metavar="M", help="to be fingerprinted: as `fpbench inject` takes it")
+    add_unconfined(part)
+    add_loading(part)
+
+
 def _check_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("set", metavar="SET", help="built-in set, .jsonl or .json file; with --sealed a revealed pair")
     against = part.add_mutually_exclusive_group(required=True)
@@ -77,7 +86,8 @@ def _check_arguments(part: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Do one part of the verb."""
-    does = {"if": _if, "nlf": _nlf, "cf": _cf, "check": _check, "seal": _seal, "reveal": _reveal}
+    does = {"if": _if, "nlf": _nlf, "cf": _cf, "method": _method}
+    does |= {"check": _check, "seal": _seal, "reveal": _reveal}
     does[options.part](options)
     return 0
 
@@ -146,6 +156,31 @@ def _cf(options: argparse.Namespace) -> None:
         )
     dtype = str(model.dtype).removeprefix("torch.")
     _write(out, fingerprints, recipe | {"model": checkpoint_digest(folder), "dtype": dtype})
+
+
+def _method(options: argparse.Namespace) -> None:
+    out, count = _new_set(options.out), _count(options)
+    loading = prepare(options)
+    confine(options, [options.name])
+    from fpbench.methods.base import Base, InjectionContext
+    from fpbench.models.checkpoints import checkpoint_digest, resolve
+    from fpbench.models.prompts import render
+    from fpbench.runs.injection import create_method
+    from fpbench.runs.sets import own_set
+
+    folder = resolve(options.model, revision=loading.revision, allow_pickle=loading.allow_pickle)
+    model, tokenizer = loading.load(folder)
+    prompt, seed = options.prompt or "raw", 42 if options.seed is None else options.seed
+    context = InjectionContext(
+        seed=seed,
+        device=loading.device,
+        render=lambda trigger: render(tokenizer, trigger, prompt),
+        tokenizer=tokenizer,
+        base=Base(folder, loading, prompt),
+    )
+    fingerprints, recipe = own_set(create_method(options.name, model, {}), model, tokenizer, count, context)
+    dtype = str(model.dtype).removeprefix("torch.")
+    _write(out, fingerprints, recipe | {"prompt": prompt, "model": checkpoint_digest(folder), "dtype": dtype})
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from fpbench.verbs.common import (
     add_condition,
     add_loading,
     add_profile,
+    add_set_size,
     add_unconfined,
     chosen_grid,
     confine,
@@ -27,6 +28,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add("--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)")
     add("--method", nargs="+", metavar="X", help="methods (default: the profile's); the base is always there")
     add("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
+    add_set_size(verb)
     add_condition(verb)
     add("--out", default="fpbench-run", metavar="DIR", help="records and tables (default: %(default)s)")
     add("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")

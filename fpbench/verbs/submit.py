@@ -9,6 +9,7 @@ from fpbench.errors import InputError
 from fpbench.verbs.common import (
     add_condition,
     add_loading,
+    add_set_size,
     add_unconfined,
     chosen_grid,
     confine,
@@ -46,6 +47,7 @@ def _run_arguments(part: argparse.ArgumentParser) -> None:
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
     part.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
+    add_set_size(part)
     add_condition(part)
     part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
     _out_arguments(part, "fpbench-run")
@@ -58,6 +60,7 @@ def _verify_arguments(part: argparse.ArgumentParser) -> None:
     which.add_argument("--all", action="store_true", help="re-run every cell: the row then counts as re-run")
     part.add_argument("--model", nargs="+", metavar="M", help="as it was handed in (default: the profile's)")
     part.add_argument("--fingerprints", nargs="+", metavar="S", help="likewise")
+    add_set_size(part)
     part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="likewise")
     _out_arguments(part, "fpbench-verification")
 

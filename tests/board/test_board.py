@@ -173,3 +173,18 @@ def test_a_row_says_where_its_data_were_read_from(tmp_path):
     assert "| bundled |" in re.sub(" +", " ", render([rows["toy"]], "md")) and ",bundled," in render(
         [rows["toy"]], "csv"
     )
+
+
+def test_a_hundred_fingerprints_show_a_hundredfold_certainty(tmp_path):
+    store, large = Store(tmp_path), {"fingerprints": "nlf-100"}
+    for condition in ("origin", *MODIFIED):
+        fsr(store, "base", condition, [0.0] * 100, cell=large)
+        fsr(store, "strong", condition, [1.0] * 100, cell=large)
+        fsr(store, "weak", condition, [1.0] * 60 + [0.0] * 40, cell=large)
+    rows = rows_of(store)
+    assert rows["strong"].conditions["origin"].interval == pytest.approx([0.9638, 1.0], abs=1e-4)
+    # Of 100 at chance 1 % each, P(K >= 6) = 5.3e-4 and P(K >= 5) = 3.4e-3.
+    assert rows["strong"].claim.threshold == 6
+    assert rows["weak"].claim.power == pytest.approx(1.0)
+    board = render(list(rows.values()), "md")
+    assert "100.0 [96, 100]" in board and "60.0 [50, 70]" in board and "nlf-100" in board

@@ -17,7 +17,8 @@ from fpbench.board.html import inlined
 from fpbench.board.rows import rows_from_records
 from fpbench.board.styles import look_of
 from fpbench.cli import main
-from fpbench.records.store import read_records
+from fpbench.records.store import Store, read_records
+from tests.board.written import fsr, triggers
 from tests.conftest import ROOT
 
 RECORDS = ROOT / "leaderboard" / "records"
@@ -152,3 +153,17 @@ def test_without_matplotlib_one_line_says_so(tmp_path) -> None:
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'fpbench[plots]'" in done.stderr
     assert not (tmp_path / "p").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_hundred_fingerprints_are_numbered_by_tens_in_as_much_room_as_twenty(tmp_path: Path) -> None:
+    store, large = Store(tmp_path), {"fingerprints": "nlf-100"}
+    fsr(store, "strong", "origin", [0.9] * 100, cell=large)
+    triggers(store, "strong", [0.1] * 100, cell=large)
+    records = read_records(store.records)
+    rows = [row for row in rows_from_records(records, store.records, rescore=False) if row.model == "tiny"]
+    drawn = {each.name: each for each in figures(rows, group_records(records, store.records))}
+    for name in ("candidates-tiny-nlf-100-strong", "triggers-tiny-nlf-100-strong"):
+        root = ElementTree.fromstring(drawn[name].content)
+        assert float(root.attrib["width"].removesuffix("pt")) <= 72 * 8.5
+        words = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"10", "90", "100"} <= words and "11" not in words

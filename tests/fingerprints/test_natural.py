@@ -65,7 +65,19 @@ def test_words_and_candidates_run_out(micro: tuple[Any, Any]) -> None:
     with pytest.raises(InputError, match="need 200 adjectives, but .* ask for fewer or shorter queries"):
         draw_natural_set(10, 40, micro[1], seed=1)
     with pytest.raises(InputError, match="candidates for"):
-        draw_natural_set(60, 2, micro[1], seed=1)
+        draw_natural_set(10, 2, micro[1], seed=1, candidates=100)
+
+
+def test_a_set_of_a_hundred_takes_words_again_and_no_query(micro: tuple[Any, Any]) -> None:
+    pairs = draw_natural_set(100, 2, micro[1], seed=42)
+    assert len({pair.trigger for pair in pairs}) == 100
+    first = [pair.trigger.split()[0] for pair in pairs]
+    most = max(first.count(word) for word in first)
+    assert most == 2  # 79 adjectives for 100 queries: none a third time
+    for pair in pairs:
+        assert len({first_token(micro[1], pair.trigger, target) for target in pair.targets}) == 5
+    # Where the words suffice, a larger set begins as before: no word comes twice.
+    assert len(set(words_of(draw_natural_set(20, 2, micro[1], seed=42)))) == 40
 
 
 @pytest.mark.parametrize(("count", "length", "candidates"), [(0, 2, 5), (10, 1, 5), (10, 2, 0), (-1, 2, 5)])

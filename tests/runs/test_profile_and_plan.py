@@ -18,6 +18,7 @@ from fpbench.records.cell import BASE, CHECKPOINT
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.plan import Job, plan
 from fpbench.runs.profile import PROFILES, load_profile, profile_names, profile_of
+from fpbench.runs.sets import made_for_models, written_sets
 from fpbench.runs.subject import Subject
 
 MINIMAL = """
@@ -201,3 +202,24 @@ def test_a_name_is_that_of_one_folder(tmp_path, name):
 def test_a_model_in_the_working_folder_has_that_folders_name(monkeypatch):
     monkeypatch.chdir(MODEL)
     assert load_profile("micro", models=["."]).models[0].label == MODEL.name
+
+
+def test_a_set_of_another_size_has_it_in_its_name():
+    profile = load_profile("micro", fingerprints=["if", "nlf"], set_size=100, methods=[])
+    assert {cell.fingerprints for cell in plan(profile)} == {"if-100", "nlf-100"}
+    # The written nlf has ten: a hundred are drawn for the model, also for the first seed.
+    assert made_for_models(profile) == [("nlf", 42)]
+    (written,) = written_sets(profile).values()
+    assert (written.name, len(written)) == ("if-100", 100)
+    few = written_sets(load_profile("micro", fingerprints=["nlf"], set_size=3))["nlf-3", 42]
+    assert few.fingerprints == find_set("nlf").fingerprints[:3]
+    same = load_profile("micro", set_size=10)
+    assert {cell.fingerprints for cell in plan(same)} == {"nlf"}
+
+
+def test_a_file_has_a_size_of_its_own(tmp_path, capsys):
+    find_set("nlf").save(tmp_path / "mine.jsonl")
+    command = ["run", "--fingerprints", str(tmp_path / "mine.jsonl"), "--set-size", "100", "--out", str(tmp_path / "o")]
+    assert main(command) == 2
+    assert "sets of 100: " in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
