@@ -26,6 +26,8 @@ _WHERE = {
     "evaluate": "fpbench.runs.api",
     "verify": "fpbench.ownership.verify",
     "leaderboard": "fpbench.board.leaderboard",
+    "Results": "fpbench.board.results",
+    "results": "fpbench.board.results",
 }
 __all__ = [
     "Adversary",
@@ -33,6 +35,7 @@ __all__ = [
     "FingerprintMethod",
     "FingerprintSet",
     "MethodConfig",
+    "Results",
     "compare",
     "evaluate",
     "fsr",
@@ -42,6 +45,7 @@ __all__ = [
     "modify",
     "price",
     "register",
+    "results",
     "run",
     "triggers",
     "verify",

@@ -130,8 +130,14 @@ RANK = Column(
 )
 
 
+def _origin(row: Row) -> str:
+    """Write whose figures they are, and that a smoke run measured them on a few items only."""
+    limited = f", limited to {row.limited} item{'s' * (row.limited != 1)}" if row.limited is not None else ""
+    return row.trust + limited
+
+
 def _trust(row: Row) -> str:
-    parts = [row.trust]
+    parts = [_origin(row)]
     if row.checked and row.checked.compared:
         outside = f"{row.checked.outside} of them outside" if row.checked.outside else "all within"
         parts.append(f"{len(row.checked.compared)}/{row.checked.of} cells compared, {outside}")
@@ -147,7 +153,7 @@ TRUST = Column(
     _trust,
     attrgetter("trust"),
     note=lambda row: _trust(row) if row.checked or row.unconfined or row.alike else "",
-    brief=lambda row: f"{row.trust}, UNCONFINED" if row.unconfined else row.trust,
+    brief=lambda row: f"{_origin(row)}, UNCONFINED" if row.unconfined else _origin(row),
 )
 UNRELIABLE = Column(
     "unreliable", "Why it is contested.", lambda row: row.unreliable or NONE, attrgetter("unreliable"), submitted=True

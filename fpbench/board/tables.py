@@ -15,6 +15,7 @@ from fpbench.board.escaping import markdown
 from fpbench.board.figures import Drawing
 from fpbench.board.html import page
 from fpbench.board.latex import latex_tables
+from fpbench.board.long import COLUMNS, cells, figures_of
 from fpbench.board.rows import Row
 from fpbench.errors import InputError
 from fpbench.records.cell import PROTOCOL
@@ -52,7 +53,8 @@ def render(rows: Sequence[Row], kind: str, drawings: Sequence[Drawing] = ()) -> 
     """
     kinds: dict[str, Callable[[Sequence[Row]], str]] = {
         "md": _markdown,
-        "csv": _csv,
+        "csv": _long,
+        "wide": _wide,
         "json": _json,
         "html": lambda rows: page(rows, drawings),
         "latex": latex_tables,
@@ -148,18 +150,34 @@ def _unreliable(rows: Sequence[Row], escape: Escape) -> list[str]:
     return [f"- {escape(method)}: {escape(reason)}" for method, reason in sorted(found.items())]
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _long(rows: Sequence[Row]) -> str:
+    """Write one line a figure, numbers as numbers (:mod:`fpbench.board.long`), and whose figures they are."""
+    lines: list[list[Any]] = [[*COLUMNS, columns.TRUST.name]]
+    for row in rows:
+        trust = (columns.TRUST.brief or columns.TRUST.text)(row)
+        lines += [[*cells(each).values(), trust] for each in figures_of([row])]
+    return _comma_separated(lines)
+
+
+def _wide(rows: Sequence[Row]) -> str:
+    """Write one line a row, with the columns of every table, as they are read."""
     shown = [*DETECTABILITY, *columns.further_columns(rows), *columns.harm_columns(rows)]
     shown += [column for column in columns.removal_columns(rows) if column not in NAMES]
     shown += [columns.UNRELIABLE]
     lines = [[column.name for column in shown], *([column.text(row) for column in shown] for row in rows)]
+    return _comma_separated(lines)
+
+
+def _comma_separated(lines: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in line] for line in lines)
     return text.getvalue()
 
 
-def _harmless(text: str) -> str:
-    """Quote what a spreadsheet would take for a formula; differences keep their sign, for they are figures."""
+def _harmless(cell: Any) -> Any:
+    """Quote text that a spreadsheet would take for a formula; differences keep their sign, for they are figures."""
+    if not isinstance(text := cell, str):
+        return cell
     formula = text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not text[1:2].isdigit())
     return f"'{visible(text)}" if formula else visible(text)
 

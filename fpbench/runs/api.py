@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board.leaderboard import table_files, write_tables
+from fpbench.board.results import Results
 from fpbench.board.rows import Row, rows_from_records
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet
@@ -42,7 +43,7 @@ def run(
     out: str | os.PathLike[str] = "fpbench-run",
     engine: str = "serial",
     ray_address: str | None = None,
-) -> list[dict[str, Any]]:
+) -> Results:
     """Run a grid, as ``fpbench run`` does, and return its records. Lists that are given replace the profile's.
 
     Args:
@@ -71,7 +72,8 @@ def run(
     job, cells = Job.of(wanted, Loading(pick_device(None)), Path(out)), plan(wanted)
     measure(job, cells, engine=create_engine(engine, ray_address))
     planned = {cell.path for cell in cells}
-    return [each.to_dict() for each in read_records(Store(Path(out)).records) if each.cell.path in planned]
+    records = read_records(Store(Path(out)).records)
+    return Results([each for each in records if each.cell.path in planned], Store(Path(out)).records)
 
 
 def create_engine(name: str, ray_address: str | None = None) -> Engine:
