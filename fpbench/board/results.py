@@ -11,6 +11,7 @@ from fpbench.board.groups import group_records
 from fpbench.board.long import COLUMNS, as_columns, figures_of
 from fpbench.board.rows import Row, rows_from_records
 from fpbench.errors import InputError
+from fpbench.models.objects import shown
 from fpbench.records.record import Record
 from fpbench.records.store import find_records, read_records
 
@@ -108,6 +109,8 @@ def results(folder: str | os.PathLike[str] = "fpbench-run") -> Results:
     Raises:
         InputError: if there are no records there.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"expected a folder of records, found {shown(folder)}: give the folder of a run.")
     found, root = find_records(Path(folder))
     if not (records := read_records(found, root)):
         raise InputError(f"records folder {found} holds no records: run `fpbench run` first, or check the path.")

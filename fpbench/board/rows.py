@@ -606,7 +606,7 @@ def _unranked(row: Row) -> list[str]:
     unranked = [row.trust] * (row.trust != "re-run")
     if any(each.own_tokenizer is not None for each in row.conditions.values()):
         unranked.append(OTHER_TOKENIZER)
-    return unranked + [f"smoke run, {row.limited} items a measurement"] * (row.limited is not None)
+    return unranked + [f"smoke run of {row.limited}"] * (row.limited is not None)
 
 
 def _harm(row: Row) -> list[str]:

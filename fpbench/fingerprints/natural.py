@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, load_fingerprints
+from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, read_fingerprints
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.models.prompts import encode_pair
 
@@ -20,7 +20,7 @@ MOST_TOKENS = 3  # of a drawn word, so that small models know it (protocol §9)
 
 def natural_set() -> FingerprintSet:
     """Return the set ``nlf``."""
-    return load_fingerprints(_FOLDER / "nlf.jsonl")
+    return read_fingerprints(_FOLDER / "nlf.jsonl")
 
 
 def adjectives() -> list[str]:

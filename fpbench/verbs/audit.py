@@ -36,10 +36,10 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 def do(options: argparse.Namespace) -> int:
     """Write the report and print its conclusion; 1 where the suspect did not let the test be finished."""
     profile, question, loading = asked(options)
-    from fpbench.ownership.audit import audit
+    from fpbench.ownership.audit import audit_suspect
     from fpbench.text import visible
 
-    found = audit(profile, question, loading, Path(options.out), progress_bar, tell)
+    found = audit_suspect(profile, question, loading, Path(options.out), progress_bar, tell)
     print(visible(found.conclusion))
     tell(f"\nreport and records: {options.out}")
     return 1 if found.verification.verdict == "undecided" else 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from fpbench.verbs.common import (
     add_condition,
+    add_limit,
     add_loading,
     add_profile,
     add_unconfined,
@@ -34,6 +35,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
     add("--check-code", action="store_true", help="warn of finished records that other code than the present measured")
     add("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
+    add_limit(verb)
     add_unconfined(verb)
     add_loading(verb)
 

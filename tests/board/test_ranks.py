@@ -11,6 +11,7 @@ from fpbench.board import rows as board
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.records.cell import CHECKPOINT
+from fpbench.records.record import cell_id
 from fpbench.records.store import read_records
 from tests.board.written import MODIFIED, fsr, grid, harmless, near, triggers, utility, write
 
@@ -243,3 +244,22 @@ def test_seeds_share_the_statistics_of_the_first(store):
     cost(store, "strong", total=12.0, statistics=10.0)
     cost(store, "strong", seed=43, total=4.0)
     assert (row_of(store, "strong").cost.seconds, row_of(store, "strong").cost.statistics) == (3.0, 10.0)
+
+
+def test_a_smoke_run_is_marked_and_never_ranked(store):
+    harmless(store, "other")
+    assert row_of(store).rank is not None
+    write_limited(store, "other")
+    row = row_of(store)
+    assert (row.rank, row.out, row.limited) == (None, "smoke run of 3", 3)
+    assert "re-run, limited to 3 items" in render([row], "md")
+    assert {line["trust"] for line in csv.DictReader(io.StringIO(render([row], "csv")))} == {
+        "re-run, limited to 3 items"
+    }
+
+
+def write_limited(store, method):
+    """Its near triggers, as ``fpbench run --limit 3`` records them."""
+    (old,) = (each for each in read_records(store.records) if (each.cell.method, each.cell.metric) == (method, "near"))
+    identity = old.identity | {"limit": 3}
+    store.write(replace(old, identity=identity, id=cell_id(identity)), [{"prompt": "x", "probability": 0.0}] * 10)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fpbench.board import checks
-from fpbench.board.results import results
 from fpbench.board.columns import DETECTABILITY, HARM, removal_columns
+from fpbench.board.results import results
 from fpbench.board.rows import MODIFICATIONS, rows_from_records
 from fpbench.metrics.claims import FLOOR
 from fpbench.modifications import prune
