@@ -18,10 +18,10 @@ def unknown(kind: str, name: str, known: list[str], other: str = "") -> InputErr
 
     ``other`` is what may be given beside a name, such as ``"a file"``.
     """
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
+    if near := difflib.get_close_matches(str(name), known, n=1):
+        return InputError(f"unknown {kind} {name!r}: did you mean {near[0]!r}?")
     more = f" or {other}" if other else ""
-    return InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}{more}; {hint}")
+    return InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}{more}.")
 
 
 class Finder(Protocol):

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod
+from fpbench.models.checkpoints import shape_of
 from fpbench.models.costs import Work
 from fpbench.models.loading import load_tokenizer
 from fpbench.models.meter import no_progress
@@ -26,8 +27,9 @@ from fpbench.records.provenance import machine
 from fpbench.records.record import Record, cell_id
 from fpbench.records.store import Store, read_records
 from fpbench.runs.identity import cell_identity, delta_name, injection_identity
-from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
+from fpbench.runs.memory import Footprint, Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
+from fpbench.runs.profile import Profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.speed import Speed, measure_speed
 from fpbench.runs.work import Workload, needs_search
@@ -64,12 +66,20 @@ class Estimate:
     pending: int  # of the cells, those without a finished record
     parts: tuple[Part, ...]  # the work that is left; none of models that are not here
     needs: tuple[Needs, ...]  # memory and disk, model by model
-    unknown: Mapping[str, str]  # why there is no estimate for a model, by its label
+    unknown: Mapping[str, str]  # why there is no estimate of time for a model, by its label
+    downloads: Mapping[str, float] = field(
+        default_factory=dict
+    )  # bytes of the weights of models that are not here, as far as their shape is known
 
 
 def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Estimate:
-    """Estimate what is left of a run, reading no weights; ``absent`` says by label why models are not in the job."""
-    unknown = dict(absent)
+    """Estimate what is left of a run, reading no weights; ``absent`` says by label why models are not in the job.
+
+    Of those whose shape is bundled, memory and disk are counted all the same.
+    """
+    unknown, downloads = dict(absent), {}
+    shapes = {label: found for label in absent if (found := shape_of(job.settings(label).path))}
+    job = replace(job, folders=dict(job.folders) | shapes)
     with tempfile.TemporaryDirectory() as scratch:
         run = _inspected(job, Path(scratch))
         pending = _pending(job, run, [cell for cell in cells if cell.model in job.folders])
@@ -78,6 +88,9 @@ def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Esti
         for label, own in by_model(pending):
             architecture = run.worker.subject(label).architecture
             needs.append(needs_of(label, run.worker, own))
+            if label in absent:
+                downloads[label] = Footprint(architecture, job.loading).weights
+                continue
             try:
                 if reason := needs[-1].shortage(job.loading.device):
                     raise InputError(reason)
@@ -91,7 +104,7 @@ def estimate(job: Job, cells: Sequence[Cell], absent: Mapping[str, str]) -> Esti
             needs[-1] = needs_of(label, run.worker, own, longest)
             parts += _timed(label, tasks, partial(measure_speed, architecture, job.loading))
     away = [cell for cell in cells if cell.model not in job.folders]
-    return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), unknown)
+    return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), unknown, downloads)
 
 
 @dataclass
@@ -244,21 +257,59 @@ def _timed(label: str, tasks: Sequence[_Task], measure: Callable[[], Speed]) -> 
 
 def forecast(estimate: Estimate, job: Job) -> str:
     """Return the estimate as text: a table of the work left, then time, memory and disk beside what there is."""
-    lines = [f"{estimate.cells} cells, {estimate.pending} of them to do."]
+    lines = [f"{estimate.cells} cells, {estimate.pending} of them to do: {_grid(job.profile)}."]
     if estimate.parts:
-        rows = [(each.model, each.name, each.times, time(each.seconds), _basis(each)) for each in estimate.parts]
+        listed = _longest(estimate.parts)
+        rows = [(each.model, each.name, each.times, time(each.seconds), _basis(each)) for each in listed]
         header = ("model", "what", "times", "time", "rests on")
         lines += ["", tabulate(rows, header, tablefmt="github", disable_numparse=True), ""]
     if estimate.pending:
-        lines.append(_time(estimate))
+        lines.append(_time(estimate, job.profile.name))
         if estimate.needs:
             lines.append(_peak("memory", max(each.main.total for each in estimate.needs), free_memory()))
             if card := max(each.card.total for each in estimate.needs):
                 lines.append(_peak("card", card, free_card(job.loading.device)))
         disk = sum(each.disk for each in estimate.needs)
         lines.append(f"disk    {shown(disk)} in {job.out}, of {shown(free_disk(job.out))} free ({ESTIMATED})")
+        lines += [
+            _download(each, estimate.downloads[each.label])
+            for each in estimate.needs
+            if each.label in estimate.downloads
+        ]
     lines += [f"no time for {label}: {reason}" for label, reason in estimate.unknown.items()]
     return "\n".join(lines)
+
+
+LINES = 20  # of the table of work; what takes least is one line
+
+
+def _longest(parts: Sequence[Part]) -> list[Part]:
+    """Return the parts in their order, the shortest ones as one line a model where there are many."""
+    if len(parts) <= LINES:
+        return list(parts)
+    models = list(dict.fromkeys(each.model for each in parts))
+    known = sorted((each for each in parts if each.seconds is not None), key=lambda each: -(each.seconds or 0.0))
+    kept = [each for each in parts if each in known[: LINES - len(models)] or each.seconds is None]
+    for model in models:
+        rest = [each for each in known[LINES - len(models) :] if each.model == model]
+        seconds, measured = sum(each.seconds or 0.0 for each in rest), all(each.measured for each in rest)
+        if rest:
+            kept.append(Part(model, f"{len(rest)} shorter ones", sum(each.times for each in rest), seconds, measured))
+    return kept
+
+
+def _grid(profile: Profile) -> str:
+    """Return what a run is made of, such as ``3 models × 4 sets × 7 rows × 7 conditions``."""
+    sizes = {"model": profile.models, "set": profile.fingerprints, "seed": profile.seeds}
+    counted = [f"{len(each)} {name}{'s' * (len(each) != 1)}" for name, each in sizes.items()]
+    rows = f"the base and {len(profile.methods)} method{'s' * (len(profile.methods) != 1)}"
+    return " × ".join([*counted, f"({rows})", f"{len(profile.conditions)} conditions"])
+
+
+def _download(needs: Needs, size: float) -> str:
+    card = f", {shown(needs.card.total)} on the card" if needs.card.total else ""
+    memory = f"{shown(needs.main.total)} of main memory{card} at the peak, {shown(needs.disk)} on disk"
+    return f"{needs.label}: {memory}; {shown(size)} to download (from its bundled shape)"
 
 
 def total(estimate: Estimate) -> float:
@@ -281,10 +332,12 @@ def _basis(part: Part) -> str:
     return known if part.seconds is not None else "nobody but its author knows"
 
 
-def _time(estimate: Estimate) -> str:
+def _time(estimate: Estimate, profile: str) -> str:
     unknown = sum(part.seconds is None for part in estimate.parts)
     measured = sum(part.seconds or 0.0 for part in estimate.parts if part.measured)
     basis = f"{measured / total(estimate):.0%} of it {MEASURED}, the rest {ESTIMATED}" if measured else ESTIMATED
+    if not estimate.parts and estimate.unknown:
+        return f"time    {UNKNOWN} until models and data are here: fpbench fetch {profile}"
     missing = f", without {unknown} of unknown cost" if unknown else ""
     absent = ", without the models named below" if estimate.unknown else ""
     threads = f"on {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "on one thread"

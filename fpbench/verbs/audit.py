@@ -1,6 +1,7 @@
 """``fpbench audit``: both halves of the question whose a model is, in one report."""
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from fpbench.verbs.common import add_loading, add_question, asked, progress_bar, tell
@@ -12,6 +13,9 @@ NOTE = (
     "says so. A killed audit goes on from its transcript when the same command is run again; --out appears only when "
     "everything is finished."
 )
+
+
+WIDTH = 100  # of the conclusion on a terminal
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
@@ -40,6 +44,6 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.text import visible
 
     found = audit_suspect(profile, question, loading, Path(options.out), progress_bar, tell)
-    print(visible(found.conclusion))
+    print(textwrap.fill(visible(found.conclusion), WIDTH))
     tell(f"\nreport and records: {options.out}")
     return 1 if found.verification.verdict == "undecided" else 0

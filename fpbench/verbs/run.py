@@ -66,20 +66,14 @@ def do(options: argparse.Namespace) -> int:
 
 
 def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
-    """Print the cells and what they will take; start nothing, fetch nothing, write nothing."""
-    from fpbench.runs.plan import plan
-
-    cells = plan(profile)
-    for cell in cells:
-        print(cell)
-    sys.stdout.flush()
+    """Print what a run will take, and its first cells; start nothing, fetch nothing, write nothing."""
     from fpbench.errors import InputError
     from fpbench.models.checkpoints import resolve
     from fpbench.runs.forecast import estimate, forecast
     from fpbench.runs.memory import refuse
-    from fpbench.runs.plan import Job, precise
+    from fpbench.runs.plan import Job, plan, precise
 
-    folders, absent = {}, {}
+    cells, folders, absent = plan(profile), {}, {}
     for model in profile.models:
         try:
             folders[model.label] = resolve(model.path, revision=model.revision, allow_pickle=loading.allow_pickle)
@@ -88,5 +82,15 @@ def dry_run(profile: Any, options: argparse.Namespace, loading: Any) -> int:
     job = Job(profile, folders, precise(loading, profile), Path(options.out))
     found = estimate(job, cells, absent)
     tell(forecast(found, job))
-    refuse(found.needs, job)
+    whole = len(cells) <= FEW or ("verbose" in options and options.verbose)
+    every = len(cells) if whole else FIRST
+    for cell in cells[:every]:
+        print(cell)
+    if len(cells) > every:
+        print(f"… and {len(cells) - every} more cells")
+    sys.stdout.flush()
+    refuse([each for each in found.needs if each.label in folders], job)
     return 0
+
+
+FEW, FIRST = 12, 6  # cells that a dry run lists all of, or the first of
