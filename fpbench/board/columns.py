@@ -52,8 +52,8 @@ class Column:
 
 
 def percent(value: float | None, digits: int = 1, sign: str = "") -> str:
-    """Write a fraction in per cent, or a dash."""
-    return NONE if value is None else f"{100 * value:{sign}.{digits}f}"
+    """Write a fraction in per cent, or a dash; what rounds to zero has no minus."""
+    return NONE if value is None else f"{100 * value:{sign}z.{digits}f}"
 
 
 def with_minus(text: str) -> str:
@@ -61,9 +61,9 @@ def with_minus(text: str) -> str:
     return re.sub(r"-(?=\d)", "−", text)
 
 
-def interval(bounds: Sequence[float] | None) -> str:
-    """Write `` [low, high]`` in per cent, where there is one."""
-    return "" if bounds is None else f" [{percent(bounds[0], 0)}, {percent(bounds[1], 0)}]"
+def interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
+    """Write `` [low, high]`` in per cent, with the decimals of the estimate before it, where there is one."""
+    return "" if bounds is None else f" [{percent(bounds[0], digits)}, {percent(bounds[1], digits)}]"
 
 
 def missing(row: Row, metric: str) -> str:
@@ -200,7 +200,7 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
             return found.reason or "" if found else ""
         if found.no_effect:
             return f"{found.no_effect}; FSR {percent(found.fsr)} %"
-        kept = "" if found.retention is None else f"; {percent(found.retention)} % of origin kept"
+        kept = "" if found.retention is None else f"; retention {percent(found.retention)} %"
         between = f"95 % interval over {found.n} fingerprints: {_spelled_out(found.interval)} %"
         return f"{between}; greedy {found.greedy}/{found.n}{kept}"
 

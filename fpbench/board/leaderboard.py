@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fpbench.board.figures import Drawing, figures
+from fpbench.board.figures import Drawing, captions, figures
 from fpbench.board.groups import Group, RowKey, claimed_groups, group_records
 from fpbench.board.results import results
 from fpbench.board.rows import Row, claimed_row, rows_from_records
@@ -33,7 +33,8 @@ def leaderboard(
         records: a run, its folder of records, or the records of one model or method.
         out: where ``leaderboard.md``, ``.csv`` (one line a figure), ``_wide.csv`` (one line a row), ``.json``,
             ``.html`` and ``.tex`` are written; nowhere by default.
-        plots: where figures are written as SVG, which the page of ``out`` then shows too; nowhere by default.
+        plots: where figures are written as SVG, which the page of ``out`` then shows too, and as PDF for papers, at the
+            width of a column or of a page of two, with ``captions.md``; nowhere by default.
         rescore: recompute the figures from the per-query results beside the records.
         claimed: folder of submissions, whose own records are shown as claimed; none by default. One with records that
             are not what this harness writes is left out, with a warning that says why.
@@ -69,6 +70,8 @@ def regenerate(
     if plots is not None:
         for each in drawings:
             write_bytes(Path(plots) / f"{each.name}.svg", each.content)
+            write_bytes(Path(plots) / f"{each.name}.pdf", each.printed)
+        write_text(Path(plots) / "captions.md", captions(drawings))
     return rows
 
 

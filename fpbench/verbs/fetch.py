@@ -11,9 +11,9 @@ NOTE = (
     "Downloads a model, or every model and data set that a profile names on the hub, and, where that measures "
     "tinyMMLU itself, its item parameters from the authors' repository. The first fetch pins each to a commit and to "
     "SHA-256 digests in $FPBENCH_CACHE/lock.json (default: fpbench in the user's cache folder). From then on every run "
-    "reads what is pinned, not the branch, and a later fetch downloads only what is missing, which has to match. To move on "
-    "to what a branch has become, delete its entry there and fetch again. Models stay in the hub's own cache, rows of "
-    "data sets in $FPBENCH_CACHE/rows. Gated models need HF_TOKEN; `fpbench doctor PROFILE` says which are."
+    "reads what is pinned, not the branch, and a later fetch downloads only what is missing, which has to match. To "
+    "move on to what a branch has become, delete its entry there and fetch again. Models stay in the hub's own cache, "
+    "rows of data sets in $FPBENCH_CACHE/rows. Gated models need HF_TOKEN; `fpbench doctor PROFILE` says which are."
 )
 
 

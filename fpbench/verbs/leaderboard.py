@@ -28,7 +28,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add(
         "--plots",
         metavar="DIR",
-        help="also draw figures there, and in the leaderboard.html of --out (needs the extra 'plots')",
+        help="also draw figures there, SVG and PDF with captions, and in the leaderboard.html of --out (needs the "
+        "extra 'plots')",
     )
     add("--format", choices=["md", "csv", "json", "html", "latex"], default="md", help="what is printed (default: md)")
     add(

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 
 import pytest
 
@@ -127,7 +126,7 @@ def test_formats_hold_every_row(store):
     with pytest.raises(InputError, match="format 'xls'"):
         render(rows, "xls")
     text = summary(list(rows_of(store).values()))
-    assert text.count("100.0 [69, 100]") == 8 and "+20.0 % [20, 20]" in text and "Failed cells" in text
+    assert "100.0 [69.2, 100.0]" in text and "+20.0 % [20.0, 20.0]" in text and "Failed cells" in text
 
 
 def test_the_paper_s_figures_are_carried_over_as_reported():
@@ -170,6 +169,4 @@ def test_a_row_says_where_its_data_were_read_from(tmp_path):
     assert DATA.text(rows["strong"]) == "hub 1, mirror 1, stand-in 2"
     assert DATA.note(rows["strong"]) == f"alpaca: mirror / {text}; boolq: hub; c4: {text}"
     assert DATA.text(rows["toy"]) == "bundled"
-    assert "| bundled |" in re.sub(" +", " ", render([rows["toy"]], "md")) and ",bundled," in render(
-        [rows["toy"]], "wide"
-    )
+    assert "data bundled" in render([rows["toy"]], "md") and ",bundled," in render([rows["toy"]], "wide")
