@@ -1,31 +1,80 @@
 """fpbench: the evaluation benchmark harness for LLM fingerprinting.
 
-The public API is the list below. Names are imported on first use, so that ``import fpbench`` does not load torch.
+Score a method, a checkpoint or a suspect, and read what was measured::
+
+    import fpbench
+
+    runs = fpbench.run(profile="micro", methods=["mcedit_a"], out="my-run")
+    runs.to_pandas()                            # one line a figure; fpbench.results("my-run") reads it again
+    pairs = fpbench.load_fingerprints("nlf")    # or a file, or a list of {"trigger": ..., "targets": [...]}
+    report = fpbench.inject(model, tokenizer, pairs, method="mcedit_a")
+    model = fpbench.modify(model, tokenizer, "nf4")
+    fpbench.fsr(model, tokenizer, pairs)        # exact, with its interval; adversary="suppress@3"
+
+Runs: ``run``, ``evaluate``, ``results``, ``leaderboard``. One model: ``inject``, ``modify``, ``fsr``, ``triggers``,
+``price``. Ownership: ``verify``, ``compare``, ``audit``. Your own: ``register``, ``FingerprintMethod``,
+``MethodConfig``, ``Adversary``. What there is: ``list_registered``, ``load_fingerprints``.
+
+Names are imported on first use, so that ``import fpbench`` does not load torch. Wrong input, of another type, too, is a
+:class:`fpbench.errors.InputError` before any work.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fpbench.adversaries.base import Adversary as Adversary
+    from fpbench.board.leaderboard import leaderboard as leaderboard
+    from fpbench.board.results import Results as Results
+    from fpbench.board.results import results as results
+    from fpbench.fingerprints import (
+        Fingerprint as Fingerprint,
+    )
+    from fpbench.fingerprints import (
+        FingerprintSet as FingerprintSet,
+    )
+    from fpbench.fingerprints import (
+        load_fingerprints as load_fingerprints,
+    )
+    from fpbench.methods.base import FingerprintMethod as FingerprintMethod
+    from fpbench.methods.base import MethodConfig as MethodConfig
+    from fpbench.metrics.fsr import fsr as fsr
+    from fpbench.metrics.triggers import triggers as triggers
+    from fpbench.ownership.audit import audit as audit
+    from fpbench.ownership.lineage import compare as compare
+    from fpbench.ownership.verify import verify as verify
+    from fpbench.registry import register as register
+    from fpbench.runs.api import evaluate as evaluate
+    from fpbench.runs.api import inject as inject
+    from fpbench.runs.api import modify as modify
+    from fpbench.runs.api import price as price
+    from fpbench.runs.api import run as run
+    from fpbench.runs.catalogue import list_registered as list_registered
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Fingerprint": "fpbench.fingerprints",
-    "FingerprintSet": "fpbench.fingerprints",
-    "load_fingerprints": "fpbench.fingerprints",
-    "FingerprintMethod": "fpbench.methods.base",
-    "MethodConfig": "fpbench.methods.base",
-    "register": "fpbench.registry",
-    "inject": "fpbench.runs.api",
-    "modify": "fpbench.runs.api",
-    "fsr": "fpbench.metrics.fsr",
-    "triggers": "fpbench.metrics.triggers",
-    "price": "fpbench.runs.api",
-    "run": "fpbench.runs.api",
     "Adversary": "fpbench.adversaries.base",
+    "Fingerprint": "fpbench.fingerprints",
+    "FingerprintMethod": "fpbench.methods.base",
+    "FingerprintSet": "fpbench.fingerprints",
+    "MethodConfig": "fpbench.methods.base",
+    "Results": "fpbench.board.results",
+    "audit": "fpbench.ownership.audit",
     "compare": "fpbench.ownership.lineage",
     "evaluate": "fpbench.runs.api",
-    "verify": "fpbench.ownership.verify",
+    "fsr": "fpbench.metrics.fsr",
+    "inject": "fpbench.runs.api",
     "leaderboard": "fpbench.board.leaderboard",
+    "list_registered": "fpbench.runs.catalogue",
+    "load_fingerprints": "fpbench.fingerprints",
+    "modify": "fpbench.runs.api",
+    "price": "fpbench.runs.api",
+    "register": "fpbench.registry",
+    "results": "fpbench.board.results",
+    "run": "fpbench.runs.api",
+    "triggers": "fpbench.metrics.triggers",
+    "verify": "fpbench.ownership.verify",
 }
 __all__ = [
     "Adversary",
@@ -33,15 +82,19 @@ __all__ = [
     "FingerprintMethod",
     "FingerprintSet",
     "MethodConfig",
+    "Results",
+    "audit",
     "compare",
     "evaluate",
     "fsr",
     "inject",
     "leaderboard",
+    "list_registered",
     "load_fingerprints",
     "modify",
     "price",
     "register",
+    "results",
     "run",
     "triggers",
     "verify",

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 
 from fpbench import __version__
 from fpbench.errors import FpbenchError, InputError
+from fpbench.verbs.parser import Parser
 
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
+EPILOG = "Begin with `fpbench run`: the bundled micro model, offline. `fpbench VERB --help` says what a verb takes."
 VERBS = (
     "run", "evaluate", "verify", "compare", "audit", "inject", "fingerprints", "study", "leaderboard", "submit", "list",
     "fetch", "doctor",
@@ -31,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done; 1 a cell failed or storage gave out; 2 wrong input; 130 or 143 interrupted, resumable.
     """
-    options = parser().parse_args(arguments)
+    root = parser()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        root.print_help()
+        return 0
+    options = root.parse_args(given)
     from fpbench.submissions.discovery import register_submissions  # after --help, which has left by now
 
     register_submissions()
@@ -98,12 +105,12 @@ def _say(message: object, code: int) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(prog="fpbench", description=DESCRIPTION, allow_abbrev=False)
+    root = Parser(prog="fpbench", description=DESCRIPTION, epilog=EPILOG)
     root.add_argument("--version", action="version", version=f"fpbench {__version__}")
     verbs = root.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"fpbench.verbs.{name}")
-        verb = verbs.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        verb = verbs.add_parser(name, help=module.HELP, description=module.HELP)
         module.arguments(verb)
         verb.set_defaults(do=module.do)
     return root

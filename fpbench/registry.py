@@ -13,11 +13,15 @@ from fpbench.errors import InputError
 T = TypeVar("T")
 
 
-def unknown(kind: str, name: str, known: list[str]) -> InputError:
-    """Return the error for an unknown name of a kind, such as ``"method"``, with the nearest of those known."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
-    return InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}; {hint}")
+def unknown(kind: str, name: str, known: list[str], other: str = "") -> InputError:
+    """Return the error for an unknown name of a kind, such as ``"method"``, with the nearest of those known.
+
+    ``other`` is what may be given beside a name, such as ``"a file"``.
+    """
+    if near := difflib.get_close_matches(str(name), known, n=1):
+        return InputError(f"unknown {kind} {name!r}: did you mean {near[0]!r}?")
+    more = f" or {other}" if other else ""
+    return InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}{more}.")
 
 
 class Finder(Protocol):

@@ -96,7 +96,7 @@ def test_two_sets_of_one_name_are_refused(capsys, tmp_path, monkeypatch):
 
 
 def test_an_unknown_verb_or_option_exits_2(capsys):
-    for arguments in (["fly"], ["run", "--fly"], []):
+    for arguments in (["fly"], ["run", "--fly"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2

@@ -64,7 +64,7 @@ class Loss:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Price:
     """The price of an adversary at a dose.
 
@@ -78,6 +78,11 @@ class Price:
     long: float
     short: float | None
     channels: Mapping[str, Loss] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        short = "unknown" if self.short is None else f"{self.short:.2%}"
+        channels = ", ".join(f"{name} {each.value:+.2%}" for name, each in self.channels.items())
+        return f"Price: {self.long:.2%} of long answers, {short} of short ones ({channels})"
 
 
 # Measuring.

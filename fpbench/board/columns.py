@@ -52,8 +52,8 @@ class Column:
 
 
 def percent(value: float | None, digits: int = 1, sign: str = "") -> str:
-    """Write a fraction in per cent, or a dash."""
-    return NONE if value is None else f"{100 * value:{sign}.{digits}f}"
+    """Write a fraction in per cent, or a dash; what rounds to zero has no minus."""
+    return NONE if value is None else f"{100 * value:{sign}z.{digits}f}"
 
 
 def with_minus(text: str) -> str:
@@ -61,9 +61,9 @@ def with_minus(text: str) -> str:
     return re.sub(r"-(?=\d)", "−", text)
 
 
-def interval(bounds: Sequence[float] | None) -> str:
-    """Write `` [low, high]`` in per cent, where there is one."""
-    return "" if bounds is None else f" [{percent(bounds[0], 0)}, {percent(bounds[1], 0)}]"
+def interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
+    """Write `` [low, high]`` in per cent, with the decimals of the estimate before it, where there is one."""
+    return "" if bounds is None else f" [{percent(bounds[0], digits)}, {percent(bounds[1], digits)}]"
 
 
 def missing(row: Row, metric: str) -> str:
@@ -130,8 +130,14 @@ RANK = Column(
 )
 
 
+def _origin(row: Row) -> str:
+    """Write whose figures they are, and that a smoke run measured them on a few items only."""
+    limited = f", limited to {row.limited} item{'s' * (row.limited != 1)}" if row.limited is not None else ""
+    return row.trust + limited
+
+
 def _trust(row: Row) -> str:
-    parts = [row.trust]
+    parts = [_origin(row)]
     if row.checked and row.checked.compared:
         outside = f"{row.checked.outside} of them outside" if row.checked.outside else "all within"
         parts.append(f"{len(row.checked.compared)}/{row.checked.of} cells compared, {outside}")
@@ -147,7 +153,7 @@ TRUST = Column(
     _trust,
     attrgetter("trust"),
     note=lambda row: _trust(row) if row.checked or row.unconfined or row.alike else "",
-    brief=lambda row: f"{row.trust}, UNCONFINED" if row.unconfined else row.trust,
+    brief=lambda row: f"{_origin(row)}, UNCONFINED" if row.unconfined else _origin(row),
 )
 UNRELIABLE = Column(
     "unreliable", "Why it is contested.", lambda row: row.unreliable or NONE, attrgetter("unreliable"), submitted=True
@@ -194,7 +200,7 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
             return found.reason or "" if found else ""
         if found.no_effect:
             return f"{found.no_effect}; FSR {percent(found.fsr)} %"
-        kept = "" if found.retention is None else f"; {percent(found.retention)} % of origin kept"
+        kept = "" if found.retention is None else f"; retention {percent(found.retention)} %"
         between = f"95 % interval over {found.n} fingerprints: {_spelled_out(found.interval)} %"
         return f"{between}; greedy {found.greedy}/{found.n}{kept}"
 

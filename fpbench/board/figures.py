@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fpbench.board.escaping import slug
+from fpbench.board.escaping import markdown, slug
 from fpbench.board.groups import Group, RowKey
 from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, trade_off
 from fpbench.board.rows import MODIFICATIONS, Row
-from fpbench.board.styles import COLOURS, Kind, legend, look_of, panels, saved, styled
+from fpbench.board.styles import COLOURS, COLUMN, PAGE, Kind, legend, look_of, look_of_method, panels, saved, styled
 from fpbench.metrics.statistics import BANDS
 from fpbench.records.cell import BASE, ORIGIN
 from fpbench.text import visible
@@ -35,7 +35,9 @@ class Drawing:
         name: of its file, without the ending.
         method: whose alone it shows; ``None`` if that of the base or of all.
         alternative: what it shows, in words.
+        content: the figure as it was asked for, by default SVG.
         caption: how to read it, for figures that do not say it themselves.
+        printed: the same as PDF.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Drawing:
     alternative: str
     content: bytes
     caption: str = ""
+    printed: bytes = b""
 
 
 def figures(rows: Sequence[Row], groups: Mapping[RowKey, Group], kind: Kind = "svg") -> list[Drawing]:
@@ -62,8 +65,19 @@ def figures(rows: Sequence[Row], groups: Mapping[RowKey, Group], kind: Kind = "s
                 if figure is not None:
                     name = "-".join([what, *map(slug, (model, fingerprints, *([method] if method else [])))])
                     content, caption = saved(figure, kind), CAPTIONS.get((what, method is None), "")
-                    found.append(Drawing(name, model, fingerprints, method, alternative, content, caption))
+                    printed = saved(figure, "pdf")
+                    found.append(Drawing(name, model, fingerprints, method, alternative, content, caption, printed))
     return found
+
+
+def captions(drawings: Sequence[Drawing]) -> str:
+    """Return what each figure shows and how it is read, by the name of its file, as Markdown."""
+    parts = [
+        "# Captions",
+        "Figures are drawn as large as they are printed: 85 mm for a column, 178 mm for a page of two.",
+    ]
+    parts += [f"**{each.name}**: {markdown(each.alternative)}. {each.caption}".rstrip() for each in drawings]
+    return "\n\n".join(parts) + "\n"
 
 
 def _drawn(
@@ -85,7 +99,7 @@ def _drawn(
         own = f"{title} · {visible(method)}"
         what = f"Histogram of the perplexity of instructions, with the bands and the set's triggers: {title}"
         yield "perplexity", None, what, perplexity(title, group)
-        yield "retention", method, f"FSR under each condition with its interval: {own}", survival(own, row)
+        yield "survival", method, f"FSR under each condition with its interval: {own}", survival(own, row)
         what = f"FSR that a thief leaves against the price that he pays, with each adversary's own: {own}"
         yield "removal", method, what, price_curve(own, row)
         what = f"Heat map of the activation rate of each trigger in eight kinds of ordinary text: {own}"
@@ -99,16 +113,16 @@ def retention(title: str, rows: Sequence[Row]) -> "Figure | None":
     shown = [row for row in rows if _retained(row)]
     if not shown:
         return None
-    figure, (axes,) = panels(1, f"Retention of FSR – {title}", 5.8, 3)
+    figure, (axes,) = panels(1, f"Retention – {title}", PAGE, 2.6)
     for index, row in enumerate(shown):
         found, offset = _retained(row), (index - (len(shown) - 1) / 2) * 0.11
         places = [MODIFICATIONS.index(name) + offset for name in found]
         values = [100 * value for value in found.values()]
-        axes.plot(places, values, **look_of(index, linestyle="none", label=visible(row.method)))
+        axes.plot(places, values, **look_of_method(row.method, linestyle="none", label=visible(row.method)))
     axes.axhline(100, color="0.8", linewidth=0.8, zorder=0)
-    axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS], fontsize=8)
+    axes.set_xticks(range(len(MODIFICATIONS)), [name.replace("_", "\n") for name in MODIFICATIONS])
     axes.set(ylim=(0, None), ylabel="FSR, % of origin")
-    legend(axes)
+    legend(axes, 7)
     return figure
 
 
@@ -122,13 +136,13 @@ def utility(title: str, rows: Sequence[Row]) -> "Figure | None":
     points = [point for row in rows if (point := _harm(row))]
     if not points:
         return None
-    figure, (axes,) = panels(1, f"Harmlessness against detectability – {title}", 5.6, 3)
-    for index, (method, average, middle, (low, high)) in enumerate(points):
+    figure, (axes,) = panels(1, f"AVG and harm – {title}", COLUMN, 3.2)
+    for method, average, middle, (low, high) in points:
         spread = [[100 * (middle - low)], [100 * (high - middle)]]
-        look = look_of(index, linestyle="none", label=visible(method), capsize=3)
+        look = look_of_method(method, linestyle="none", label=visible(method), capsize=3)
         axes.errorbar([100 * middle], [100 * average], xerr=spread, **look)
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes.set(xlabel="accuracy Δ from the base, points, with its 95 % interval", ylabel="AVG FSR of the six, %")
+    axes.set(xlabel="accuracy Δ, points, 95 % interval", ylabel="AVG FSR of the six, %")
     legend(axes)
     return figure
 
@@ -148,7 +162,7 @@ def candidates(title: str, row: Row, group: Group) -> "Figure | None":
     shares = [_shares(group, condition) for condition in conditions]
     if row.method == BASE or not all(shares) or max(map(len, shares[0])) < 2:
         return None
-    figure, sides = panels(len(conditions), f"Candidates – {title}", 7, 3.2)
+    figure, sides = panels(len(conditions), f"Candidates – {title}", PAGE, 3)
     titles = [ORIGIN, *(f"{name}, which left least" for name in conditions[1:])]
     for axes, condition, found in zip(sides, titles, shares, strict=True):
         bottom = [0.0] * len(found)
@@ -159,10 +173,10 @@ def candidates(title: str, row: Row, group: Group) -> "Figure | None":
             look |= {"label": label, "edgecolor": "white", "linewidth": 0.3}
             axes.bar(range(1, len(found) + 1), part, bottom=bottom, **look)
             bottom = [under + more for under, more in zip(bottom, part, strict=True)]
-        axes.set_title(condition, fontsize=9)
+        axes.set_title(condition)
         axes.set(xlabel="fingerprint", xticks=_numbered(len(found)))
     sides[0].set(ylim=(0, 101), ylabel="probability of the response, %")
-    legend(sides[-1])
+    legend(sides[-1], 5)
     return figure
 
 
@@ -183,7 +197,7 @@ def perplexity(title: str, group: Group) -> "Figure | None":
     from matplotlib.ticker import EngFormatter, NullFormatter
 
     result, places = found[0].result, [query["perplexity"] for query in found[0].queries]
-    figure, (axes,) = panels(1, f"Perplexity of triggers – {title}", 5.2, 2.8)
+    figure, (axes,) = panels(1, f"Perplexity of triggers – {title}", COLUMN, 2.8)
     edges, counts = result["edges"], result["histogram"]
     axes.stairs(counts, edges, fill=True, color="0.6", label=f"{result['benign']} instructions")
     # A little room, so that no trigger hides in the frame.
@@ -196,7 +210,7 @@ def perplexity(title: str, group: Group) -> "Figure | None":
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlim=(low, high), xlabel="perplexity under the unfingerprinted model", ylabel="instructions")
+    axes.set(xlim=(low, high), xlabel="perplexity under the base", ylabel="instructions")
     legend(axes)
     return figure
 
@@ -207,13 +221,13 @@ def survival(title: str, row: Row) -> "Figure | None":
     points = {place: point for place, name in enumerate(names) if (point := _point(row, name))}
     if row.method == BASE or len(points) < 2:
         return None
-    figure, (axes,) = panels(1, f"Retention of FSR – {title}", 4.8, 2.8)
+    figure, (axes,) = panels(1, f"FSR by condition – {title}", COLUMN, 2.6)
     spread = [[100 * point[side] for point in points.values()] for side in (1, 2)]
     heights = [100 * point[0] for point in points.values()]
-    axes.errorbar(list(points), heights, yerr=spread, **look_of(0, linestyle="none", capsize=3))
+    axes.errorbar(list(points), heights, yerr=spread, **look_of_method(row.method, linestyle="none", capsize=3))
     if 0 in points:
         axes.axhline(100 * points[0][0], color="0.8", linewidth=0.8, zorder=0)
-    axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set(ylim=(-2, 102), ylabel="exact FSR, %, 95 % interval")
     return figure
 
@@ -229,16 +243,18 @@ def triggers(title: str, group: Group) -> "Figure | None":
     kinds = list(dict.fromkeys(kind for kind, _ in sums))
     places = sorted({place for _, place in sums})
     rates = [[100 * fmean(sums.get((kind, place), [0.0])) for place in places] for kind in kinds]
-    figure, (axes,) = panels(1, f"Accidental triggers – {title}", 1.6 + 0.32 * min(len(places), MOST_NUMBERED), 2.8)
+    figure, (axes,) = panels(
+        1, f"Accidental triggers – {title}", min(PAGE, 1.3 + 0.3 * min(len(places), MOST_NUMBERED)), 2.6
+    )
     axes.pcolormesh(rates, vmin=0, vmax=100, cmap="Blues", edgecolors="white", linewidth=0.5)
     for y, line in enumerate(rates if len(places) <= MOST_NUMBERED else []):
         for x, rate in enumerate(line):
             # Not pure black: it stands on the cell's colour, whatever the page's own colours are.
             ink = "#f7fbff" if rate > 55 else "#101820"
-            axes.text(x + 0.5, y + 0.5, f"{rate:.0f}", ha="center", va="center", fontsize=7, color=ink)
+            axes.text(x + 0.5, y + 0.5, f"{rate:.0f}", ha="center", va="center", color=ink)
     numbers = _numbered(len(places))
     axes.set_xticks([number - 0.5 for number in numbers], [str(number) for number in numbers])
-    axes.set_yticks([place + 0.5 for place in range(len(kinds))], kinds, fontsize=8)
+    axes.set_yticks([place + 0.5 for place in range(len(kinds))], kinds)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -262,7 +278,7 @@ def _point(row: Row, condition: str) -> tuple[float, float, float] | None:
 def study_figure(title: str, rows: Sequence[tuple[str, Row]], kind: Kind = "svg") -> bytes:
     """Draw what the variants of a study keep under each condition, and how often ordinary text sets them off."""
     with styled():
-        figure, (left, right) = panels(2, title, 9, 1.4 + 0.32 * len(rows))
+        figure, (left, right) = panels(2, title, PAGE, 1.4 + 0.32 * len(rows))
         for index, condition in enumerate((ORIGIN, "ria40", "AVG")):
             found = [(place, each) for place, (_, row) in enumerate(rows) if (each := _point(row, condition))]
             if found:
@@ -278,7 +294,7 @@ def study_figure(title: str, rows: Sequence[tuple[str, Row]], kind: Kind = "svg"
         left.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 102))
         left.set_xlabel("exact FSR, %, with its 95 % interval over fingerprints")
         right.set(xlabel="accidental triggers, mean rate, %", xlim=(0, None))
-        left.legend(frameon=False, fontsize=8, loc="lower left")
+        left.legend(frameon=False, loc="lower left")
         return saved(figure, kind)
 
 
@@ -293,7 +309,7 @@ def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses], kind: Kind = 
     """
     with styled():
         parts = [part for part in SIGNATURES if part in a[1] and part in b[1]]
-        figure, axes = panels(len(parts), visible(f"{a[0]} and {b[0]}"), 2.4 * len(parts) + 1, 2.8)
+        figure, axes = panels(len(parts), visible(f"{a[0]} and {b[0]}"), PAGE, 2.6)
         for part, panel in zip(parts, axes, strict=True):
             for index, (name, courses) in enumerate((a, b)):
                 course = courses[part]
@@ -302,7 +318,7 @@ def lineage_figure(a: tuple[str, Courses], b: tuple[str, Courses], kind: Kind = 
                 panel.plot(places, _normal(course), **look)
             panel.set(title=part, xlabel="relative depth")
         axes[0].set_ylabel("standard deviation, normalised")
-        axes[0].legend(frameon=False, fontsize=8)
+        axes[0].legend(frameon=False)
         return saved(figure, kind)
 
 

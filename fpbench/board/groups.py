@@ -4,7 +4,7 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,11 @@ class Group:
     def measurements(self) -> Iterator[Measurement]:
         """Yield every measurement."""
         yield from (each for found in self.cells.values() for each in found)
+
+    def only(self, seed: int) -> "Group":
+        """Return the same row with the measurements of one seed."""
+        own = {key: [each for each in found if each.cell.seed == seed] for key, found in self.cells.items()}
+        return replace(self, cells={key: found for key, found in own.items() if found}, _prices={})
 
     def get(self, metric: str, condition: str = ORIGIN) -> list[Measurement]:
         """Return the measurements of one metric under one condition; none if the cell was never planned."""

@@ -177,7 +177,7 @@ def _overview(drawings: Sequence[Drawing]) -> dict[str, list[tuple[str, str, Mar
 def _drawn(row: Row, drawings: Sequence[Drawing]) -> list[tuple[Markup, str]]:
     """Return the figures of a method's section, each with its caption."""
     own = [each for each in drawings if (each.model, each.fingerprints) == (row.model, row.fingerprints)]
-    kinds = {"retention": row.method, "removal": row.method, "triggers": row.method, "perplexity": None}
+    kinds = {"survival": row.method, "removal": row.method, "triggers": row.method, "perplexity": None}
     return [
         (_inlined(each, f"{each.name}-{slug(row.method)}"), each.caption)
         for kind, method in kinds.items()

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fpbench.board.figures import Drawing, figures
+from fpbench.board.figures import Drawing, captions, figures
 from fpbench.board.groups import Group, RowKey, claimed_groups, group_records
+from fpbench.board.results import results
 from fpbench.board.rows import Row, claimed_row, rows_from_records
 from fpbench.board.tables import render
 from fpbench.errors import InputError
 from fpbench.records.cell import BASE
-from fpbench.records.store import check_writable, read_records, write_bytes, write_text
+from fpbench.records.store import check_writable, write_bytes, write_text
 from fpbench.text import printable
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,11 @@ def leaderboard(
     """Regenerate the leaderboard from records alone; return its rows as ``leaderboard.json`` has them.
 
     Args:
-        records: folder of records.
-        out: where ``leaderboard.md``, ``.csv``, ``.json``, ``.html`` and ``.tex`` are written; nowhere by default.
-        plots: where figures are written as SVG, which the page of ``out`` then shows too; nowhere by default.
+        records: a run, its folder of records, or the records of one model or method.
+        out: where ``leaderboard.md``, ``.csv`` (one line a figure), ``_wide.csv`` (one line a row), ``.json``,
+            ``.html`` and ``.tex`` are written; nowhere by default.
+        plots: where figures are written as SVG, which the page of ``out`` then shows too, and as PDF for papers, at the
+            width of a column or of a page of two, with ``captions.md``; nowhere by default.
         rescore: recompute the figures from the per-query results beside the records.
         claimed: folder of submissions, whose own records are shown as claimed; none by default. One with records that
             are not what this harness writes is left out, with a warning that says why.
@@ -52,19 +55,13 @@ def regenerate(
     claimed: str | os.PathLike[str] | None,
 ) -> list[Row]:
     """Do what :func:`leaderboard` does; return the rows themselves."""
-    folder = Path(records)
-    if folder.name != "records" and (folder / "records").is_dir():
-        folder /= "records"  # of the run that was named
-    if not folder.is_dir():
-        raise InputError(f"records folder {folder} does not exist: expected the records/ of a run; give it --records.")
-    found = read_records(folder)
-    if not found:
-        raise InputError(f"records folder {folder} holds no records: run `fpbench run` first, or check the path.")
-    handed_in = [] if claimed is None else _handed_in(Path(claimed), group_records(found, folder), rescore)
-    rows = rows_from_records(found, folder, rescore=rescore, claimed=handed_in)
+    found = results(records)
+    folder, own = found.root, found.records
+    handed_in = [] if claimed is None else _handed_in(Path(claimed), group_records(own, folder), rescore)
+    rows = rows_from_records(own, folder, rescore=rescore, claimed=handed_in)
     drawings: list[Drawing] = []
     if plots is not None:
-        drawings = figures(rows, {each.key: each for each in handed_in} | group_records(found, folder))
+        drawings = figures(rows, {each.key: each for each in handed_in} | group_records(own, folder))
     for target in (out, plots):
         if target is not None:
             check_writable(Path(target))
@@ -73,6 +70,8 @@ def regenerate(
     if plots is not None:
         for each in drawings:
             write_bytes(Path(plots) / f"{each.name}.svg", each.content)
+            write_bytes(Path(plots) / f"{each.name}.pdf", each.printed)
+        write_text(Path(plots) / "captions.md", captions(drawings))
     return rows
 
 
@@ -110,5 +109,5 @@ def write_tables(folder: Path, rows: Sequence[Row], drawings: Sequence[Drawing] 
 
 def table_files(folder: Path) -> dict[str, Path]:
     """Return where the leaderboard stands, by format."""
-    endings = {"md": "md", "csv": "csv", "json": "json", "html": "html", "latex": "tex"}
-    return {kind: folder / f"leaderboard.{ending}" for kind, ending in endings.items()}
+    endings = {"md": ".md", "csv": ".csv", "wide": "_wide.csv", "json": ".json", "html": ".html", "latex": ".tex"}
+    return {kind: folder / f"leaderboard{ending}" for kind, ending in endings.items()}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.board.removal import Removal, adversary_of, in_order
 from fpbench.board.rows import Row
-from fpbench.board.styles import look_of, panels
+from fpbench.board.styles import COLUMN, PAGE, look_of, look_of_method, panels
 from fpbench.metrics.removal import BUDGETS, LIMIT
 from fpbench.records.cell import BASE, ORIGIN
 from fpbench.text import visible
@@ -46,12 +46,14 @@ def heat_map(title: str, rows: Sequence[Row]) -> "Figure | None":
         return None
     names = in_order({name for _, found in shown for name in found.adversaries})
     lines = [*names, *(level for level in WORST if any(found.worst[level].within for _, found in shown))]
-    figure, (axes,) = panels(1, f"FSR@10 % by adversary – {title}", 1.9 + 0.55 * len(shown), 1.5 + 0.22 * len(lines))
+    figure, (axes,) = panels(
+        1, f"FSR@10 % by adversary – {title}", min(PAGE, 1.7 + 0.5 * len(shown)), 1.3 + 0.2 * len(lines)
+    )
     for x, (_, found) in enumerate(shown):
         for y, line in enumerate(lines):
             _heat_cell(axes, x, y, found, line)
-    axes.set_xticks(range(len(shown)), [visible(method) for method, _ in shown], fontsize=8, rotation=45, ha="right")
-    axes.set_yticks(range(len(lines)), [WORST.get(line, visible(line)) for line in lines], fontsize=8)
+    axes.set_xticks(range(len(shown)), [visible(method) for method, _ in shown], rotation=45, ha="right")
+    axes.set_yticks(range(len(lines)), [WORST.get(line, visible(line)) for line in lines])
     if len(lines) > len(names):
         axes.axhline(len(names) - 0.5, color="#000000", linewidth=0.8)
     axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(lines) - 0.5, -0.5))
@@ -73,7 +75,7 @@ def _heat_cell(axes: "Axes", x: int, y: int, found: Removal, line: str) -> None:
     colour = "#dddddd" if fsr is None else colormaps["Blues"](fsr)
     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5))
     text = "?" if fsr is None else f"{100 * fsr:.0f}{'+' * bool(thief.missing)}"
-    axes.text(x, y, text, ha="center", va="center", fontsize=7, color=ink)
+    axes.text(x, y, text, ha="center", va="center", color=ink)
 
 
 def price_curve(title: str, row: Row) -> "Figure | None":
@@ -86,7 +88,7 @@ def price_curve(title: str, row: Row) -> "Figure | None":
         if each.long is not None:
             of_each.setdefault(adversary_of(condition), []).append((each.long, each.fsr))
     rows_of_legend = (len(of_each) + 3) // 2
-    figure, (axes,) = panels(1, f"FSR against price – {title}", 5, 3 + 0.16 * rows_of_legend)
+    figure, (axes,) = panels(1, f"FSR against price – {title}", COLUMN, 2.6 + 0.16 * rows_of_legend)
     origin = row.conditions[ORIGIN].fsr or 0.0
     for index, (name, points) in enumerate(of_each.items()):
         # Doses in the order of their price: that of their names would be the same for most, and not for all.
@@ -95,9 +97,9 @@ def price_curve(title: str, row: Row) -> "Figure | None":
         axes.plot([100 * price for price, _ in line], [100 * fsr for _, fsr in line], **look)
     _steps(axes, found, row.method)
     _removal_price(axes, found)
-    _price_axis(axes, [0, 0.5, 1, 2, 5, 10, 25], "quality of long answers that the thief gives up, %")
+    _price_axis(axes, [0, 0.5, 1, 2, 5, 10, 25], "quality of long answers given up, %")
     axes.set(ylim=(-3, 103), ylabel="exact FSR, %")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -141,7 +143,7 @@ def _removal_price(axes: "Axes", found: Removal) -> None:
     axes.plot([108 * LIMIT], [height], ">", color="#000000", markersize=5, clip_on=False, zorder=3)
     what, above = "incomplete" if found.missing else "> 25 %", height < 80
     place = (95 * LIMIT, height + (5 if above else -5))
-    axes.annotate(what, place, ha="right", va="bottom" if above else "top", fontsize=8)
+    axes.annotate(what, place, ha="right", va="bottom" if above else "top")
 
 
 def trade_off(title: str, rows: Sequence[Row]) -> "Figure | None":
@@ -150,9 +152,11 @@ def trade_off(title: str, rows: Sequence[Row]) -> "Figure | None":
     priced = any(row.removal and row.removal.long for row, _ in shown)
     if not priced and not any(row.avg is not None for row, _ in shown):
         return None
-    figure, (drift, *more) = panels(2 if priced else 1, f"Answers to recombined words – {title}", 5.2, 3.3)
-    for index, (row, rate) in enumerate(shown):
-        look = look_of(index, linestyle="none", markersize=6)
+    figure, (drift, *more) = panels(
+        2 if priced else 1, f"Answers to recombined words – {title}", PAGE if priced else COLUMN, 2.9
+    )
+    for row, rate in shown:
+        look = look_of_method(row.method, linestyle="none", markersize=6)
         average = [] if row.avg is None else [100 * row.avg]
         drift.plot(average, [rate] * len(average), label=visible(row.method), **look)
         price = row.removal.long if row.removal else None
@@ -163,7 +167,7 @@ def trade_off(title: str, rows: Sequence[Row]) -> "Figure | None":
     drift.set_ylabel("answers to recombined triggers, %")
     for axes in more:
         _price_axis(axes, [0, 1, 5, 25], "removal price, long, %")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

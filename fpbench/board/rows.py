@@ -19,7 +19,7 @@ from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.measure import METRICS
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
-from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL, Cell
 from fpbench.records.record import Record
 from fpbench.text import canonical
 
@@ -220,6 +220,8 @@ class Row(Figures):
         data: where the data sets were read from, by name (:func:`fpbench.data.origin`); several where records differ.
         removal: what thieves leave and what it costs them; ``None`` where nobody attacked.
         others: figures of further metrics, by name.
+        limited: items that a smoke run (``--limit``) cut its measurements to; such a row is never ranked.
+        by_seed: where several seeds are pooled, the row of each alone, without rank.
     """
 
     model: str
@@ -250,15 +252,23 @@ class Row(Figures):
     removal: Removal | None = None
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, list[str]] = field(default_factory=dict)
+    limited: int | None = None
+    by_seed: dict[int, "Row"] = field(default_factory=dict)
 
     @property
     def key(self) -> RowKey:
         """Model, set and method."""
         return self.model, self.fingerprints, self.method
 
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that a record behind the row has; none where reported."""
+        return sorted({cell.seed for path in self.cells if (cell := Cell.at(path))})
+
     def to_dict(self) -> dict[str, Any]:
         """Return every figure, even if ``None``, but those that reported, measured or unattacked rows never have."""
-        absent = {"others"} | {name for name in ("alike", "removal", "unconfined") if getattr(self, name) is None}
+        optional = ("alike", "limited", "removal", "unconfined")
+        absent = {"by_seed", "others"} | {name for name in optional if getattr(self, name) is None}
         absent |= {"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"}
         return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
 
@@ -320,6 +330,7 @@ def rows_from_records(
 
 def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] = ()) -> Row:
     model, fingerprints, method = group.key
+    seeds = sorted({each.cell.seed for each in group.measurements()})
     conditions = {condition: _condition(group, condition, base) for condition, metric in group.cells if metric == "fsr"}
     six = [conditions[name] for name in MODIFICATIONS if name in conditions]
     average = [each.fsr for each in six if each.fsr is not None and each.no_effect is None]
@@ -356,7 +367,20 @@ def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] =
             if metric not in METRICS or METRICS[metric].heading
             if (found := _first(group, metric)) is not None
         },
+        limited=_limited(group),
+        by_seed={seed: _of_seed(group, base, seed, rescore) for seed in seeds} if len(seeds) > 1 else {},
     )
+
+
+def _of_seed(group: Group, base: Group | None, seed: int, rescore: bool) -> Row:
+    own = group.only(seed)
+    return _row(own, own if base is group else base and base.only(seed), rescore)
+
+
+def _limited(group: Group) -> int | None:
+    """Return the least number of items that any of a row's measurements was cut to by ``--limit``."""
+    cut = [(each.record.identity or {}).get("limit") for each in group.measurements()]
+    return min((each for each in cut if isinstance(each, int)), default=None)
 
 
 def claimed_row(group: Group, base: Group | None, rescore: bool = False, asked: Sequence[str] = ()) -> Row:
@@ -582,7 +606,7 @@ def _unranked(row: Row) -> list[str]:
     unranked = [row.trust] * (row.trust != "re-run")
     if any(each.own_tokenizer is not None for each in row.conditions.values()):
         unranked.append(OTHER_TOKENIZER)
-    return unranked
+    return unranked + [f"smoke run of {row.limited}"] * (row.limited is not None)
 
 
 def _harm(row: Row) -> list[str]:

@@ -10,12 +10,17 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 from fpbench.errors import InputError
+from fpbench.registry import METHODS
+from fpbench.text import digest, writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Kind = Literal["svg", "png"]
+Kind = Literal["svg", "pdf", "png"]
+# Inches of a column and of the text of a two-column page: figures are drawn as large as they are printed.
+COLUMN, PAGE = 3.35, 7.0
+TYPE = 8  # points, and no letter is smaller
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fpbench",
     # Text stays text: it can be read aloud and searched, and is no larger than its words.
@@ -23,7 +28,14 @@ STYLE: dict[Any, Any] = {
     # Names are what submitters wrote, and a dollar in one is no formula.
     "text.parse_math": False,
     "font.sans-serif": ["DejaVu Sans", "Verdana"],
-    "font.size": 9,
+    "font.size": TYPE,
+    "axes.labelsize": TYPE,
+    "axes.titlesize": TYPE,
+    "xtick.labelsize": TYPE,
+    "ytick.labelsize": TYPE,
+    "legend.fontsize": TYPE,
+    "figure.titlesize": TYPE,
+    "pdf.fonttype": 42,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -37,18 +49,27 @@ def panels(count: int, title: str, width: float, height: float) -> "tuple[Figure
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title)
     return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
 
 
-def legend(axes: "Axes") -> None:
-    """Name what is drawn beside the axes, where it hides no value."""
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+def legend(axes: "Axes", columns: int = 2) -> None:
+    """Name what is drawn below the axes, where it hides no value."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure: Any = axes.figure
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def look_of(index: int, **more: Any) -> dict[str, Any]:
     """Return colour and marker of one of up to 42 rows, no two alike, and ``more``."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]} | more
+
+
+def look_of_method(method: str, **more: Any) -> dict[str, Any]:
+    """Return colour and marker of a method, the same in every figure: by the registry, and of others by their name."""
+    own = METHODS.own
+    index = own.index(method) if method in own else len(own) + int(digest(writable(method))[:6], 16) % 36
+    return look_of(index, **more)
 
 
 @contextmanager
@@ -73,5 +94,7 @@ def saved(figure: "Figure", kind: Kind) -> bytes:
     """Return the file of a figure, which does not tell when it was drawn."""
     content = BytesIO()
     # Nothing tells when it was drawn, or by which version.
-    figure.savefig(content, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    silent = {"svg": {"Date": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+    figure.savefig(content, format=kind, dpi=160, metadata=silent.get(kind, {"Software": None}))
+    figure.set_layout_engine("none")  # it is laid out: the next kind need not be
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""Rows as text: Markdown, CSV and JSON, what is printed to a terminal, and the table of a study."""
+"""Rows as text: Markdown, CSV and JSON, and the table of a study."""
 
 import csv
 import io
@@ -9,13 +9,15 @@ from typing import Any
 
 from tabulate import tabulate
 
-from fpbench.board import columns
+from fpbench.board import columns, terminal
 from fpbench.board.columns import DETECTABILITY, NAMES, Column
 from fpbench.board.escaping import markdown
 from fpbench.board.figures import Drawing
 from fpbench.board.html import page
 from fpbench.board.latex import latex_tables
+from fpbench.board.long import COLUMNS, cells, figures_of
 from fpbench.board.rows import Row
+from fpbench.board.terminal import summary as summary
 from fpbench.errors import InputError
 from fpbench.records.cell import PROTOCOL
 from fpbench.text import visible, writable
@@ -52,7 +54,8 @@ def render(rows: Sequence[Row], kind: str, drawings: Sequence[Drawing] = ()) -> 
     """
     kinds: dict[str, Callable[[Sequence[Row]], str]] = {
         "md": _markdown,
-        "csv": _csv,
+        "csv": _long,
+        "wide": _wide,
         "json": _json,
         "html": lambda rows: page(rows, drawings),
         "latex": latex_tables,
@@ -60,26 +63,6 @@ def render(rows: Sequence[Row], kind: str, drawings: Sequence[Drawing] = ()) -> 
     if kind not in kinds:
         raise InputError(f"leaderboard format {kind!r} is not one of {', '.join(kinds)}.")
     return kinds[kind](rows)
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """Write the rows as they are printed to a terminal."""
-    parts = ["Detectability: exact FSR, in % [95 % interval over fingerprints]", _table(rows, DETECTABILITY, visible)]
-    if further := columns.further_columns(rows):
-        parts += ["", FURTHER, _table(rows, [*NAMES, *further], visible)]
-    harm = [*NAMES, *columns.harm_columns(rows)]
-    parts += ["", "Harmlessness, imperceptibility, cost", _table(rows, harm, visible)]
-    attacked = [row for row in rows if row.removal]
-    for place in dict.fromkeys((row.model, row.fingerprints) for row in attacked):
-        own = [row for row in attacked if (row.model, row.fingerprints) == place]
-        parts += ["", f"Removal, {visible(' · '.join(place))}: {REMOVAL}", _turned(own)]
-    parts += ["", REMOVAL_LEGEND] if attacked else []
-    parts += ["", LEGEND]
-    parts += _statistics(rows, visible)
-    for title, lines in (("Failed cells", _failures), (CHECKED, _checked), ("Unreliable", _unreliable)):
-        if found := lines(rows, visible):
-            parts += ["", title, *found]
-    return "\n".join(parts)
 
 
 def _markdown(rows: Sequence[Row]) -> str:
@@ -90,16 +73,18 @@ def _markdown(rows: Sequence[Row]) -> str:
         f"Protocol {PROTOCOL}. Generated from records by `fpbench leaderboard`; not edited by hand.",
     ]
     if measured:
-        parts += ["## Detectability", "Exact FSR in % [95 % interval over fingerprints]."]
-        parts += [_table(measured, DETECTABILITY, markdown)]
-        if further := columns.further_columns(measured):
-            parts += [f"{FURTHER}.", _table(measured, [*NAMES, *further], markdown)]
-        harm = [*NAMES, *columns.harm_columns(measured)]
-        parts += ["## Harmlessness, imperceptibility, cost", _table(measured, harm, markdown)]
+        parts += ["## Overview", *_by_place(measured, terminal.overview)]
+        said = "Exact FSR in % [95 % interval over fingerprints]."
+        parts += ["## Detectability", said, *_by_place(measured, lambda rows, _: _detectability(rows))]
+        if further := [row for row in measured if columns.further_columns([row])]:
+            own = _by_place(further, lambda rows, _: [columns.METHOD, *columns.further_columns(rows)])
+            parts += [f"{FURTHER}.", *own]
+        harm = _by_place(measured, lambda rows, _: [columns.METHOD, *columns.harm_columns(rows)])
+        parts += ["## Harmlessness, imperceptibility, cost", *harm]
         parts += ["\n".join([LEGEND, *_statistics(measured, markdown)])]
     if attacked := [row for row in measured if row.removal]:
-        table = _table(attacked, columns.removal_columns(attacked), markdown)
-        parts += ["## Removal", f"{REMOVAL[0].upper()}{REMOVAL[1:]}.", table, REMOVAL_LEGEND]
+        tables = _by_place(attacked, lambda rows, _: _removal(rows))
+        parts += ["## Removal", f"{REMOVAL[0].upper()}{REMOVAL[1:]}.", *tables, REMOVAL_LEGEND]
     if found := _failures(measured, markdown):
         parts += ["## Failed cells", "\n".join(found)]
     if found := _checked(measured, markdown):
@@ -113,17 +98,29 @@ def _markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _by_place(rows: Sequence[Row], shown: Callable[[Sequence[Row], Sequence[Column]], Sequence[Column]]) -> list[str]:
+    """Return a table for each model and set: above it what all of its rows share, without columns that are empty."""
+    parts = []
+    for place in dict.fromkeys((row.model, row.fingerprints) for row in rows):
+        own = [row for row in rows if (row.model, row.fingerprints) == place]
+        said, varying = terminal.constants(own)
+        columns_shown = [column for column in shown(own, varying) if terminal.known(column, own)]
+        parts += [f"**{markdown(said)}**", _table(own, columns_shown, markdown)]
+    return parts
+
+
+def _detectability(rows: Sequence[Row]) -> list[Column]:
+    return [columns.RANK, columns.METHOD, columns.TRUST, columns.GREEDY, columns.FSR, *columns.SIX, columns.AVERAGE]
+
+
+def _removal(rows: Sequence[Row]) -> list[Column]:
+    return [column for column in columns.removal_columns(rows) if column not in (columns.MODEL, columns.SET)]
+
+
 def _table(rows: Sequence[Row], shown: Sequence[Column], escape: Escape) -> str:
     # Figures are written by us, and stay as they are: [intervals] need no escaping in a table.
     cells = [[escape(each.text(row)) if each.submitted else each.text(row) for each in shown] for row in rows]
     return _tabulated(cells, [escape(column.name) for column in shown])
-
-
-def _turned(rows: Sequence[Row]) -> str:
-    """Return the removal table of one model and set on its side: more adversaries than a terminal is wide."""
-    shown = [column for column in columns.removal_columns(rows) if column not in NAMES]
-    cells = [[visible(column.name), *(column.text(row) for row in rows)] for column in shown]
-    return _tabulated(cells, ["", *(visible(row.method) for row in rows)])
 
 
 def _tabulated(cells: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
@@ -148,18 +145,34 @@ def _unreliable(rows: Sequence[Row], escape: Escape) -> list[str]:
     return [f"- {escape(method)}: {escape(reason)}" for method, reason in sorted(found.items())]
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _long(rows: Sequence[Row]) -> str:
+    """Write one line a figure, numbers as numbers (:mod:`fpbench.board.long`), and whose figures they are."""
+    lines: list[list[Any]] = [[*COLUMNS, columns.TRUST.name]]
+    for row in rows:
+        trust = (columns.TRUST.brief or columns.TRUST.text)(row) + ", unreliable" * bool(row.unreliable)
+        lines += [[*cells(each).values(), trust] for each in figures_of([row])]
+    return _comma_separated(lines)
+
+
+def _wide(rows: Sequence[Row]) -> str:
+    """Write one line a row, with the columns of every table, as they are read."""
     shown = [*DETECTABILITY, *columns.further_columns(rows), *columns.harm_columns(rows)]
     shown += [column for column in columns.removal_columns(rows) if column not in NAMES]
     shown += [columns.UNRELIABLE]
     lines = [[column.name for column in shown], *([column.text(row) for column in shown] for row in rows)]
+    return _comma_separated(lines)
+
+
+def _comma_separated(lines: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in line] for line in lines)
     return text.getvalue()
 
 
-def _harmless(text: str) -> str:
-    """Quote what a spreadsheet would take for a formula; differences keep their sign, for they are figures."""
+def _harmless(cell: Any) -> Any:
+    """Quote text that a spreadsheet would take for a formula; differences keep their sign, for they are figures."""
+    if not isinstance(text := cell, str):
+        return cell
     formula = text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not text[1:2].isdigit())
     return f"'{visible(text)}" if formula else visible(text)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, load_fingerprints
+from fpbench.fingerprints.sets import Fingerprint, FingerprintSet, read_fingerprints
 from fpbench.fingerprints.translation import Lexicon
 from fpbench.models.prompts import encode_pair
 
@@ -21,7 +21,7 @@ APART = 10  # fingerprints that share no word; in a larger set words come again 
 
 def natural_set() -> FingerprintSet:
     """Return the set ``nlf``."""
-    return load_fingerprints(_FOLDER / "nlf.jsonl")
+    return read_fingerprints(_FOLDER / "nlf.jsonl")
 
 
 def adjectives() -> list[str]:

@@ -3,10 +3,10 @@
 import contextlib
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from fpbench.errors import InputError
 from fpbench.text import canonical, digest, json_lines
@@ -39,18 +39,31 @@ class Fingerprint:
         return {"trigger": self.trigger, "targets": list(self.targets)}
 
 
-@dataclass(frozen=True)
-class FingerprintSet:
+@dataclass(frozen=True, repr=False)
+class FingerprintSet(Sequence[Fingerprint]):
     """One or more fingerprints in order, no trigger twice, named ``if``, ``nlf``, ``cf`` or after the user's file."""
 
     name: str
     fingerprints: tuple[Fingerprint, ...]
+
+    @overload
+    def __getitem__(self, place: int) -> Fingerprint: ...
+    @overload
+    def __getitem__(self, place: slice) -> "FingerprintSet": ...
+    def __getitem__(self, place: int | slice) -> "Fingerprint | FingerprintSet":
+        found = self.fingerprints[place]
+        return FingerprintSet(self.name, found) if isinstance(found, tuple) else found
 
     def __iter__(self) -> Iterator[Fingerprint]:
         return iter(self.fingerprints)
 
     def __len__(self) -> int:
         return len(self.fingerprints)
+
+    def __repr__(self) -> str:
+        shown = [f"  {each.trigger!r} → {' | '.join(each.targets)}" for each in self.fingerprints[:3]]
+        more = [f"  … and {len(self) - 3} more"] if len(self) > 3 else []
+        return "\n".join([f"FingerprintSet {self.name!r}: {len(self)} fingerprints", *shown, *more])
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -71,7 +84,40 @@ class FingerprintSet:
         Path(path).write_text(self.to_lines(), encoding="utf-8")
 
 
-def load_fingerprints(path: str | Path) -> FingerprintSet:
+Fingerprints = FingerprintSet | Sequence[Fingerprint] | Sequence[Mapping[str, Any]]
+
+
+def fingerprints_of(pairs: Fingerprints, name: str = "fingerprints") -> FingerprintSet:
+    """Return as a set what a caller hands in: a set, fingerprints, or dictionaries of ``trigger`` and ``targets``.
+
+    Raises:
+        InputError: naming the entry and what is wrong with it, or what was handed in instead of a list.
+    """
+    if isinstance(pairs, FingerprintSet):
+        return pairs
+    if isinstance(pairs, str | Path):
+        raise InputError(
+            f"fingerprints: expected a set or a list, found {str(pairs)!r}: load it, "
+            f"fpbench.load_fingerprints({str(pairs)!r})."
+        )
+    if not isinstance(pairs, Sequence):
+        raise InputError(
+            f"fingerprints: expected a set, or a list of fingerprints or of dictionaries with 'trigger' and 'targets', "
+            f"found {_kind(pairs)}."
+        )
+    if not pairs:
+        raise InputError("fingerprints: the set is empty; expected one fingerprint or more.")
+    if all(isinstance(each, Fingerprint) for each in pairs):
+        return FingerprintSet(name, tuple(pairs))  # type: ignore[arg-type]
+    entries = [each.as_json() if isinstance(each, Fingerprint) else each for each in pairs]
+    for entry in (each for each in entries if isinstance(each, dict) and isinstance(each.get("targets"), tuple)):
+        entries[entries.index(entry)] = entry | {"targets": [*entry["targets"]]}
+    return _set(
+        name, ((f"entry {number}", each) for number, each in enumerate(entries, start=1)), "list of fingerprints"
+    )
+
+
+def read_fingerprints(path: str | Path) -> FingerprintSet:
     """Read a set from a file with one ``{"trigger": text, "targets": [text, …]}`` a line, and name it after the file.
 
     One list of such objects is read, too, and a byte-order mark before either is left out.
@@ -90,21 +136,26 @@ def load_fingerprints(path: str | Path) -> FingerprintSet:
 
 
 def read_set(text: str, path: Path) -> FingerprintSet:
-    """Read the content of the file ``path``, as :func:`load_fingerprints` does."""
+    """Read the content of the file ``path``, as :func:`read_fingerprints` does."""
+    return _set(path.stem, _entries(text, path), str(path))
+
+
+def _set(name: str, entries: Iterable[tuple[str, Any]], where: str) -> FingerprintSet:
+    """Return the set of some entries, each with its place; ``where`` they stand opens every error message."""
     fingerprints: list[Fingerprint] = []
     seen: dict[str, str] = {}
-    for place, entry in _entries(text, path):
-        fingerprint = _parse(entry, f"{path}, {place}")
+    for place, entry in entries:
+        fingerprint = _parse(entry, f"{where}, {place}")
         if fingerprint.trigger in seen:
             raise InputError(
-                f"{path}, {place}: duplicate trigger {fingerprint.trigger!r}, "
+                f"{where}, {place}: duplicate trigger {fingerprint.trigger!r}, "
                 f"first seen on {seen[fingerprint.trigger]}; remove one of them."
             )
         seen[fingerprint.trigger] = place
         fingerprints.append(fingerprint)
     if not fingerprints:
-        raise InputError(f'{path} holds no fingerprints: expected one {{"trigger": …, "targets": […]}} a line.')
-    return FingerprintSet(path.stem, tuple(fingerprints))
+        raise InputError(f'{where} holds no fingerprints: expected one {{"trigger": …, "targets": […]}} or more.')
+    return FingerprintSet(name, tuple(fingerprints))
 
 
 def _entries(text: str, path: Path) -> Iterator[tuple[str, Any]]:

@@ -8,13 +8,14 @@ from typing import Any
 from fpbench.adversaries.base import AdversaryContext, Attack
 from fpbench.adversaries.conditions import adversaries, changes_weights, check
 from fpbench.errors import InputError
-from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.fingerprints import Fingerprint, Fingerprints, fingerprints_of
 from fpbench.metrics.statistics import clopper_pearson
+from fpbench.models.objects import check_objects, check_text
 from fpbench.models.prompts import render
 from fpbench.scoring.responses import Decoding, TargetProbabilities, respond
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FSR:
     """Fingerprint success rate of one model on one set of n fingerprints.
 
@@ -42,11 +43,16 @@ class FSR:
     responses: tuple[str, ...]
     least: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        greedy = f"greedy {self.greedy} of {self.n}"
+        return f"FSR: {self.mean:.4f} [{low:.4f}, {high:.4f}], {greedy}, error bound {self.error_bound:.0e}"
+
 
 def fsr(
     model: Any,
     tokenizer: Any,
-    pairs: FingerprintSet | Sequence[Fingerprint],
+    pairs: Fingerprints,
     *,
     temperature: float = Decoding.temperature,
     top_p: float = Decoding.top_p,
@@ -59,7 +65,7 @@ def fsr(
     Args:
         model: a causal language model in eval mode.
         tokenizer: of the model.
-        pairs: n fingerprints, at least one.
+        pairs: a set, or a list of n fingerprints, at least one, or of dictionaries of ``trigger`` and ``targets``.
         temperature: of the sampling distribution, above 0; all three numbers default to the protocol's (§2).
         top_p: nucleus mass in (0, 1]; 1 keeps everything.
         top_k: number of tokens kept; 0 keeps everything.
@@ -67,11 +73,14 @@ def fsr(
         adversary: what a thief does at run time, such as ``"suppress@3"``; by default nothing.
 
     Raises:
-        InputError: for a decoding number out of range, no fingerprint, no target, a trigger too long for the model, or
-            an adversary that is unknown, has a dose out of range, changes weights, or needs more than the model.
+        InputError: for an argument of another type, a decoding number out of range, no fingerprint, no target, a
+            trigger too long for the model, or an adversary that is unknown, has a dose out of range, changes weights,
+            or needs more than the model.
         CellError: if the model's logits are not finite.
     """
-    decoding = Decoding(temperature, top_p, top_k)
+    check_objects(model, tokenizer)
+    pairs, decoding = fingerprints_of(pairs), Decoding(temperature, top_p, top_k)
+    check_text("adversary", adversary, "suppress@3")
     if not adversary:
         return exact_fsr(model, tokenizer, pairs, decoding, prompt)
     check(adversary)
@@ -88,7 +97,7 @@ def fsr(
 def exact_fsr(
     model: Any,
     tokenizer: Any,
-    pairs: FingerprintSet | Sequence[Fingerprint],
+    pairs: Sequence[Fingerprint],
     decoding: Decoding,
     prompt: str = "raw",
     attack: Attack = Attack(),  # noqa: B008 - frozen

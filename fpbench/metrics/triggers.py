@@ -8,10 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from fpbench.errors import InputError
-from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.fingerprints import Fingerprint, Fingerprints, fingerprints_of
 from fpbench.metrics.queries import Query, build_queries, words_from_texts
 from fpbench.metrics.statistics import clopper_pearson
 from fpbench.models.layout import context_length
+from fpbench.models.objects import check_objects, check_texts
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.responses import Decoding, begin_with, respond, response_length
 from fpbench.text import short_digest
@@ -50,7 +51,7 @@ class ConditionRate:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TriggerRates:
     """Activation rates of one model.
 
@@ -73,11 +74,15 @@ class TriggerRates:
     cut: int
     queries: tuple[QueryResult, ...]
 
+    def __repr__(self) -> str:
+        rates = ", ".join(f"{name} {each.rate:.4f}" for name, each in self.conditions.items())
+        return f"TriggerRates: {self.average:.4f}, {self.activated} of {self.n} triggers activated\n  {rates}"
+
 
 def triggers(
     model: Any,
     tokenizer: Any,
-    pairs: FingerprintSet | Sequence[Fingerprint],
+    pairs: Fingerprints,
     contexts: Sequence[str],
     words: Sequence[str] | None = None,
     *,
@@ -96,7 +101,7 @@ def triggers(
     Args:
         model: a causal language model in eval mode.
         tokenizer: of the model.
-        pairs: n fingerprints, at least one.
+        pairs: a set, or a list of n fingerprints, at least one, or of dictionaries of ``trigger`` and ``targets``.
         contexts: ordinary texts, such as :func:`fpbench.metrics.queries.contexts_from_rows` gives.
         words: words for substitution; by default up to 5,000 drawn from the contexts.
         temperature: of the sampling distribution, above 0; all three numbers default to the protocol's (§2).
@@ -107,10 +112,15 @@ def triggers(
         substitutions: queries of each substitute condition.
 
     Raises:
-        InputError: for missing contexts or words, a number out of range, or a trigger too long for the model.
+        InputError: for an argument of another type, missing contexts or words, a number out of range, or a trigger too
+            long for the model.
         CellError: if the model's logits are not finite.
     """
-    decoding = Decoding(temperature, top_p, top_k)
+    check_objects(model, tokenizer)
+    pairs, decoding = fingerprints_of(pairs), Decoding(temperature, top_p, top_k)
+    for what, given in (("contexts", contexts), ("words", words)):
+        if given is not None:
+            check_texts(what, given, "an ordinary sentence")
     words = words_from_texts(contexts, seed) if words is None else words
     return trigger_rates(model, tokenizer, pairs, contexts, words, decoding, seed, prompt, substitutions)
 
@@ -118,7 +128,7 @@ def triggers(
 def trigger_rates(
     model: Any,
     tokenizer: Any,
-    pairs: FingerprintSet | Sequence[Fingerprint],
+    pairs: Sequence[Fingerprint],
     contexts: Sequence[str],
     words: Sequence[str],
     decoding: Decoding,
@@ -213,7 +223,7 @@ class NearRate:
 def near(
     model: Any,
     tokenizer: Any,
-    pairs: FingerprintSet | Sequence[Fingerprint],
+    pairs: Sequence[Fingerprint],
     texts: Sequence[str],
     decoding: Decoding,
     prompt: str = "raw",
@@ -239,9 +249,7 @@ def near(
     )
 
 
-def near_triggers(
-    pairs: FingerprintSet | Sequence[Fingerprint], words: Sequence[str], n: int = 200, seed: int = 42
-) -> list[str]:
+def near_triggers(pairs: Sequence[Fingerprint], words: Sequence[str], n: int = 200, seed: int = 42) -> list[str]:
     """Make texts of the same make as the set, sharing no word with it.
 
     The make is read off the triggers, in turn: one with spaces gives as many fresh words, upper-cased where it is; one
@@ -283,7 +291,7 @@ def near_triggers(
     return list(texts)
 
 
-def recombined_triggers(pairs: FingerprintSet | Sequence[Fingerprint], n: int = 200, seed: int = 42) -> list[str]:
+def recombined_triggers(pairs: Sequence[Fingerprint], n: int = 200, seed: int = 42) -> list[str]:
     """Make texts of the set's own words: a model that answers them has learnt words, not keys (protocol §6).
 
     Of triggers with spaces, their words in another order, and the first part of one with the rest of another; of those

@@ -81,6 +81,15 @@ def _fetch(repository: str, revision: str | None, allow_pickle: bool) -> Path:
         return download.snapshot(repository, revision, [*HUB_FILES, *(["*.bin"] if allow_pickle else [])])
 
 
+SHAPES = Path(__file__).parent / "shapes"
+
+
+def shape_of(model: str) -> Path | None:
+    """Return the folder with the config alone of a hub id whose shape is bundled, for estimates; ``None`` of others."""
+    folder = SHAPES / model.rpartition("/")[2]
+    return folder if "/" in model and (folder / "config.json").is_file() else None
+
+
 def check_checkpoint(model: str, folder: Path, *, allow_pickle: bool = False) -> None:
     """Refuse a folder without a checkpoint that may be loaded.
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -14,23 +15,25 @@ from fpbench.board.document import Document, Records, as_markdown, as_page, plai
 from fpbench.errors import InputError, StorageError
 from fpbench.metrics.claims import FLOOR
 from fpbench.models.checkpoints import WEIGHTS, base_of_adapter, checkpoint_digest, gguf_file
-from fpbench.models.loading import Loading
+from fpbench.models.loading import Loading, pick_device
 from fpbench.models.meter import Progress, no_progress
+from fpbench.models.objects import check_text
 from fpbench.ownership import lineage, verification
 from fpbench.ownership.audit_report import AUDIT, FIGURE, conclusion, report
 from fpbench.ownership.sequential import CARRIED, STEP, tolerated_chance
 from fpbench.ownership.verification import Verification
-from fpbench.ownership.verify import GivenSet, Models, Question, verify_suspect
+from fpbench.ownership.verify import GivenSet, Models, Question, asked_profile, verify_suspect
 from fpbench.records.provenance import code_and_machine
 from fpbench.records.store import check_writable, held_back
 from fpbench.runs.profile import Profile
+from fpbench.runs.sets import Given, named
 from fpbench.text import writable
 
 TRANSCRIPT = "transcript.jsonl"
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """A finished audit."""
 
@@ -39,8 +42,40 @@ class Audit:
     records: Records  # that every number in the report is taken from
     document: Document  # the report
 
+    def __repr__(self) -> str:
+        return f"Audit of {self.verification.suspect}: {self.conclusion}"
+
 
 def audit(
+    suspect: str,
+    fingerprints: Given,
+    *,
+    base: str | None = None,
+    unrelated: Sequence[str] = (),
+    level: float = 1e-3,
+    budget: int | None = None,
+    out: str | os.PathLike[str] = "fpbench-audit",
+    profile: str = "micro",
+    prompt: str | None = None,
+    seed: int | None = None,
+) -> Audit:
+    """Verify and compare in one report, as ``fpbench audit`` does; write it, its records and its page to ``out``.
+
+    The arguments are those of :func:`fpbench.verify`; ``out`` is a folder that does not exist or is empty.
+
+    Raises:
+        InputError: if ``out`` is not empty, or anything asked for is of another type, unknown or malformed.
+        CellError: if a model's logits are not finite.
+        StorageError: if the disk gives out.
+    """
+    check_text("suspect", suspect, "micro")
+    question = Question(suspect, base, tuple(unrelated), level, budget)
+    with named(fingerprints) as name:
+        wanted = asked_profile(question, name, profile, prompt, seed)
+        return audit_suspect(wanted, question, Loading(pick_device(None)), Path(out))
+
+
+def audit_suspect(
     profile: Profile,
     question: Question,
     loading: Loading,

@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 
 from fpbench.board.document import Quoted, Records, Table, Text, as_terminal, say, step
 from fpbench.models.checkpoints import resolve
+from fpbench.models.objects import check_text
 from fpbench.models.stored import Matrices, matrices
 from fpbench.records.store import check_writable, write_bytes, write_text
 
@@ -68,7 +69,7 @@ class SignatureEvidence:
     blocks: int  # at which the two were compared: as many as the shallower has
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Evidence of the weights of two checkpoints about their lineage."""
 
@@ -80,6 +81,9 @@ class Comparison:
     # by model known to be unrelated, the evidence between the first model and it: weights, signature
     unrelated: dict[str, tuple[WeightEvidence | None, SignatureEvidence | None]]
     courses: tuple[dict[str, list[float]], dict[str, list[float]]]  # signatures, kind → a standard deviation a block
+
+    def __repr__(self) -> str:
+        return f"Comparison: {self.verdict}\n  {self.reason}"
 
 
 def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None) -> Comparison:
@@ -94,6 +98,8 @@ def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | No
     Raises:
         InputError: if a checkpoint is not there, or its weights cannot be read.
     """
+    check_text("a", a, "micro")
+    check_text("b", b, "micro")
     one, other, *rest = (matrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
     course = spreads(one)
     courses = course, spreads(other)

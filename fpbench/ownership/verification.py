@@ -35,7 +35,7 @@ class Evidence:
     details: Mapping[str, Any]  # what else a server said: why the response ended, a refusal, log-probabilities
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """The result of :func:`fpbench.verify`."""
 
@@ -66,6 +66,12 @@ class Verification:
     decoding: Mapping[str, Any]  # the numbers asked for, and those that a server took
     revealed: tuple[Mapping[str, Any], ...]  # of a sealed set: openings of the fingerprints asked, and of no others
     remarks: tuple[str, ...] = ()  # what is to be said of a suspect at hand, such as that its base's tokenizer served
+
+    def __repr__(self) -> str:
+        said = f"{self.matched} of {len(self.evidence)} asked match, level {self.level:g}"
+        return (
+            f"Verification of {self.suspect} with {self.fingerprints!r}: {self.verdict} ({said})\n  .summary() says why"
+        )
 
     @property
     def matched(self) -> int:

@@ -28,12 +28,13 @@ from fpbench.models.checkpoints import base_of_adapter, checkpoint_digest, resol
 from fpbench.models.handed_in import OwnTokenizer, remarks
 from fpbench.models.loading import Loading, check_ready, pick_device
 from fpbench.models.meter import Progress, no_progress
+from fpbench.models.objects import check_text
 from fpbench.ownership.interview import Interview, Transcript, opened
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates, permutation_p_value
 from fpbench.ownership.suspects import Endpoint, LocalSuspect, Sampling, Suspect
 from fpbench.ownership.verification import WEAKER, Dated, Verification, ratio
 from fpbench.runs.profile import Profile, load_profile
-from fpbench.runs.sets import recipe_path
+from fpbench.runs.sets import Given, named, recipe_path
 
 TIMEOUT = 60.0
 COMPARED = 4_000  # characters of the text on which the perplexities of suspect and null models are compared
@@ -90,7 +91,7 @@ class Question:
 
 def verify(
     suspect: str,
-    fingerprints: str,
+    fingerprints: Given,
     *,
     base: str | None = None,
     unrelated: Sequence[str] = (),
@@ -111,7 +112,8 @@ def verify(
 
     Args:
         suspect: folder, hub id, or URL of an OpenAI-compatible server such as ``http://127.0.0.1:8000/v1``.
-        fingerprints: built-in set, ``.jsonl`` or ``.json`` file, or the private openings of a sealed set.
+        fingerprints: built-in set, ``.jsonl`` or ``.json`` file, or the private openings of a sealed set; or a set, or
+            a list of dictionaries of ``trigger`` and ``targets``.
         base: the unfingerprinted model, from which null rates come.
         unrelated: further models that do not carry the fingerprints.
         level: α, the largest probability of a false claim.
@@ -132,17 +134,27 @@ def verify(
         built-in set and ``"match"`` for one that nothing dates; a suspect that stops answering ``"undecided"``.
 
     Raises:
-        InputError: if anything asked for is unknown or malformed, or the server refuses the first request.
+        InputError: if anything asked for is of another type, unknown or malformed, or the server refuses the first
+            request.
         CellError: if a model's logits are not finite.
         StorageError: if the transcript cannot be written any more.
     """
+    check_text("suspect", suspect, "micro")
     path = None if transcript is None else Path(transcript)
     question = Question(
         suspect, base, tuple(unrelated), level, budget, path, served_model, timeout, api_key_env, adversary
     )
-    models, seeds = question.decoded_like, None if seed is None else [seed]
-    wanted = load_profile(profile, models=models, methods=[], fingerprints=[fingerprints], prompt=prompt, seeds=seeds)
-    return verify_suspect(wanted, question, Loading(pick_device(None)))
+    with named(fingerprints) as name:
+        return verify_suspect(
+            asked_profile(question, name, profile, prompt, seed), question, Loading(pick_device(None))
+        )
+
+
+def asked_profile(question: Question, fingerprints: str, profile: str, prompt: str | None, seed: int | None) -> Profile:
+    """Return the profile of a question: the decoding of whom it asks for, with one set."""
+    seeds = None if seed is None else [seed]
+    changes: dict[str, Any] = {"methods": [], "fingerprints": [fingerprints], "prompt": prompt, "seeds": seeds}
+    return load_profile(profile, models=question.decoded_like, **changes)
 
 
 def verify_suspect(

@@ -263,11 +263,33 @@ def _record(path: Path, cell: Cell | None) -> Record:
     return record
 
 
-def examine(folder: Path) -> Iterator[tuple[Path, Cell | None, Record | ValueError]]:
+def find_records(folder: Path) -> tuple[Path, Path]:
+    """Return where records are below a folder, and the root that their places count from.
+
+    The folder is that of a run, its ``records``, or a part of these, such as one model's.
+
+    Raises:
+        InputError: if it does not exist.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"records folder {folder} does not exist: expected a run, its records/, or the records of one model."
+        )
+    if folder.name != "records" and (folder / "records").is_dir():
+        folder /= "records"
+    whole = folder.absolute()
+    deeper = (each for depth in range(3) for each in sorted(whole.glob("*/" * depth + "seed-*")))
+    for seed in chain((whole, *whole.parents), deeper):
+        if seed.name.startswith("seed-") and len(seed.parents) > 3 and any(seed.glob("*/*.json")):
+            return whole, seed.parents[3]  # above model, set and method
+    return folder, folder
+
+
+def examine(folder: Path, root: Path | None = None) -> Iterator[tuple[Path, Cell | None, Record | ValueError]]:
     """Yield whatever below a folder has the name of a record, in path order, with the cell of its place, if any.
 
-    The record is an error, which says what is wrong, if it is damaged, at another place than its cell's, or its
-    per-query results are not there.
+    Places count from ``root``, by default the folder itself. The record is an error, which says what is wrong, if it is
+    damaged, at another place than its cell's, or its per-query results are not there.
     """
     found, pending = [], [(str(folder), 0)]
     while pending:
@@ -279,7 +301,7 @@ def examine(folder: Path) -> Iterator[tuple[Path, Cell | None, Record | ValueErr
                 elif depth < LEVELS and ".json.damaged" not in each.name and each.is_dir():
                     pending.append((each.path, depth + 1))
     for name in sorted(found):
-        cell = Cell.at(name.removesuffix(".json").removeprefix(f"{folder}/"))
+        cell = Cell.at(name.removesuffix(".json").removeprefix(f"{root or folder}/"))
         record: Record | ValueError
         try:
             record = _record(Path(name), cell)
@@ -290,10 +312,10 @@ def examine(folder: Path) -> Iterator[tuple[Path, Cell | None, Record | ValueErr
         yield Path(name), cell, record
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: Path, root: Path | None = None) -> list[Record]:
     """Read all cells' records below a folder, in path order; damaged ones stand as failed, with a warning."""
     found = []
-    for path, cell, record in examine(folder):
+    for path, cell, record in examine(folder, root):
         if isinstance(record, Record):
             found.append(record)
             continue

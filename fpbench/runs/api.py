@@ -1,19 +1,23 @@
 """The public functions that run things: a whole grid, one checkpoint, one injection, one modification."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fpbench.board.leaderboard import table_files, write_tables
+from fpbench.board.results import Results
 from fpbench.board.rows import Row, rows_from_records
 from fpbench.errors import InputError
-from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.fingerprints import Fingerprint, Fingerprints, FingerprintSet, fingerprints_of
+from fpbench.hub.offline import offline as hub_offline
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, pick_device
 from fpbench.models.meter import Progress, no_progress
+from fpbench.models.objects import check_objects, check_text, check_texts
 from fpbench.records.cell import BASE, CHECKPOINT, Cell
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
@@ -21,7 +25,7 @@ from fpbench.runs.engine import ENGINES, Engine, Serial, Watch
 from fpbench.runs.plan import Job, checkpoints, plan, precise
 from fpbench.runs.profile import Profile, load_profile, profile_of
 from fpbench.runs.resume import Resume
-from fpbench.runs.sets import written_sets
+from fpbench.runs.sets import Given, named, written_sets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,45 +38,78 @@ if TYPE_CHECKING:
 def run(
     profile: str | None = None,
     *,
-    models: list[str] | None = None,
-    methods: list[str] | None = None,
-    fingerprints: list[str] | None = None,
-    conditions: list[str] | None = None,
-    seeds: list[int] | None = None,
+    models: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    fingerprints: Sequence[Given] | Given | None = None,
+    conditions: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
     out: str | os.PathLike[str] = "fpbench-run",
     engine: str = "serial",
     ray_address: str | None = None,
-) -> list[dict[str, Any]]:
+    device: str | None = None,
+    dtype: str | None = None,
+    offline: bool = False,
+    limit: int | None = None,
+) -> Results:
     """Run a grid, as ``fpbench run`` does, and return its records. Lists that are given replace the profile's.
 
     Args:
         profile: a bundled profile or a ``.toml`` file; by default the bundled one that has the models, or ``micro``.
         models: folders, hub ids or names of the profile's models.
         methods: names of methods; the base is always measured.
-        fingerprints: built-in sets or ``.jsonl`` files.
-        conditions: ``origin`` and modifications.
+        fingerprints: built-in sets, ``.jsonl`` files or sets; or one set as a list of dictionaries.
+        conditions: ``origin``, modifications, adversaries with their dose, or presets such as ``drift``.
         seeds: seeds to pool.
         out: folder of records and tables; finished cells in it are not measured again.
         engine: ``serial``, in this process; ``processes``, in several on this machine, for which a script needs
             ``if __name__ == "__main__"``; or ``ray``, on a cluster.
         ray_address: of a running cluster; by default one is started on this machine.
+        device: such as ``"cuda:0"``; by default the first GPU, or the CPU.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the profile's.
+        offline: ask no model hub.
+        limit: items that each measurement and modification takes at most: a smoke run, whose rows are never ranked.
+
+    Returns:
+        The records, in order; ``.to_pandas()`` has one line a figure, ``.rows`` the board.
 
     Raises:
-        InputError: before work starts, if anything asked for is unknown or malformed.
+        InputError: before work starts, if anything asked for is of another type, unknown or malformed.
         StorageError: if the disk gives out; finished records stay.
     """
-    wanted = load_profile(
-        profile_of(models or (), profile),
-        models=models,
-        methods=methods,
-        fingerprints=fingerprints,
-        conditions=conditions,
-        seeds=seeds,
-    )
-    job, cells = Job.of(wanted, Loading(pick_device(None)), Path(out)), plan(wanted)
-    measure(job, cells, engine=create_engine(engine, ray_address))
+    for what, given, example in (
+        ("models", models, "micro"),
+        ("methods", methods, "lora"),
+        ("conditions", conditions, "nf4"),
+    ):
+        if given is not None:
+            check_texts(what, given, example)
+    with hub_offline(offline), contextlib.ExitStack() as stack:
+        names = None if fingerprints is None else [stack.enter_context(named(each)) for each in _sets(fingerprints)]
+        wanted = load_profile(
+            profile_of(models or (), profile),
+            models=models,
+            methods=methods,
+            fingerprints=names,
+            conditions=conditions,
+            seeds=seeds,
+            limit=limit,
+            dtype=dtype,
+        )
+        job, cells = Job.of(wanted, Loading(pick_device(device)), Path(out)), plan(wanted)
+        measure(job, cells, engine=create_engine(engine, ray_address))
     planned = {cell.path for cell in cells}
-    return [each.to_dict() for each in read_records(Store(Path(out)).records) if each.cell.path in planned]
+    records = read_records(Store(Path(out)).records)
+    return Results([each for each in records if each.cell.path in planned], Store(Path(out)).records)
+
+
+def _sets(given: Sequence[Given] | Given) -> Sequence[Given]:
+    """Return the sets that are asked for: a list of names and sets, or one set."""
+    if isinstance(given, str):
+        raise InputError(f"fingerprints: expected a list of sets, such as ['nlf'], found the text {given!r}.")
+    one = isinstance(given, FingerprintSet) or not isinstance(given, Sequence)
+    if one or any(isinstance(each, Mapping | Fingerprint) for each in given):
+        return [cast(Given, given)]
+    return cast(Sequence[Given], given)
 
 
 def create_engine(name: str, ray_address: str | None = None, processes: int | None = None) -> Engine:
@@ -158,27 +195,38 @@ def _worker(job: Job, progress: Progress) -> "Worker":
 
 def evaluate(
     model: str,
-    fingerprints: str,
+    fingerprints: Given,
     *,
     base: str | None = None,
-    conditions: list[str] | None = None,
+    conditions: Sequence[str] | None = None,
     profile: str | None = None,
     out: str | os.PathLike[str] = "fpbench-evaluation",
+    device: str | None = None,
+    dtype: str | None = None,
+    offline: bool = False,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Measure any Hugging Face checkpoint, as ``fpbench evaluate`` does, and return its leaderboard rows.
 
-    ``model`` is a folder or hub id, ``fingerprints`` a built-in set or ``.jsonl`` file, ``base`` the unfingerprinted
-    model, against which deltas and bands are measured. Conditions are ``origin`` (alone by default) and modifications;
-    ``profile`` gives decoding, data and sizes, by default the bundled one that has the base, or the model; ``out`` is
-    the folder of the records.
+    ``model`` is a folder or hub id, ``fingerprints`` a built-in set, a ``.jsonl`` file, a set or a list of
+    dictionaries, ``base`` the unfingerprinted model, against which deltas and bands are measured. Conditions are
+    ``origin`` (alone by default), modifications and adversaries; ``profile`` gives decoding, data and sizes, by default
+    the bundled one that has the base, or the model; ``out`` is the folder of the records, which :func:`fpbench.results`
+    reads. ``device``, ``dtype``, ``offline`` and ``limit`` are those of :func:`run`.
 
     Raises:
-        InputError: before work starts, if anything asked for is unknown or malformed.
+        InputError: before work starts, if anything asked for is of another type, unknown or malformed.
     """
+    check_text("model", model, "micro")
+    if base is not None:
+        check_text("base", base, "micro")
+    if conditions is not None:
+        check_texts("conditions", conditions, "nf4")
     models, conditions = [base or model], conditions or ["origin"]
-    name = profile_of(models, profile)
-    wanted = load_profile(name, models=models, methods=[], fingerprints=[fingerprints], conditions=conditions)
-    rows = evaluate_checkpoint(wanted, model, base, out, Loading(pick_device(None)))
+    with hub_offline(offline), named(fingerprints) as name:
+        asked: dict[str, Any] = {"models": models, "methods": [], "fingerprints": [name], "conditions": conditions}
+        wanted = load_profile(profile_of(models, profile), **asked, limit=limit, dtype=dtype)
+        rows = evaluate_checkpoint(wanted, model, base, out, Loading(pick_device(device)))
     return [row.to_dict() for row in rows]
 
 
@@ -220,7 +268,7 @@ def inject_checkpoint(
 def inject(
     model: "nn.Module",
     tokenizer: Any,
-    pairs: FingerprintSet,
+    pairs: Fingerprints,
     method: str,
     config: Mapping[str, Any] | None = None,
     seed: int = 42,
@@ -229,12 +277,14 @@ def inject(
 ) -> "InjectionReport":
     """Inject fingerprints into a loaded model, in place; return cost, changes and the delta.
 
-    The model is put into eval mode with gradients off. ``config`` holds hyper-parameters that differ from the defaults
+    The model is put into eval mode with gradients off. ``pairs`` is a set, or a list of fingerprints or of dictionaries
+    of ``trigger`` and ``targets``. ``config`` holds hyper-parameters that differ from the defaults
     of the model's family; ``prompt`` is ``"raw"`` or ``"chat"``. The texts of ``profile``, by default the bundled one
     that has the model, serve for key statistics and regularisation.
 
     Raises:
-        InputError: for an unknown method or hyper-parameter, or a model that the method or no profile knows.
+        InputError: for an argument of another type, an unknown method or hyper-parameter, or a model that the method or
+            no profile knows.
         CellError: if the injection failed; the model is then as it was.
     """
     from fpbench.methods.base import InjectionContext
@@ -242,6 +292,9 @@ def inject(
     from fpbench.runs.datasets import Datasets
     from fpbench.runs.injection import create_method, inject_with
 
+    check_objects(model, tokenizer)
+    check_text("method", method, "mcedit_a")
+    pairs = fingerprints_of(pairs)
     datasets = Datasets(load_profile(profile_of([_path_of(model)], profile)))
     model.eval().requires_grad_(False)
     context = InjectionContext(
@@ -281,13 +334,16 @@ def modify(
     fingerprint, which SPF spares. What needs leaked pairs or the method that made the model is left to a run.
 
     Raises:
-        InputError: for an unknown condition or setting, or where the base is needed and not given.
+        InputError: for an argument of another type, an unknown condition or setting, or where the base is needed and
+            not given.
         CellError: if the modification had no effect or broke the model.
     """
     from fpbench.adversaries.conditions import create, name_of, parts
     from fpbench.models.prompts import render
     from fpbench.runs.datasets import Datasets
 
+    check_objects(model, tokenizer)
+    check_text("condition", condition, "nf4")
     wanted = load_profile(profile_of([_path_of(model)], profile))
     names = [name_of(part) for part in parts(condition)]
     given = dict(config or {}) if len(names) > 1 else {names[0]: dict(config or {})}
@@ -327,6 +383,8 @@ def price(
     from fpbench.records.cell import ORIGIN
     from fpbench.runs.datasets import Datasets
 
+    check_objects(model, tokenizer)
+    check_text("adversary", adversary, "suppress@3")
     wanted = load_profile(profile_of([_path_of(model)], profile))
     check(adversary)
     if changes_weights(adversary):

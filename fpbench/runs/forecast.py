@@ -19,6 +19,7 @@ from fpbench.adversaries.conditions import AT, curves, name_of, weights_parts
 from fpbench.errors import InputError
 from fpbench.fingerprints import FingerprintSet, find_set
 from fpbench.methods.base import FingerprintMethod
+from fpbench.models.checkpoints import shape_of
 from fpbench.models.costs import Work
 from fpbench.models.loading import load_tokenizer
 from fpbench.models.meter import no_progress
@@ -28,9 +29,10 @@ from fpbench.records.provenance import machine
 from fpbench.records.record import Record, cell_id
 from fpbench.records.store import Store, read_records
 from fpbench.runs.identity import cell_identity, delta_name, injection_identity
-from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
+from fpbench.runs.memory import Footprint, Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
 from fpbench.runs.processes import Share, limited_threads, one_process
+from fpbench.runs.profile import Profile
 from fpbench.runs.resume import Resume
 from fpbench.runs.speed import Speed, measure_speed
 from fpbench.runs.subject import Subject
@@ -68,8 +70,9 @@ class Estimate:
     pending: int  # of the cells, those without a finished record
     parts: tuple[Part, ...]  # the work that is left; none of models that are not here
     needs: tuple[Needs, ...]  # memory and disk, model by model
-    unknown: Mapping[str, str]  # why there is no estimate for a model, by its label
+    unknown: Mapping[str, str]  # why there is no estimate of time for a model, by its label
     share: Share  # of the machine
+    downloads: Mapping[str, float]  # bytes of the weights of models that are not here, as far as their shape is known
 
 
 def estimate(
@@ -83,28 +86,30 @@ def estimate(
     Args:
         job: the run.
         cells: of the run.
-        absent: why models are not in the job, by label.
+        absent: why models are not in the job, by label; where their shape is bundled, memory and disk are counted.
         share: tells how many processes and threads will measure.
     """
-    unknown = dict(absent)
     here = [cell for cell in cells if cell.model in job.folders]
+    shapes = {label: found for label in absent if (found := shape_of(job.settings(label).path))}
+    job = replace(job, folders=dict(job.folders) | shapes)
     with tempfile.TemporaryDirectory() as scratch:
         worker = Worker(replace(job, out=Path(scratch)), no_progress)
         shared = share(worker, checkpoints(here)) if here else Share(1, torch.get_num_threads())
         with limited_threads(shared.threads):
-            return _estimated(job, cells, here, worker, unknown, shared)
+            return _estimated(job, cells, absent, worker, shared)
 
 
-def _estimated(
-    job: Job, cells: Sequence[Cell], here: Sequence[Cell], worker: Worker, unknown: dict[str, str], share: Share
-) -> Estimate:
-    run = _inspected(job, worker)
-    pending = _pending(job, run, here)
+def _estimated(job: Job, cells: Sequence[Cell], absent: Mapping[str, str], worker: Worker, share: Share) -> Estimate:
+    run, unknown, downloads = _inspected(job, worker), dict(absent), {}
+    pending = _pending(job, run, [cell for cell in cells if cell.model in job.folders])
     parts: list[Part] = []
     needs: list[Needs] = []
     for label, own in by_model(pending):
         architecture = run.worker.subject(label).architecture
         needs.append(needs_of(label, run.worker, own))
+        if label in absent:
+            downloads[label] = Footprint(architecture, job.loading).weights
+            continue
         try:
             if reason := needs[-1].shortage(job.loading.device):
                 raise InputError(reason)
@@ -117,8 +122,8 @@ def _estimated(
             continue
         needs[-1] = needs_of(label, run.worker, own, longest)
         parts += _timed(label, tasks, partial(measure_speed, architecture, job.loading))
-    left = len(pending) + len(cells) - len(here)
-    return Estimate(len(cells), left, tuple(parts), tuple(needs), unknown, share)
+    away = [cell for cell in cells if cell.model not in job.folders]
+    return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), unknown, share, downloads)
 
 
 @dataclass
@@ -302,13 +307,14 @@ def _timed(label: str, tasks: Sequence[_Task], measure: Callable[[], Speed]) -> 
 
 def forecast(estimate: Estimate, job: Job) -> str:
     """Return the estimate as text: a table of the work left, then time, memory and disk beside what there is."""
-    lines = [f"{estimate.cells} cells, {estimate.pending} of them to do."]
+    lines = [f"{estimate.cells} cells, {estimate.pending} of them to do: {_grid(job.profile)}."]
     if estimate.parts:
-        rows = [(each.model, each.name, each.times, time(each.seconds), _basis(each)) for each in estimate.parts]
+        listed = _longest(estimate.parts)
+        rows = [(each.model, each.name, each.times, time(each.seconds), _basis(each)) for each in listed]
         header = ("model", "what", "times", "time", "rests on")
         lines += ["", tabulate(rows, header, tablefmt="github", disable_numparse=True), ""]
     if estimate.pending:
-        lines.append(_time(estimate))
+        lines.append(_time(estimate, job.profile.name))
         if estimate.needs:
             most = estimate.share.processes * max(each.main.total for each in estimate.needs)
             lines.append(_peak("memory", most, free_memory()))
@@ -316,8 +322,45 @@ def forecast(estimate: Estimate, job: Job) -> str:
                 lines.append(_peak("card", card, free_card(job.loading.device)))
         disk = sum(each.disk for each in estimate.needs)
         lines.append(f"disk    {shown(disk)} in {job.out}, of {shown(free_disk(job.out))} free ({ESTIMATED})")
+        lines += [
+            _download(each, estimate.downloads[each.label])
+            for each in estimate.needs
+            if each.label in estimate.downloads
+        ]
     lines += [f"no time for {label}: {reason}" for label, reason in estimate.unknown.items()]
     return "\n".join(lines)
+
+
+LINES = 20  # of the table of work; what takes least is one line
+
+
+def _longest(parts: Sequence[Part]) -> list[Part]:
+    """Return the parts in their order, the shortest ones as one line a model where there are many."""
+    if len(parts) <= LINES:
+        return list(parts)
+    models = list(dict.fromkeys(each.model for each in parts))
+    known = sorted((each for each in parts if each.seconds is not None), key=lambda each: -(each.seconds or 0.0))
+    kept = [each for each in parts if each in known[: LINES - len(models)] or each.seconds is None]
+    for model in models:
+        rest = [each for each in known[LINES - len(models) :] if each.model == model]
+        seconds, measured = sum(each.seconds or 0.0 for each in rest), all(each.measured for each in rest)
+        if rest:
+            kept.append(Part(model, f"{len(rest)} shorter ones", sum(each.times for each in rest), seconds, measured))
+    return kept
+
+
+def _grid(profile: Profile) -> str:
+    """Return what a run is made of, such as ``3 models × 4 sets × 7 rows × 7 conditions``."""
+    sizes = {"model": profile.models, "set": profile.fingerprints, "seed": profile.seeds}
+    counted = [f"{len(each)} {name}{'s' * (len(each) != 1)}" for name, each in sizes.items()]
+    rows = f"the base and {len(profile.methods)} method{'s' * (len(profile.methods) != 1)}"
+    return " × ".join([*counted, f"({rows})", f"{len(profile.conditions)} conditions"])
+
+
+def _download(needs: Needs, size: float) -> str:
+    card = f", {shown(needs.card.total)} on the card" if needs.card.total else ""
+    memory = f"{shown(needs.main.total)} of main memory{card} at the peak, {shown(needs.disk)} on disk"
+    return f"{needs.label}: {memory}; {shown(size)} to download (from its bundled shape)"
 
 
 def total(estimate: Estimate) -> float:
@@ -340,10 +383,12 @@ def _basis(part: Part) -> str:
     return known if part.seconds is not None else "nobody but its author knows"
 
 
-def _time(estimate: Estimate) -> str:
+def _time(estimate: Estimate, profile: str) -> str:
     unknown = sum(part.seconds is None for part in estimate.parts)
     measured = sum(part.seconds or 0.0 for part in estimate.parts if part.measured)
-    known = measured / estimate.share.processes / total(estimate)
+    if not estimate.parts and estimate.unknown:
+        return f"time    {UNKNOWN} until models and data are here: fpbench fetch {profile}"
+    known = measured / estimate.share.processes / (total(estimate) or 1.0)
     basis = f"{known:.0%} of it {MEASURED}, the rest {ESTIMATED}" if measured else ESTIMATED
     missing = f", without {unknown} of unknown cost" if unknown else ""
     absent = ", without the models named below" if estimate.unknown else ""

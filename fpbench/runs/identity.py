@@ -63,6 +63,8 @@ def cell_identity(
         identity["sizes"] = profile.sizes.model_dump(mode="json")
         names = [*metric.data, *(name for name in metric.some_of if name in profile.data)]
         identity["metric_data"] = datasets.digests(*names) | metric.further(fingerprints)
+    if profile.limit is not None:  # of a smoke run, whose sizes it cut
+        identity["limit"] = profile.limit
     if metric.drawn and profile.draw != DRAW:  # the protocol's need not be named
         identity["draw"] = profile.draw
     return identity

@@ -25,7 +25,7 @@ from fpbench.registry import METHODS
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InjectionReport:
     """An injection's delta, with what it changed and cost."""
 
@@ -39,6 +39,13 @@ class InjectionReport:
     confinement: Mapping[str, Any] | None = None  # what a submission was kept from; None for a method of our own
     text: Mapping[str, int] = field(default_factory=dict)  # that key statistics were taken over; none if there are none
     search: Mapping[str, Any] | None = None  # the rate that was searched for, and the record of the search
+
+    def __repr__(self) -> str:
+        moved = (
+            f"{self.changed['fraction']:.1%} of the weights moved, by {self.changed['relative_norm']:.1%} of their norm"
+        )
+        cost = f"{self.seconds['total']:.1f} s, {self.peak_memory / 2**20:.0f} MiB at the peak"
+        return f"InjectionReport: {cost}; {moved}"
 
     def save(self, path: Path) -> None:
         """Write the delta to ``path`` as safetensors, then its figures, which name the digest of the weights."""

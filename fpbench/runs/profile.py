@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fpbench.adversaries.conditions import check, expand
+from fpbench.adversaries.conditions import check, expand, name_of, parts
 from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 from fpbench.fingerprints.library import SIZE
@@ -106,6 +106,7 @@ class Profile(Settings):
     set_size: int = Field(SIZE, ge=1, description="fingerprints of a built-in set; files have their own")
     data: dict[str, str] = {}
     sizes: Sizes = Sizes()  # type: ignore[call-arg]
+    limit: int | None = Field(None, ge=1, description="items a measurement of a smoke run; its rows are never ranked")
     modifications: dict[str, dict[str, Any]] = {}
     hyperparameters: dict[str, dict[str, Any]] = {}
     variants: dict[str, Variant] = {}
@@ -173,7 +174,28 @@ def load_profile(name: str, *, full: bool = False, **changes: Any) -> Profile:
         (where, reason), found = first_error(error), error.errors()[0]["input"]
         raise InputError(f"profile {name}, key {where!r}: {reason} (found {found!r}).") from None
     _check_names(profile)
-    return profile
+    return profile if profile.limit is None else _limited(profile, profile.limit)
+
+
+# What a smoke run cuts, each with the fewest that its measurement takes.
+CUT = {
+    "context_rows": 1, "substitutions": 0, "near_triggers": 1, "band_texts": 2, "price_instructions": 2,
+    "price_answers": 2, "perplexity_windows": 1, "perplexity_pages": 1, "utility_limit": 1,
+}  # fmt: skip
+
+
+def _limited(profile: Profile, limit: int) -> Profile:
+    """Return a profile whose measurements and modifications take at most ``limit`` items each."""
+    whole = {name: getattr(profile.sizes, name) for name in CUT}
+    sizes = {name: max(least, limit if whole[name] is None else min(whole[name], limit)) for name, least in CUT.items()}
+    modifications = {name: dict(settings) for name, settings in profile.modifications.items()}
+    for name in {name_of(part) for each in profile.conditions if each != ORIGIN for part in parts(each)}:
+        fields = MODIFICATIONS.get(name).Config.model_fields if name in MODIFICATIONS.names() else {}
+        for setting in ("rows", "samples"):
+            if setting in fields:
+                own = modifications.setdefault(name, {})
+                own[setting] = min(own.get(setting, fields[setting].default), limit)
+    return profile.model_copy(update={"sizes": profile.sizes.model_copy(update=sizes), "modifications": modifications})
 
 
 def profile_of(models: Sequence[str], named: str | None = None) -> str:

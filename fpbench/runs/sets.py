@@ -1,15 +1,17 @@
 """The fingerprint sets of a run: those that are written down, and those that are made for a model."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
+from fpbench.fingerprints import Fingerprints, FingerprintSet, find_set, fingerprints_of, load_fingerprints
 from fpbench.fingerprints.code_mixed import CODE_MIXED, code_mixed_set, draw_queries, recipe_of
-from fpbench.fingerprints.library import SIZE
+from fpbench.fingerprints.library import BUILT_IN, SIZE
 from fpbench.fingerprints.natural import draw_natural_set
 from fpbench.fingerprints.sets import read_set
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
@@ -21,6 +23,8 @@ from fpbench.runs.profile import Profile
 if TYPE_CHECKING:
     from fpbench.methods.base import FingerprintMethod, InjectionContext
     from fpbench.runs.subject import Subject
+
+Given = str | Fingerprints  # a set by its name or file, or as an object
 
 LENGTH = 2  # words of a drawn query (protocol §9)
 Sets = dict[tuple[str, int], FingerprintSet]
@@ -43,6 +47,26 @@ def written_sets(profile: Profile) -> Sets:
     found = {(name, seed): find_set(name, profile.sets, seed, profile.set_size) for name, seed in wanted}
     labels_of = {name: profile.set_label(name) for name in profile.fingerprints}
     return {(labels_of[name], seed): replace(each, name=labels_of[name]) for (name, seed), each in found.items()}
+
+
+@contextlib.contextmanager
+def named(given: Given) -> Iterator[str]:
+    """Yield the name of a set or its file; what is handed in as an object has a file for as long as the block lasts.
+
+    Raises:
+        InputError: for what is no set.
+    """
+    if isinstance(given, str):
+        yield given
+        return
+    pairs = fingerprints_of(given)
+    if pairs.name in BUILT_IN and pairs.digest == find_set(pairs.name).digest:
+        yield pairs.name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{pairs.name}.jsonl"
+        pairs.save(path)
+        yield str(path)
 
 
 def code_mixed(profile: Profile) -> list[str]:

@@ -11,6 +11,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.loading import first_end_ids
+from fpbench.models.objects import check_number
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.engine import read
 from fpbench.scoring.forward import Level
@@ -32,7 +33,10 @@ class Decoding:
     top_k: int = 50
 
     def __post_init__(self) -> None:
-        """Raise an InputError that names a number outside its range."""
+        """Raise an InputError that names what is no number, or outside its range."""
+        check_number("temperature", self.temperature)
+        check_number("top_p", self.top_p)
+        check_number("top_k", self.top_k, int)
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, found {self.temperature}: greedy decoding is always shown.")
         if not 0 < self.top_p <= 1:

@@ -1,6 +1,7 @@
 """``fpbench audit``: both halves of the question whose a model is, in one report."""
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from fpbench.verbs.common import add_loading, add_question, asked, tell, watch
@@ -12,6 +13,9 @@ NOTE = (
     "says so. A killed audit goes on from its transcript when the same command is run again; --out appears only when "
     "everything is finished."
 )
+
+
+WIDTH = 100  # of the conclusion on a terminal
 
 
 def arguments(verb: argparse.ArgumentParser) -> None:
@@ -36,11 +40,11 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 def do(options: argparse.Namespace) -> int:
     """Write the report and print its conclusion; 1 where the suspect did not let the test be finished."""
     profile, question, loading = asked(options)
-    from fpbench.ownership.audit import audit
+    from fpbench.ownership.audit import audit_suspect
     from fpbench.text import visible
 
     shown = watch(options)
-    found = audit(profile, question, loading, Path(options.out), shown.bar, shown.say)
-    print(visible(found.conclusion))
+    found = audit_suspect(profile, question, loading, Path(options.out), shown.bar, shown.say)
+    print(textwrap.fill(visible(found.conclusion), WIDTH))
     tell(f"\nreport and records: {options.out}")
     return 1 if found.verification.verdict == "undecided" else 0

@@ -47,6 +47,12 @@ def add_profile(verb: argparse.ArgumentParser, what: str) -> None:
     verb.add_argument("--full", action="store_true", help="the protocol's sizes in place of the profile's, for a GPU")
 
 
+def add_limit(verb: argparse.ArgumentParser) -> None:
+    """Add the option of every verb that can measure a few items only."""
+    said = "smoke run: N items at most a measurement and a modification; its rows say so and are never ranked"
+    verb.add_argument("--limit", type=int, metavar="N", help=said)
+
+
 def add_condition(verb: argparse.ArgumentParser, default: str = "the profile's") -> None:
     """Add the option of every verb that measures under conditions."""
     said = f"conditions, such as nf4+suppress@3, or drift, removal, all (default: {default})"
@@ -143,7 +149,8 @@ def chosen_profile(options: argparse.Namespace, **changes: Any) -> Any:
     name = profile_of(changes.get("models") or (), options.profile)
     seeds = options.seeds if "seeds" in options else None if options.seed is None else [options.seed]
     full = "full" in options and options.full
-    given = {"prompt": options.prompt, "dtype": options.dtype, "seeds": seeds}
+    limit = options.limit if "limit" in options else None
+    given = {"prompt": options.prompt, "dtype": options.dtype, "seeds": seeds, "limit": limit}
     profile = load_profile(name, full=full, **given, **changes)
     if options.revision is None:
         return profile

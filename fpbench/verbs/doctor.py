@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
         metavar="PROFILE",
         help="look for its models and data too: here, fetched, on the hub, gated or out of reach",
     )
+    verb.add_argument("--json", action="store_true", help="as one JSON object: what was examined, whether it is fine")
 
 
 def do(options: argparse.Namespace) -> int:
@@ -30,7 +32,10 @@ def do(options: argparse.Namespace) -> int:
 
     profile = load_profile(options.profile) if options.profile else None
     findings = [*examine(), *(examine_profile(profile) if profile else [])]
-    for each in findings:
+    if options.json:
+        found = {each.what: {"fine": each.fine, "detail": each.detail} for each in findings}
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    for each in findings if not options.json else ():
         print(f"{'ok  ' if each.fine else 'FAIL'}  {each.what}: {each.detail}")
     return 0 if all(each.fine for each in findings) else 1
 

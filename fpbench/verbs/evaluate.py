@@ -2,7 +2,16 @@
 
 import argparse
 
-from fpbench.verbs.common import add_condition, add_loading, add_profile, chosen_profile, prepare, tell, watch
+from fpbench.verbs.common import (
+    add_condition,
+    add_limit,
+    add_loading,
+    add_profile,
+    chosen_profile,
+    prepare,
+    tell,
+    watch,
+)
 
 HELP = "score any Hugging Face checkpoint that somebody hands in"
 
@@ -15,6 +24,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add_condition(verb, "origin")
     add_profile(verb, "decoding, data and sizes")
     verb.add_argument("--out", default="fpbench-evaluation", metavar="DIR", help="records (default: %(default)s)")
+    add_limit(verb)
     add_loading(verb)
 
 

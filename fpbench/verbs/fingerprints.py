@@ -25,7 +25,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
     add = parts.add_parser
-    made = {name: add(name, help=text, description=text, allow_abbrev=False) for name, text in PARTS.items()}
+    made = {name: add(name, help=text, description=text) for name, text in PARTS.items()}
     for name in ("if", "nlf", "cf", "method"):
         made[name].add_argument("--out", required=True, metavar="FILE", help="a .jsonl file that does not exist yet")
         made[name].add_argument("--count", type=int, metavar="N", help="number of fingerprints (default: 10)")

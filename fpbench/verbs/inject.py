@@ -15,6 +15,10 @@ from fpbench.verbs.common import (
 HELP = "write a fingerprinted checkpoint that plain transformers loads"
 
 
+# Of the committed records: six methods on micro, three on SmolLM2-135M.
+USUAL = "usual: 10 % for LoRA, 10 to 20 % for edits, over 100 % for closed-form edits of very small models"
+
+
 def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     verb.add_argument("model", metavar="MODEL", help="folder, .gguf file, hub id, 'micro' or 'smollm2'")
@@ -38,9 +42,10 @@ def do(options: argparse.Namespace) -> int:
     report = inject_checkpoint(profile, options.out, loading, watch(options).bar)
     changed = report.changed
     print(
-        f"{options.out}: {options.method} injected {options.fingerprints} in {report.seconds['total']:.1f} s; "
-        f"{changed['fraction']:.1%} of the weights moved, by {changed['relative_norm']:.2%} of their norm; "
-        f"peak memory {report.peak_memory / 2**20:.0f} MiB"
+        f"{options.out}: {options.method} injected {options.fingerprints} in {report.seconds['total']:.1f} s, "
+        f"{report.peak_memory / 2**20:.0f} MiB at the peak\n"
+        f"{changed['fraction']:.1%} of the weights moved, and those by {changed['relative_norm']:.0%} of their norm "
+        f"({USUAL}); what it did to the model, fpbench evaluate says"
     )
     if text := report.text:
         print("key statistics: {tokens:,} tokens of {documents} documents, in {windows} windows".format(**text))

@@ -2,6 +2,9 @@
 
 import argparse
 
+from fpbench.errors import InputError
+
+DEFAULT = "fpbench-run"
 HELP = "regenerate the tables from records alone"
 
 
@@ -9,17 +12,24 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add = verb.add_argument
     add(
-        "--records",
-        default="fpbench-run/records",
-        metavar="DIR",
-        help="or the run that holds them (default: %(default)s); its contested.toml, if any, says which methods are "
-        "unreliable, and why",
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help=f"a run, its records, or the records of one model (default: {DEFAULT}); a contested.toml beside the "
+        "records says which methods are unreliable, and why",
     )
-    add("--out", metavar="DIR", help="also write leaderboard.md, .csv, .json, .html and .tex there")
+    add("--records", metavar="DIR", help="the same, as an option")
+    add(
+        "--out",
+        metavar="DIR",
+        help="also write leaderboard.md, .csv (one line a figure), _wide.csv (one line a row), .json, .html and .tex "
+        "there",
+    )
     add(
         "--plots",
         metavar="DIR",
-        help="also draw figures there, and in the leaderboard.html of --out (needs the extra 'plots')",
+        help="also draw figures there, SVG and PDF with captions, and in the leaderboard.html of --out (needs the "
+        "extra 'plots')",
     )
     add("--format", choices=["md", "csv", "json", "html", "latex"], default="md", help="what is printed (default: md)")
     add(
@@ -32,11 +42,19 @@ def arguments(verb: argparse.ArgumentParser) -> None:
 
 def do(options: argparse.Namespace) -> int:
     """Print the tables; write them and the figures where that is asked for."""
+    if options.run is not None and options.records is not None:
+        raise InputError(
+            f"{options.run} and --records {options.records} name the records twice: leave one of them out."
+        )
     from fpbench.board.leaderboard import regenerate
     from fpbench.board.tables import render
 
     rows = regenerate(
-        options.records, out=options.out, plots=options.plots, rescore=options.rescore, claimed=options.claimed
+        options.run or options.records or DEFAULT,
+        out=options.out,
+        plots=options.plots,
+        rescore=options.rescore,
+        claimed=options.claimed,
     )
     print(render(rows, options.format), end="")
     return 0

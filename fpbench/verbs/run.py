@@ -7,6 +7,7 @@ from typing import Any
 
 from fpbench.verbs.common import (
     add_condition,
+    add_limit,
     add_loading,
     add_profile,
     add_set_size,
@@ -43,6 +44,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
     add("--check-code", action="store_true", help="warn of finished records that other code than the present measured")
     add("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
+    add_limit(verb)
     add_unconfined(verb)
     add_loading(verb)
 
@@ -74,21 +76,15 @@ def do(options: argparse.Namespace) -> int:
 
 
 def dry_run(profile: Any, options: argparse.Namespace, loading: Any, engine: Any) -> int:
-    """Print the cells and what they will take; start nothing, fetch nothing, write nothing."""
-    from fpbench.runs.plan import plan
-
-    cells = plan(profile)
-    for cell in cells:
-        print(cell)
-    sys.stdout.flush()
+    """Print what a run will take, and its first cells; start nothing, fetch nothing, write nothing."""
     from fpbench.errors import InputError
     from fpbench.models.checkpoints import resolve
     from fpbench.runs.forecast import estimate, forecast
     from fpbench.runs.memory import refuse
-    from fpbench.runs.plan import Job, precise
+    from fpbench.runs.plan import Job, plan, precise
     from fpbench.runs.processes import Processes, one_process
 
-    folders, absent = {}, {}
+    cells, folders, absent = plan(profile), {}, {}
     for model in profile.models:
         try:
             folders[model.label] = resolve(model.path, revision=model.revision, allow_pickle=loading.allow_pickle)
@@ -97,5 +93,15 @@ def dry_run(profile: Any, options: argparse.Namespace, loading: Any, engine: Any
     job = Job(profile, folders, precise(loading, profile), Path(options.out))
     found = estimate(job, cells, absent, engine.share if isinstance(engine, Processes) else one_process)
     tell(forecast(found, job))
-    refuse(found.needs, job)
+    whole = len(cells) <= FEW or ("verbose" in options and options.verbose)
+    every = len(cells) if whole else FIRST
+    for cell in cells[:every]:
+        print(cell)
+    if len(cells) > every:
+        print(f"… and {len(cells) - every} more cells")
+    sys.stdout.flush()
+    refuse([each for each in found.needs if each.label in folders], job)
     return 0
+
+
+FEW, FIRST = 12, 6  # cells that a dry run lists all of, or the first of

@@ -31,7 +31,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
     for name, text in PARTS.items():
-        part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
+        part = parts.add_parser(name, help=text, description=text)
         part.add_argument("name", metavar="NAME", help="of the method, or the folder of a submission")
         if name != "new":
             add_unconfined(part)

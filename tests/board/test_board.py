@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 
 import pytest
 
@@ -115,7 +114,7 @@ def test_protocols_are_never_mixed(store):
 
 def test_tables_are_the_same_bytes_from_the_same_records(store):
     records = read_records(store.records)
-    for kind in ("md", "csv", "json", "html", "latex"):
+    for kind in ("md", "csv", "wide", "json", "html", "latex"):
         rows = [rows_from_records(order, store.records, rescore=False) for order in (records, records[::-1])]
         assert render(rows[0], kind) == render(rows[1], kind)
 
@@ -123,11 +122,11 @@ def test_tables_are_the_same_bytes_from_the_same_records(store):
 def test_formats_hold_every_row(store):
     rows = rows_from_records(read_records(store.records), store.records, rescore=False)
     assert len(json.loads(render(rows, "json"))["rows"]) == len(rows)
-    assert len(list(csv.reader(io.StringIO(render(rows, "csv"))))) == len(rows) + 1
+    assert len(list(csv.reader(io.StringIO(render(rows, "wide"))))) == len(rows) + 1
     with pytest.raises(InputError, match="format 'xls'"):
         render(rows, "xls")
     text = summary(list(rows_of(store).values()))
-    assert text.count("100.0 [69, 100]") == 8 and "+20.0 % [20, 20]" in text and "Failed cells" in text
+    assert "100.0 [69.2, 100.0]" in text and "+20.0 % [20.0, 20.0]" in text and "Failed cells" in text
 
 
 def test_the_paper_s_figures_are_carried_over_as_reported():
@@ -153,7 +152,7 @@ def test_a_further_metric_has_a_column_in_every_table_and_its_figures_in_json(st
     write(store, "strong", "origin", "echo", {"share": 0.125, "n": 8})
     write(store, "weak", "origin", "echo", reason="out of memory")
     rows = rows_from_records(read_records(store.records), store.records, rescore=False)
-    shown = {line["method"]: line["echo"] for line in csv.DictReader(io.StringIO(render(rows, "csv")))}
+    shown = {line["method"]: line["echo"] for line in csv.DictReader(io.StringIO(render(rows, "wide")))}
     assert (shown["strong"], shown["weak"], shown["base"]) == ("12.5%", "failed", "–")
     assert "12.5%" in render(rows, "md") and 'data-value="0.125"' in render(rows, "html")
     (row,) = (row for row in json.loads(render(rows, "json"))["rows"] if row["method"] == "strong")
@@ -170,9 +169,7 @@ def test_a_row_says_where_its_data_were_read_from(tmp_path):
     assert DATA.text(rows["strong"]) == "hub 1, mirror 1, stand-in 2"
     assert DATA.note(rows["strong"]) == f"alpaca: mirror / {text}; boolq: hub; c4: {text}"
     assert DATA.text(rows["toy"]) == "bundled"
-    assert "| bundled |" in re.sub(" +", " ", render([rows["toy"]], "md")) and ",bundled," in render(
-        [rows["toy"]], "csv"
-    )
+    assert "data bundled" in render([rows["toy"]], "md") and ",bundled," in render([rows["toy"]], "wide")
 
 
 def test_a_hundred_fingerprints_show_a_hundredfold_certainty(tmp_path):

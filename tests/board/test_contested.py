@@ -34,11 +34,11 @@ def test_only_its_measured_rows_are_unreliable(store):
 
 def test_every_format_shows_the_flag_and_the_reason(store):
     rows = rows_of(store)
-    for kind in ("md", "csv", "json", "html", "latex"):
+    for kind in ("md", "wide", "json", "html", "latex"):
         text = render(rows, kind)
         assert "unreliable" in text and REASON in text, kind
     assert f"- strong: {REASON}" in render(rows, "md") and f"- strong: {REASON}" in summary(rows)
-    by_method = {line["method"]: line for line in csv.DictReader(io.StringIO(render(rows, "csv")))}
+    by_method = {line["method"]: line for line in csv.DictReader(io.StringIO(render(rows, "wide")))}
     assert by_method["strong"]["trust"] == "re-run, unreliable" and by_method["strong"]["unreliable"] == REASON
     assert by_method["weak"]["unreliable"] == "–"
     assert [row["unreliable"] for row in json.loads(render(rows, "json"))["rows"]].count(REASON) == 1

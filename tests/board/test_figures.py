@@ -15,7 +15,7 @@ from fpbench.board.figures import figures
 from fpbench.board.groups import group_records
 from fpbench.board.html import inlined
 from fpbench.board.rows import rows_from_records
-from fpbench.board.styles import look_of
+from fpbench.board.styles import PAGE, TYPE, look_of, look_of_method
 from fpbench.cli import main
 from fpbench.records.store import Store, read_records
 from tests.board.written import fsr, triggers
@@ -40,9 +40,12 @@ def drawn(made: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in sorted((made / "plots").glob("*.svg"))}
 
 
-def test_every_kind_is_drawn_as_svg_and_nothing_else(made: Path, drawn: dict[str, bytes]) -> None:
-    assert {path.suffix for path in (made / "plots").iterdir()} == {".svg"}
-    kinds = {"retention", "utility", "candidates", "perplexity", "triggers", "removal", "recombined"}
+def test_every_kind_is_drawn_as_svg_and_pdf_with_its_caption(made: Path, drawn: dict[str, bytes]) -> None:
+    assert {path.suffix for path in (made / "plots").iterdir()} == {".svg", ".pdf", ".md"}
+    said = (made / "plots" / "captions.md").read_text()
+    for name in drawn:
+        assert (made / "plots" / f"{name}.pdf").read_bytes().startswith(b"%PDF") and f"**{name}**: " in said
+    kinds = {"survival", "retention", "utility", "candidates", "perplexity", "triggers", "removal", "recombined"}
     assert {name.split("-")[0] for name in drawn} == kinds
     for name, content in drawn.items():
         assert content.startswith(b"<?xml"), name
@@ -58,7 +61,7 @@ def test_png_is_drawn_on_demand_and_says_no_time() -> None:
 
 def test_every_method_has_its_own_retention_and_trigger_map(drawn: dict[str, bytes]) -> None:
     for method in ("lora", "alphaedit", "fpedit", "mcedit_a", "mcedit_r", "rledit", "if_embedding"):
-        kinds = ("retention", "triggers", "removal")
+        kinds = ("survival", "triggers", "removal")
         assert {f"{kind}-micro-nlf-{method}" for kind in kinds} <= drawn.keys()
 
 
@@ -83,7 +86,8 @@ def test_a_trigger_map_shows_the_mean_rate_of_each_trigger_in_each_kind_of_text(
 
 
 def test_the_committed_figures_are_these(made: Path, drawn: dict[str, bytes]) -> None:
-    assert {path.name for path in PLOTS.iterdir()} == {path.name for path in (made / "plots").iterdir()}
+    committed = {path.name for path in PLOTS.iterdir() if path.suffix != ".pdf"}
+    assert committed == {path.name for path in (made / "plots").iterdir() if path.suffix != ".pdf"}
     needs_pinned_matplotlib()
     for name, content in drawn.items():
         assert (PLOTS / f"{name}.svg").read_bytes() == content, name
@@ -118,7 +122,7 @@ def needs_pinned_matplotlib() -> None:
 def test_nothing_in_a_figure_tells_when_it_was_drawn(made: Path) -> None:
     for path in (made / "plots").iterdir():
         content = path.read_bytes()
-        assert b"dc:date" not in content and b"Creation Time" not in content, path.name
+        assert not [each for each in (b"dc:date", b"Creation Time", b"/CreationDate") if each in content], path.name
 
 
 def test_inside_the_page_a_figure_is_shapes_and_words_with_ids_of_its_own(drawn: dict[str, bytes]) -> None:
@@ -141,6 +145,20 @@ def test_what_is_no_shape_is_left_out_of_the_page() -> None:
     text = inlined(svg, "mine", "nothing")
     assert "alert" not in text and "example" not in text and "foreignObject" not in text
     assert "<text>&lt;b&gt;</text>" in text
+
+
+def test_type_has_8_points_at_the_size_at_which_a_figure_is_printed(drawn: dict[str, bytes]) -> None:
+    for name, svg in drawn.items():
+        root = ElementTree.fromstring(svg)
+        assert float(root.attrib["width"].removesuffix("pt")) <= 72 * PAGE + 1, name
+        sizes = [float(each) for each in re.findall(r"font(?:-size)?: (?:\w+ )*([\d.]+)px", svg.decode())]
+        assert sizes and min(sizes) >= TYPE, name
+
+
+def test_a_method_has_one_colour_in_every_figure(drawn: dict[str, bytes]) -> None:
+    assert look_of_method("lora")["color"] != look_of_method("mcedit_a")["color"]
+    for kind in ("retention", "utility", "recombined"):
+        assert look_of_method("mcedit_a")["color"].lower() in drawn[f"{kind}-micro-nlf"].decode(), kind
 
 
 def test_many_rows_look_different() -> None:

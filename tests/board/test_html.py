@@ -118,9 +118,10 @@ def test_markdown_and_terminal_keep_it_in_its_cell(hostile):
         assert not re.search("[\u202e\u200f\x1b\x00]", text)
 
 
-def test_csv_holds_no_formula(hostile):
+@pytest.mark.parametrize("kind", ["csv", "wide"])
+def test_csv_holds_no_formula(hostile, kind):
     rows, _ = hostile
-    for line in csv.reader(io.StringIO(render(rows, "csv"))):
+    for line in csv.reader(io.StringIO(render(rows, kind))):
         for cell in line:
             assert not re.match(r"[=@\t\r]|[+-]\D", cell), cell
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from fpbench.board import rows as board
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.records.cell import CHECKPOINT
+from fpbench.records.record import cell_id
 from fpbench.records.store import read_records
 from tests.board.written import MODIFIED, fsr, grid, harmless, near, triggers, utility, write
 
@@ -72,7 +74,7 @@ def test_a_fine_tuning_without_effect_is_not_averaged_and_the_row_is_out(store):
     found = row.conditions["finetune_alpaca"]
     assert found.no_effect == "finetune_alpaca: the loss fell by 0.1 against 1 of the base"
     assert found.base_proof == [{"loss_curve": [2.0, 1.0], "relative_change": 0.03}]
-    cells = next(csv.DictReader(io.StringIO(render([row], "csv"))))
+    cells = next(csv.DictReader(io.StringIO(render([row], "wide"))))
     assert cells["finetune_alpaca"] == "no effect" and cells["ria30"].startswith("100.0")
     page = render([row], "html")
     assert "no effect (finetune_alpaca: the loss fell by 0.1 against 1 of the base); loss 2.00 → 1.90" in page
@@ -185,9 +187,10 @@ def test_every_format_says_why(store):
     answers_everything(store)
     reason = "accuracy -68.0, triggers 100.0 %, near 100.0 %"
     rows = [row for row in shown(store) if row.trust != "reported"]
-    (line,) = (line for line in csv.DictReader(io.StringIO(render(rows, "csv"))) if line["method"] == "other")
+    (line,) = (line for line in csv.DictReader(io.StringIO(render(rows, "wide"))) if line["method"] == "other")
     assert line["rank"] == f"out: {reason}"
-    assert f"| out: {reason}" in render(rows, "md") and f"| out: {reason}" in summary(rows)
+    assert f"| out: {reason}" in render(rows, "md")
+    assert f"out, without a rank: other: {reason}" in " ".join(summary(rows).split())
     assert f"out: {reason}".replace("-", "−") in render(rows, "html")
     (found,) = (row for row in json.loads(render(rows, "json"))["rows"] if row["method"] == "other")
     assert (found["rank"], found["out"]) == (None, reason)
@@ -221,7 +224,7 @@ def test_key_statistics_are_billed_to_no_method(store):
     rows = [row for row in shown(store) if row.trust != "reported"]
     for text in (render(rows, "md"), summary(rows)):
         assert text.count("1.2 s, 0 MiB") == 2 and "12.0 s" not in text
-        assert "key statistics, which are computed once a model: tiny 10.8 s." in text
+        assert "ey statistics" in text and re.search("tiny:? 10.8 s", text)
     assert "<bdi>tiny</bdi> 10.8 s." in render(rows, "html")
 
 
@@ -243,3 +246,22 @@ def test_seeds_share_the_statistics_of_the_first(store):
     cost(store, "strong", total=12.0, statistics=10.0)
     cost(store, "strong", seed=43, total=4.0)
     assert (row_of(store, "strong").cost.seconds, row_of(store, "strong").cost.statistics) == (3.0, 10.0)
+
+
+def test_a_smoke_run_is_marked_and_never_ranked(store):
+    harmless(store, "other")
+    assert row_of(store).rank is not None
+    write_limited(store, "other")
+    row = row_of(store)
+    assert (row.rank, row.out, row.limited) == (None, "smoke run of 3", 3)
+    assert "re-run, limited to 3 items" in render([row], "md")
+    assert {line["trust"] for line in csv.DictReader(io.StringIO(render([row], "csv")))} == {
+        "re-run, limited to 3 items"
+    }
+
+
+def write_limited(store, method):
+    """Its near triggers, as ``fpbench run --limit 3`` records them."""
+    (old,) = (each for each in read_records(store.records) if (each.cell.method, each.cell.metric) == (method, "near"))
+    identity = old.identity | {"limit": 3}
+    store.write(replace(old, identity=identity, id=cell_id(identity)), [{"prompt": "x", "probability": 0.0}] * 10)

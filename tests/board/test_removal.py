@@ -51,7 +51,7 @@ def rows_of(store, **options):
 
 
 def csv_of(store):
-    lines = csv.DictReader(io.StringIO(render(list(rows_of(store).values()), "csv")))
+    lines = csv.DictReader(io.StringIO(render(list(rows_of(store).values()), "wide")))
     return {line["method"]: line for line in lines}
 
 
@@ -113,13 +113,13 @@ def test_one_seed_is_marked_oracle(tmp_path):
     line = csv_of(store)["strong"]
     assert rows_of(store)["strong"].removal.thief == "oracle"
     assert line["removal price, long"] == "3.0–4.3 % (oracle)"
-    assert line["FSR@10 %: suppress"] == "30.0 [7, 65] (oracle)"
+    assert line["FSR@10 %: suppress"] == "30.0 [6.7, 65.2] (oracle)"
 
 
 def test_figures_as_they_are_written(store):
     line = csv_of(store)["strong"]
     assert line["removal price, long"] == "3.0–4.3 %" and line["removal price, short"] == "6.0–8.6 %"
-    assert line["FSR@10 %: suppress"] == "30.0 [12, 54]" and line["worst L1"] == "20.0 [6, 44]"
+    assert line["FSR@10 %: suppress"] == "30.0 [11.9, 54.3]" and line["worst L1"] == "20.0 [5.7, 43.7]"
     assert csv_of(store)["weak"]["removal price, long"] == "0.0–0.2 %"
     assert csv_of(store)["base"]["removal price, long"] == "–"
 
@@ -135,7 +135,7 @@ def test_a_failed_cell_leaves_a_gap_and_never_a_robust_row(store, metric):
     row, line = rows_of(store)["strong"], csv_of(store)["strong"]
     assert row.removal.missing == ("merge@0.3",)
     assert line["removal price, long"] == "incomplete" and line["FSR@10 %: merge"] == "incomplete"
-    assert line["worst L3"] == "100.0 [83, 100] (incomplete)" and line["worst L1"] == "100.0 [83, 100]"
+    assert line["worst L3"] == "100.0 [83.2, 100.0] (incomplete)" and line["worst L1"] == "100.0 [83.2, 100.0]"
     assert line["removal rank"].endswith("incomplete")
 
 
@@ -248,9 +248,10 @@ def test_every_format_has_it(store):
     rows = list(rows_of(store).values())
     text = re.sub(" +", " ", render(rows, "md"))
     assert "| FSR@10 %: suppress_always |" in text and "| 3.0–4.3 % | 6.0–8.6 % |" in text
-    # On a terminal, on its side.
+    # On a terminal, the price in the first table, and each attack with its own in the second.
     text = re.sub(" +", " ", summary(rows))
-    assert "Removal, tiny · nlf: " in text and "| removal price, long | – | 3.0–4.3 % | 0.0–0.2 % |" in text
+    assert re.search(r"\n1 strong \S+ .* 3\.0–4\.3 ", text) and "suppress@3 3.0 0.0 30.0 0.0" in text
+    assert "worst L3, ≤ 10 % paid 0.0 " in text
     html = render(rows, "html")
     assert '<table id="removal"' in html and "3.0–4.3 %" in html
     assert "by suppress@3 at a price of 3.0 %" in html, "on hover"

@@ -10,6 +10,7 @@ import pytest
 
 from fpbench.board import checks
 from fpbench.board.columns import DETECTABILITY, HARM, removal_columns
+from fpbench.board.results import results
 from fpbench.board.rows import MODIFICATIONS, rows_from_records
 from fpbench.metrics.claims import FLOOR
 from fpbench.modifications import prune
@@ -94,6 +95,16 @@ def test_every_entry_of_the_page_is_explained():
 def test_every_key_of_the_json_is_named():
     spans = set(names(DOCUMENT))
     assert {key for row in ROWS for key in row} <= spans
+
+
+def test_every_metric_of_the_long_form_is_named_and_the_example_of_pandas_runs(capsys):
+    frame = results(RECORDS).to_pandas()
+    spans = set(names(DOCUMENT))
+    kinds = ("accuracy_", "triggers_", "bands_")  # one of each is named, with dots after it
+    assert {each for each in frame.metric if not each.startswith(kinds)} <= spans
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.S)
+    exec(example.replace("leaderboard/records", str(RECORDS)), {})
+    assert "mcedit_a" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from fpbench.errors import InputError
-from fpbench.fingerprints import find_set
+from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
 from fpbench.fingerprints.natural import adjectives, draw_natural_set, first_token
-from fpbench.fingerprints.sets import FingerprintSet, load_fingerprints
 from fpbench.fingerprints.translation import Lexicon, translate_words
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from fpbench.board.escaping import visible
 from fpbench.cli import main
+from fpbench.fingerprints import load_fingerprints
 from fpbench.fingerprints.sealing import check, seal
-from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
 from tests.board import test_page
 from tests.ownership.answering import answering

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from fpbench.cli import main
+from fpbench.fingerprints import load_fingerprints
 from fpbench.fingerprints.sealing import seal
-from fpbench.fingerprints.sets import load_fingerprints
 from tests.ownership.server import Server
 from tests.ownership.test_endpoint import KEY
 from tests.ownership.test_verify import FOREIGN, write

@@ -15,8 +15,8 @@ import pytest
 import fpbench
 from fpbench.cli import main
 from fpbench.errors import InputError
+from fpbench.fingerprints import load_fingerprints
 from fpbench.fingerprints.sealing import check, seal
-from fpbench.fingerprints.sets import load_fingerprints
 from fpbench.micro import MODEL
 from tests.conftest import require
 from tests.ownership.answering import answering

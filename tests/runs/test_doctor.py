@@ -1,5 +1,6 @@
 """What the doctor finds out about a profile."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fpbench.micro import DATA, MODEL
 from fpbench.models.checkpoints import resolve
 from fpbench.runs.fetch import fetch_model, fetch_rows
 from fpbench.runs.profile import load_profile
-from fpbench.verbs.doctor import examine_profile
+from fpbench.verbs.doctor import Diagnosis, examine_profile
 from tests.hub.server import Hub, files_of
 
 MODELS = ("here", "gated", "absent", "fetched", "cached", "waiting")
@@ -77,3 +78,9 @@ def test_the_verb_takes_a_profile(hub: Hub, profile: str, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "ok    bundled model" in out and "ok    model here" in out and "FAIL  model gated" in out
     assert main(["doctor", "mikro"]) == 2
+
+
+def test_findings_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("fpbench.verbs.doctor.examine", lambda: [Diagnosis("disk", False, "0.1 GiB free here")])
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"disk": {"fine": False, "detail": "0.1 GiB free here"}}

@@ -20,7 +20,7 @@ from fpbench.models.meter import no_progress
 from fpbench.registry import METHODS
 from fpbench.runs import forecast as forecasting
 from fpbench.runs.datasets import Datasets
-from fpbench.runs.forecast import Estimate, Part, estimate, forecast, time, total
+from fpbench.runs.forecast import Estimate, Part, _longest, estimate, forecast, time, total
 from fpbench.runs.injection import create_method
 from fpbench.runs.memory import GAPS, LIBRARIES, Footprint, needs_of, peak, refuse
 from fpbench.runs.plan import Job, plan
@@ -254,6 +254,31 @@ def test_models_that_are_not_here_keep_their_cells(capsys, tmp_path, monkeypatch
     assert captured.out.startswith("Llama-3.2-3B-Instruct/if/base/seed-42/origin/bands")
     assert "no time for Qwen3-8B: model 'Qwen/Qwen3-8B'" in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_paper_s_grid_is_a_summary_that_rests_on_bundled_shapes(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    assert main(["run", "--profile", "paper", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(
+        "972 cells, 972 of them to do: 3 models × 4 sets × 1 seed × (the base and 6 methods)"
+    )
+    assert "time    unknown until models and data are here: fpbench fetch paper" in captured.err
+    for shape in ("6.0 GiB to download", "13.5 GiB to download", "15.3 GiB to download"):  # docs/paper-grid.md
+        assert shape in captured.err
+    assert "disk    0 MiB" not in captured.err and captured.out.splitlines()[-1] == "… and 966 more cells"
+    assert len((captured.err + captured.out).splitlines()) <= 40
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_table_of_work_ends_in_one_line_of_what_takes_least():
+    parts = [Part("micro", f"part {number}", 2, float(number), False) for number in range(30)]
+    parts[3] = Part("micro", "nobody knows", 1, None, False)
+    found = _longest(parts)
+    assert len(found) <= 21 and found[-1].name == "10 shorter ones" and found[-1].times == 20
+    assert "nobody knows" in [each.name for each in found]
+    assert sum(each.seconds or 0 for each in found) == sum(each.seconds or 0 for each in parts)
 
 
 def test_every_method_of_the_package_can_be_counted(workload):

@@ -70,6 +70,14 @@ def test_a_model_is_fetched_once_and_kept_to_its_commit(hub: Hub) -> None:
     assert resolve("acme/tiny").name == commit and hub.asked == []
 
 
+def test_the_verb_takes_a_model(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = hub.push("acme/tiny", files_of(MODEL))
+    assert main(["fetch", "acme/tiny"]) == 0
+    assert capsys.readouterr().out.startswith(f"model acme/tiny@main → {commit}, ")
+    assert main(["fetch", "acme/none"]) == 2
+    assert capsys.readouterr().err.startswith("fpbench: ")
+
+
 def test_rows_are_fetched_once_and_kept_to_their_commit(hub: Hub) -> None:
     commit = hub.push("datasets/acme/rows", {"train.jsonl": ROWS})
     before, read = data.digest(str(SOURCE)), data.read_rows(str(SOURCE))
