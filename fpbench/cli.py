@@ -6,6 +6,8 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +20,7 @@ VERBS = (
     "run", "evaluate", "verify", "compare", "audit", "inject", "fingerprints", "study", "leaderboard", "submit", "list",
     "fetch", "doctor",
 )  # fmt: skip
+LOG = "FPBENCH_LOG"  # environment variable: debug shows tracebacks
 
 
 class Interrupted(BaseException):
@@ -28,17 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0 done; 1 a cell failed or storage gave out; 2 wrong input; 130 or 143 interrupted, resumable.
+        0 done; 1 a cell failed, storage gave out, or something happened that nobody foresaw; 2 wrong input; 130 or 143
+        interrupted, resumable.
     """
     options = parser().parse_args(arguments)
-    from fpbench.submissions.discovery import register_submissions  # after --help, which has left by now
-
-    register_submissions()
-    signal.signal(signal.SIGTERM, _stop)
-    # Records are millions of small objects that live to the end; to look for cycles among them again and again takes
-    # a fifth of the time of a leaderboard.
-    gc.set_threshold(100_000)
     try:
+        from fpbench.submissions.discovery import register_submissions  # after --help, which has left by now
+
+        register_submissions()
+        signal.signal(signal.SIGTERM, _stop)
+        # Records are millions of small objects that live to the end; to look for cycles among them again and again
+        # takes a fifth of the time of a leaderboard.
+        gc.set_threshold(100_000)
         code: int = options.do(options)
         return code
     except InputError as error:
@@ -53,10 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left, as `head` does; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        return _say(_unforeseen(error, options.verbose or os.environ.get(LOG) == "debug"), 1)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted
+
+
+def _unforeseen(error: Exception, shown: bool) -> str:
+    """Return a line about an error that nobody foresaw; its traceback goes to a file, and is printed if ``shown``."""
+    lines = traceback.format_exception(error)
+    if shown:
+        print("".join(lines), file=sys.stderr)
+    said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="backslashreplace", prefix="fpbench-", suffix=".traceback", delete=False
+        ) as file:
+            file.writelines(lines)
+    except OSError as full:
+        where = f"which could not be written ({full.strerror or full}); {LOG}=debug shows it"
+    else:
+        where = file.name
+    return f"something happened that fpbench did not foresee, {said}. Please report it with its traceback, {where}."
 
 
 def _say(message: object, code: int) -> int:
@@ -68,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(prog="fpbench", description=DESCRIPTION, allow_abbrev=False)
     root.add_argument("--version", action="version", version=f"fpbench {__version__}")
+    root.add_argument("--verbose", action="store_true", help=f"show tracebacks ({LOG}=debug does, too)")
     verbs = root.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"fpbench.verbs.{name}")

@@ -57,6 +57,12 @@ def regenerate(
         folder /= "records"  # of the run that was named
     if not folder.is_dir():
         raise InputError(f"records folder {folder} does not exist: expected the records/ of a run; give it --records.")
+    runs = sorted(each.parent.name for each in folder.glob("*/records") if each.is_dir())
+    if runs and not any(folder.glob("*/*/*/seed-*")):
+        raise InputError(
+            f"records folder {folder} holds no records but those of {len(runs)} runs, in {' and '.join(runs)}: name "
+            "one of them, or copy what their records folders hold into one."
+        )
     found = read_records(folder)
     if not found:
         raise InputError(f"records folder {folder} holds no records: run `fpbench run` first, or check the path.")

@@ -82,7 +82,9 @@ class Comparison:
     courses: tuple[dict[str, list[float]], dict[str, list[float]]]  # signatures, kind → a standard deviation a block
 
 
-def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None) -> Comparison:
+def compare(
+    a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None, base: str | None = None
+) -> Comparison:
     """Compare two checkpoints by their weights, as ``fpbench compare`` does. No model is run.
 
     Args:
@@ -90,11 +92,13 @@ def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | No
         b: likewise.
         unrelated: models known to be unrelated to the first, which show what chance and kinship of make give.
         revision: branch, tag or commit of hub ids.
+        base: serves where the base that an adapter names is not here.
 
     Raises:
         InputError: if a checkpoint is not there, or its weights cannot be read.
     """
-    one, other, *rest = (matrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
+    served = None if base is None else resolve(base, revision=revision)
+    one, other, *rest = (matrices(resolve(each, revision=revision), served) for each in (a, b, *unrelated))
     course = spreads(one)
     courses = course, spreads(other)
     known = {
