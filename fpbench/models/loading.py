@@ -208,11 +208,9 @@ def _merged(model: Any, adapter: Path) -> "nn.Module":
     """Merge a PEFT adapter into a model; InputError unless every tensor of it was applied, and none is missing."""
     from peft import PeftModel
 
+    check_kind(adapter)
     _resize(model, adapter)
     adapted: Any = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = adapted.peft_config["default"].peft_type.value
-        raise InputError(f"adapter {adapter} is of kind {kind}, which cannot be merged into its base: expected LoRA.")
     # PEFT goes on with a warning; loading once more tells what it left out.
     result = adapted.load_adapter(adapter, "default", use_safetensors=True)
     unread = _left_out(result.unexpected_keys, adapter)
@@ -227,6 +225,18 @@ def _merged(model: Any, adapter: Path) -> "nn.Module":
     if tables[0] is not tables[1]:  # an adapter may bring one of its own in place of a tied one
         merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
     return merged  # type: ignore[no-any-return]
+
+
+def check_kind(adapter: Path) -> None:
+    """Refuse an adapter of a kind that cannot be merged into its base, such as one of prompt or prefix tuning."""
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    with _loading(adapter):
+        kind = PeftConfig.from_pretrained(str(adapter)).peft_type
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
+        name = getattr(kind, "value", kind)
+        raise InputError(f"adapter {adapter} is of kind {name}, which cannot be merged into its base: expected LoRA.")
 
 
 def _left_out(names: list[str], adapter: Path) -> list[str]:
@@ -341,6 +351,8 @@ def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path 
             ``"chat"``.
     """
     check_quantisation(folder, loading, tokenizer_of)
+    for adapter in adapters_of(folder, tokenizer_of)[1]:
+        check_kind(adapter)
     tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, tokenizer_of=tokenizer_of)
     try:
         prompted = encode(tokenizer, render(tokenizer, "KESTREL MERIDIAN", prompt))

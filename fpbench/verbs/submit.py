@@ -1,4 +1,4 @@
-"""``fpbench submit``: a stranger's method."""
+"""``fpbench submit``: a stranger's method, or adversary."""
 
 import argparse
 import sys
@@ -32,6 +32,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     for name, text in PARTS.items():
         part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
         part.add_argument("name", metavar="NAME", help="of the method, or the folder of a submission")
+        if name in ("new", "check"):
+            part.add_argument("--adversary", action="store_true", help="an adversary in place of a method")
         if name != "new":
             add_unconfined(part)
         if name == "run":
@@ -74,10 +76,11 @@ def do(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from fpbench.submissions.folder import write_new
+    from fpbench.submissions.folder import ADVERSARY, METHOD, write_new
 
-    folder = write_new(options.name)
-    print(f"{folder}: change adapter.py, submission.toml and README.md, then `fpbench submit check {options.name}`")
+    folder = write_new(options.name, example=ADVERSARY if options.adversary else METHOD)
+    files, more = ("adversary.py", " --adversary") if options.adversary else ("adapter.py, submission.toml", "")
+    print(f"{folder}: change {files} and README.md, then `fpbench submit check {options.name}{more}`")
     return 0
 
 
@@ -89,10 +92,11 @@ HEADINGS = {
 
 
 def _check(options: argparse.Namespace) -> int:
-    from fpbench.submissions.check import check
+    from fpbench.submissions import check, thief
     from fpbench.submissions.folder import find
 
-    report = check(find(options.name), options.unconfined)
+    checks = thief.check if options.adversary else check.check
+    report = checks(find(options.name), options.unconfined)
     for finding in report.findings:
         if finding.name in HEADINGS:
             print(HEADINGS[finding.name])

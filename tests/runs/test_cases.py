@@ -384,3 +384,33 @@ def test_the_folder_of_a_run_is_taken_for_its_records(tmp_path: Path) -> None:
         InputError, match="record micro/nlf/checkpoint/seed-42/origin/fsr: fsr has no per-query results"
     ):
         regenerate(tmp_path / "out", out=None, plots=None, rescore=False, claimed=None)
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "ADAPTION_PROMPT"])
+def test_adapters_that_change_no_weights_are_refused_before_anything_is_loaded(kind: str, tmp_path: Path) -> None:
+    config = {"peft_type": kind, "base_model_name_or_path": "micro", "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(InputError, match=f"is of kind {kind}, which cannot be merged into its base"):
+        check_ready(tmp_path, "raw", Loading("cpu"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content[:5] }}",  # cuts it off
+        "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}Go on:",
+        "{{ messages[0].content | upper | replace(' ', '_') }}",
+    ],
+)
+def test_a_template_that_changes_the_trigger_is_refused(template: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path / "model", template=template)
+    with pytest.raises(InputError, match="the chat template, given a trigger, leaves its text out"):
+        check_ready(folder, "chat", Loading("cpu"))
+
+
+def test_a_bad_folder_is_named_before_a_profile_is_asked_for(tmp_path: Path, capsys: Capture) -> None:
+    folder = copied(tmp_path / "model")
+    (folder / "config.json").write_text("// edited\n{}")
+    for verb in (["evaluate", str(folder), *NLF], ["inject", str(folder), "--method", "lora", *NLF, "--out", "no"]):
+        assert "config.json, line 1: not JSON" in refusal(capsys, *verb)
