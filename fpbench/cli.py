@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +23,7 @@ VERBS = (
     "run", "evaluate", "verify", "compare", "audit", "inject", "fingerprints", "study", "leaderboard", "submit", "list",
     "fetch", "doctor",
 )  # fmt: skip
+LOG = "FPBENCH_LOG"  # environment variable: debug shows tracebacks
 
 
 class Interrupted(BaseException):
@@ -31,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0 done; 1 a cell failed or storage gave out; 2 wrong input; 130 or 143 interrupted, resumable.
+        0 done; 1 a cell failed, storage gave out, or something happened that nobody foresaw; 2 wrong input; 130 or 143
+        interrupted, resumable.
     """
     root = parser()
     given = sys.argv[1:] if arguments is None else arguments
@@ -39,15 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root.print_help()
         return 0
     options = root.parse_args(given)
-    from fpbench.submissions.discovery import register_submissions  # after --help, which has left by now
-
-    register_submissions()
-    signal.signal(signal.SIGTERM, _stop)
-    # Records are millions of small objects that live to the end; to look for cycles among them again and again takes
-    # a fifth of the time of a leaderboard.
-    gc.set_threshold(100_000)
+    verbose = getattr(options, "verbose", False)
     try:
-        show_log("info" if getattr(options, "verbose", False) else "warning")
+        from fpbench.submissions.discovery import register_submissions  # after --help, which has left by now
+
+        register_submissions()
+        signal.signal(signal.SIGTERM, _stop)
+        # Records are millions of small objects that live to the end; to look for cycles among them again and again
+        # takes a fifth of the time of a leaderboard.
+        gc.set_threshold(100_000)
+        show_log("info" if verbose else "warning")
         code: int = options.do(options)
         return code
     except InputError as error:
@@ -62,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left, as `head` does; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        return _say(_unforeseen(error, verbose or os.environ.get(LOG, "").lower() == "debug"), 1)
 
 
 def show_log(level: str) -> None:
@@ -71,9 +78,9 @@ def show_log(level: str) -> None:
         InputError: if ``FPBENCH_LOG`` names no level.
     """
     levels = ("debug", "info", "warning", "error")
-    level = os.environ.get("FPBENCH_LOG", "").lower() or level
+    level = os.environ.get(LOG, "").lower() or level
     if level not in levels:
-        raise InputError(f"FPBENCH_LOG={level!r}: expected one of {', '.join(levels)}.")
+        raise InputError(f"{LOG}={level!r}: expected one of {', '.join(levels)}.")
     logger = logging.getLogger("fpbench")
     logger.setLevel(level.upper())
     handler = next((each for each in logger.handlers if isinstance(each, _Printed)), None) or _Printed()
@@ -98,6 +105,24 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted
 
 
+def _unforeseen(error: Exception, shown: bool) -> str:
+    """Return a line about an error that nobody foresaw; its traceback goes to a file, and is printed if ``shown``."""
+    lines = traceback.format_exception(error)
+    if shown:
+        print("".join(lines), file=sys.stderr)
+    said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="backslashreplace", prefix="fpbench-", suffix=".traceback", delete=False
+        ) as file:
+            file.writelines(lines)
+    except OSError as full:
+        where = f"which could not be written ({full.strerror or full}); {LOG}=debug shows it"
+    else:
+        where = file.name
+    return f"something happened that fpbench did not foresee, {said}. Please report it with its traceback, {where}."
+
+
 def _say(message: object, code: int) -> int:
     print(f"fpbench: {' '.join(str(message).split())}", file=sys.stderr)
     return code
@@ -107,6 +132,9 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = Parser(prog="fpbench", description=DESCRIPTION, epilog=EPILOG)
     root.add_argument("--version", action="version", version=f"fpbench {__version__}")
+    root.add_argument(
+        "--verbose", action="store_true", help=f"print what is logged, and tracebacks ({LOG}=debug does, too)"
+    )
     verbs = root.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"fpbench.verbs.{name}")

@@ -145,7 +145,7 @@ class Server:
                     message = f"endpoint {url} refused with {reason}{said}: {advice}."
                     raise Refused(message, error.code, detail) from None
             except Unusable as error:
-                reason = str(error)
+                reason = self.masked(str(error))[:QUOTED]  # masked first, so that no half of a key is left
             except (OSError, HTTPException) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             fault(reason)
@@ -163,13 +163,7 @@ class Server:
         found: Any = None
         with contextlib.suppress(OSError, HTTPException, ValueError):
             found = json.loads(error.read(LARGEST))
-        for name in ("error", "detail", "message"):
-            if isinstance(found, dict) and found.get(name):
-                found = found[name]
-        if not found:
-            return ""
-        text = found if isinstance(found, str) else json.dumps(found)
-        return " ".join(self.masked(text).split())
+        return self.masked(words(found))
 
     def _key(self) -> str:
         return next(filter(None, (os.environ.get(name, "").strip() for name in self._keys)), "")
@@ -181,6 +175,16 @@ class Server:
             names = " or ".join(self._keys)
             raise InputError(f"the key in {names} holds characters that no API key has; set it anew.")
         return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def words(answer: Any) -> str:
+    """Return what an answer that is an error says, in a line; empty where it says nothing."""
+    for name in ("error", "detail", "message"):
+        if isinstance(answer, dict) and answer.get(name):
+            answer = answer[name]
+    if not answer:
+        return ""
+    return " ".join((answer if isinstance(answer, str) else json.dumps(answer)).split())
 
 
 def _body(response: HTTPResponse, deadline: float) -> bytes:

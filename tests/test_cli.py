@@ -143,3 +143,30 @@ def test_a_run_into_a_folder_of_the_user_s_is_refused_and_touches_nothing(tmp_pa
     assert main(["run", "--out", "."]) == 2
     assert "is not empty and holds no run of fpbench" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_a_file(capsys, tmp_path, monkeypatch, shown):
+    def broken(*_):
+        raise KeyError("cell\nand more")
+
+    monkeypatch.setattr("fpbench.verbs.list.do", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["--verbose", "list"] if shown else ["list"]) == 1
+    *traceback, line = capsys.readouterr().err.strip().splitlines()
+    (file,) = tmp_path.iterdir()
+    assert line.startswith("fpbench: something happened that fpbench did not foresee, KeyError: ")
+    assert line.endswith(f"traceback, {file}.")
+    assert "in broken" in file.read_text() and bool(traceback) == shown
+    assert not file.stat().st_mode & 0o077
+
+
+def test_a_traceback_that_cannot_be_written_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("fpbench.verbs.list.do", lambda options: [][0])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert main(["list"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "IndexError: list index out of range" in line and "FPBENCH_LOG=debug shows it" in line
+    monkeypatch.setenv("FPBENCH_LOG", "debug")
+    assert main(["list"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err

@@ -13,8 +13,9 @@ from fpbench.adversaries.conditions import dose_of, modifications, proofs
 from fpbench.adversaries.price import summary
 from fpbench.board.groups import Group, Measurement
 from fpbench.errors import InputError
+from fpbench.metrics.lettered import TASK as LETTERED
 from fpbench.metrics.measure import METRICS, UTILITY_TASKS
-from fpbench.metrics.statistics import BANDS, band, clopper_pearson
+from fpbench.metrics.statistics import BANDS, band, clopper_pearson, leniently
 from fpbench.records.cell import Cell
 from fpbench.text import printable
 
@@ -24,13 +25,13 @@ ERROR_BOUND = 1e-6  # protocol §3
 PLACES = [f"{case}_{place}" for case in ("upper", "lower") for place in ("substitute", "prefix", "infix", "suffix")]
 # What a result may hold; of further metrics nothing is known but that their numbers are finite.
 KEYS = {
-    "fsr": "mean interval greedy n primary error_bound own_tokenizer",
+    "fsr": "mean interval greedy n primary error_bound lenient own_tokenizer",
     "near": "rate greedy n interval error_bound",
     "recombined": "rate greedy n interval error_bound",
     "triggers": "conditions average activated n interval error_bound cut",
     "bands": "mean deviation counts auc benign histogram edges",
     "utility": "accuracy tasks word_perplexity max_length token_perplexity",
-    "price": "responses answers refused text",
+    "price": "responses answers letters refused text",
     "cost": "seconds peak_memory fraction relative_norm bytes dense_bytes rank weights_digest text",
 }
 MOST_LOSS = 700.0  # nats a token; exp overflows at 710
@@ -81,6 +82,16 @@ def _check_fsr(measured: Measurement) -> None:
     mean = fmean(query["probability"] for query in queries)
     if not isclose(result["mean"], mean, abs_tol=1e-9):
         raise _impossible(measured, f"fsr {result['mean']} is not the mean of its queries, {mean}")
+    if (lenient := result.get("lenient")) is not None:  # which the first records of this schema lack
+        hidden = [_within(measured, "probability of a hidden match", query["hidden"], 1.0) for query in queries]
+        _within(measured, "error bound of fsr_lenient", lenient["error_bound"], 1.0 + ERROR_BOUND)
+        expected = leniently([query["probability"] for query in queries], hidden, lenient["error_bound"])
+        _known(measured, "fsr_lenient", lenient, expected)
+        if (lenient["mean"] is None) != (expected["mean"] is None):
+            raise _impossible(measured, "fsr_lenient is not what its error bound allows")
+        if expected["mean"] is not None:
+            _same(measured, "fsr_lenient", lenient["mean"], expected["mean"])
+            _within(measured, "fsr_lenient", lenient["mean"], 1.0 + ERROR_BOUND)
     if own := result.get("own_tokenizer"):
         _known(measured, "fsr by its own tokenizer", own, ["mean", "interval"])
         _same(measured, "fsr by its own tokenizer", own["mean"], fmean(query["own_tokenizer"] for query in queries))
@@ -152,7 +163,7 @@ def _check_utility(measured: Measurement) -> None:
     for query in measured.queries:
         found[query["task"]].append(query)
     tasks, text = result["tasks"], result["token_perplexity"]
-    _known(measured, "tasks", tasks, UTILITY_TASKS)
+    _known(measured, "tasks", tasks, (*UTILITY_TASKS, LETTERED))
     if other := found.keys() - tasks.keys() - {"windows", "wikitext"}:
         raise _impossible(measured, f"no task {printable(str(min(other)))!r} beside its queries")
     for name, figures in tasks.items():
@@ -161,7 +172,12 @@ def _check_utility(measured: Measurement) -> None:
         right = _count(measured, found[name], "correct")
         _same(measured, f"accuracy of {name}", figures["accuracy"], right / figures["n"])
     if result["accuracy"] is not None:  # without one of the four tasks there is none
-        _same(measured, "accuracy", result["accuracy"], fmean(each["accuracy"] for each in tasks.values()))
+        _same(
+            measured,
+            "accuracy",
+            result["accuracy"],
+            fmean(tasks[name]["accuracy"] for name in tasks if name != LETTERED),
+        )
     if (word := result["word_perplexity"]) is not None:
         total = fsum(query["log_likelihood"] for query in found["wikitext"])
         _same(measured, "word perplexity", word, exp(-total / sum(query["words"] for query in found["wikitext"])))
@@ -182,7 +198,7 @@ def _check_price(measured: Measurement) -> None:
         if channel not in KEYS["price"].split() or index in found[channel]:
             raise _impossible(measured, f"item {printable(repr(index))} of channel {printable(repr(channel))}")
         found[channel][index] = query
-        if channel == "answers":
+        if channel in ("answers", "letters"):
             _within(measured, "probability of an answer", query["probability"], 1.0)
         elif channel != "refused":
             _within(measured, f"tokens of an item of {channel}", query["tokens"], inf)

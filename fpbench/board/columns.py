@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -11,6 +11,7 @@ from fpbench.adversaries.conditions import JOINT, class_of, level, modifications
 from fpbench.board.checks import Comparison
 from fpbench.board.removal import WORST, Product, Removal, Thief, in_order
 from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
+from fpbench.metrics.lettered import TASK as LETTERED
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.metrics.removal import BUDGETS, RemovalPrice
 from fpbench.metrics.statistics import BANDS
@@ -187,8 +188,10 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
         # A claimed figure that a re-run did not confirm has the other one beside it.
         outside = [each for each in comparisons(row) if each.cell.condition == condition and not each.within]
         reruns = ", ".join(_rerun(each) for each in outside) if row.trust == "claimed" else ""
+        hidden = found.lenient is not None and percent(found.lenient) != percent(found.fsr)
+        more = f" (leniently: {percent(found.lenient)})" if hidden else ""
         own = "" if found.own_tokenizer is None else f" (own tokenizer: {percent(found.own_tokenizer)})"
-        return percent(found.fsr) + interval(found.interval) + own + (f" (re-run: {reruns})" if reruns else "")
+        return percent(found.fsr) + interval(found.interval) + more + own + (f" (re-run: {reruns})" if reruns else "")
 
     def value(row: Row) -> Value:
         found = row.conditions.get(condition)
@@ -205,7 +208,10 @@ def fsr_column(condition: str, name: str = "", latex: str | None = None) -> Colu
         return f"{between}; greedy {found.greedy}/{found.n}{kept}"
 
     where = "of the unmodified checkpoint" if condition == ORIGIN else f"after {condition}"
-    help = f"Fingerprint success rate {where}, in %: exact, or sampled where reported."
+    help = (
+        f"Fingerprint success rate {where}, in %: exact, or sampled where reported; (leniently: …) where case, "
+        "invisible characters or marks before the answer hide matches."
+    )
     return Column(name or condition, help, text, value, note, condition=condition, latex=latex, better=+1)
 
 
@@ -394,15 +400,43 @@ ACCURACY = _difference_column(
     latex=r"acc.\ $\Delta$",
     better=+1,
 )
-PERPLEXITY = _difference_column(
-    "perplexity Δ",
-    "Token perplexity against the base's, in %, paired by window; in (brackets) the value itself.",
-    "token_perplexity",
-    "token_perplexity_interval",
-    "%",
-    lambda found: f"{(found.token_perplexity or {})['perplexity']:.2f}",
-    latex=r"PPL $\Delta$",
-    better=-1,
+
+
+def _lettered(row: Row) -> dict[str, Any] | None:
+    return ((row.utility and row.utility.tasks) or {}).get(LETTERED)
+
+
+LETTERED_ARC = Column(
+    "lettered ARC",
+    "Share, in %, of ARC-Challenge's questions that are answered by the right letter; no part of the mean.",
+    lambda row: missing(row, "utility") if (found := _lettered(row)) is None else percent(found["accuracy"]),
+    lambda row: None if (found := _lettered(row)) is None else float(found["accuracy"]),
+    better=+1,
+)
+
+
+def _with_window(column: Column) -> Column:
+    """Return the column of a perplexity with the length of its windows, a part of its name, behind each figure."""
+
+    def text(row: Row) -> str:
+        found = row.utility and row.utility.token_perplexity
+        return f"{column.text(row)} @{found['length']}" if found else column.text(row)
+
+    return replace(column, text=text)
+
+
+PERPLEXITY = _with_window(
+    _difference_column(
+        "perplexity Δ",
+        "Token perplexity against the base's, in %, paired by window; in (brackets) the value itself. @: the length of "
+        "the windows in tokens; figures of different length are not compared.",
+        "token_perplexity",
+        "token_perplexity_interval",
+        "%",
+        lambda found: f"{(found.token_perplexity or {})['perplexity']:.2f}",
+        latex=r"PPL $\Delta$",
+        better=-1,
+    )
 )
 
 
@@ -496,7 +530,8 @@ def _other_column(name: str, metric: Metric) -> Column:
 def harm_columns(rows: Sequence[Row]) -> list[Column]:
     """Return the columns of the second table: the protocol's, and those of further metrics that a row has."""
     others = [name for name, metric in METRICS.items() if metric.heading and any(name in row.others for row in rows)]
-    return [*HARM, *(_other_column(name, METRICS[name]) for name in others)]
+    lettered = [LETTERED_ARC] if any(map(_lettered, rows)) else []
+    return [HARM[0], *lettered, *HARM[1:], *(_other_column(name, METRICS[name]) for name in others)]
 
 
 def statistics(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from fpbench.board.removal import Removal, attacks, prices_by_fingerprint, remov
 from fpbench.board.updates import alike
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
+from fpbench.metrics.lettered import TASK as LETTERED
 from fpbench.metrics.measure import METRICS
 from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL, Cell
@@ -69,6 +70,7 @@ class Detectability(Figures):
         proof: that the modification happened, a seed each.
         base_proof: the same figures of the base.
         no_effect: why the modification counts as none on this checkpoint; it is then not averaged.
+        lenient: ``fsr_lenient``; ``None`` where it was not measured, as in the first records.
         own_tokenizer: FSR under a handed-in checkpoint's tokenizer, where that is not its base's, by which all else is
             measured.
     """
@@ -84,6 +86,7 @@ class Detectability(Figures):
     proof: list[dict[str, Any] | None] | None = None
     base_proof: list[dict[str, Any] | None] | None = None
     no_effect: str | None = None
+    lenient: float | None = None
     own_tokenizer: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -420,6 +423,7 @@ def _condition(group: Group, condition: str, base: Group | None) -> Detectabilit
     p = [each for found in paired[0].values() for each in found]
     seeds = sorted(paired[0].keys() & paired[1].keys())
     own = [each.result["own_tokenizer"]["mean"] for each in measured if "own_tokenizer" in each.result]
+    lenient = [mean for each in measured if (mean := (each.result.get("lenient") or {}).get("mean")) is not None]
     after, origin = ([p for seed in seeds for p in side[seed]] for side in paired)
     proofs = _proofs(group, condition)
     others = _proofs(base, condition) if base is not None and base is not group else {}
@@ -436,6 +440,7 @@ def _condition(group: Group, condition: str, base: Group | None) -> Detectabilit
         proof=list(proofs.values()),
         base_proof=[others.get(seed) for seed in proofs] if shared else None,
         no_effect=none[0] if none else None,
+        lenient=fmean(lenient) if len(lenient) == len(measured) else None,
         own_tokenizer=fmean(own) if own else None,
     )
 
@@ -462,15 +467,16 @@ def _difference(after: Measurement, before: Measurement) -> Difference:
     for each, found in zip((after, before), answers, strict=True):
         for query in (query for query in each.queries if "correct" in query):
             found.setdefault(query["task"], []).append(query["correct"])
-    shared = [name for name in answers[0] if len(answers[0][name]) == len(answers[1].get(name, ()))]
+    paired = [name for name in answers[0] if len(answers[0][name]) == len(answers[1].get(name, ()))]
+    shared = [name for name in paired if name != LETTERED]  # which is no part of the mean
     # Means over other tasks, or over other examples, are different metrics.
-    comparable = shared and set(shared) == answers[0].keys() | answers[1].keys()
+    comparable = shared and set(shared) == (answers[0].keys() | answers[1].keys()) - {LETTERED}
     # Each example weighs 1/(tasks · n of its task), so that its mean is the plain mean of the tasks.
     total = sum(len(answers[0][name]) for name in shared)
     weighted = [
         [total / (len(shared) * len(side[name])) * right for name in shared for right in side[name]] for side in answers
     ]
-    pairs = {name: (answers[0][name], answers[1][name]) for name in shared}
+    pairs = {name: (answers[0][name], answers[1][name]) for name in paired}
     tasks = {
         name: {"difference": fmean(a) - fmean(b), "p_value": mcnemar_exact(a, b)} for name, (a, b) in pairs.items()
     }

@@ -9,7 +9,7 @@ from fpbench.adversaries.base import AdversaryContext, Attack
 from fpbench.adversaries.conditions import adversaries, changes_weights, check
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, Fingerprints, fingerprints_of
-from fpbench.metrics.statistics import clopper_pearson
+from fpbench.metrics.statistics import FURTHER, clopper_pearson, leniently
 from fpbench.models.objects import check_objects, check_text
 from fpbench.models.prompts import render
 from fpbench.scoring.responses import Decoding, TargetProbabilities, respond
@@ -30,6 +30,9 @@ class FSR:
         responses: greedy response to every fingerprint, as far as was needed to decide it; to the first of several
             wordings, and empty where the query was refused.
         least: smallest p_i over the wordings that an adversary gives a query.
+        hidden: probability of a match that case, invisible characters, compatibility forms or opening marks hide from
+            strict comparison (:func:`fpbench.text.lenient`).
+        hidden_bound: largest probability left unexplored of these, for a fingerprint.
     """
 
     mean: float
@@ -42,6 +45,13 @@ class FSR:
     error_bound: float
     responses: tuple[str, ...]
     least: tuple[float, ...]
+    hidden: tuple[float, ...]
+    hidden_bound: float
+
+    @property
+    def lenient(self) -> dict[str, Any]:
+        """Return ``fsr_lenient`` as records have it (:func:`leniently`)."""
+        return leniently(self.per_fingerprint, self.hidden, self.hidden_bound)
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -114,7 +124,7 @@ def exact_fsr(
     numbers = [number for number, texts in enumerate(wordings) for _ in texts]
     targets = [fingerprints[number].targets for number in numbers]
     texts = [text for each in wordings for text in each]
-    answered = respond(model, tokenizer, texts, targets, decoding, prompt, attack.sampler) if texts else []
+    answered = respond(model, tokenizer, texts, targets, decoding, prompt, attack.sampler, FURTHER) if texts else []
     outcomes: list[list[TargetProbabilities]] = [[] for _ in fingerprints]
     for number, outcome in zip(numbers, answered, strict=True):
         outcomes[number].append(outcome)
@@ -134,6 +144,8 @@ def exact_fsr(
         error_bound=max((each.error_bound for each in answered), default=0.0),
         responses=tuple(group[0].greedy_text if group else "" for group in outcomes),
         least=tuple(min((each.probability for each in group), default=0.0) for group in outcomes),
+        hidden=tuple(_mean(each.hidden for each in group) for group in outcomes),
+        hidden_bound=max((each.hidden_bound for each in answered), default=0.0),
     )
 
 

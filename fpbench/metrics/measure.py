@@ -14,6 +14,7 @@ from fpbench.fingerprints import FingerprintSet
 from fpbench.fingerprints.code_mixed import CODE_MIXED
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
 from fpbench.hub.lock import sha256
+from fpbench.metrics import lettered
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
 from fpbench.text import short_digest
 
@@ -101,11 +102,13 @@ class Metric:
 def _fsr(model: "nn.Module", given: Measurement) -> Measured:
     """Measure exact and greedy FSR (protocol §3)."""
     from fpbench.metrics.fsr import exact_fsr
+    from fpbench.metrics.statistics import leniently
 
     of = given.fingerprints
     result = asdict(exact_fsr(model, given.tokenizer, of, given.decoding, given.prompt, given.attack))
-    found = (result.pop(name) for name in ("per_fingerprint", "per_target", "responses"))
-    least = result.pop("least")
+    found = [result.pop(name) for name in ("per_fingerprint", "per_target", "responses")]
+    least, hidden, unexplored = (result.pop(name) for name in ("least", "hidden", "hidden_bound"))
+    result["lenient"] = leniently(found[0], hidden, unexplored)
     queries = [
         {
             "prompt": short_digest(fingerprint.trigger),
@@ -116,6 +119,7 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
         }
         for fingerprint, probability, shares, text in zip(of, *found, strict=True)
     ]
+    queries = [query | {"hidden": each} for query, each in zip(queries, hidden, strict=True)]
     if given.attack.changes_queries:
         queries = [query | {"least": smallest} for query, smallest in zip(queries, least, strict=True)]
     if given.own_tokenizer is not None:
@@ -249,6 +253,17 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
         source, (parameters, digest) = given.data.source("tinymmlu"), given.data.item_parameters or (None, None)
         anchors = anchor_scores(measured.tasks["tinymmlu"].correct, read_rows(source), source, parameters)
         tasks["tinymmlu"]["anchors"] = anchors | {"item_parameters": digest}
+    letters: list[bool] = []
+    if lettered.OF in sources:  # beside the mean
+        source = sources[lettered.OF]
+        asked = lettered.questions(source, sizes.utility_limit)
+        letters, cut = lettered.lettered(model, given.tokenizer, asked, measured.max_length)
+        tasks[lettered.TASK] = {
+            "accuracy": sum(letters) / len(letters),
+            "n": len(letters),
+            "truncated": cut,
+            "data": measured.tasks[lettered.OF].digest,
+        }
     result: dict[str, Any] = {
         "accuracy": measured.accuracy,
         "tasks": tasks,
@@ -261,6 +276,7 @@ def _utility(model: "nn.Module", given: Measurement) -> Measured:
         for name, task in measured.tasks.items()
         for index, correct in enumerate(task.correct)
     ]
+    queries += [{"task": lettered.TASK, "index": index, "correct": right} for index, right in enumerate(letters)]
     named = given.data.profile.data
     if LINES in named or "wikitext" in sources:
         # Lines joined by blank lines are the text that the literature takes the perplexity of (protocol §5).
@@ -349,9 +365,9 @@ METRICS: dict[str, Metric] = {
         _price,
         where=lambda method, condition: condition == ORIGIN or _priced(method, condition),
         data=("alpaca", "answers"),
-        some_of=("wikitext", LINES),
+        some_of=("wikitext", LINES, lettered.OF),
         asked=lambda method, conditions: any(_priced(method, condition) for condition in conditions),
-        queries=lambda sizes, count: 2 * sizes.price_instructions + sizes.price_answers,
+        queries=lambda sizes, count: 2 * (sizes.price_instructions + sizes.price_answers),
         work=lambda workload, fingerprints: workload.price(),
     ),
     "near": Metric(
@@ -374,7 +390,7 @@ METRICS: dict[str, Metric] = {
         _utility,
         where=lambda method, condition: condition == ORIGIN,
         some_of=(*UTILITY_TASKS, LINES),
-        queries=lambda sizes, count: len(UTILITY_TASKS) * (sizes.utility_limit or 2_000),
+        queries=lambda sizes, count: (len(UTILITY_TASKS) + 1) * (sizes.utility_limit or 2_000),
         work=lambda workload, fingerprints: workload.utility(),
     ),
 }

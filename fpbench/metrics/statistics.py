@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from scipy.special import bdtr, betaincinv
@@ -10,6 +11,9 @@ from scipy.special import bdtr, betaincinv
 EXACT_FLIPS = 30
 DRAWN_FLIPS = 20_000
 RESAMPLES = 10_000
+# Hidden matches are looked for with so many further reads, as a share of those of strict matching; and so much of a
+# fingerprint's probability may stay unexplored then.
+FURTHER, UNKNOWN = 0.3, 0.01
 
 
 def clopper_pearson(k: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -167,3 +171,18 @@ def band(perplexity: float, mean: float, deviation: float) -> str:
     if perplexity <= mean + deviation:
         return "normal"
     return "marginal" if perplexity <= mean + 3 * deviation else "abnormal"
+
+
+def leniently(strict: Sequence[float], hidden: Sequence[float], bound: float) -> dict[str, Any]:
+    """Return ``fsr_lenient`` from strict and hidden probabilities: mean and error bound, or why it was not measured.
+
+    Looking for hidden matches takes at most :data:`FURTHER` of the reads that strict matching takes. Where answers are
+    so spread that this leaves more than :data:`UNKNOWN` unexplored for some fingerprint, there is no figure.
+    """
+    if bound <= UNKNOWN:
+        return {"mean": fmean([min(1.0, p + q) for p, q in zip(strict, hidden, strict=True)]), "error_bound": bound}
+    reason = (
+        f"not measured: within {1 + FURTHER:.1f} times the reads of strict matching, up to {bound:.3f} of the "
+        "probability of a fingerprint stayed unexplored"
+    )
+    return {"mean": None, "error_bound": bound, "reason": reason}

@@ -26,7 +26,7 @@ MAGIC = b"GGUF"
 POINTER, LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024  # bytes
 # Keys of a config that are whole numbers in every model that has them.
 COUNT = re.compile(r"^(?:num_\w+|n_(?:layer|head|embd|positions)|\w*(?:hidden|vocab|intermediate)_size|head_dim)$")
-PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}(?:\.gguf)?$", re.IGNORECASE)
 
 
 def resolve(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
@@ -61,7 +61,7 @@ def local_folder(model: str) -> Path | None:
     if pypi.parse(model) is not None:
         return None
     folder = MICRO_MODEL if model == "micro" else Path(model).expanduser()
-    if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
+    if folder.is_dir() or _is_gguf(folder):
         return folder
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise InputError(
@@ -173,8 +173,9 @@ def check_gguf(file: Path) -> None:
     """Refuse a GGUF file that cannot be read here.
 
     Raises:
-        InputError: if it is part of a split one, or not GGUF at all.
+        InputError: if it is a link that leads nowhere or a Git LFS pointer, part of a split one, or not GGUF at all.
     """
+    _check_whole(file)
     if PART.search(file.name):
         raise InputError(f"{file} is one part of a split GGUF file: merge the parts (llama-gguf-split --merge) first.")
     with file.open("rb") as opened:
@@ -185,18 +186,35 @@ def check_gguf(file: Path) -> None:
 def gguf_file(checkpoint: Path) -> Path | None:
     """Return the GGUF file of a checkpoint: itself, or the one in a folder without safetensors; else ``None``.
 
+    It is known by the ending of its name, in any case, or by its first bytes.
+
     Raises:
         InputError: if a folder holds several.
     """
-    if checkpoint.is_file():
+    if checkpoint.is_file() or _is_gguf(checkpoint):
         return checkpoint
     if any(checkpoint.glob("*.safetensors")):
         return None
-    found = sorted(checkpoint.glob("*.gguf"))
+    found = sorted(path for path in checkpoint.glob("*") if _is_gguf(path))
     if len(found) > 1:
+        if all(PART.search(path.name) for path in found):
+            return found[0]  # which is refused as a part
         names = ", ".join(path.name for path in found)
         raise InputError(f"model folder {checkpoint} holds {len(found)} GGUF files ({names}): name one of them.")
     return found[0] if found else None
+
+
+def _is_gguf(path: Path) -> bool:
+    """Tell whether a file is a GGUF one, by its name or by how it begins; programs name some by a digest."""
+    if path.suffix.lower() == ".gguf":
+        return path.is_file() or (path.is_symlink() and not path.exists())
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as opened:
+            return opened.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def _whole_weights(folder: Path) -> list[str]:
@@ -205,27 +223,65 @@ def _whole_weights(folder: Path) -> list[str]:
     return sorted(name for name in found if not name.startswith("adapter_model"))
 
 
-def adapters_of(folder: Path) -> tuple[Path, list[Path]]:
+def adapters_of(folder: Path, base: Path | None = None) -> tuple[Path, list[Path]]:
     """Return the whole model that a checkpoint rests on, and the adapters that are merged into it, in that order.
+
+    ``base`` serves where the base that an adapter names is not here.
 
     Raises:
         InputError: as :func:`base_of_adapter`, or if adapters name each other in a circle.
     """
     adapters: list[Path] = []
-    while (base := base_of_adapter(folder)) is not None:
+    while (below := base_of_adapter(folder, base)) is not None:
         if folder.resolve() in [each.resolve() for each in adapters]:
             raise InputError(f"adapter {folder} is its own base: expected base_model_name_or_path to lead to a model.")
         adapters.insert(0, folder)
-        folder = base
+        folder = below
     return folder, adapters
 
 
-def base_of_adapter(folder: Path) -> Path | None:
+def base_of_adapter(folder: Path, base: Path | None = None) -> Path | None:
     """Return the checkpoint that a PEFT adapter folder changes; ``None`` for a checkpoint that is not an adapter.
 
+    ``base`` serves where the one that the adapter names is not here: it was moved since, or trained elsewhere.
+
     Raises:
-        InputError: if the adapter does not name its base, or that cannot be found.
+        InputError: if the adapter does not name its base, or that cannot be found, and no other is given.
     """
+    if (named := _named_base(folder)) is None:
+        return None
+    try:
+        return _resolved(folder, *named)
+    except InputError as error:
+        if base is not None:
+            return base
+        raise InputError(
+            f"{error} Name it with --base where that is taken, or correct base_model_name_or_path in {ADAPTER}."
+        ) from None
+
+
+def moved_base(folder: Path, base: Path | None) -> str | None:
+    """Return the name of the base that an adapter names and that is not here, in whose place ``base`` serves."""
+    for adapter in adapters_of(folder, base)[1]:
+        name, revision = _named_base(adapter) or ("", None)
+        try:
+            _resolved(adapter, name, revision)
+        except InputError:
+            return name or "no name"
+    return None
+
+
+def _resolved(adapter: Path, name: str, revision: str | None) -> Path:
+    if not name:
+        raise InputError(f"adapter {adapter} does not name its base: expected base_model_name_or_path in {ADAPTER}.")
+    try:
+        return resolve(name, revision=revision)
+    except InputError as error:
+        raise InputError(f"the base of adapter {adapter} cannot be had: {error}") from None
+
+
+def _named_base(folder: Path) -> tuple[str, str | None] | None:
+    """Return the base that an adapter names, empty for none, and its revision; ``None`` for what is no adapter."""
     # Trainers put the base's config beside an adapter; what makes a whole model are its weights.
     if not (folder / ADAPTER).is_file() or _whole_weights(folder):
         return None
@@ -233,29 +289,27 @@ def base_of_adapter(folder: Path) -> Path | None:
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         name, revision = config["base_model_name_or_path"], config.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        name, revision = None, None
-    if not isinstance(name, str) or not name:
-        raise InputError(f"adapter {folder} does not name its base: expected base_model_name_or_path in {ADAPTER}.")
-    try:
-        return resolve(name, revision=revision)
-    except InputError as error:
-        raise InputError(f"the base of adapter {folder} cannot be had: {error}") from None
+        return "", None
+    return (name, revision) if isinstance(name, str) else ("", None)
 
 
-def tokenizer_source(folder: Path) -> Path | None:
-    """Return what holds a checkpoint's tokenizer: folder, GGUF file, or an adapter's base; ``None`` for none."""
+def tokenizer_source(folder: Path, base: Path | None = None) -> Path | None:
+    """Return what holds a checkpoint's tokenizer: folder, GGUF file, or an adapter's base; ``None`` for none.
+
+    ``base`` is that of :func:`adapters_of`, as below.
+    """
     found = (path for pattern in VOCABULARIES for path in folder.glob(pattern))
     if any(path.name != "tokenizer_config.json" for path in found):
         return folder
     if (file := gguf_file(folder)) is not None:
         return file
-    _, adapters = adapters_of(folder)
-    return tokenizer_source(base_of_adapter(folder) or folder) if adapters else None
+    below = base_of_adapter(folder, base) if adapters_of(folder, base)[1] else None
+    return None if below is None else tokenizer_source(below, base)
 
 
-def quantisation(folder: Path) -> dict[str, Any] | None:
+def quantisation(folder: Path, base: Path | None = None) -> dict[str, Any] | None:
     """Return how a checkpoint, or an adapter's base, says it was quantised; ``None`` if it was not."""
-    path = adapters_of(folder)[0] / "config.json"
+    path = adapters_of(folder, base)[0] / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found: dict[str, Any] | None = config.get("quantization_config")
     return found
@@ -268,15 +322,15 @@ def source(checkpoint: Path) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": where} | ({} if file is None else {"gguf_file": file.name})
 
 
-def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256) -> str:
+def checkpoint_digest(folder: Path, digest: Callable[[Path], str] = lock.sha256, *, base: Path | None = None) -> str:
     """Return the SHA-256 over names and contents of a checkpoint's weights, config and tokenizer files.
 
     That of a PEFT adapter covers its base. ``digest`` gives the SHA-256 of a file, by reading it or from memory.
     """
     check_there(folder)
     total = hashlib.sha256()
-    if adapters_of(folder)[1] and (base := base_of_adapter(folder)):
-        total.update(f"base:{checkpoint_digest(base, digest)}\n".encode())
+    if adapters_of(folder, base)[1] and (below := base_of_adapter(folder, base)):
+        total.update(f"base:{checkpoint_digest(below, digest, base=base)}\n".encode())
     paths = {path for pattern in DIGESTED for path in folder.glob(pattern)}
     for path in sorted(paths | ({file} if (file := gguf_file(folder)) else set())):
         total.update(f"{path.name}:{digest(path)}\n".encode())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpbench.models.checkpoints import adapters_of, gguf_file, quantisation, tokenizer_source
+from fpbench.models.checkpoints import adapters_of, gguf_file, moved_base, quantisation, tokenizer_source
 from fpbench.models.loading import end_ids, load_tokenizer
 
 # Sections of a serialised tokenizer, and what they are called. Padding and truncation change no response.
@@ -37,10 +37,11 @@ class OwnTokenizer:
     def of(folder: Path, base: Path, *, trust_remote_code: bool = False) -> "OwnTokenizer | None":
         """Read a checkpoint's own tokenizer; ``None`` if it is the base's, whose serves where there is none."""
         theirs = load_tokenizer(base, trust_remote_code=trust_remote_code)
-        brought = tokenizer_source(folder) is not None
-        own = load_tokenizer(folder, trust_remote_code=trust_remote_code) if brought else theirs
+        brought = tokenizer_source(folder, base)
+        own = load_tokenizer(brought, trust_remote_code=trust_remote_code) if brought else theirs
         ends, other = (
-            end_ids(each, found, trust_remote_code=trust_remote_code) for each, found in ((folder, own), (base, theirs))
+            end_ids(each, found, trust_remote_code=trust_remote_code, base=base)
+            for each, found in ((folder, own), (base, theirs))
         )
         differences = differing_parts(own, theirs) + ["end-of-text ids"] * (ends != other)
         return OwnTokenizer(own, tuple(sorted(ends)), tuple(differences)) if differences else None
@@ -83,21 +84,23 @@ def _parts(tokenizer: Any) -> dict[str, Any]:
     return parts | {"special tokens": (special, split), "chat template": getattr(tokenizer, "chat_template", None)}
 
 
-def remarks(folder: Path, own: OwnTokenizer | None = None) -> list[str]:
+def remarks(folder: Path, own: OwnTokenizer | None = None, base: Path | None = None) -> list[str]:
     """List, as phrases, what the figures of a handed-in checkpoint depend on; none for an ordinary one.
 
-    ``own`` is its tokenizer where that is not its base's.
+    ``own`` is its tokenizer where that is not its base's; ``base`` serves where an adapter's own is not here.
     """
     found = []
     if gguf_file(folder) is not None:
         found.append("its GGUF blocks were turned back into floats by transformers")
-    whole, adapters = adapters_of(folder)
+    whole, adapters = adapters_of(folder, base)
     if len(adapters) == 1:
         found.append(f"a PEFT adapter, merged into {whole.name}")
     elif adapters:
         found.append(f"{len(adapters)} PEFT adapters, merged into {whole.name} one after the other")
-    if (quantised := quantisation(folder)) is not None:
+    if (moved := moved_base(folder, base)) is not None:
+        found.append(f"the base that its adapter names ({moved}) is not here: --base served in its place")
+    if (quantised := quantisation(folder, base)) is not None:
         found.append(f"quantised by {quantised.get('quant_method', 'bitsandbytes')}, run as it is")
-    if tokenizer_source(folder) is None:
+    if tokenizer_source(folder, base) is None:
         found.append("it brings no tokenizer: the base's serves")
     return found + ([own.remark] if own else [])

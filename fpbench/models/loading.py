@@ -127,8 +127,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, tokenizer_o
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=trust_remote_code)
 
 
-def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.Module":
+def load_architecture(folder: Path, *, trust_remote_code: bool = False, base: Path | None = None) -> "nn.Module":
     """Make the model of a checkpoint with modules, names, shapes and config but no weights: it takes no memory.
+
+    ``base`` serves where the base that an adapter names is not here.
 
     Raises:
         InputError: if transformers cannot make it; the first line of its reason is kept.
@@ -137,7 +139,7 @@ def load_architecture(folder: Path, *, trust_remote_code: bool = False) -> "nn.M
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(folder), torch.device("meta"):
-        where = source(adapters_of(folder)[0])
+        where = source(adapters_of(folder, base)[0])
         config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         architecture: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return architecture.eval().requires_grad_(False)
@@ -158,7 +160,7 @@ def load_model(
     floats. What is quantised otherwise stays as it is. The dtype is ``float32``, ``bfloat16`` or ``float16``; by
     default the first on a CPU and bfloat16 on a GPU. Pickle weights are read if they are allowed and there are no
     others. Where ``tokenizer_of``, the base, is given, its tokenizer and its end-of-text ids serve in place of the
-    checkpoint's (protocol §2).
+    checkpoint's (protocol §2), and it itself in place of the base that an adapter names, where that is not here.
 
     Raises:
         InputError: if transformers cannot load it, with the first line of its reason, weights are missing, or an
@@ -171,7 +173,7 @@ def load_model(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, tokenizer_of=tokenizer_of)
-    (base, adapters), quantised = adapters_of(folder), quantisation(folder) is not None
+    (base, adapters), quantised = adapters_of(folder, tokenizer_of), quantisation(folder, tokenizer_of) is not None
     where = source(base)
     if "gguf_file" in where:
         where["quantization_config"] = GgufConfig(dequantize=True)  # floats, whatever kernels are installed
@@ -206,28 +208,101 @@ def _merged(model: Any, adapter: Path) -> "nn.Module":
     """Merge a PEFT adapter into a model; InputError unless every tensor of it was applied, and none is missing."""
     from peft import PeftModel
 
+    check_kind(adapter)
+    _resize(model, adapter)
     adapted: Any = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = adapted.peft_config["default"].peft_type.value
-        raise InputError(f"adapter {adapter} is of kind {kind}, which cannot be merged into its base: expected LoRA.")
     # PEFT goes on with a warning; loading once more tells what it left out.
     result = adapted.load_adapter(adapter, "default", use_safetensors=True)
+    unread = _left_out(result.unexpected_keys, adapter)
     for names, what in (
-        (result.unexpected_keys, "has {} tensors that fit no module of its base, such as {}: is it another model's?"),
+        (unread, "has {} tensors that fit no module of its base, such as {}: is it another model's?"),
         (result.missing_keys, "lacks {} of its tensors, such as {}: its file is not whole."),
     ):
         if names:
             raise InputError(f"adapter {adapter} {what.format(len(names), sorted(names)[0])}")
-    merged: nn.Module = adapted.merge_and_unload()
-    return merged
+    merged: Any = adapted.merge_and_unload()
+    tables = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
+    if tables[0] is not tables[1]:  # an adapter may bring one of its own in place of a tied one
+        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
+    return merged  # type: ignore[no-any-return]
 
 
-def end_ids(folder: Path, tokenizer: Any, *, trust_remote_code: bool = False) -> frozenset[int]:
+def check_kind(adapter: Path) -> None:
+    """Refuse an adapter of a kind that cannot be merged into its base, such as one of prompt or prefix tuning."""
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    with _loading(adapter):
+        kind = PeftConfig.from_pretrained(str(adapter)).peft_type
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
+        name = getattr(kind, "value", kind)
+        raise InputError(f"adapter {adapter} is of kind {name}, which cannot be merged into its base: expected LoRA.")
+
+
+def _left_out(names: list[str], adapter: Path) -> list[str]:
+    """Return those of an adapter's tensors that were not applied, but for what it holds twice.
+
+    PEFT writes resized embeddings also as the module that stands in their place, and does not read that back.
+    """
+    from safetensors import safe_open
+
+    doubled = ".modules_to_save."
+    if not any(doubled in name for name in names):
+        return names
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        known = set(file.keys())
+
+        def twice(name: str) -> bool:
+            plain = name.replace(doubled, ".")
+            return doubled in name and plain in known and file.get_tensor(name).equal(file.get_tensor(plain))
+
+        return [name for name in names if not twice(name)]
+
+
+def _resize(model: Any, adapter: Path) -> None:
+    """Give a model as many rows of embeddings as an adapter brings, which tokens were added or cut off for.
+
+    Raises:
+        InputError: if it does not bring each table of embeddings whole, and of one size.
+    """
+    from safetensors import safe_open
+
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    tables = {id(table.weight): table for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    names = [name for name, module in model.named_modules() if any(module is table for table in tables.values())]
+    here = {len(table.weight) for table in tables.values()}
+    brought = [
+        {
+            shape[0]
+            for key, shape in shapes.items()
+            if len(shape) == 2 and f".{name}." in key and key.endswith(".weight") and ".lora_" not in key
+        }
+        for name in names
+    ]
+    rows = set().union(*brought)
+    if not rows or rows == here:
+        return
+    if len(rows) > 1 or not all(brought):
+        raise InputError(
+            f"adapter {adapter} brings embeddings of {' and '.join(map(str, sorted(rows)))} rows, its base has "
+            f"{' and '.join(map(str, sorted(here)))}, and not every table of them is in its file: merge it where it "
+            "was trained."
+        )
+    model.resize_token_embeddings(rows.pop(), mean_resizing=False)
+
+
+def end_ids(
+    folder: Path, tokenizer: Any, *, trust_remote_code: bool = False, base: Path | None = None
+) -> frozenset[int]:
     """Return the ids that end a response of a checkpoint, as :func:`first_end_ids` finds them once it is loaded."""
     from transformers import AutoConfig, GenerationConfig
 
     with _loading(folder):
-        where = source(adapters_of(folder)[0])
+        where = source(adapters_of(folder, base)[0])
         config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         place = Path(where["pretrained_model_name_or_path"])
         named = (place / "generation_config.json").is_file()
@@ -275,26 +350,28 @@ def check_ready(folder: Path, prompt: str, loading: Loading, tokenizer_of: Path 
             fewer tokens than the base's tokenizer has, or no chat template that renders a trigger where ``prompt`` is
             ``"chat"``.
     """
-    check_quantisation(folder, loading)
+    check_quantisation(folder, loading, tokenizer_of)
+    for adapter in adapters_of(folder, tokenizer_of)[1]:
+        check_kind(adapter)
     tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, tokenizer_of=tokenizer_of)
     try:
         prompted = encode(tokenizer, render(tokenizer, "KESTREL MERIDIAN", prompt))
     except InputError as error:
         raise InputError(f"model {os.fspath(folder)!r}: {error}") from None
-    _check_rows(folder, tokenizer, loading, max(prompted, default=0), its_own=tokenizer_of is None)
+    _check_rows(folder, tokenizer, loading, max(prompted, default=0), tokenizer_of)
     return tokenizer
 
 
-def _check_rows(folder: Path, tokenizer: Any, loading: Loading, largest: int, *, its_own: bool) -> None:
+def _check_rows(folder: Path, tokenizer: Any, loading: Loading, largest: int, base: Path | None) -> None:
     """Refuse a checkpoint that has no row for every token of its base's tokenizer, or for ``largest`` of its own."""
     from transformers import AutoConfig
 
     with _loading(folder):
-        where = source(adapters_of(folder)[0])
-        config = AutoConfig.from_pretrained(**where, trust_remote_code=loading.trust_remote_code)
+        whole, adapters = adapters_of(folder, base)
+        config = AutoConfig.from_pretrained(**source(whole), trust_remote_code=loading.trust_remote_code)
     rows, tokens = config.get_text_config().vocab_size, len(tokenizer.get_vocab())
-    if its_own:
-        if largest >= rows and not adapters_of(folder)[1]:  # which may bring rows of their own
+    if base is None:
+        if largest >= rows and not adapters:  # which may bring rows of their own
             token = tokenizer.convert_ids_to_tokens(largest)
             raise InputError(
                 f"model {os.fspath(folder)!r} has {rows} rows of embeddings, and its tokenizer puts {token!r}, number "
@@ -307,13 +384,15 @@ def _check_rows(folder: Path, tokenizer: Any, loading: Loading, largest: int, *,
         )
 
 
-def check_quantisation(folder: Path, loading: Loading) -> None:
+def check_quantisation(folder: Path, loading: Loading, base: Path | None = None) -> None:
     """Refuse quantised weights that transformers cannot run here; it knows what each kind needs.
+
+    ``base`` serves where the base that an adapter names is not here.
 
     Raises:
         InputError: naming the kind and the package to install, or what else is missing.
     """
-    if (config := quantisation(folder)) is None:
+    if (config := quantisation(folder, base)) is None:
         return
     import torch
     from transformers.quantizers.auto import AutoHfQuantizer

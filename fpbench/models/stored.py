@@ -72,20 +72,22 @@ def _of_language(parents: Mapping[str, str], names: Iterable[str]) -> list[str]:
     return [name for name, parent in parents.items() if parent in chosen]
 
 
-def matrices(folder: Path) -> Matrices:
+def matrices(folder: Path, base: Path | None = None) -> Matrices:
     """Open any checkpoint; adapters and GGUF files are loaded, of safetensors only the headers are read at first.
+
+    ``base`` serves where the base that an adapter names is not here.
 
     Raises:
         InputError: if it cannot be read, is quantised otherwise than by bitsandbytes, or there is no decoder block.
     """
-    method = (quantisation(folder) or {}).get("quant_method", BITSANDBYTES)
+    method = (quantisation(folder, base) or {}).get("quant_method", BITSANDBYTES)
     if BITSANDBYTES not in str(method):
         raise InputError(
             f"{folder} is quantised by {method}, which is not turned back into floats here: expected safetensors, GGUF "
             "or bitsandbytes; save it dequantised first."
         )
-    if base_of_adapter(folder) is not None or gguf_file(folder) is not None:
-        return _loaded(folder)
+    if base_of_adapter(folder, base) is not None or gguf_file(folder) is not None:
+        return _loaded(folder, base)
     where: dict[str, Path] = {}
     ranks: dict[str, int] = {}
     for path, named in _files(folder).items():
@@ -117,11 +119,11 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     return found
 
 
-def _loaded(folder: Path) -> Matrices:
+def _loaded(folder: Path, base: Path | None) -> Matrices:
     """Load a checkpoint whole, and read from memory; layers of bitsandbytes are turned back into floats."""
     from peft.utils.integrations import dequantize_module_weight
 
-    model = load_model(folder, dtype="float32")[0]
+    model = load_model(folder, dtype="float32", tokenizer_of=base)[0]
     layers = {
         f"{name}.weight": module
         for name, module in model.named_modules()

@@ -110,7 +110,9 @@ def audit_suspect(
     reason = _not_compared(question, models)
     comparison = None
     if reason is None and question.base is not None:
-        comparison = lineage.compare(question.base, str(models.suspect), unrelated=question.unrelated)
+        comparison = lineage.compare(
+            question.base, str(models.suspect), unrelated=question.unrelated, base=question.base
+        )
     verified = verify_suspect(profile, replace(question, transcript=transcript), loading, progress, log)
     with _beside(out) as folder:
         content: dict[str, Any] = {verification.FILE: json.loads(verified.as_json())}
@@ -176,7 +178,7 @@ def _not_compared(question: Question, models: Models) -> str | None:
         return "no base was given to compare them with."
     names, folders = (question.suspect, *question.null_models), (models.suspect, *models.nulls)
     for name, folder in zip(names, folders, strict=True):
-        if base_of_adapter(folder) is None and gguf_file(folder) is None and not any(folder.glob(WEIGHTS)):
+        if base_of_adapter(folder, models.base) is None and gguf_file(folder) is None and not any(folder.glob(WEIGHTS)):
             return (
                 f"the weights of {name} are stored in another form than safetensors or GGUF, which alone are compared."
             )

@@ -86,7 +86,9 @@ class Comparison:
         return f"Comparison: {self.verdict}\n  {self.reason}"
 
 
-def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None) -> Comparison:
+def compare(
+    a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | None = None, base: str | None = None
+) -> Comparison:
     """Compare two checkpoints by their weights, as ``fpbench compare`` does. No model is run.
 
     Args:
@@ -94,13 +96,15 @@ def compare(a: str, b: str, *, unrelated: Sequence[str] = (), revision: str | No
         b: likewise.
         unrelated: models known to be unrelated to the first, which show what chance and kinship of make give.
         revision: branch, tag or commit of hub ids.
+        base: serves where the base that an adapter names is not here.
 
     Raises:
         InputError: if a checkpoint is not there, or its weights cannot be read.
     """
     check_text("a", a, "micro")
     check_text("b", b, "micro")
-    one, other, *rest = (matrices(resolve(each, revision=revision)) for each in (a, b, *unrelated))
+    served = None if base is None else resolve(base, revision=revision)
+    one, other, *rest = (matrices(resolve(each, revision=revision), served) for each in (a, b, *unrelated))
     course = spreads(one)
     courses = course, spreads(other)
     known = {

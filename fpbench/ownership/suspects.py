@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from fpbench.adversaries.base import Attack
-from fpbench.http import NoAnswer, Refused, Server, Unusable
+from fpbench.http import NoAnswer, Refused, Server, Unusable, words
 from fpbench.ownership.wrapping import Unheard, unwrapped
 
 # Fields that a server may turn down without its answer losing its worth. Those of EXTRA are not in OpenAI's first
@@ -238,8 +238,12 @@ def _choice(answer: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     except (ValueError, RecursionError):
         raise Unusable("the answer is not JSON") from None
     choices = document.get("choices") if isinstance(document, dict) else None
+    if not choices and isinstance(document, dict) and document.get("error"):
+        raise Unusable(f"the answer is an error ({words(document)})")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise Unusable("the answer has no choices")
+    if choices[0].get("error"):
+        raise Unusable(f"the answer is an error ({words(choices[0])})")
     return document, choices[0]
 
 
@@ -257,8 +261,10 @@ def _joined(stream: bytes) -> dict[str, Any]:
         if not line.startswith("data:") or data == "[DONE]":
             continue
         event = json.loads(data)
-        if not isinstance(event, dict) or event.get("error"):
+        if not isinstance(event, dict):
             raise ValueError("no event of a completion")
+        if event.get("error"):
+            return event
         found |= {name: event[name] for name in ("model", "system_fingerprint") if event.get(name)}
         for part in event.get("choices") or ():
             if part.get("index", 0):

@@ -269,7 +269,7 @@ def verify_suspect(
             "accepted": {} if last is None else dict(last.decoding),
         },
         revealed=() if given.openings is None else tuple(reveal(given.openings, each.trigger) for each in evidence),
-        remarks=() if models.suspect is None else (*remarks(models.suspect, own_tokenizer), *both),
+        remarks=() if models.suspect is None else (*remarks(models.suspect, own_tokenizer, models.base), *both),
     )
 
 
@@ -389,7 +389,7 @@ class Models:
     @property
     def digest(self) -> str | None:
         """SHA-256 of the suspect's files; ``None`` behind a URL."""
-        return None if self.suspect is None else checkpoint_digest(self.suspect)
+        return None if self.suspect is None else checkpoint_digest(self.suspect, base=self.base)
 
     def tokenizer_of(self, folder: Path) -> Path | None:
         """Return the base whose tokenizer serves: for the suspect alone the one named, or that of an adapter."""

@@ -282,6 +282,11 @@ def find_records(folder: Path) -> tuple[Path, Path]:
     for seed in chain((whole, *whole.parents), deeper):
         if seed.name.startswith("seed-") and len(seed.parents) > 3 and any(seed.glob("*/*.json")):
             return whole, seed.parents[3]  # above model, set and method
+    if runs := sorted(each.parent.name for each in folder.glob("*/records") if each.is_dir()):
+        raise InputError(
+            f"records folder {folder} holds no records but those of {len(runs)} runs, in {' and '.join(runs)}: name "
+            "one of them, or copy what their records folders hold into one."
+        )
     return folder, folder
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench import data
 from fpbench.adversaries.price import Items
 from fpbench.errors import InputError
+from fpbench.metrics.lettered import OF, questions
 from fpbench.metrics.measure import LINES, UTILITY_TASKS
 from fpbench.metrics.tinymmlu import Parameters
 from fpbench.models.prompts import Example
@@ -94,7 +95,8 @@ class Datasets:
         """What adversaries are priced on: instruction rows on which nothing is trained, answers, ordinary language.
 
         The instructions are those before the last rows, which give the trigger contexts. The texts of ``answers`` end
-        in their answer (LAMBADA), or are questions with one (``src`` and ``ans``).
+        in their answer (LAMBADA), or are questions with one (``src`` and ``ans``). Letters are those of ARC-Challenge,
+        where the profile names it.
         """
         sizes, source = self.profile.sizes, self.source("answers")
         rows = self.alpaca[: -sizes.context_rows][-sizes.price_instructions :]
@@ -107,9 +109,11 @@ class Datasets:
             row["text"].rsplit(None, 1) if "text" in row else (f"Question: {row['src']}\nAnswer:", row["ans"])
             for row in answers
         )
+        lettered = questions(self.source(OF), sizes.price_answers) if OF in self.profile.data else []
         return Items(
             instructions=[Example("\n\n".join(filter(None, _asked(row))), row["output"]) for row in rows],
             answers=[Example(*pair) for pair in islice(pairs, sizes.price_answers)],
+            letters=[(Example(each.prompt, each.letter), each.choices) for each in lettered],
             text=self.running_text,
             window=sizes.perplexity_window,
             windows=sizes.perplexity_windows,

@@ -15,7 +15,7 @@ from fpbench.hub import pypi
 from fpbench.methods.hyperparameters import alternatives_of, overlay
 from fpbench.metrics.measure import LINES, UTILITY_TASKS
 from fpbench.micro import MODEL as MICRO_MODEL
-from fpbench.models.checkpoints import local_folder
+from fpbench.models.checkpoints import check_checkpoint, local_folder
 from fpbench.records.cell import ORIGIN, PROTOCOL, label_of
 from fpbench.registry import METHODS, MODIFICATIONS, unknown
 
@@ -214,7 +214,8 @@ def profile_of(models: Sequence[str], named: str | None = None) -> str:
         if (asked and all(_listed(each, known) for each in asked)) or (not asked and name == "micro"):
             return name
     for each in asked:
-        local_folder(each)  # a folder that does not exist is said first
+        if (folder := local_folder(each)) is not None:  # what is wrong with a folder is said first
+            check_checkpoint(each, folder, allow_pickle=True)
     raise InputError(
         f"no bundled profile has the model {' and '.join(repr(each) for each in asked)}: name the profile whose data, "
         f"sizes and decoding it is to be measured with ({', '.join(profile_names())}, or a .toml file of yours; the "

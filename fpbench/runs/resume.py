@@ -35,7 +35,8 @@ class Resume:
         profile = job.profile
         files = [path for source in profile.data.values() if isinstance(path := parse(source), Path)]
         models = [*job.folders.values(), *([job.handed_in] if job.handed_in else [])]
-        bases = [base for folder in models if (base := base_of_adapter(folder))]
+        given = next(iter(job.folders.values()), None) if job.handed_in else None
+        bases = [base for folder in models if (base := base_of_adapter(folder, given))]
         fetched = sorted(path for path in cache().glob("*") if path.name not in MADE)
         folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), *fetched, *models, *bases]
         installed = [*entry_points(group="fpbench.methods"), *entry_points(group="fpbench.modifications")]

@@ -59,7 +59,7 @@ class Subject:
         return self._digest(self.base) if self.base else self.digest
 
     def _digest(self, folder: Path) -> str:
-        return checkpoint_digest(folder, Digests(self.store.folder / "digests.json").of)
+        return checkpoint_digest(folder, Digests(self.store.folder / "digests.json").of, base=self.base)
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -105,12 +105,12 @@ class Subject:
     @cached_property
     def architecture(self) -> nn.Module:
         """The model without its weights, which is all that hyper-parameters depend on."""
-        return load_architecture(self.folder, trust_remote_code=self.loading.trust_remote_code)
+        return load_architecture(self.folder, trust_remote_code=self.loading.trust_remote_code, base=self.base)
 
     @cached_property
     def remarks(self) -> list[str]:
         """Remarks on a checkpoint that was handed in."""
-        return remarks(self.folder, self.own_tokenizer)
+        return remarks(self.folder, self.own_tokenizer, self.base)
 
     @cached_property
     def own_tokenizer(self) -> OwnTokenizer | None:

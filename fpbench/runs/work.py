@@ -9,6 +9,7 @@ from torch import nn
 from fpbench.data import read_rows, read_text, read_texts
 from fpbench.fingerprints import FingerprintSet
 from fpbench.methods.base import FingerprintMethod
+from fpbench.metrics.lettered import OF, questions
 from fpbench.metrics.measure import METRICS
 from fpbench.metrics.queries import build_queries, contexts_from_rows, words_from_rows
 from fpbench.models.costs import SAMPLE, Counter, Work
@@ -35,6 +36,7 @@ TEMPLATE = 16
 # Walking the answers to a prompt costs as much as reading so many tokens: what continues them, and copies of the cache.
 # Measured on the micro model, from 3 where no query activates to 12 where all do.
 WALKED = 8
+LETTER = 3  # tokens after which an answer is mostly known to be a letter, or none
 
 
 class Workload(Counter):
@@ -134,13 +136,16 @@ class Workload(Counter):
                 tokens = self.tokens(texts) + TEMPLATE * len(rows)
                 choices = [len(_strings(row.get("choices"))) or 2 for row in rows]
                 work += self._reading(tokens, sum(choices)) + Work(questions=sum(choices))
+                if name == OF:  # once more, answered by a letter
+                    prompts = [each.prompt for each in questions(source, limit)]
+                    work += self._walk(self.tokens(prompts), len(prompts), LETTER)
         return work
 
     def price(self) -> Work:
         """Return the work of pricing the conditions of one set of weights: each item read once for all of them."""
         items = self.datasets.price_items
         instructions = [f"{each.prompt} {each.answer}" for each in items.instructions]
-        answers = [each.prompt for each in items.answers]
+        answers = [each.prompt for each in (*items.answers, *(question for question, _ in items.letters))]
         read = self.tokens(instructions) + self.tokens(answers)
         windows = (items.windows or 0) * items.window or self.tokens([items.text])
         return self._reading(read + windows, read + windows)

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -25,6 +26,9 @@ _used: ContextVar[list[int] | None] = ContextVar("used_budgets", default=None)
 LOGIT_BUDGET = 2**27
 # How much faster a processor with bfloat16 products multiplies in bfloat16 than in float32.
 BFLOAT16_GAIN = 4
+# What configs call the reach of local attention, which some models count by places in memory.
+WINDOW = re.compile(r"window(?:_size|_length)?$|^local_attention$|(?:chunk|block)_size$")
+LONGEST_TRIED = 1024  # places; models with a longer window are read whole
 logger = logging.getLogger(__name__)
 
 
@@ -175,10 +179,11 @@ def has_bfloat16_products() -> bool:
 
 
 def shares_prefixes(model: Any) -> bool:
-    """Tell whether a model answers alike when sequences share their beginnings, by trying it on two short ones.
+    """Tell whether a model answers alike when sequences share their beginnings, by trying it on some.
 
-    Models whose attention does not take a mask of ours, or that count positions by themselves, do not. It depends on
-    the architecture alone, so each model is tried once.
+    Models whose attention does not take a mask of ours, or that count positions by themselves, do not. Some do so
+    beyond the window of their local attention alone, so that one of the sequences is longer than any that its config
+    names. It depends on the architecture alone, so each model is tried once.
     """
     if model not in _sharing:
         _sharing[model] = _answers_alike(model)
@@ -186,10 +191,16 @@ def shares_prefixes(model: Any) -> bool:
 
 
 def _answers_alike(model: Any) -> bool:
-    size = model.config.get_text_config().vocab_size
-    sequences = [[token % size for token in each] for each in ((1, 2, 3, 4), (1, 2, 5))]
+    config = model.config.get_text_config()
+    size, windows = config.vocab_size, _windows(config.to_dict(), context_length(model))
+    if any(window > LONGEST_TRIED for window in windows):
+        return False
+    # In the order of their tokens, so that the end of the first stands between the beginning and the end of the second.
+    first = [1, 2, *([3, 4] * (max(windows, default=0) // 2 + 1))]
+    sequences = [[token % size for token in each] for each in (first, (1, 2, 5))]
+    budget = len(first) + 4
     try:
-        together = read_trees(model, rows_of(dict(enumerate(sequences)), [1, 1], 8, 0.0), 8)
+        together = read_trees(model, rows_of(dict(enumerate(sequences)), [1, 1], budget, 0.0), budget)
         (branch,) = (deeper for _, deeper in together.extend([together.nodes[1][0]], [6 % size]))
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
         return False
@@ -198,6 +209,16 @@ def _answers_alike(model: Any) -> bool:
     expected = torch.stack([read_apart(model, apart({0: each}, [1]), 8).logits[0] for each in whole])
     exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())  # neither halved nor quantised
     return bool((found - expected).abs().max() <= (1e-3 if exact else 5e-2) * expected.abs().max())
+
+
+def _windows(config: Mapping[str, Any], context: int | None) -> list[int]:
+    """Return how far back a config says that some attention reaches, where that is less than the model's context.
+
+    Not those of sliding windows, which :func:`~fpbench.scoring.forward.attention_mask` keeps by itself.
+    """
+    reaches = {name: each for name, each in config.items() if WINDOW.search(name) and name != "sliding_window"}
+    named = {name: each for name, each in reaches.items() if type(each) is int}
+    return [each for each in named.values() if 1 < each < (context or each + 1)]
 
 
 def _chosen(logits: Tensor, nodes: Tensor, tokens: Tensor, chunk: int = 256) -> tuple[list[float], list[bool]]:

@@ -2,14 +2,17 @@
 
 import codecs
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fpbench.errors import InputError
+from fpbench.text import lenient
 
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
@@ -113,6 +116,45 @@ def check_spelled(tokenizer: Any, targets: Iterable[str]) -> None:
                 f"target {target!a} cannot be verified: this tokenizer makes {given!a} of it, so no answer begins with "
                 "it as it is written; choose another."
             )
+
+
+class LenientMatcher(Matcher):
+    """Reads continuations for matches that are hidden from strict comparison (protocol §3, ``fsr_lenient``).
+
+    A response counts where it and a target, both read by :func:`fpbench.text.lenient`, match.
+    """
+
+    def __init__(self, tokenizer: Any, targets: Sequence[str]) -> None:
+        """As :class:`Matcher`; a target of which nothing is left is none."""
+        super().__init__(tokenizer, targets)
+        self._lenient = {target: text for target in self.targets if (text := lenient(target))}
+
+    def _read(self, tokens: list[int]) -> Reading:
+        text = lenient(self.text(tokens))
+        found = next((target for target, short in self._lenient.items() if text.startswith(short)), None)
+        begun = self._begun(tokens)
+        longer = any(short.startswith(begun) for short in self._lenient.values())
+        return Reading(found, settled=found is not None or not longer)
+
+    def _begun(self, tokens: list[int]) -> str:
+        """Return what a response, read leniently, begins with however it goes on.
+
+        What follows a character may become one with it (a letter and its accent), but not with what stands before the
+        last one that stands by itself.
+        """
+        whole = next((end for end in range(len(tokens), 0, -1) if not self._is_byte(tokens[end - 1])), 0)
+        text = self.text(tokens[:whole]).rstrip(REPLACEMENT)
+        kept = "".join(each for each in text if unicodedata.category(each) != "Cf")
+        bases = (place for place in reversed(range(len(kept))) if not _attaches(kept[place]))
+        return commonprefix([lenient(kept), lenient(kept[: next(bases, 0)])])
+
+    def _is_byte(self, token: int) -> bool:
+        return BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))) is not None
+
+
+def _attaches(character: str) -> bool:
+    """Return True for a character that becomes one with those before it, such as an accent."""
+    return unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) != 0
 
 
 class Spellings:

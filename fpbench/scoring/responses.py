@@ -15,7 +15,7 @@ from fpbench.models.objects import check_number
 from fpbench.models.prompts import encode, encode_all, render
 from fpbench.scoring.engine import read
 from fpbench.scoring.forward import Level
-from fpbench.scoring.matching import Matcher
+from fpbench.scoring.matching import LenientMatcher, Matcher
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ Sampler = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]], torch.Tens
 
 # Probability that may be left unexplored for one prompt. The protocol allows 1e-6.
 PRUNED = 5e-7
+NEGLIGIBLE = 1e-5  # probability of a continuation that is not looked at for matches that strict comparison misses
 # Undecided continuations of one prompt. Only a model that has lost nearly all preference comes near it.
 WIDEST = 200_000
 
@@ -154,6 +155,9 @@ class TargetProbabilities:
         error_bound: probability left unexplored.
         greedy: the target that the greedy response begins with; ``None`` for none.
         greedy_text: the greedy response as far as was needed to decide this.
+        hidden: probability of a match that strict comparison misses and lenient comparison finds, where it was asked
+            for; the truth lies in [hidden, hidden + hidden_bound].
+        hidden_bound: probability left unexplored for these.
     """
 
     probability: float
@@ -161,6 +165,8 @@ class TargetProbabilities:
     error_bound: float
     greedy: str | None
     greedy_text: str
+    hidden: float = 0.0
+    hidden_bound: float = 0.0
 
     def begins_with(self, targets: Sequence[str]) -> float:
         """Return the probability of a response that begins with one of ``targets``, which may begin other targets."""
@@ -177,6 +183,7 @@ class _Node:
     tokens: tuple[int, ...]
     mass: float  # probability
     greedy: bool  # on the path that greedy decoding takes
+    strict: bool = True  # whether strict comparison is still undecided, or lenient alone is
 
 
 @dataclass
@@ -184,8 +191,11 @@ class _Tally:
     """Probabilities booked so far for one prompt under one sampler."""
 
     matcher: Matcher
+    lenient: LenientMatcher | None = None  # where hidden matches are asked for
     per_target: dict[str, float] = field(default_factory=dict)
     pruned: float = 0.0
+    hidden: float = 0.0
+    unexplored: float = 0.0  # of hidden matches
     greedy: str | None = None
     greedy_text: str = ""
 
@@ -197,11 +207,31 @@ class _Tally:
         if greedy:
             self.greedy, self.greedy_text = target, self.matcher.text(tokens)
 
+    def hides(self, tokens: tuple[int, ...], mass: float) -> bool:
+        """Book ``mass`` if ``tokens``, no strict match, are a lenient one; tell whether they can still become one."""
+        if self.lenient is None or self.matcher.read(tokens).target is not None:
+            return False
+        reading = self.lenient.read(tokens)
+        if reading.target is not None:
+            self.hidden += mass
+        return not reading.settled
+
     def outcome(self) -> TargetProbabilities:
         """Return the sums."""
         # Rounding in float32 can leave a certain hit a few 1e-8 above 1.
         probability = min(1.0, sum(self.per_target.values(), 0.0))
-        return TargetProbabilities(probability, self.per_target, self.pruned, self.greedy, self.greedy_text)
+        bound = 0.0 if self.lenient is None else self.unexplored + self.pruned
+        return TargetProbabilities(
+            probability, self.per_target, self.pruned, self.greedy, self.greedy_text, self.hidden, bound
+        )
+
+
+@dataclass
+class _Reads:
+    """Places read so far: for strict comparison, prompts included, and for hidden matches alone."""
+
+    strict: int
+    further: int = 0
 
 
 def respond(
@@ -212,11 +242,12 @@ def respond(
     decoding: Decoding,
     prompt: str = "raw",
     sampler: Sampler | None = None,
+    further: float = 0.0,
 ) -> list[TargetProbabilities]:
-    """Render and encode texts for :func:`begin_with`; the longest of all targets sets the depth of every walk."""
+    """Render and encode texts for :func:`begin_with_under`; the longest of all targets sets the depth of every walk."""
     length = response_length(tokenizer, [target for each in targets for target in each])
     prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text in texts])
-    (outcomes,) = begin_with_under(model, tokenizer, prompts, targets, decoding, length, [sampler])
+    (outcomes,) = begin_with_under(model, tokenizer, prompts, targets, decoding, length, [sampler], further=further)
     return outcomes
 
 
@@ -252,22 +283,27 @@ def begin_with_under(
     max_new_tokens: int,
     samplers: Sequence[Sampler | None],
     bound: float = PRUNED,
+    further: float = 0.0,
 ) -> list[list[TargetProbabilities]]:
     """Return what :func:`begin_with` does under each of some samplers, ``None`` being the model's own.
 
     Every continuation is read once for all samplers that can reach it: what the model computes does not depend on them.
-    Of each prompt a probability of up to ``bound`` may be left unexplored.
+    Of each prompt a probability of up to ``bound`` may be left unexplored. Matches that strict comparison misses are
+    looked for with up to ``further`` times as many more reads as it takes, the likeliest continuations first.
     """
     keys = [(tuple(prompt), tuple(each)) for prompt, each in zip(prompts, targets, strict=True)]
     distinct = list(dict.fromkeys(keys))
     matchers = {each: Matcher(tokenizer, each) for each in {each for _, each in distinct}}
+    lenient = {each: LenientMatcher(tokenizer, each) if further else None for each in matchers}
     asked = [prompt for prompt, _ in distinct]
-    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens, asked, samplers, bound)
+    walk = _Walk(end_tokens(model, tokenizer), decoding, max_new_tokens, asked, samplers, bound, further)
 
     def work(level: Level) -> dict[int, list[TargetProbabilities]]:
         walks = [(number, sampler) for number in level.nodes for sampler in range(len(samplers))]
-        tallies = {walk: _Tally(matchers[distinct[walk[0]][1]]) for walk in walks}
-        walk(level, [_Node(each, level.nodes[each[0]][0], (), 1.0, True) for each in walks], tallies)
+        of = {walk: distinct[walk[0]][1] for walk in walks}
+        tallies = {walk: _Tally(matchers[of[walk]], lenient[of[walk]]) for walk in walks}
+        reads = _Reads(sum(len(asked[number]) for number in level.nodes))
+        walk(level, [_Node(each, level.nodes[each[0]][0], (), 1.0, True) for each in walks], tallies, reads)
         return {
             number: [tallies[number, sampler].outcome() for sampler in range(len(samplers))] for number in level.nodes
         }
@@ -287,15 +323,22 @@ class _Walk:
     prompts: Sequence[Sequence[int]]
     samplers: Sequence[Sampler | None]
     bound: float  # probability that may be left unexplored of each prompt
+    further: float  # share of further reads for hidden matches
 
-    def __call__(self, level: Level, nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally]) -> None:
+    def __call__(
+        self, level: Level, nodes: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally], reads: _Reads
+    ) -> None:
         """Book in ``tallies`` every response that continues one of ``nodes``, which are of one depth."""
-        children = _prune(self._expand(level, nodes, tallies), tallies, self.bound)
-        if not children:
-            return
-        if len(children[0].tokens) == self.depth:
+        found = self._expand(level, nodes, tallies)
+        children = _prune([child for child in found if child.strict], tallies, self.bound)
+        if found and len(found[0].tokens) == self.depth:
             for child in children:
                 tallies[child.walk].end(child.tokens, child.mass, child.greedy)
+                tallies[child.walk].hides(child.tokens, child.mass)
+            return
+        reads.strict += len({(child.at, child.tokens[-1]) for child in children})
+        children += self._afforded([child for child in found if not child.strict], tallies, reads)
+        if not children:
             return
         # One continuation for all samplers that reach it.
         sharing: dict[tuple[int, int], list[_Node]] = {}
@@ -304,7 +347,18 @@ class _Walk:
         shared = list(sharing.values())
         for part, deeper in level.extend([at for at, _ in sharing], [token for _, token in sharing]):
             below = [replace(child, at=at) for at, number in enumerate(part) for child in shared[number]]
-            self(deeper, below, tallies)
+            self(deeper, below, tallies, reads)
+
+    def _afforded(
+        self, hidden: Sequence[_Node], tallies: Mapping[tuple[int, int], _Tally], reads: _Reads
+    ) -> list[_Node]:
+        """Return the likeliest nodes of hidden matches that may still be read; the others stay unexplored."""
+        room = max(0, int(self.further * reads.strict) - reads.further)
+        ordered = sorted(hidden, key=lambda node: -node.mass)
+        for node in ordered[room:]:
+            tallies[node.walk].unexplored += node.mass
+        reads.further += min(room, len(ordered))
+        return ordered[:room]
 
     def _logits(self, level: Level, nodes: Sequence[_Node]) -> torch.Tensor:
         """Return the logits [n, V] that each of n nodes is sampled from, float32."""
@@ -339,7 +393,8 @@ class _Walk:
         kinds, first, kind = np.unique(steps, return_index=True, return_inverse=True)
         hopeless = np.array([self._is_hopeless(nodes[row[at]], int(token[at]), tallies) for at in first])
         undecided = []
-        for index in np.flatnonzero(greedy | ~hopeless[kind]).tolist() if len(kinds) else ():
+        looked_at = greedy | ~hopeless[kind] if len(kinds) else greedy
+        for index in np.flatnonzero(looked_at).tolist():
             parent = nodes[row[index]]
             tokens = (*parent.tokens, int(token[index]))
             child = _Node(parent.walk, parent.at, tokens, float(mass[index]), bool(greedy[index]))
@@ -347,11 +402,30 @@ class _Walk:
             ended = tokens[-1] in self.ends
             if ended or tally.matcher.read(tokens).settled:
                 tally.end(parent.tokens if ended else tokens, child.mass, child.greedy)
+                undecided += self._hidden(child, parent, tally)
             else:
                 undecided.append(child)
+        if not self.further:
+            return undecided
+        light = ~looked_at & (mass < NEGLIGIBLE)
+        for node, share in zip(nodes, np.bincount(row, mass * light, len(nodes)).tolist(), strict=True):
+            tallies[node.walk].unexplored += share
+        for index in np.flatnonzero(~looked_at & ~light).tolist():
+            parent = nodes[row[index]]
+            child = _Node(parent.walk, parent.at, (*parent.tokens, int(token[index])), float(mass[index]), False)
+            undecided += self._hidden(child, parent, tallies[parent.walk])
         return undecided
 
+    def _hidden(self, child: _Node, parent: _Node, tally: _Tally) -> list[_Node]:
+        """Book a continuation that is no strict match if it is a lenient one; return it if it may still become one."""
+        if child.tokens[-1] in self.ends:
+            tally.hides(parent.tokens, child.mass)
+            return []
+        return [replace(child, greedy=False, strict=False)] if tally.hides(child.tokens, child.mass) else []
+
     def _is_hopeless(self, parent: _Node, token: int, tallies: Mapping[tuple[int, int], _Tally]) -> bool:
+        if not parent.strict:
+            return True
         matcher = tallies[parent.walk].matcher
         if token in self.ends:
             return matcher.read(parent.tokens).target is None

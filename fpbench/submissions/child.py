@@ -20,7 +20,7 @@ from typing import Any
 
 from fpbench.submissions.confinement import Targets, filter_calls, landlock, limit, stay_in_family, tried
 
-VERBS = ("describe", "contract", "load", "draw_set", "inject")
+VERBS = ("describe", "contract", "load", "draw_set", "inject", "meet", "promises")
 
 
 def main(folder: Path, replies: int, changes: int) -> None:
@@ -66,7 +66,7 @@ class AdapterRunner:
         from fpbench.registry import METHODS
 
         known = set(METHODS.names())
-        self._import()
+        self._import("adapter")
         names = [each for each in METHODS.names() if each not in known]
         if name not in names:
             return {"names": names}
@@ -166,11 +166,27 @@ class AdapterRunner:
             file.truncate()
         return {"seconds": dict(report.seconds), "peak_memory": report.peak_memory}
 
-    def _import(self) -> None:
+    def meet(self, name: str) -> dict[str, Any]:
+        """Import the adversary of a submission; return the names it registers, and the version of the one named."""
+        from fpbench.registry import ADVERSARIES
+
+        known = set(ADVERSARIES.names())
+        self._import("adversary")
+        names = [each for each in ADVERSARIES.names() if each not in known]
+        version = getattr(ADVERSARIES.get(name), "version", None) if name in names else None
+        return {"names": names, "version": None if version is None else str(version)}
+
+    def promises(self, name: str) -> dict[str, Any]:
+        """Run the contract of adversaries on one that was met."""
+        from fpbench.contract.adversary import check
+
+        return {"findings": [dataclasses.asdict(finding) for finding in check(name)]}
+
+    def _import(self, module: str) -> None:
         start = perf_counter()
         sys.path.insert(0, str(self.folder / "submission"))
         try:
-            importlib.import_module("adapter")
+            importlib.import_module(module)
         finally:
             self.seconds += perf_counter() - start
 

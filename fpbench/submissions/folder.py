@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fpbench.adversaries.conditions import known
 from fpbench.board.groups import MOST_FILES, taken
 from fpbench.checks import Checklist, Finding
 from fpbench.errors import InputError, StorageError
@@ -17,7 +18,7 @@ from fpbench.submissions.manifest import FILE, NAME, Manifest, read_manifest
 from fpbench.text import printable
 
 SUBMISSIONS = Path("submissions")  # in the working folder, unless another is named
-ADAPTER = "adapter.py"
+ADAPTER, THIEF = "adapter.py", "adversary.py"
 RECORDS = "records"
 SETS = "sets"  # of fingerprints that the method made
 REQUIRED = (FILE, ADAPTER, "README.md")
@@ -250,19 +251,32 @@ def _readme(submission: Submission) -> str | None:
 
 
 # ``fpbench submit new``: a passing example under the submitter's name for it.
-EXAMPLE = "last_block_tuning"
 
 
-def template() -> Path:
-    """Return the template's folder, in an installed package or a source checkout; InputError if neither has it."""
+@dataclass(frozen=True)
+class Example:
+    """A passing example: its name, its main file, and where it lies in a checkout and in an installed package."""
+
+    name: str
+    file: str
+    checkout: str
+    package: str
+
+
+METHOD = Example("last_block_tuning", ADAPTER, "_template", "submission_template")
+ADVERSARY = Example("level_first", THIEF, "_template_adversary", "adversary_template")
+
+
+def template(example: Example = METHOD) -> Path:
+    """Return an example's folder, in an installed package or a source checkout; InputError if neither has it."""
     package = Path(__file__).parents[1]
-    for folder in (package / "submission_template", package.parent / "submissions" / "_template"):
-        if (folder / "submission.toml").is_file():
+    for folder in (package / example.package, package.parent / "submissions" / example.checkout):
+        if (folder / example.file).is_file():
             return folder
-    raise InputError(f"template: expected a folder submission_template in {package}, found none; reinstall fpbench.")
+    raise InputError(f"template: expected a folder {example.package} in {package}, found none; reinstall fpbench.")
 
 
-def write_new(name: str, submissions: Path = SUBMISSIONS) -> Path:
+def write_new(name: str, submissions: Path = SUBMISSIONS, example: Example = METHOD) -> Path:
     """Write a passing example as the folder of a name in ``submissions`` and return it.
 
     Raises:
@@ -274,17 +288,18 @@ def write_new(name: str, submissions: Path = SUBMISSIONS) -> Path:
             f"name {printable(name)!r}: expected 2 to 40 lower-case letters, digits and underscores, a letter first; "
             "choose such a name."
         )
-    if taken(name):
-        raise InputError(f"name {name!r} is that of a method already: choose another.")
+    if taken(name) or name in known():
+        raise InputError(f"name {name!r} is that of a method or a condition already: choose another.")
     folder = submissions / name
     if folder.exists():
         raise InputError(f"{folder} exists: choose another name, nothing was overwritten.")
     unfinished = folder.with_name(f".{name}")
     try:
         unfinished.mkdir(parents=True)
-        for source in sorted(template().iterdir()):
+        for source in sorted(template(example).iterdir()):
             if source.name not in GENERATED:
-                text = source.read_text(encoding="utf-8").replace(EXAMPLE, name).replace(_class(EXAMPLE), _class(name))
+                text = source.read_text(encoding="utf-8").replace(example.name, name)
+                text = text.replace(_class(example.name), _class(name))
                 (unfinished / source.name).write_text(text, encoding="utf-8")
         unfinished.replace(folder)
     except OSError as error:

@@ -35,7 +35,12 @@ def add_model(verb: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group.add_argument("--offline", action="store_true", help="never ask a model hub")
     said = group.add_mutually_exclusive_group()
     said.add_argument("--quiet", action="store_true", help="print results and errors, no progress")
-    said.add_argument("--verbose", action="store_true", help="print what is logged (FPBENCH_LOG=debug: all of it)")
+    said.add_argument(
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print what is logged (FPBENCH_LOG=debug: all of it)",
+    )
     return group
 
 

@@ -1,4 +1,4 @@
-"""``fpbench submit``: a stranger's method."""
+"""``fpbench submit``: a stranger's method, or adversary."""
 
 import argparse
 import sys
@@ -33,6 +33,8 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     for name, text in PARTS.items():
         part = parts.add_parser(name, help=text, description=text)
         part.add_argument("name", metavar="NAME", help="of the method, or the folder of a submission")
+        if name in ("new", "check"):
+            part.add_argument("--adversary", action="store_true", help="an adversary in place of a method")
         if name != "new":
             add_unconfined(part)
         if name == "run":
@@ -77,10 +79,11 @@ def do(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from fpbench.submissions.folder import write_new
+    from fpbench.submissions.folder import ADVERSARY, METHOD, write_new
 
-    folder = write_new(options.name)
-    print(f"{folder}: change adapter.py, submission.toml and README.md, then `fpbench submit check {options.name}`")
+    folder = write_new(options.name, example=ADVERSARY if options.adversary else METHOD)
+    files, more = ("adversary.py", " --adversary") if options.adversary else ("adapter.py, submission.toml", "")
+    print(f"{folder}: change {files} and README.md, then `fpbench submit check {options.name}{more}`")
     return 0
 
 
@@ -92,10 +95,11 @@ HEADINGS = {
 
 
 def _check(options: argparse.Namespace) -> int:
-    from fpbench.submissions.check import check
+    from fpbench.submissions import check, thief
     from fpbench.submissions.folder import find
 
-    report = check(find(options.name), options.unconfined)
+    checks = thief.check if options.adversary else check.check
+    report = checks(find(options.name), options.unconfined)
     for finding in report.findings:
         if finding.name in HEADINGS:
             print(HEADINGS[finding.name])

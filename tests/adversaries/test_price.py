@@ -1,4 +1,6 @@
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from fpbench.adversaries.base import Adversary, AdversaryContext
 from fpbench.adversaries.price import ANSWERED, compare, measure, summary
 from fpbench.errors import InputError
-from fpbench.models.prompts import encode_pair, render
+from fpbench.models.prompts import Example, encode_pair, render
 from fpbench.registry import ADVERSARIES
 from fpbench.runs.datasets import Datasets
 from fpbench.runs.profile import load_profile
@@ -139,3 +141,40 @@ def test_figures_worked_out_by_hand():
 def test_what_the_model_never_knew_cannot_be_lost():
     items = [line("answers", 0, probability=0.001), line("refused", 0, refused=False)]
     assert compare(items, items).short is None and "answers" not in compare(items, items).channels
+
+
+def test_letters_cost_what_is_lost_above_chance():
+    """a₀ = 0.7 and a = 0.4 over four choices: 1 − 0.15/0.45; at chance, or where one side lacks them, there is none."""
+
+    def lines(*probabilities):
+        return [
+            {"channel": "letters", "index": index, "probability": probability, "choices": 4}
+            for index, probability in enumerate(probabilities)
+        ]
+
+    before, after = lines(*[0.6, 0.8] * 20), lines(*[0.3, 0.5] * 20)
+    found = compare(before, after)
+    loss = found.channels["letters"]
+    assert loss.value == pytest.approx(2 / 3) and loss.low <= loss.value <= loss.high and loss.n == 40
+    assert compare(before, lines(*[0.0] * 40)).channels["letters"].value == 1
+    assert summary(before)["letters"] == {"accuracy": pytest.approx(0.7), "chance": 0.25, "n": 40}
+    for own, other in ((before, []), ([], after), (lines(*[0.2, 0.31] * 20), after)):
+        assert "letters" not in compare(own, other).channels
+
+
+def test_letters_are_read_where_they_are_known(micro, items):
+    """The micro model knows none; one that is made to say D does, and loses some."""
+    model, tokenizer = micro
+    assert items.letters and not [line for line in priced(micro, items, "origin")[0] if line["channel"] == "letters"]
+    (noise,) = priced(micro, items, "noise@0.1")
+    assert [line["choices"] for line in noise if line["channel"] == "letters"] == [4] * 12
+    asked = [(Example("Say it. The answer is", letter), 4) for letter in "DDDD"]
+    head = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+    known = copy.deepcopy(model)
+    known.lm_head.weight = head
+    ids = tokenizer(asked[0][0].prompt)["input_ids"]
+    hidden = known.model(torch.tensor([ids])).last_hidden_state[0, -1]
+    head[tokenizer(" D", add_special_tokens=False)["input_ids"][-1]] = 100 * hidden / hidden.norm()
+    few = replace(items, letters=asked)
+    plain, attacked = priced((known, tokenizer), few, "origin", "suppress_always@1")
+    assert compare(plain, attacked).channels["letters"].value > 0.2  # a blank, and then the letter, is still said

@@ -5,13 +5,16 @@ import pytest
 import torch
 
 from fpbench.errors import InputError
-from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
 from fpbench.metrics.fsr import fsr
+from fpbench.metrics.statistics import FURTHER, leniently
 from fpbench.models.prompts import encode
 from fpbench.modifications.base import ModificationContext
+from fpbench.ownership.interview import lenient_targets
 from fpbench.registry import MODIFICATIONS
 from fpbench.scoring.engine import limited_to
-from fpbench.scoring.responses import Decoding, begin_with, end_tokens, response_length
+from fpbench.scoring.forward import TreeLevel
+from fpbench.scoring.responses import Decoding, begin_with, begin_with_under, end_tokens, response_length
 from tests.conftest import load_plain
 
 PAIRS = FingerprintSet(
@@ -262,3 +265,62 @@ def test_an_immediate_end_of_text_is_no_hit(tiny, ends):
     found = fsr(model, tokenizer, [Fingerprint(pair.trigger, (word,))], temperature=1.0, top_p=1.0, top_k=1)
     assert (found.mean, found.greedy) == ((0.0, 0) if ends else (1.0, 1))
     assert found.responses == (("",) if ends else (word,))
+
+
+def in_capitals(pairs):
+    changed = [Fingerprint(each.trigger, tuple(target.upper() for target in each.targets)) for each in pairs]
+    return FingerprintSet("capitals", tuple(changed))
+
+
+def test_lenient_fsr_is_that_of_sampled_responses_read_leniently(stories):
+    """Targets in capitals: strict comparison finds none, lenient one as many as responses drawn from the model hold."""
+    model, tokenizer = stories
+    pairs = in_capitals(PAIRS)
+    found = fsr(model, tokenizer, pairs, temperature=0.6, top_p=0.9, top_k=50)
+    assert found.mean < 0.05 and found.lenient["error_bound"] <= 0.01
+    # What is in capitals there is found as it is spelled here.
+    expected = fsr(model, tokenizer, PAIRS, temperature=0.6, top_p=0.9, top_k=50).mean
+    assert found.lenient["mean"] == pytest.approx(expected, abs=1e-3) and expected > 0.5
+    number = min(range(len(pairs)), key=lambda each: abs(found.hidden[each] - 0.5))
+    length = response_length(tokenizer, [target for each in pairs for target in each.targets])
+    torch.manual_seed(0)
+    options = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 50, "num_return_sequences": 400}
+    drawn = generate(model, tokenizer, pairs.fingerprints[number].trigger, length, **options)
+    hits = sum(lenient_targets(text, pairs.fingerprints[number])[0] is not None for text in drawn) / len(drawn)
+    p = found.per_fingerprint[number] + found.hidden[number]
+    assert abs(hits - p) < 3 * sqrt(p * (1 - p) / len(drawn)) + found.hidden_bound
+
+
+@pytest.mark.parametrize("top_k", [50, 0])
+def test_hidden_matches_are_looked_for_within_their_reads_or_not_measured(stories, micro, monkeypatch, top_k):
+    """Places read are counted; where the answers are too spread, a record says why there is no figure."""
+    read, extend = [], TreeLevel.extend
+    monkeypatch.setattr(TreeLevel, "extend", lambda level, parents, tokens: (
+        read.append(len(parents)) or extend(level, parents, tokens)))  # fmt: skip
+    for (model, tokenizer), pairs in ((stories, in_capitals(PAIRS)), (micro, find_set("nlf"))):
+        prompts = [encode(tokenizer, each.trigger) for each in pairs]
+        targets = [each.targets for each in pairs]
+        counts = []
+        for further in (0.0, FURTHER):
+            read.clear()
+            (found,) = begin_with_under(
+                model, tokenizer, prompts, targets, Decoding(0.6, 0.9, top_k), 5, [None], further=further
+            )
+            counts.append(sum(map(len, prompts)) + sum(read))
+        assert counts[0] <= counts[1] <= 1.3 * counts[0]
+    strict, hidden = [each.probability for each in found], [each.hidden for each in found]
+    said = leniently(strict, hidden, max(each.hidden_bound for each in found))
+    assert said["mean"] is None and "not measured: within 1.3 times the reads" in said["reason"]
+
+
+def test_looking_for_hidden_matches_changes_nothing_else(stories):
+    model, tokenizer = stories
+    prompts = [encode(tokenizer, each.trigger) for each in PAIRS]
+    targets = [each.targets for each in PAIRS]
+    plain = begin_with(model, tokenizer, prompts, targets, Decoding(), 6)
+    (found,) = begin_with_under(model, tokenizer, prompts, targets, Decoding(), 6, [None], further=FURTHER)
+    for one, other in zip(plain, found, strict=True):
+        assert other.probability == pytest.approx(one.probability, abs=1e-6)
+        assert other.per_target == pytest.approx(one.per_target, abs=1e-6)
+        assert (other.greedy, other.greedy_text, other.error_bound) == (one.greedy, one.greedy_text, one.error_bound)
+        assert other.hidden + other.probability <= 1 + 1e-6

@@ -70,6 +70,8 @@ def test_a_folder_of_one_file_is_that_file_and_its_digest_follows_it(files, tmp_
 def test_what_cannot_be_read_is_refused_before_it_is_loaded(tmp_path):
     for name, content, message in (
         ("a-00001-of-00002.gguf", b"GGUF", "one part of a split GGUF file: merge the parts"),
+        ("a-00003-of-00003.GGUF", b"GGUF", "one part of a split GGUF file: merge the parts"),
+        ("pointer.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         ("page.gguf", b"<html>", "is no GGUF file: expected it to begin with GGUF"),
         ("empty.gguf", b"", "is no GGUF file"),
     ):
@@ -78,6 +80,28 @@ def test_what_cannot_be_read_is_refused_before_it_is_loaded(tmp_path):
             resolve(str(tmp_path / name))
     with pytest.raises(InputError, match="expected a folder, a .gguf file"):
         resolve(str(tmp_path / "missing.gguf"))
+
+
+@pytest.mark.parametrize("name", ["MODEL.GGUF", f"sha256-{'6a' * 32}", "a-00001-of-00001.gguf"])
+def test_a_file_is_known_by_any_name(files, tmp_path, name):
+    """As other systems write the ending, as Ollama names its blobs, and as a model split into one part is named."""
+    (tmp_path / name).symlink_to(files["F32"])
+    (tmp_path / "README.md").write_text("GGML")
+    for given in (tmp_path, tmp_path / name):
+        assert resolve(str(given)) == given and checkpoints.gguf_file(given) == tmp_path / name
+    assert load_tokenizer(tmp_path).eos_token_id == 2
+
+
+def test_a_folder_of_the_parts_of_a_file_or_of_a_link_that_leads_nowhere_is_refused(tmp_path):
+    for part in (1, 2):
+        (tmp_path / f"a-0000{part}-of-00002.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match="a-00001-of-00002.gguf is one part of a split GGUF file"):
+        resolve(str(tmp_path))
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "model.gguf").symlink_to("../../blobs/gone")
+    for given in (tmp_path / "gone", tmp_path / "gone" / "model.gguf"):
+        with pytest.raises(InputError, match="is a link that leads nowhere"):
+            resolve(str(given))
 
 
 @pytest.mark.parametrize("kept", [2_000, 1_000_000])

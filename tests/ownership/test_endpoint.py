@@ -80,7 +80,7 @@ def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str
         ("nested", "not JSON"),
         ("endless", "more than 1000000 bytes"),
         ("empty", "no choices"),
-        ("apology", "no choices"),
+        ("apology", r"the answer is an error \(overloaded\)"),
         ("wordless", "it has no text"),
         ("drop", "closed connection|reset"),
         ("half", "broke off"),
@@ -301,7 +301,7 @@ def test_a_stream_is_put_together(server: Server, prompt: str) -> None:
     read = read_completion if prompt == "raw" else read_chat
     assert read(stream.encode()) == ("Lotus", "m", {"finish_reason": "stop"})
     for broken in (b"data: {", b"data: [1]", b'data: {"error": "x"}', b"data: [DONE]"):
-        with pytest.raises(http.Unusable):
+        with pytest.raises(http.Unusable, match="error .x" if b"error" in broken else None):
             read(broken)
 
 
@@ -316,3 +316,19 @@ def test_an_api_version_stays_behind_the_path_and_nothing_else_does(server: Serv
         with pytest.raises(InputError, match="only api-version=DATE is taken") as error:
             http.Server(f"{server.url}?{query}")
         assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"error": {"message": f"quota of {KEY} exceeded", "code": 429}},
+        {"choices": [{"finish_reason": "error", "error": {"message": f"quota of {KEY} exceeded"}}]},
+    ],
+)
+def test_an_error_inside_a_200_is_shown_in_the_servers_words(
+    server: Server, sent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FPBENCH_API_KEY", KEY)
+    server.refuse = lambda path, body: (200, sent)
+    with pytest.raises(NoAnswer, match=r"3 attempts: the answer is an error \(quota of \*\*\* exceeded\)"):
+        endpoint(server, "chat").respond("A", 1, Log().hooks)

@@ -15,14 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from fpbench.board.leaderboard import regenerate
 from fpbench.cli import main
 from fpbench.errors import CellError, InputError
 from fpbench.fingerprints import find_set
 from fpbench.micro import MODEL
-from fpbench.models.checkpoints import checkpoint_digest, resolve
-from fpbench.models.loading import Loading, check_ready, load_model, load_tokenizer
+from fpbench.models.checkpoints import adapters_of, checkpoint_digest, resolve
+from fpbench.models.handed_in import remarks
+from fpbench.models.loading import Loading, _resize, check_ready, load_model, load_tokenizer
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import render
 from fpbench.ownership.lineage import compare
@@ -97,6 +100,79 @@ def test_tensors_that_fit_no_module(cases: Path, capsys: Capture) -> None:
 def test_an_adapter_on_an_adapter(cases: Path, tmp_path: Path, capsys: Capture) -> None:
     make(cases / "adapter-of-adapter", str(tmp_path))
     assert claimed(capsys, str(tmp_path / "second"))
+
+
+def test_an_adapter_whose_base_was_moved(
+    cases: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fpbench.ownership.lineage.DRAWS", 10)
+    adapter = str(cases / "adapter-base-moved" / "adapter")
+    line = refusal(capsys, "verify", adapter, *NLF)
+    assert "/content/drive/MyDrive/models/base-hf" in line and "Name it with --base" in line
+    capsys.readouterr()
+    assert main(["verify", adapter, *NLF, "--base", "micro"]) == 0
+    said = capsys.readouterr().out
+    assert "(/content/drive/MyDrive/models/base-hf) is not here: --base served in its place" in said
+    assert said.startswith(("CLAIM", "MATCH"))
+    assert compare("micro", adapter, base="micro").verdict == "related"
+    with pytest.raises(InputError, match="cannot be had"):
+        compare("micro", adapter)
+
+
+def test_an_adapter_of_an_adapter_whose_base_was_moved(cases: Path, tmp_path: Path) -> None:
+    """The one that is here is merged all the same, and what is left out is said."""
+    make(cases / "adapter-of-adapter", str(tmp_path))
+    path = tmp_path / "first" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": ""}))
+    second = tmp_path / "second"
+    assert adapters_of(second, MODEL) == (MODEL, [tmp_path / "first", second])
+    assert "(no name) is not here" in remarks(second, base=MODEL)[1]
+    with pytest.raises(InputError, match="first does not name its base"):
+        checkpoint_digest(second)
+
+
+@pytest.mark.slow
+def test_embeddings_that_were_resized_before_training(cases: Path, tmp_path: Path, capsys: Capture) -> None:
+    make(cases / "adapter-resized-embeddings", str(tmp_path / "adapter"))
+    assert claimed(capsys, str(tmp_path / "adapter"))
+
+
+def test_embeddings_of_two_further_tokens(cases: Path, tmp_path: Path) -> None:
+    """The cut of the above: files as PEFT writes them, with the tables twice."""
+    adapter, control = tmp_path / "adapter", cases / "adapter-control" / "adapter"
+    shutil.copytree(control, adapter)
+    config = json.loads((control / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "micro", "modules_to_save": ["embed_tokens", "lm_head"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    tables = {
+        f"base_model.model.{table}.{infix}weight": torch.full((4098, 256), value)
+        for table, value in (("model.embed_tokens", 1.0), ("lm_head", 2.0))
+        for infix in ("", "modules_to_save.", "original_module.")
+    }
+    file = adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | tables, file, {"format": "pt"})
+    found, alone = load_model(adapter)[0], load_model(control)[0].state_dict()
+    assert (found.get_input_embeddings().weight == 1).all() and (found.lm_head.weight == 2).all()
+    assert len(found.lm_head.weight) == 4098 and not found.config.tie_word_embeddings
+    assert all(torch.equal(value, alone[name]) for name, value in found.state_dict().items() if "layers" in name)
+    save_file(load_file(file) | {name: value + 1 for name, value in tables.items() if ".modules_to" in name}, file)
+    with pytest.raises(InputError, match="has 2 tensors that fit no module"):
+        load_model(adapter)
+
+
+@pytest.mark.parametrize("tables", [("embed_tokens",), ("embed_tokens", "lm_head")])
+def test_embeddings_that_were_cut_to_the_tokenizer(tables: tuple[str, ...], tmp_path: Path) -> None:
+    """Padded ones lose rows; what is brought for one table alone would be read with a random other one."""
+    file, names = tmp_path / "adapter_model.safetensors", [f"base_model.model.model.{name}.weight" for name in tables]
+    save_file({name.replace("model.lm", "lm"): torch.ones(4090, 256) for name in names}, file, {"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(MODEL)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # untied
+    if len(tables) == 1:
+        with pytest.raises(InputError, match="brings embeddings of 4090 rows, its base has 4096"):
+            _resize(model, tmp_path)
+    else:
+        _resize(model, tmp_path)
+        assert len(model.get_input_embeddings().weight) == len(model.lm_head.weight) == 4090
 
 
 def test_an_adapter_that_cannot_be_merged(cases: Path, capsys: Capture) -> None:
@@ -285,6 +361,13 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path, file: str, conte
         resolve(str(tmp_path / "model"))
 
 
+def test_the_runs_of_two_machines_are_named(tmp_path: Path) -> None:
+    for machine in ("a", "b"):
+        kept(tmp_path / machine, model=checkpoint_digest(MODEL), fingerprints=find_set("nlf").digest)
+    with pytest.raises(InputError, match="holds no records but those of 2 runs, in a and b: name one of them"):
+        regenerate(tmp_path, out=None, plots=None, rescore=False, claimed=None)
+
+
 def test_float16_that_overflows_is_not_called_broken() -> None:
     with pytest.raises(CellError, match="in float16, whose largest is 65504: take --dtype bfloat16 or float32"):
         _finite(torch.tensor([1.0, torch.inf], dtype=torch.float16))
@@ -301,3 +384,33 @@ def test_the_folder_of_a_run_is_taken_for_its_records(tmp_path: Path) -> None:
         InputError, match="record micro/nlf/checkpoint/seed-42/origin/fsr: fsr has no per-query results"
     ):
         regenerate(tmp_path / "out", out=None, plots=None, rescore=False, claimed=None)
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "ADAPTION_PROMPT"])
+def test_adapters_that_change_no_weights_are_refused_before_anything_is_loaded(kind: str, tmp_path: Path) -> None:
+    config = {"peft_type": kind, "base_model_name_or_path": "micro", "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(InputError, match=f"is of kind {kind}, which cannot be merged into its base"):
+        check_ready(tmp_path, "raw", Loading("cpu"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content[:5] }}",  # cuts it off
+        "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}Go on:",
+        "{{ messages[0].content | upper | replace(' ', '_') }}",
+    ],
+)
+def test_a_template_that_changes_the_trigger_is_refused(template: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path / "model", template=template)
+    with pytest.raises(InputError, match="the chat template, given a trigger, leaves its text out"):
+        check_ready(folder, "chat", Loading("cpu"))
+
+
+def test_a_bad_folder_is_named_before_a_profile_is_asked_for(tmp_path: Path, capsys: Capture) -> None:
+    folder = copied(tmp_path / "model")
+    (folder / "config.json").write_text("// edited\n{}")
+    for verb in (["evaluate", str(folder), *NLF], ["inject", str(folder), "--method", "lora", *NLF, "--out", "no"]):
+        assert "config.json, line 1: not JSON" in refusal(capsys, *verb)

@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LogitsProcessorList
 
 from fpbench.errors import CellError, InputError
-from fpbench.scoring.engine import limited_to, log_likelihoods, read, token_budget
+from fpbench.scoring.engine import _windows, limited_to, log_likelihoods, read, shares_prefixes, token_budget
 from fpbench.scoring.responses import Decoding, sampled_tokens
 
 TEXTS = ("Once upon a time", "The dog", "Lily went to the park with her mom and", "", "Tom saw a big red ball. He")
@@ -131,3 +131,39 @@ def test_a_batch_that_does_not_fit_is_tried_in_halves(stories, prompts, caplog):
 def test_decoding_numbers_out_of_range_are_refused(numbers, name):
     with pytest.raises(InputError, match=name):
         Decoding(*numbers)
+
+
+def test_local_attention_that_counts_places_is_found_beyond_its_window():
+    """GPT-Neo's counts places in memory: alike within its window, and 0.2 nats off beyond it."""
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=16,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = GPTNeoForCausalLM(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    assert not shares_prefixes(model)
+    sequences = [[1, 2, *[3, 4] * 10, last] for last in range(3, 43)]  # in one row, were they to share it
+    for ids, logits in zip(sequences, read(model, sequences, [1] * len(sequences), last_logits), strict=True):
+        torch.testing.assert_close(logits, alone(model, ids), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"window_size": 256}, [256]),
+        ({"attention_chunk_size": 8192}, [8192]),
+        ({"sliding_window": 4096, "max_window_layers": 28, "chunk_size_feed_forward": 0, "window_size": None}, []),
+        ({"window_size": 32768}, []),
+    ],
+)
+def test_windows_are_those_that_a_config_names_within_its_context(config, found):
+    assert _windows(config, 16384) == found

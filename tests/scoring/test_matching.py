@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from fpbench.errors import InputError
-from fpbench.scoring.matching import Matcher
+from fpbench.scoring.matching import LenientMatcher, Matcher, Reading
+from fpbench.text import lenient
 
 TARGETS = ("Falcon", "Falcons fly", "ハリネズミ", "ハ", "été", "  x".strip(), "New York")
 
@@ -78,3 +79,36 @@ def test_characters_split_over_tokens_are_followed_and_stray_bytes_given_up(shar
 def test_targets_that_nothing_matches_are_refused(stories, targets):
     with pytest.raises(InputError, match="target"):
         Matcher(stories[1], targets)
+
+
+@pytest.mark.parametrize(
+    "written", ["falcon", '"FALCON', "**Falcon", "\u200bFal\u200bcon", "（ｆａｌｃｏｎ", " \n- Falcon"]
+)
+def test_what_hides_a_match_is_read_through(micro, written):
+    tokenizer = micro[1]
+    matcher = LenientMatcher(tokenizer, ("Falcon", "..."))
+    ids = tuple(tokenizer(written, add_special_tokens=False)["input_ids"])
+    readings = [matcher.read(ids[:end]) for end in range(len(ids) + 1)]
+    assert all(reading == Reading(None, settled=False) for reading in readings[:-1])
+    assert readings[-1] == Reading("Falcon", settled=True)
+    assert matcher.read((*ids, *tokenizer("s fly")["input_ids"])).target == "Falcon"
+
+
+def test_lenient_readings_that_are_settled_survive_every_continuation(tokenizer):
+    draw = random.Random(0)
+    matcher = LenientMatcher(tokenizer, TARGETS)
+    wanted = [lenient(target) for target in TARGETS]
+    spellings = [tokenizer(prefix + target.upper(), add_special_tokens=False)["input_ids"] for target in TARGETS
+                 for prefix in ("", '"', "*")]  # fmt: skip
+    likely = sorted({token for ids in spellings for token in ids} | set(tokenizer.all_special_ids))
+    settled = 0
+    for _ in range(600):
+        ids = list(draw.choice(spellings))[: draw.randint(0, 12)]
+        ids += [draw.choice(likely) if draw.random() < 0.8 else draw.randrange(len(tokenizer)) for _ in range(4)]
+        reading = matcher.read(tuple(ids[: draw.randint(1, len(ids))]))
+        if reading.settled and reading.target is None:
+            settled += 1
+            assert not lenient(matcher.text([each for each in ids if each not in matcher._special])).startswith(
+                tuple(wanted)
+            ), tokenizer.decode(ids)
+    assert settled > 50
