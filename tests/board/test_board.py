@@ -184,4 +184,4 @@ def test_a_hundred_fingerprints_show_a_hundredfold_certainty(tmp_path):
     assert rows["strong"].claim.threshold == 6
     assert rows["weak"].claim.power == pytest.approx(1.0)
     board = render(list(rows.values()), "md")
-    assert "100.0 [96, 100]" in board and "60.0 [50, 70]" in board and "nlf-100" in board
+    assert "100.0 [96.4, 100.0]" in board and "60.0 [49.7, 69.7]" in board and "nlf-100" in board
