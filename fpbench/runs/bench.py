@@ -4,7 +4,7 @@ import contextlib
 import copy
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -13,14 +13,16 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fpbench.adversaries.base import AdversaryContext, Attack
-from fpbench.adversaries.conditions import adversaries, changes_weights, curves, needs_siblings, weights_parts
+from fpbench.adversaries.conditions import adversaries, changes_weights, curves, needs, needs_siblings, weights_parts
 from fpbench.adversaries.price import Items, measure
 from fpbench.data import origin
 from fpbench.errors import CellError, FpbenchError, InputError, StorageError
-from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.hub.download import commit_of
-from fpbench.metrics.measure import METRICS, Measurement
+from fpbench.metrics.fsr import exact_fsr
+from fpbench.metrics.measure import METRICS, Measurement, in_turn_fsr
 from fpbench.models.meter import Meter
+from fpbench.models.prompts import render
 from fpbench.models.weights import Delta, digest, preserved, state_digest
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, Cell
 from fpbench.records.provenance import code_and_machine, source_of
@@ -30,6 +32,7 @@ from fpbench.runs.identity import cell_identity, delta_name
 from fpbench.runs.injection import InjectionReport, inject_with
 from fpbench.runs.plan import Job
 from fpbench.runs.search import injection_rate, with_searched_rates
+from fpbench.runs.sets import RIVAL, rival_set
 from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import budgets_used
 from fpbench.text import writable
@@ -63,6 +66,28 @@ class Failed:
             return Failed(str(error))
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         return Failed(writable(reason), writable("".join(traceback.format_exception(error))))
+
+
+def in_turn(
+    outcomes: Sequence[Done | Failed], leaks: Sequence[Sequence[int]], fingerprints: FingerprintSet
+) -> Done | Failed:
+    """Return the FSR of a condition that was measured once for each group of pairs that leaked; or the first failure.
+
+    Seconds are added up. The proof is that of the first, and ``leaks`` has what was done for each of the others.
+    """
+    done = [each for each in outcomes if isinstance(each, Done)]
+    if len(done) < len(outcomes):
+        return next(each for each in outcomes if isinstance(each, Failed))
+    result, queries = in_turn_fsr([(dict(each.result), each.queries) for each in done], leaks, fingerprints)
+    cost: dict[str, Any] = dict(done[0].cost)
+    for name in cost:
+        found = [each.cost[name] for each in done if name in each.cost]
+        if "seconds" in name:
+            cost[name] = sum(found)
+        elif "memory" in name:
+            cost[name] = max(found)
+    proof = dict(done[0].proof) | {"leaks": [each.proof.get("modification") for each in done[1:]]}
+    return Done(result, queries, cost, proof)
 
 
 def record_of(
@@ -148,19 +173,61 @@ class Bench:
         except Exception as error:  # an adapter may raise anything; its cells then show as failed
             yield from ((cell, Failed.of(error), None) for cell in pending)
             return
-        confinement, loaded = None if report is None else report.confinement, self.subject.loaded
+        confinement = None if report is None else report.confinement
         kept = self.subject.prices if pending[0].method == BASE else {}
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
         siblings = self._siblings(pending)  # injected before the model is changed
         shared = Shared(report, prices, siblings, curves(cell.condition for cell in pending))
         for condition, group in groupby(pending, key=lambda cell: cell.condition):
-            # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
-            changes = report is not None or changes_weights(condition)
-            with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
-                if report is not None:
-                    report.delta.apply(loaded.model)
-                for cell, outcome in self._measure_condition(condition, list(group), fingerprints, shared):
-                    yield cell, outcome, confinement
+            for cell, outcome in self._under(condition, list(group), fingerprints, shared):
+                yield cell, outcome, confinement
+
+    def _under(
+        self, condition: str, cells: list[Cell], fingerprints: FingerprintSet, shared: "Shared"
+    ) -> Iterable[tuple[Cell, Done | Failed]]:
+        """Measure the cells of a condition: once, or where it needs leaked pairs once for each group that leaks.
+
+        Of the further ones FSR alone is measured: a price is that of the first.
+        """
+        try:
+            leaks = self._leaks(condition, len(fingerprints))
+        except InputError as error:
+            yield from ((cell, Failed.of(error)) for cell in cells)
+            return
+        if not leaks:
+            yield from self._once(condition, cells, fingerprints, shared, ())
+            return
+        found: dict[Cell, list[Done | Failed]] = {cell: [] for cell in cells}
+        for turn, leak in enumerate(leaks):
+            asked = [cell for cell in cells if turn == 0 or cell.metric == "fsr"]
+            for cell, outcome in self._once(condition, asked, fingerprints, shared, leak):
+                found[cell].append(outcome)
+        for cell, outcomes in found.items():
+            yield cell, in_turn(outcomes, leaks, fingerprints) if cell.metric == "fsr" else outcomes[0]
+
+    def _leaks(self, condition: str, count: int) -> Sequence[Sequence[int]]:
+        """Return which fingerprints leak together, each time; none where a condition needs no leak."""
+        if not needs(condition, "leaked"):
+            return ()
+        parts: list[Any] = [*self.subject.modification(condition).parts, *adversaries(condition)]
+        return max((each.leaks(count) for each in parts if "leaked" in each.needs), key=lambda each: len(each[0]))
+
+    def _once(
+        self,
+        condition: str,
+        cells: list[Cell],
+        fingerprints: FingerprintSet,
+        shared: "Shared",
+        leak: Sequence[int],
+    ) -> Iterable[tuple[Cell, Done | Failed]]:
+        """Measure the cells of a condition on the checkpoint, and put its weights back."""
+        loaded, report = self.subject.loaded, shared.report
+        # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
+        changes = report is not None or changes_weights(condition)
+        with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
+            if report is not None:
+                report.delta.apply(loaded.model)
+            yield from self._measure_condition(condition, cells, fingerprints, shared, leak)
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
         """Return the stored injection, or make one, which is stored and read back before anything is measured."""
@@ -199,11 +266,18 @@ class Bench:
         cells: list[Cell],
         fingerprints: FingerprintSet,
         shared: "Shared",
+        leak: Sequence[int],
     ) -> Iterable[tuple[Cell, Done | Failed]]:
         subject = self.subject
         try:
-            model, proof, cost = self._modified(condition, cells[0], shared)
-            context = replace(subject.adversary_context(model), siblings=lambda: shared.siblings.models)
+            known = Known.of(subject, fingerprints, leak)
+            model, proof, cost = self._modified(condition, cells[0], shared, known)
+            context = replace(
+                subject.adversary_context(model),
+                siblings=lambda: shared.siblings.models,
+                leaked=tuple(tuple(fingerprints)[number] for number in leak),
+                kept=shared.kept.setdefault((*leak, *weights_parts(condition), AdversaryContext), {}),
+            )
             attack = Attack.on(adversaries(condition), context)
         except Exception as error:  # whatever a modification meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
@@ -231,7 +305,9 @@ class Bench:
             except Exception as error:  # one failed measurement must not take the grid along
                 yield cell, Failed.of(error)
 
-    def _modified(self, condition: str, cell: Cell, shared: "Shared") -> tuple[Any, dict[str, Any], dict[str, float]]:
+    def _modified(
+        self, condition: str, cell: Cell, shared: "Shared", known: "Known"
+    ) -> tuple[Any, dict[str, Any], dict[str, float]]:
         """Return the model to measure, the proof of what was done to it, and what the modification cost.
 
         What several doses pay for once is in the cost of the first that is measured.
@@ -250,7 +326,16 @@ class Bench:
         asked = subject.modification(condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
         context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
-        context = replace(context, siblings=lambda: shared.siblings.weights, doses=shared.doses, kept=shared.kept)
+        context = replace(
+            context,
+            siblings=lambda: shared.siblings.weights,
+            doses=shared.doses,
+            kept=shared.kept.setdefault(known.leak, {}),
+            fingerprints=known.fingerprints if "fingerprints" in asked.needs else (),
+            leaked=known.leaked,
+            inject=self._rival_injection(cell, known.set, report) if "method" in asked.needs else None,
+            fsr=lambda model: self._fsr(model, known.set),
+        )
         modification, records = with_searched_rates(subject, condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)
@@ -259,6 +344,60 @@ class Bench:
             proof["searches"] = records
         cost = {"modification_seconds": meter.seconds, "modification_peak_memory": meter.peak_memory}
         return modified.model, proof, cost
+
+    def _rival_injection(
+        self, cell: Cell, own: FingerprintSet, report: InjectionReport | None
+    ) -> Callable[[Any, int], dict[str, Any]] | None:
+        """Return what injects a set of a thief's by the cell's method, and measures it; ``None`` without a method."""
+        subject = self.subject
+        if report is None:
+            return None
+        found = {"learning_rate": report.search["learning_rate"]} if report.search else {}
+
+        def inject(model: Any, count: int) -> dict[str, Any]:
+            rival = rival_set(subject, own, count, cell.seed)
+            # A method in another process would load the base again, and write over that.
+            context = replace(subject.injection_context(RIVAL + cell.seed), base=None)
+            made = inject_with(subject.method(cell.method, **found), model, subject.tokenizer, rival, context)
+            return {
+                "rival": rival.digest,
+                "rival_fsr": self._fsr(model, rival),
+                "rival_relative_norm": made.changed["relative_norm"],
+            }
+
+        return inject
+
+    def _fsr(self, model: Any, fingerprints: FingerprintSet) -> float:
+        subject = self.subject
+        decoding, prompt = subject.settings.decoding, subject.profile.prompt
+        return exact_fsr(model, subject.tokenizer, fingerprints, decoding, prompt).mean
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a fingerprint besides the checkpoint: to its owner all of it, to a thief what leaked.
+
+    Attributes:
+        set: as it was injected.
+        leak: numbers of the fingerprints that leaked.
+        fingerprints: all of them, triggers as the prompts that verification sends.
+    """
+
+    set: FingerprintSet
+    leak: tuple[int, ...]
+    fingerprints: tuple[Fingerprint, ...]
+
+    @staticmethod
+    def of(subject: Subject, fingerprints: FingerprintSet, leak: Sequence[int]) -> "Known":
+        """Render the triggers."""
+        prompt = subject.profile.prompt
+        rendered = (Fingerprint(render(subject.tokenizer, each.trigger, prompt), each.targets) for each in fingerprints)
+        return Known(fingerprints, tuple(leak), tuple(rendered))
+
+    @property
+    def leaked(self) -> tuple[Fingerprint, ...]:
+        """Return what leaked."""
+        return tuple(self.fingerprints[number] for number in self.leak)
 
 
 @dataclass(frozen=True)
@@ -313,7 +452,8 @@ class Prices:
         if condition not in self._found:
             weights = weights_parts(condition)
             unknown = [each for each in self.conditions if each not in self.kept]
-            alike = [each for each in unknown if weights_parts(each) == weights]
+            leaking = needs(condition, "leaked")
+            alike = [each for each in unknown if (weights_parts(each), needs(each, "leaked")) == (weights, leaking)]
             try:
                 measured = measure(model, context.tokenizer, alike, items, context)
                 self._found |= dict(zip(alike, measured, strict=True))

@@ -96,6 +96,7 @@ class Subject:
             self.tokenizer,
             self.settings.decoding,
             render=lambda text: render(self.tokenizer, text, self.profile.prompt),
+            served=lambda text: render(self.tokenizer, text, self.profile.prompt),
             seed=self.profile.draw,  # not the run's, so that a price holds for all seeds
             instructions=[row["instruction"] for row in self.datasets.benign] if "alpaca" in self.profile.data else (),
             base=(lambda: self.base_model) if self.base or not self.handed_in else None,
