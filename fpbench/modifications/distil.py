@@ -18,6 +18,7 @@ from fpbench.modifications.base import (
     changed_from_base,
     require_effect,
 )
+from fpbench.modifications.finetune import instruction, relative_change
 from fpbench.modifications.rows import digest_of, first_rows
 from fpbench.registry import MODIFICATIONS
 
@@ -92,7 +93,6 @@ class Distil(Modification):
 
         from fpbench.models.training import tokenise
         from fpbench.models.weights import weights
-        from fpbench.modifications.finetune import relative_change
 
         changed = changed_from_base(self.name, model, context.base)
         examples = first_rows(self, context.rows, self.config.rows)
@@ -199,7 +199,7 @@ class Distil(Modification):
         """Count the training, and reading the rows four times."""
         from fpbench.models.costs import Work
 
-        examples = first_rows(self, rows, self.config.rows)
+        examples = [instruction(row) for row in rows["alpaca"][: self.config.rows]]
         training = counter.training(examples, self.config.epochs, self.config.batch_size)
         read = 4 * training.trained / self.config.epochs
         return training + Work(passes=4 * training.steps / self.config.epochs, read=read, scored=read)

@@ -17,7 +17,7 @@ from fpbench.modifications.base import (
     Modified,
     require_effect,
 )
-from fpbench.modifications.finetune import relative_change
+from fpbench.modifications.finetune import instruction, relative_change
 from fpbench.modifications.rows import digest_of, first_rows
 from fpbench.registry import MODIFICATIONS
 
@@ -114,9 +114,7 @@ class Mismatch(Modification):
 
         return LoRAConfig(rate, **self.config.model_dump(include={"epochs", "batch_size", "rank", "alpha"}))
 
-    def _examples(
-        self, rows: Mapping[str, Sequence[dict[str, str]]], seed: int = 0
-    ) -> tuple[list[Example], list[Example]]:
+    def _examples(self, rows: Mapping[str, Sequence[dict[str, str]]], seed: int) -> tuple[list[Example], list[Example]]:
         """Return the mismatched examples and the clean ones."""
         examples = first_rows(self, rows, self.config.rows + self.config.clean_rows)
         asked, clean = examples[: self.config.rows], examples[self.config.rows :]
@@ -127,8 +125,9 @@ class Mismatch(Modification):
         """Count both trainings, and comparing with the weights from before."""
         from fpbench.models.costs import Work
 
-        both, epochs, size = self._examples(rows), self.config.epochs, self.config.batch_size
-        return sum((counter.training(each, epochs, size) for each in both), Work(handled=6 * counter.parameters))
+        examples = [instruction(row) for row in rows["alpaca"][: self.config.rows + self.config.clean_rows]]
+        training = counter.training(examples, self.config.epochs, self.config.batch_size)
+        return training + Work(handled=6 * counter.parameters)
 
     def memory(self, shape: Shape) -> Phase:
         """Count a training, the weights from before, and those after the first training, which are kept."""

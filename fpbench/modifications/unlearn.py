@@ -23,6 +23,7 @@ from fpbench.modifications.base import (
     in_turn,
     require_effect,
 )
+from fpbench.modifications.finetune import instruction, relative_change
 from fpbench.modifications.gradients import (
     gradients,
     log_probabilities,
@@ -132,7 +133,6 @@ class Unlearn(Unlearning):
         """
         from fpbench.models.training import merge
         from fpbench.models.weights import weights
-        from fpbench.modifications.finetune import relative_change
 
         leaked, key, steps = self.leaked(context), (*context.before, self.name), int(self.amount)
         if steps not in context.kept.get(key, {}):
@@ -221,7 +221,7 @@ class Unlearn(Unlearning):
         """Count the trainings, one for each leak."""
         from fpbench.models.costs import Work
 
-        examples = first_rows(self, rows, int(self.amount) * self.config.clean_rows)
+        examples = [instruction(row) for row in rows["alpaca"][: int(self.amount) * self.config.clean_rows]]
         training = counter.training(examples, 1, self.config.clean_rows) * 2  # leaked pairs are batches of their own
         return (training + Work(handled=4 * counter.parameters)) * float(self.config.leaks)
 
@@ -334,7 +334,6 @@ class UnlearnOne(Unlearning):
         """
         import torch
 
-        from fpbench.modifications.finetune import relative_change
         from fpbench.modifications.matrices import matrices
 
         leaked, key, steps = self.leaked(context), (*context.before, self.name), int(self.amount)

@@ -190,7 +190,7 @@ class Bench:
         Of the further ones FSR alone is measured: a price is that of the first.
         """
         try:
-            leaks = self._leaks(condition, len(fingerprints))
+            leaks = self.subject.leaks(condition, len(fingerprints))
         except InputError as error:
             yield from ((cell, Failed.of(error)) for cell in cells)
             return
@@ -204,13 +204,6 @@ class Bench:
                 found[cell].append(outcome)
         for cell, outcomes in found.items():
             yield cell, in_turn(outcomes, leaks, fingerprints) if cell.metric == "fsr" else outcomes[0]
-
-    def _leaks(self, condition: str, count: int) -> Sequence[Sequence[int]]:
-        """Return which fingerprints leak together, each time; none where a condition needs no leak."""
-        if not needs(condition, "leaked"):
-            return ()
-        parts: list[Any] = [*self.subject.modification(condition).parts, *adversaries(condition)]
-        return max((each.leaks(count) for each in parts if "leaked" in each.needs), key=lambda each: len(each[0]))
 
     def _once(
         self,

@@ -190,7 +190,7 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
             yield _Task(f"inject {first.method}", workload.injection(injected[-1], fingerprints), seconds)
         doses, counted = curves(cell.condition for cell in group), set[tuple[str, ...]]()
         for condition, group_cells in groupby(group, key=lambda cell: cell.condition):
-            own, slowdown = list(group_cells), 1.0
+            own, slowdown, leaks = list(group_cells), 1.0, subject.leaks(condition, len(fingerprints))
             if condition != ORIGIN:
                 modification = subject.modification(condition)
                 slowdown = math.prod(part.slowdown for part in modification.parts)
@@ -198,12 +198,16 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
                 alone = not any(part.on_the_way and not math.isnan(part.amount) for part in modification.parts)
                 seconds = run.history.seconds("modified", run.identities.get(own[0].path)) if alone else None
                 applied = _applied(condition, subject, doses, counted)
-                yield _Task(condition, workload.modification(applied), seconds)
+                work = workload.modification(applied)
+                if "method" in modification.needs and first.method in profile.methods:
+                    work += workload.injection(subject.method(first.method), fingerprints) or Work()
+                yield _Task(condition, work, seconds)
             for cell in own:
                 if cell.metric != "cost":  # known once the injection was made
                     seconds = run.history.seconds("measured", run.identities.get(cell.path))
-                    yield _Task(cell.metric, metric(cell.metric, fingerprints) * slowdown, seconds)
-            yield _Task("restore the weights", Work(handled=2 * workload.parameters))
+                    times = max(1, len(leaks)) if cell.metric == "fsr" else 1
+                    yield _Task(cell.metric, metric(cell.metric, fingerprints) * slowdown * float(times), seconds)
+            yield _Task("restore the weights", Work(handled=2 * workload.parameters) * float(max(1, len(leaks))))
     yield from _tasks_once(label, cells, injected, workload, run)
 
 
