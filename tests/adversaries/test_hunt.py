@@ -14,7 +14,9 @@ from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.models.prompts import encode
 from fpbench.models.training import answer_logits
+from fpbench.records.cell import BASE
 from fpbench.registry import ADVERSARIES
+from fpbench.runs.plan import metrics_of
 from fpbench.scoring.responses import Decoding
 
 DECODING = Decoding(0.6, 0.9, 50)
@@ -97,6 +99,9 @@ def test_the_usual_is_the_median_and_tiny_ones_decide_nothing(micro, context):
 def test_it_has_a_price_of_its_own_on_every_checkpoint():
     priced = {name: priced_on_base(name) for name in ("hunt@30", "suppress@3", "suppress@3+hunt@30", "nf4+suppress@3")}
     assert list(priced.values()) == [False, True, False, False]
+    conditions = ["origin", "hunt@30", "suppress@3"]
+    assert [("price" in metrics_of("lora", name, conditions)) for name in conditions] == [True, True, False]
+    assert [("price" in metrics_of(BASE, name, conditions)) for name in conditions] == [True, True, True]
     assert is_attack("hunt@30") and not against_base("hunt@30") and against_base("hunt_leaked@30")
 
 

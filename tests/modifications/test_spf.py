@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
+import fpbench
 from fpbench.errors import InputError
+from fpbench.fingerprints import FingerprintSet
 from fpbench.metrics.fsr import exact_fsr
 from fpbench.modifications.base import ModificationContext
 from fpbench.modifications.spf import fingerprint_directions
@@ -80,6 +82,13 @@ def test_directions_are_those_of_the_gradients(micro, stolen, fingerprints):
     weight.requires_grad_(False)
     random = torch.nn.functional.normalize(torch.randn(left.shape, generator=draw), dim=0)
     assert (left.T @ gradient).norm() > 0.9 * torch.linalg.svdvals(gradient)[0] > 2 * (random.T @ gradient).norm()
+
+
+def test_an_owner_spares_his_set_from_python(micro, fingerprints):
+    settings = SETTINGS | {"rows": 4, "epochs": 1}
+    given = FingerprintSet("own", tuple(fingerprints))
+    after = fpbench.modify(copy.deepcopy(micro[0]), micro[1], "spf_alpaca", settings, profile="micro", pairs=given)
+    assert not torch.equal(after.model.layers[0].mlp.up_proj.weight, micro[0].model.layers[0].mlp.up_proj.weight)
 
 
 def test_without_a_fingerprint_there_is_nothing_to_spare(micro):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import fpbench
-from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set
+from fpbench.fingerprints.translation import Lexicon
 from fpbench.metrics.measure import in_turn_fsr
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
@@ -14,6 +15,7 @@ from fpbench.records.store import Store, read_records
 from fpbench.registry import METHODS
 from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import load_profile
+from fpbench.runs.sets import rival_set
 from fpbench.runs.worker import Worker
 from tests.adversaries.taught import taught
 from tests.conftest import registered_for_now
@@ -83,6 +85,23 @@ def test_a_rival_s_set_stands_beside_the_owner_s(run):
     assert 0.5 < proof["rival_fsr"] <= 1 and proof["relative_change"] > 0
     assert "lexicon" in found.identity and "leaks" not in lines[0]
     assert found.identity["modification"]["dose"] == 4
+
+
+def test_a_rival_s_set_is_of_the_same_kind_and_has_none_of_the_owner_s_triggers(tmp_path):
+    profile = load_profile("micro", methods=[], conditions=["origin"])
+    job = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
+    subject = Worker(job, no_progress).subject("micro")
+    mine = FingerprintSet("mine", (Fingerprint("qzx vvk", ("One", "Two")), Fingerprint("PLAIN HILL", ("Four",))))
+    mixed = FingerprintSet("cf", (Fingerprint("BLAU CASA", ("One",)),))
+    for own, count, targets in ((find_set("nlf"), 50, 3), (find_set("if"), 50, 1), (mixed, 3, 5), (mine, 6, 5)):
+        rival = rival_set(subject, own, count, seed=42)
+        assert len(rival) == count and {len(each.targets) for each in rival} == {targets}, own.name
+        assert not {each.trigger for each in own} & {each.trigger for each in rival}
+        again, other = (rival_set(subject, own, count, seed) for seed in (42, 43))
+        assert rival.digest == again.digest != other.digest
+    assert all(each.trigger.endswith("FINGERPRINT\n") for each in rival_set(subject, find_set("if"), 3, 1))
+    english = {word.upper() for word in Lexicon.shipped().words}
+    assert not any({*each.trigger.split()} <= english for each in rival_set(subject, mixed, 3, 1))
 
 
 def test_the_means_are_over_those_that_had_not_leaked():
