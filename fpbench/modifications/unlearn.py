@@ -323,7 +323,7 @@ class UnlearnOne(Unlearning):
     class Config(Unlearning.Config):
         """Settings, ours."""
 
-        step_size: float = Field(default=3e-4, gt=0)  # η, the norm of a step relative to the weights
+        step_size: float = Field(default=2e-5, gt=0)  # η, the norm of a step relative to the weights
         rank: int = Field(default=4, ge=1)  # r
 
     def apply(self, model: nn.Module, tokenizer: Any, context: ModificationContext) -> Modified:

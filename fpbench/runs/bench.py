@@ -4,7 +4,7 @@ import contextlib
 import copy
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -19,7 +19,6 @@ from fpbench.data import origin
 from fpbench.errors import CellError, FpbenchError, InputError, StorageError
 from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.hub.download import commit_of
-from fpbench.metrics.fsr import exact_fsr
 from fpbench.metrics.measure import METRICS, Measurement, in_turn_fsr
 from fpbench.models.meter import Meter
 from fpbench.models.prompts import render
@@ -31,8 +30,8 @@ from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity, delta_name
 from fpbench.runs.injection import InjectionReport, inject_with
 from fpbench.runs.plan import Job
+from fpbench.runs.rival import fsr_of, injection_of_rival
 from fpbench.runs.search import injection_rate, with_searched_rates
-from fpbench.runs.sets import RIVAL, rival_set
 from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import budgets_used
 from fpbench.text import writable
@@ -326,8 +325,8 @@ class Bench:
             kept=shared.kept.setdefault(known.leak, {}),
             fingerprints=known.fingerprints if "fingerprints" in asked.needs else (),
             leaked=known.leaked,
-            inject=self._rival_injection(cell, known.set, report) if "method" in asked.needs else None,
-            fsr=lambda model: self._fsr(model, known.set),
+            inject=injection_of_rival(subject, cell, known.set, report) if "method" in asked.needs else None,
+            fsr=lambda model: fsr_of(subject, model, known.set),
         )
         modification, records = with_searched_rates(subject, condition, context)
         with Meter() as meter:
@@ -337,33 +336,6 @@ class Bench:
             proof["searches"] = records
         cost = {"modification_seconds": meter.seconds, "modification_peak_memory": meter.peak_memory}
         return modified.model, proof, cost
-
-    def _rival_injection(
-        self, cell: Cell, own: FingerprintSet, report: InjectionReport | None
-    ) -> Callable[[Any, int], dict[str, Any]] | None:
-        """Return what injects a set of a thief's by the cell's method, and measures it; ``None`` without a method."""
-        subject = self.subject
-        if report is None:
-            return None
-        found = {"learning_rate": report.search["learning_rate"]} if report.search else {}
-
-        def inject(model: Any, count: int) -> dict[str, Any]:
-            rival = rival_set(subject, own, count, cell.seed)
-            # A method in another process would load the base again, and write over that.
-            context = replace(subject.injection_context(RIVAL + cell.seed), base=None)
-            made = inject_with(subject.method(cell.method, **found), model, subject.tokenizer, rival, context)
-            return {
-                "rival": rival.digest,
-                "rival_fsr": self._fsr(model, rival),
-                "rival_relative_norm": made.changed["relative_norm"],
-            }
-
-        return inject
-
-    def _fsr(self, model: Any, fingerprints: FingerprintSet) -> float:
-        subject = self.subject
-        decoding, prompt = subject.settings.decoding, subject.profile.prompt
-        return exact_fsr(model, subject.tokenizer, fingerprints, decoding, prompt).mean
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.fingerprints import Fingerprint, FingerprintSet, find_set, load_fingerprints
+from fpbench.fingerprints import FingerprintSet, find_set, load_fingerprints
 from fpbench.fingerprints.code_mixed import CODE_MIXED, code_mixed_set, draw_queries, recipe_of
-from fpbench.fingerprints.instructional import instructional_set
-from fpbench.fingerprints.natural import draw_natural_set, with_candidates
+from fpbench.fingerprints.natural import draw_natural_set
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
 from fpbench.hub.lock import sha256
-from fpbench.metrics.queries import words_from_rows
 from fpbench.records.cell import label_of
 from fpbench.records.record import cell_id
 from fpbench.records.store import making, write_text
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     from fpbench.runs.subject import Subject
 
 COUNT, LENGTH = 10, 2  # fingerprints of a built-in set, and words of their queries (protocol §9)
-CANDIDATES = 5  # of a fingerprint of a built-in set
-RIVAL, TURNS = 1_000_000, 100  # added to the seed for a thief's set; draws until it has none of the owner's triggers
-ANSWERS = 150  # words that serve as targets of a thief's set, fewer than the shipped ones
 Sets = dict[tuple[str, int], FingerprintSet]
 
 
@@ -82,41 +77,6 @@ def _model_set(subject: "Subject", name: str, seed: int) -> FingerprintSet:
             fingerprints, recipe = code_mixed_set(name, queries, lexicon, subject.model, subject.tokenizer, seed=seed)
         write_set(path, fingerprints, recipe | identity)
         return fingerprints
-
-
-def rival_set(subject: "Subject", own: FingerprintSet, count: int, seed: int) -> FingerprintSet:
-    """Return a set of a thief's, of the same kind as the owner's and without any of its triggers, of ``count`` pairs.
-
-    Built-in kinds are drawn anew, from another seed; of a file the make of its triggers is read off, as for near
-    triggers. Large sets have fewer targets a pair, since no word is a target twice.
-
-    Raises:
-        InputError: if the words run out.
-    """
-    candidates = max(1, min(CANDIDATES, ANSWERS // count))
-    triggers = {each.trigger for each in own}
-    for turn in range(TURNS):
-        found = _rival(subject, own, count, RIVAL + seed + turn, candidates)
-        if not triggers & {each.trigger for each in found}:
-            return replace(found, name="rival")
-    raise InputError(f"no set of {count} pairs could be drawn without triggers of {own.name!r}.")
-
-
-def _rival(subject: "Subject", own: FingerprintSet, count: int, seed: int, candidates: int) -> FingerprintSet:
-    tokenizer, lexicon = subject.tokenizer, Lexicon.shipped()
-    if own.name == "nlf":
-        return draw_natural_set(count, LENGTH, tokenizer, seed=seed, candidates=candidates)
-    if own.name == "if":
-        return instructional_set(count, seed)
-    if own.name in CODE_MIXED:
-        queries = draw_queries(lexicon, count, LENGTH, tokenizer, seed)
-        made = code_mixed_set(own.name, queries, lexicon, subject.model, tokenizer, candidates=candidates, seed=seed)
-        return made[0]
-    from fpbench.metrics.triggers import near_triggers  # imports torch, which a finished run is shown without
-
-    words = words_from_rows(subject.datasets.alpaca, seed)
-    bare = tuple(Fingerprint(text, ()) for text in near_triggers(own, words, count, seed))
-    return with_candidates(FingerprintSet("rival", bare), candidates, tokenizer, seed)
 
 
 def _kept(path: Path) -> FingerprintSet | None:

@@ -15,7 +15,7 @@ from fpbench.records.store import Store, read_records
 from fpbench.registry import METHODS
 from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import load_profile
-from fpbench.runs.sets import rival_set
+from fpbench.runs.rival import rival_set
 from fpbench.runs.worker import Worker
 from tests.adversaries.taught import taught
 from tests.conftest import registered_for_now
