@@ -120,7 +120,8 @@ class Unlearn(Unlearning):
 
         learning_rate: float = Field(default=5e-4, gt=0)  # constant
         beta: float = Field(default=0.1, gt=0)
-        clean_rows: int = Field(default=4, ge=1)  # in each step, one after another
+        rows: int = Field(default=160, ge=1)  # clean ones, from the first, passed over in order
+        clean_rows: int = Field(default=4, ge=1)  # of them in each step
         rank: int = Field(default=8, ge=1)  # inner width of the update
         alpha: int = Field(default=16, ge=1)  # the update is scaled by alpha / rank
 
@@ -138,19 +139,23 @@ class Unlearn(Unlearning):
         if steps not in context.kept.get(key, {}):
             asked = {int(each) for each in context.doses.get(key, ())} | {steps}
             context.kept[key] = self.train(model, tokenizer, context, asked)
-        reached: dict[int, Reached] = context.kept[key]
+        first, now = context.kept[key][0], context.kept[key][steps]
+        if now is None:
+            raise CellError(f"{self.name} became non-finite within {steps} steps: lower its learning_rate.")
         before = weights(model)
-        merge(model, reached[steps].updates)
+        merge(model, now.updates)
         change = relative_change(model, before)
         require_effect(self.name, change)
-        first, now = reached[0], reached[steps]
         proof = self.proof(leaked, [first.known, now.known], change) | {"clean_loss": [first.clean, now.clean]}
         return Modified(model, proof | {"steps": steps, "rows": now.digest})
 
     def train(
         self, model: nn.Module, tokenizer: Any, context: ModificationContext, steps: set[int]
-    ) -> dict[int, Reached]:
-        """Return what a training is at each of ``steps``, and before the first; the weights stay as they are."""
+    ) -> dict[int, Reached | None]:
+        """Return what a training is at each of ``steps``, and before the first; the weights stay as they are.
+
+        Where the loss became non-finite there is nothing from there on.
+        """
         import torch
         from torch.nn.functional import logsigmoid
         from torch.nn.utils import clip_grad_norm_
@@ -158,18 +163,19 @@ class Unlearn(Unlearning):
         from fpbench.models.training import CLIP_NORM, answer_loss, score_answers, tokenise, trial
 
         last, size = max(steps), self.config.clean_rows
-        rows = first_rows(self, context.rows, max(SCORED, last * size))
+        rows = first_rows(self, context.rows, self.config.rows)
         clean, _, _ = tokenise(model, tokenizer, rows)
         order = [tokenised(tokenizer, pairs_of([each])) for each in self.in_order(model, tokenizer, context)]
         every = [each for pairs in order for each in pairs]
-        beta, reached = self.config.beta, {}
+        beta = self.config.beta
+        reached: dict[int, Reached | None] = dict.fromkeys(steps)
 
         def state(step: int, updates: Mapping[str, LowRank]) -> Reached:
             with torch.no_grad():
                 known = log_probabilities(model, every).mean().item()
             loss = score_answers(model, tokenizer, rows[:SCORED], size).loss
             kept = {name: each.kept() for name, each in updates.items()}
-            return Reached(kept, known, loss, digest_of(rows[: step * size]))
+            return Reached(kept, known, loss, digest_of([rows[number % len(rows)] for number in range(step * size)]))
 
         config, spare = self.trained(model, context, every, clean[:size])
         cuda = range(torch.cuda.device_count())
@@ -191,7 +197,7 @@ class Unlearn(Unlearning):
                     others = [clean[number % len(clean)] for number in range((step - 1) * size, step * size)]
                     loss = loss + answer_loss(model, others)[0]
                     if not bool(loss.isfinite()):
-                        raise CellError(f"{self.name} became non-finite at step {step}: lower its learning_rate.")
+                        break
                     loss.backward()
                     spare(updates)
                     clip_grad_norm_(weights, CLIP_NORM)
@@ -221,9 +227,12 @@ class Unlearn(Unlearning):
         """Count the trainings, one for each leak."""
         from fpbench.models.costs import Work
 
-        examples = [instruction(row) for row in rows["alpaca"][: int(self.amount) * self.config.clean_rows]]
-        training = counter.training(examples, 1, self.config.clean_rows) * 2  # leaked pairs are batches of their own
-        return (training + Work(handled=4 * counter.parameters)) * float(self.config.leaks)
+        examples = [instruction(row) for row in rows["alpaca"][: self.config.rows]]
+        epochs = self.amount * self.config.clean_rows / max(1, len(examples))
+        # The leaked pairs are batches of their own.
+        training = counter.training(examples, 1, self.config.clean_rows) * (2 * epochs)
+        work: Work = (training + Work(handled=4 * counter.parameters)) * float(self.config.leaks)
+        return work
 
     def memory(self, shape: Shape) -> Phase:
         """Count the training, the weights from before, and the updates that are kept."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fpbench.data import read_rows
-from fpbench.errors import InputError
+from fpbench.errors import CellError, InputError
 from fpbench.models.weights import weights
 from fpbench.modifications.base import ModificationContext, in_turn
 from fpbench.modifications.gradients import log_probabilities, pairs_of, tokenised
@@ -16,7 +16,7 @@ from fpbench.registry import MODIFICATIONS
 from tests.adversaries.taught import pairs_of as fingerprints_of
 from tests.adversaries.taught import taught
 
-SETTINGS = {"clean_rows": 2, "rank": 4, "learning_rate": 2e-3}
+SETTINGS = {"rows": 16, "clean_rows": 2, "rank": 4, "learning_rate": 2e-3}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def rows():
     return {"alpaca": read_rows("bundled:alpaca.jsonl")[:16]}
 
 
-def unlearnt(name, model, tokenizer, rows, leaked, amount, doses=(), kept=None, **settings):
-    context = ModificationContext(rows=rows, leaked=leaked, doses={(name,): doses}, kept={} if kept is None else kept)
+def unlearnt(name, model, tokenizer, data, leaked, amount, doses=(), kept=None, **settings):
+    context = ModificationContext(rows=data, leaked=leaked, doses={(name,): doses}, kept={} if kept is None else kept)
     return MODIFICATIONS.get(name)(amount, **settings).apply(copy.deepcopy(model), tokenizer, context)
 
 
@@ -58,6 +58,14 @@ def test_a_dose_on_the_way_is_a_training_of_so_many_steps(micro, stolen, rows, f
     assert longer.proof["clean_loss"][1] < longer.proof["clean_loss"][0]
     assert longer.proof["relative_change"] > alone.proof["relative_change"] > 0
     assert longer.proof["rows"] != alone.proof["rows"]
+
+
+def test_a_training_that_diverges_fails_the_doses_after_alone(micro, stolen, rows, fingerprints):
+    kept, given = {}, (stolen, micro[1], rows, fingerprints[:1])
+    settings = SETTINGS | {"learning_rate": 1e30}
+    with pytest.raises(CellError, match="unlearn became non-finite within 9 steps: lower its learning_rate"):
+        unlearnt("unlearn", *given, 9, doses=(1, 9), kept=kept, **settings)
+    assert kept["unlearn",][0] is not None and kept["unlearn",][9] is None
 
 
 def test_the_mask_leaves_everything_else_bit_for_bit(micro, stolen, rows, fingerprints):
