@@ -17,6 +17,7 @@ from fpbench.models.meter import Progress, no_progress
 from fpbench.records.cell import BASE, CHECKPOINT, Cell, label_of
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
+from fpbench.runs.display import Display
 from fpbench.runs.engine import ENGINES, Engine, Serial, Watch
 from fpbench.runs.plan import Job, checkpoints, plan, precise
 from fpbench.runs.profile import Profile, load_profile, profile_of
@@ -42,6 +43,7 @@ def run(
     out: str | os.PathLike[str] = "fpbench-run",
     engine: str = "serial",
     ray_address: str | None = None,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Run a grid, as ``fpbench run`` does, and return its records. Lists that are given replace the profile's.
 
@@ -56,6 +58,7 @@ def run(
         engine: ``serial``, in this process; ``processes``, in several on this machine, for which a script needs
             ``if __name__ == "__main__"``; or ``ray``, on a cluster.
         ray_address: of a running cluster; by default one is started on this machine.
+        quiet: show no progress, which a terminal and a notebook get.
 
     Raises:
         InputError: before work starts, if anything asked for is unknown or malformed.
@@ -70,7 +73,9 @@ def run(
         seeds=seeds,
     )
     job, cells = Job.of(wanted, Loading(pick_device(None)), Path(out)), plan(wanted)
-    measure(job, cells, engine=create_engine(engine, ray_address))
+    display = Display()
+    watch = display if display.live and not quiet else None
+    measure(job, cells, watch, create_engine(engine, ray_address))
     planned = {cell.path for cell in cells}
     return [each.to_dict() for each in read_records(Store(Path(out)).records) if each.cell.path in planned]
 
@@ -143,6 +148,7 @@ def measure(
             records = read_records(store.records)
         else:
             watch.begin(store, cells, cells)
+            watch.end()
         rows = rows_from_records(records, store.records, rescore=False)
         if pending or not all(path.exists() for path in table_files(store.folder).values()):
             write_tables(store.folder, rows)
