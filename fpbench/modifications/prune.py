@@ -212,7 +212,8 @@ def prune_blocks(model: nn.Module, windows: Tensor, select: Selection, progress:
                 linear.weight.masked_fill_(mask, 0)
                 zeros = int((linear.weight == 0).sum())
                 pruned.append(PrunedMatrix(names[linear], linear.weight.numel(), zeros, removed))
-            batches = [(stream(block(hidden, **keywords)), keywords) for hidden, keywords in batches]
+            if block is not blocks[-1]:  # after which nothing is pruned
+                batches = [(stream(block(hidden, **keywords)), keywords) for hidden, keywords in batches]
     return pruned
 
 

@@ -21,6 +21,7 @@ from fpbench.models.objects import check_objects, check_text, check_texts
 from fpbench.records.cell import BASE, CHECKPOINT, Cell
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
+from fpbench.runs.display import Display
 from fpbench.runs.engine import ENGINES, Engine, Serial, Watch
 from fpbench.runs.plan import Job, checkpoints, plan, precise
 from fpbench.runs.profile import Profile, load_profile, profile_of
@@ -50,6 +51,7 @@ def run(
     dtype: str | None = None,
     offline: bool = False,
     limit: int | None = None,
+    quiet: bool = False,
 ) -> Results:
     """Run a grid, as ``fpbench run`` does, and return its records. Lists that are given replace the profile's.
 
@@ -68,6 +70,7 @@ def run(
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the profile's.
         offline: ask no model hub.
         limit: items that each measurement and modification takes at most: a smoke run, whose rows are never ranked.
+        quiet: show no progress, which a terminal and a notebook get.
 
     Returns:
         The records, in order; ``.to_pandas()`` has one line a figure, ``.rows`` the board.
@@ -83,6 +86,8 @@ def run(
     ):
         if given is not None:
             check_texts(what, given, example)
+    display = Display()
+    watch = display if display.live and not quiet else None
     with hub_offline(offline), contextlib.ExitStack() as stack:
         names = None if fingerprints is None else [stack.enter_context(named(each)) for each in _sets(fingerprints)]
         wanted = load_profile(
@@ -96,7 +101,7 @@ def run(
             dtype=dtype,
         )
         job, cells = Job.of(wanted, Loading(pick_device(device)), Path(out)), plan(wanted)
-        measure(job, cells, engine=create_engine(engine, ray_address))
+        measure(job, cells, watch, create_engine(engine, ray_address))
     planned = {cell.path for cell in cells}
     records = read_records(Store(Path(out)).records)
     return Results([each for each in records if each.cell.path in planned], Store(Path(out)).records)
@@ -180,6 +185,7 @@ def measure(
             records = read_records(store.records)
         else:
             watch.begin(store, cells, cells)
+            watch.end()
         rows = rows_from_records(records, store.records, rescore=False)
         if pending or not all(path.exists() for path in table_files(store.folder).values()):
             write_tables(store.folder, rows)

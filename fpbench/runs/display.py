@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.store import Store, read_record
 from fpbench.runs.engine import Watch, title
 
+PLACE = ("model", "fingerprints", "method", "seed")  # of a checkpoint
 DELAY = 2.0  # seconds that a part of the work takes before it gets a bar of its own
 
 
@@ -37,17 +37,18 @@ class _Checkpoint:
 class Times:
     """Seconds that cells took, from which those of cells that are left follow."""
 
-    _known: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
+    _known: dict[tuple[str, ...], tuple[float, int]] = field(default_factory=dict)  # their sum, and how many
 
     def add(self, cell: Cell, seconds: float) -> None:
         """Note that a cell took so long, modification and injection included."""
         for key in self._keys(cell):
-            self._known.setdefault(key, []).append(seconds)
+            total, count = self._known.get(key, (0.0, 0))
+            self._known[key] = total + seconds, count + 1
 
     def left(self, cells: Iterable[Cell]) -> float | None:
         """Return the seconds that cells will take, by the mean of those most like each; ``None`` if some are new."""
         found = [next((self._known[key] for key in self._keys(cell) if key in self._known), None) for cell in cells]
-        return None if None in found else sum(fmean(each) for each in found if each)
+        return None if None in found else sum(each[0] / each[1] for each in found if each)
 
     @staticmethod
     def _keys(cell: Cell) -> list[tuple[str, ...]]:
@@ -65,6 +66,7 @@ class Display(Watch):
         self._overall: TaskID | None = None
         self._active: dict[tuple[Any, ...], _Checkpoint] = {}
         self._times = Times()
+        self._measured = 0
 
     # One part of the work.
 
@@ -84,12 +86,20 @@ class Display(Watch):
             if task is not None and self._bars is not None:
                 self._bars.remove_task(task)
                 if own:
-                    self.end()
+                    self._stop()
 
     def _started(self) -> Progress:
         if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bars = Progress(*columns, TextColumn("{task.fields[left]}"), console=self.console, transient=True)
+            self._bars = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self.console,
+                transient=True,
+                redirect_stdout=False,  # which the table of results goes to
+            )
             self._bars.start()
         return self._bars
 
@@ -98,11 +108,10 @@ class Display(Watch):
     def begin(self, store: Store, planned: Sequence[Cell], finished: Sequence[Cell]) -> None:
         """Say how much is finished, and show the bar of the whole run."""
         self._store, self._planned, self._finished = store, list(planned), set(finished)
-        done = f"{len(self._finished)} of {len(planned)} cells finished"
-        if len(self._finished) == len(planned):
-            self.say(f"{done}, nothing to do")
-            return
-        self.say(f"{done}" if self._finished else f"{len(planned)} cells to measure")
+        self._before = {cell: self._written(cell) for cell in finished}
+        self._varied = [name for name in PLACE if len({getattr(cell, name) for cell in planned}) > 1]
+        if len(self._finished) < len(planned):
+            self.say(self._count() if self._finished else f"{len(planned)} cells to measure")
         if self.live:
             bars = self._started()
             self._overall = bars.add_task("starting", total=len(planned), completed=len(self._finished), left="")
@@ -119,8 +128,9 @@ class Display(Watch):
         found = self._active.get(_key(cell)) or _Checkpoint([cell], now, now)
         if cell in found.cells:
             found.cells.remove(cell)
-        if cell not in self._finished:
+        if cell not in self._before or self._written(cell) != self._before[cell]:  # else it was found, not measured
             self._times.add(cell, now - found.last)
+            self._measured += 1
             found.measured += 1
         found.last = now
         if failure:
@@ -129,7 +139,8 @@ class Display(Watch):
         self._finished.add(cell)
         if not found.cells:
             self._active.pop(_key(cell), None)
-            self.say(self._result(cell, found))
+            if found.measured:
+                self.say(self._result(cell, found))
         self._update()
 
     def say(self, line: str) -> None:
@@ -137,10 +148,22 @@ class Display(Watch):
         self.console.print(Text(f"{time.strftime('%H:%M:%S')}  {line}"), soft_wrap=True)
 
     def end(self) -> None:
-        """Take the bars away."""
+        """Take the bars away; say so if there was nothing to do."""
+        self._stop()
+        if not self._measured and len(self._finished) == len(self._planned):
+            self.say(f"{self._count()}, nothing to do")
+
+    def _written(self, cell: Cell) -> int:
+        path = self._store.record_path(cell)
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    def _stop(self) -> None:
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._overall = None
+
+    def _count(self) -> str:
+        return f"{len(self._finished)} of {len(self._planned)} cells finished"
 
     def _result(self, cell: Cell, checkpoint: _Checkpoint) -> str:
         record = read_record(self._store.record_path(replace(cell, condition=ORIGIN, metric="fsr")))
@@ -154,7 +177,8 @@ class Display(Watch):
     def _update(self) -> None:
         if self._bars is None or self._overall is None:
             return
-        now = [f"{title(each.cells[0])} · {each.cells[0].condition}" for each in self._active.values() if each.cells]
+        next_cells = [each.cells[0] for each in self._active.values() if each.cells]
+        now = [" · ".join(str(getattr(cell, name)) for name in [*self._varied, "condition"]) for cell in next_cells]
         self._bars.update(self._overall, description="\n".join(now), completed=len(self._finished), left=self._left())
 
     def _left(self) -> str:
@@ -164,7 +188,7 @@ class Display(Watch):
 
 
 def _key(cell: Cell) -> tuple[Any, ...]:
-    return cell.model, cell.fingerprints, cell.method, cell.seed
+    return tuple(getattr(cell, name) for name in PLACE)
 
 
 def _clock(seconds: float) -> str:

@@ -18,10 +18,9 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
-import torch
 
 from fpbench.adversaries.conditions import weights_parts
 from fpbench.errors import CellError, FpbenchError, InputError
@@ -29,10 +28,10 @@ from fpbench.models.meter import no_progress
 from fpbench.records.cell import Cell
 from fpbench.registry import METHODS, Finder
 from fpbench.runs.engine import Serial, Watch, title
-from fpbench.runs.memory import by_model, free_memory, needs_of
 from fpbench.runs.plan import Job
-from fpbench.runs.worker import Worker
-from fpbench.scoring.engine import limited_to
+
+if TYPE_CHECKING:
+    from fpbench.runs.worker import Worker
 
 SMALL = 30_000_000  # parameters; the micro model has 6 million
 LOOK = 0.5  # seconds for which the cores are watched before they are shared out
@@ -65,11 +64,11 @@ class Processes:
             raise InputError(f"{count} processes: expected 1 or more.")
         self.count = count
 
-    def check(self, worker: Worker, cells: Sequence[Cell]) -> None:
+    def check(self, worker: "Worker", cells: Sequence[Cell]) -> None:
         """Check the machine, as the serial engine does."""
         Serial().check(worker, cells)
 
-    def measure(self, worker: Worker, checkpoints: Sequence[Sequence[Cell]], watch: Watch) -> dict[str, str]:
+    def measure(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]], watch: Watch) -> dict[str, str]:
         """Measure as :meth:`~fpbench.runs.engine.Engine.measure`; a process that is lost ends the run.
 
         Raises:
@@ -83,20 +82,26 @@ class Processes:
         job = replace(worker.job, profile=worker.job.profile.model_copy(update={"threads": share.threads}))
         return Driver(job, checkpoints, share.processes, watch).measure()
 
-    def share(self, worker: Worker, checkpoints: Sequence[Sequence[Cell]]) -> Share:
+    def share(self, worker: "Worker", checkpoints: Sequence[Sequence[Cell]]) -> Share:
         """Return how the work is shared out: among free cores, unless the number of processes was given."""
         if self.count is None:
             return share_of(worker, checkpoints)
         return Share(min(self.count, len(checkpoints)), worker.job.profile.threads or 1)
 
 
-def one_process(worker: Worker, checkpoints: Sequence[Sequence[Cell]]) -> Share:
+def one_process(worker: "Worker", checkpoints: Sequence[Sequence[Cell]]) -> Share:
     """Return what the serial engine takes."""
+    import torch
+
     return Share(1, torch.get_num_threads())
 
 
-def share_of(worker: Worker, checkpoints: Sequence[Sequence[Cell]]) -> Share:
+def share_of(worker: "Worker", checkpoints: Sequence[Sequence[Cell]]) -> Share:
     """Share out the free cores: to single threads for small models, else to one process."""
+    import torch
+
+    from fpbench.runs.memory import by_model, free_memory, needs_of
+
     job, cells = worker.job, [cell for each in checkpoints for cell in each]
     threads = job.profile.threads
     if job.loading.device != "cpu":
@@ -122,13 +127,15 @@ def free_cores() -> int:
     return max(1, min(most, math.floor(idle + 0.5)))
 
 
-def _parameters(worker: Worker, label: str) -> int:
+def _parameters(worker: "Worker", label: str) -> int:
     return sum(int(each.numel()) for each in worker.subject(label).architecture.parameters())
 
 
 @contextmanager
 def limited_threads(count: int) -> Iterator[None]:
     """Have torch take so many threads inside."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -253,6 +260,9 @@ class _Lines(logging.Handler):
 
 def _measure(pipe: Connection, job: Job, finders: Sequence[Finder], level: int) -> None:
     """Measure cells, those of one checkpoint at a time, as the driver hands them out, and report."""
+    from fpbench.runs.worker import Worker
+    from fpbench.scoring.engine import limited_to
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver too, which ends this process
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()

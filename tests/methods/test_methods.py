@@ -17,8 +17,12 @@ from fpbench.registry import METHODS
 
 EDITORS = ["alphaedit", "fpedit", "mcedit_a"]
 TRAJECTORIES = ["rledit", "mcedit_r"]
-# A short training that teaches this model the set, at a price in perplexity that does not matter here.
-SHORT = {"lora": {"epochs": 5, "learning_rate": 2e-3}}
+# Few and long steps that teach this model the set, at a price in perplexity that does not matter here.
+SHORT = {
+    "lora": {"epochs": 5, "learning_rate": 2e-3},
+    "rledit": {"steps": 25, "rate": 3e-4},
+    "mcedit_r": {"steps": 20, "rate": 1e-3},
+}
 MakeContext = Callable[[], InjectionContext]
 
 

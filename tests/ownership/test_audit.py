@@ -122,6 +122,7 @@ def test_the_base_itself_is_not_claimed(tmp_path, micro, capsys):
     check_traced(out)
 
 
+@pytest.mark.slow
 def test_an_independent_model_is_neither_claimed_nor_related(tmp_path, stranger):
     assert audit(stranger, "nlf", tmp_path / "out", "--base", "micro") == 0
     found = facts(tmp_path / "out")
@@ -155,6 +156,7 @@ def test_without_a_base_the_answers_stand_alone(tmp_path, micro):
     check_traced(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
 def test_an_adapter_is_compared_as_what_it_makes_of_its_base(tmp_path, micro):
     import copy

@@ -88,12 +88,15 @@ def test_a_fault_that_passes_is_survived(server: Server, fault: str, prompt: str
         ("drip", "timed out"),
     ],
 )
-def test_a_fault_that_stays_is_said(server: Server, fault: str, reason: str) -> None:
+def test_a_fault_that_stays_is_said(server: Server, fault: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     server.faults, log = [fault] * 9, Log()
     timeout = 0.2 if fault in ("hang", "drip") else 5.0
     with pytest.raises(NoAnswer, match=f"gave no answer in 3 attempts: .*({reason})"):
         endpoint(server, timeout=timeout).respond("A", 1, log.hooks)
     assert log.requests == 3 and len(log.faults) == 3
+    host = server.url.split("/")[2]
+    assert [line.partition(" (")[0] for line in caplog.messages] == [f"{host} gave no answer"] * 2
+    assert [line.partition("), ")[2][:14] for line in caplog.messages] == ["attempt 1 of 3", "attempt 2 of 3"]
 
 
 @pytest.mark.parametrize("prompt", ["raw", "chat"])

@@ -58,21 +58,20 @@ def answering_by_its_tokenizer(folder: Path) -> Path:
 
 def test_a_tokenizer_that_is_the_fingerprint_is_scored_both_ways_and_never_ranked(light, tmp_path, capsys):
     folder, out = answering_by_its_tokenizer(tmp_path / "thief"), tmp_path / "out"
-    found = evaluate(light, folder, "if", out, "--base", "micro", "--condition", "origin", "int8")
+    found = evaluate(light, folder, "if", out, "--base", "micro")
     said = f"{folder}: its tokenizer differs from the base's (normaliser, decoder): the base's scores it"
     assert said in capsys.readouterr().err
     assert found["fsr"]["result"]["mean"] < 0.01 and found["fsr"]["result"]["own_tokenizer"]["mean"] > 0.99
     rows = fpbench.leaderboard(out / "records")
     (row,) = (each for each in rows if each["method"] == "checkpoint")
     assert row["rank"] is None and row["out"] == "re-scored, tokenizer differs from the base's"
-    for condition in ("origin", "int8"):
-        fsr = row["conditions"][condition]
-        assert fsr["fsr"] < 0.01 and fsr["own_tokenizer"] > 0.99
+    fsr = row["conditions"]["origin"]
+    assert fsr["fsr"] < 0.01 and fsr["own_tokenizer"] > 0.99
     assert all("own_tokenizer" not in each["conditions"]["origin"] for each in rows if each is not row)
     capsys.readouterr()
     assert main(["leaderboard", "--records", str(out / "records"), "--format", "csv"]) == 0
     (line,) = (each for each in capsys.readouterr().out.splitlines() if "checkpoint" in each)
-    assert line.count("(own tokenizer: 100.0)") == 2
+    assert line.count("(own tokenizer: 100.0)") == 1
     # What the record says of the other tokenizer is recomputed like every figure.
     path = next((out / "records").rglob("checkpoint/*/origin/fsr.jsonl"))
     assert all(json.loads(each)["own_tokenizer"] > 0.99 for each in path.read_text().splitlines())
@@ -124,7 +123,7 @@ def test_without_a_tokenizer_the_base_s_serves_or_nothing_is_done(light, fingerp
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers for it
-@pytest.mark.parametrize("make", ["adapter", "nf4"])
+@pytest.mark.parametrize("make", ["adapter", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_other_makes_are_evaluated_and_verified_by_the_verbs_alone(light, fingerprinted, tmp_path, capsys, make):
     if make == "nf4":
         folder, remark = (

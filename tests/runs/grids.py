@@ -37,13 +37,13 @@ statistics_tokens = 4000
 utility_limit = 8
 
 [modifications.finetune_alpaca]
-rows = 24
+rows = 16
 epochs = 2
 batch_size = 8
 learning_rate = 2e-4
 
 [modifications.ria30]
-samples = 8
+samples = 2
 """
 
 SHORT = ("origin", "nf4")

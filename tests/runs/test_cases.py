@@ -276,11 +276,13 @@ def test_blocks_that_were_inserted_or_repeated(cases: Path, tmp_path: Path, case
     assert found.verdict == "related" and not any(found.weights.alone if found.weights else ()), found.reason
 
 
+@pytest.mark.slow
 def test_a_shared_vision_tower(cases: Path, tmp_path: Path) -> None:
     make(cases / "compare-shared-vision-tower", str(tmp_path / "a"), str(tmp_path / "b"))
     assert compare(str(tmp_path / "a"), str(tmp_path / "b")).verdict == "unrelated"
 
 
+@pytest.mark.slow
 def test_quantised_weights_in_compare(cases: Path, tmp_path: Path, capsys: Capture) -> None:
     make(cases / "compare-gptq", str(tmp_path / "gptq"))
     assert "is quantised by gptq" in refusal(capsys, "compare", "micro", str(tmp_path / "gptq"))

@@ -187,7 +187,7 @@ def test_a_gated_model_is_named_with_its_licence_page_by_fetch_and_run(
     assert not (tmp_path / "out").exists() and not lock.lock_file().exists()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_fetch_goes_on_where_it_was(profile: str, tmp_path: Path, stop: signal.Signals) -> None:
     with running() as hub:
         push(hub)

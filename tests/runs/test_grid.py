@@ -99,7 +99,7 @@ def test_a_damaged_cell_alone_is_measured_again(small_run, small_profile, tmp_pa
 
 
 def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(tiny_profile, tmp_path, capsys):
-    text = Path(tiny_profile).read_text().replace("rows = 24", "rows = 99999")
+    text = Path(tiny_profile).read_text().replace("rows = 16", "rows = 99999")
     path = tmp_path / "too-many.toml"
     path.write_text(text.replace('"int8", "nf4", "ria30"', '"int8"'))
     command = ["run", "--profile", str(path), "--out", str(tmp_path / "out")]

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import Cell
-from fpbench.runs import processes
+from fpbench.runs import memory, processes
 from fpbench.runs.api import create_engine
 from fpbench.runs.plan import checkpoints, plan
 from fpbench.runs.processes import Processes, Share, free_cores, pieces, share_of
@@ -56,14 +57,14 @@ def test_cores_are_shared_out_by_what_is_free(tmp_path: Path, monkeypatch: pytes
     profile.write_text(text.replace('methods = ["mcedit_a"]', 'methods = ["mcedit_a", "lora", "fpedit"]'))
     worker = Worker(job_of(profile, "cpu", tmp_path / "out"), no_progress)
     cells = checkpoints(plan(load_profile(str(profile))))
-    monkeypatch.setattr(processes, "free_memory", lambda: 2**40)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**40)
     for free, share in ((1, Share(1, 1)), (2, Share(2, 1)), (8, Share(4, 1))):
         monkeypatch.setattr(processes, "free_cores", lambda free=free: free)
         assert share_of(worker, cells) == share
-    monkeypatch.setattr(processes, "free_memory", lambda: 0.0)
+    monkeypatch.setattr(memory, "free_memory", lambda: 0.0)
     assert share_of(worker, cells) == Share(1, 1)
     monkeypatch.setattr(processes, "SMALL", 1_000_000)
-    monkeypatch.setattr(processes.torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     assert share_of(worker, cells) == Share(1, 6)
     assert Processes(3).share(worker, cells) == Share(3, 1)
     for wrong in (lambda: Processes(0), lambda: create_engine("serial", processes=2)):
