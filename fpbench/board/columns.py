@@ -128,6 +128,8 @@ RANK = Column(
     "row both significantly and by more than 1 point. out: why a row has no rank.",
     lambda row: f"out: {row.out}" if row.out else NONE if row.rank is None else str(row.rank),
     attrgetter("rank"),
+    note=lambda row: row.out or "",
+    brief=lambda row: "out" if row.out else NONE if row.rank is None else str(row.rank),
 )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpbench.board.escaping import markdown, slug
 from fpbench.board.groups import Group, RowKey
-from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, trade_off
+from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, robustness, trade_off
 from fpbench.board.rows import MODIFICATIONS, Row
 from fpbench.board.styles import COLOURS, COLUMN, PAGE, Kind, legend, look_of, look_of_method, panels, saved, styled
 from fpbench.metrics.statistics import BANDS
@@ -90,6 +90,8 @@ def _drawn(
     yield "retention", None, what, retention(title, injected)
     what = f"Mean FSR after the six modifications against the accuracy that the injection cost, by method: {title}"
     yield "utility", None, what, utility(title, injected)
+    what = f"FSR that survives the six modifications against the price of removal, by method: {title}"
+    yield "robustness", None, what, robustness(title, injected)
     what = f"Heat map of the FSR that each adversary leaves for at most 10 % of quality, by method: {title}"
     yield "removal", None, what, heat_map(title, injected)
     what = f"Rate of answers to the set's words recombined against what survives, by method: {title}"

@@ -8,20 +8,39 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fpbench import __version__
 from fpbench.adversaries.conditions import is_attack, level, modifications, proofs
 from fpbench.board import columns
 from fpbench.board.columns import FAILED, METHOD, NONE, Column, Value, percent, with_minus
 from fpbench.board.escaping import slug
 from fpbench.board.figures import Drawing
 from fpbench.board.removal import Removal
-from fpbench.board.rows import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
+from fpbench.board.rows import (
+    LEAST_ACCURACY,
+    MODIFICATIONS,
+    MOST_NEAR,
+    MOST_PERPLEXITY,
+    MOST_TRIGGERS,
+    Bands,
+    Claim,
+    Cost,
+    Detectability,
+    Row,
+    Utility,
+    further_conditions,
+)
+from fpbench.board.styles import look_of_method
+from fpbench.board.terminal import known
+from fpbench.metrics.removal import LIMIT
 from fpbench.metrics.statistics import BANDS
-from fpbench.records.cell import ORIGIN, PROTOCOL
+from fpbench.records.cell import BASE, ORIGIN, PROTOCOL
+from fpbench.records.cell import Cell as RecordCell
 from fpbench.text import visible
 
 FOLDER = Path(__file__).parent / "page"
@@ -31,13 +50,18 @@ def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
     """Write the page of a leaderboard, rows in its order; without drawings it is complete but for these."""
     measured = [row for row in rows if row.trust != "reported"]
     tables = tables_of(rows)
+    placed = [(row, _title(row)) for row in measured]
     names = list(dict.fromkeys(row.method for row in measured))
     script = source("page.js")
     template = environment().get_template("page.html.jinja")
     return template.render(
         protocol=PROTOCOL,
+        version=__version__,
+        paper=PAPER,
+        rows=[(f"{row.model} · {row.fingerprints} · {row.method}", title) for row, title in placed],
         tables=tables,
         anchors={name: anchor(name) for name in names},
+        colours={name: colour(name) for name in {row.method for row in rows}},
         overview=_overview(drawings),
         methods=[_method(name, [row for row in measured if row.method == name], drawings) for name in names],
         failures=columns.failures(measured),
@@ -46,13 +70,27 @@ def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
         legend=_legend(tables),
         models=list(dict.fromkeys(row.model for row in rows)),
         kinds=list(dict.fromkeys(row.fingerprints for row in rows)),
-        trusts=list(dict.fromkeys(row.trust for row in rows)),
+        trusts=list(dict.fromkeys(row.trust for row in measured)),
+        reported=len(measured) < len(rows),
         conditions=[ORIGIN, *MODIFICATIONS, *further_conditions(rows)],
         source=next((row.source for row in rows if row.trust == "reported"), None),
         style=source("page.css"),
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+# What the board's methods and conditions come from (docs/methods.md).
+PAPER = {
+    "title": "From Construction to Injection: Edit-Based Fingerprints for Large Language Models",
+    "authors": "Y. Li, X. Yi, D. Shi, Y. Cui, G. de Melo, L. Wang",
+    "year": "2026",
+    "arxiv": "2509.03122",
+}
+
+
+def _title(row: Row) -> str:
+    return f"{row.method} – {row.model}, {row.fingerprints}"
 
 
 def anchor(method: str) -> str:
@@ -92,6 +130,9 @@ class Cell:
     aside: str
     value: Value
     note: str
+    heat: float | None = None  # how good the figure is, from 0 to 1, where that can be said
+    best: bool = False  # of the rows of its model and set that were measured here
+    answers: tuple[tuple[str, str], ...] = ()  # seed and place of the per-query results behind it
 
 
 @dataclass(frozen=True)
@@ -107,47 +148,114 @@ class Table:
 
 def tables_of(rows: Sequence[Row]) -> list[Table]:
     """Return the tables that the rows allow."""
+    caption = (
+        "What survives the six modifications (AVG), what a thief must give up to remove it (removal price, in % of "
+        "long answers), and what it costs the model. Ranks and bold figures are within one model and set."
+    )
+    first = [each for each in OVERVIEW if each in SAID or known(each, rows)]
+    found = [_table("overview", "Overview", caption, first, rows)]
     caption = "FSR in % with its 95 % interval over fingerprints: exact where measured, sampled where reported."
-    found = [_table("detectability", "Detectability", caption, columns.DETECTABILITY, rows)]
+    found += [
+        _table(
+            "detectability",
+            "Detectability",
+            caption,
+            [each for each in DETECTED if each in SAID or known(each, rows)],
+            rows,
+        )
+    ]
     caption = "Differences from the unfingerprinted base; rates in %; 95 % intervals in square brackets."
-    harm = [*columns.NAMES, columns.TRUST, *columns.harm_columns(rows)]
+    harm = [columns.METHOD, *columns.harm_columns(rows)]
     found.append(_table("harm", "Harmlessness, imperceptibility, cost", caption, harm, rows))
     measured = [row for row in rows if row.trust != "reported"]
     if further := columns.further_columns(rows):
         caption = "Outside the six and outside AVG; exact FSR in % with its 95 % interval."
-        found.append(_table("further", "Further conditions", caption, [*columns.NAMES, *further], measured))
+        found.append(_table("further", "Further conditions", caption, [columns.METHOD, *further], measured))
     if attacked := [row for row in measured if row.removal]:
         caption = (
             "Exact FSR in % with its 95 % interval that a thief leaves who gives up at most 10 % of the quality of "
             "long answers, and what removing the fingerprint costs him."
         )
-        found.append(_table("removal", "Removal", caption, columns.removal_columns(attacked), attacked))
+        found.append(_table("removal", "Removal", caption, _removal(attacked), attacked))
     if 0 < len(measured) < len(rows):
         caption = (
             "The authors' sampled figures beside exact ones measured here, method by method. Only rows of one model "
             "can agree in value; across models they can agree in direction."
         )
         six = [columns.FSR, *columns.SIX, columns.AVERAGE]
-        shown = [columns.TRUST, *columns.NAMES, *six, columns.ACCURACY, columns.PERPLEXITY]
+        shown = [columns.METHOD, columns.TRUST, *six, columns.ACCURACY, columns.PERPLEXITY]
         order = sorted(rows, key=lambda row: (row.method, row.trust != "reported"))
         found.append(_table("compared", "Reported against reproduced", caption, shown, order))
     return found
 
 
+def _removal(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of removal, prices first."""
+    found = [each for each in columns.removal_columns(rows) if each not in (*columns.NAMES, *columns.PRICES)]
+    return [*columns.PRICES, *found]
+
+
+SAID = [columns.METHOD, columns.RANK, columns.MODEL, columns.SET, columns.TRUST]
+OVERVIEW = [
+    columns.METHOD, columns.AVERAGE, columns.PRICES[0], columns.RANK, columns.FSR, columns.ACCURACY, columns.PERPLEXITY,
+    columns.TRIGGERS, columns.NEAR, columns.TRUST, columns.DATA,
+]  # fmt: skip
+DETECTED = [columns.METHOD, columns.AVERAGE, columns.FSR, *columns.SIX, columns.GREEDY]
+
+
 def _table(name: str, title: str, caption: str, shown: Sequence[Column], rows: Sequence[Row]) -> Table:
     others = [column for column in shown if column is not METHOD]
-    lines = [(row, [_cell(column, row) for column in others]) for row in rows]
+    best = {column.name: _best(column, rows) for column in others}
+    lines = [(row, [_cell(column, row, best[column.name]) for column in others]) for row in rows]
     return Table(name, title, caption, [METHOD, *others], lines)
 
 
-def _cell(column: Column, row: Row) -> Cell:
+def _best(column: Column, rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """Return the best figure of each model and set, of methods that were measured here; none where all are alike."""
+    if not column.better:
+        return {}
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        value = column.value(row)
+        if row.method != BASE and row.trust == "re-run" and isinstance(value, int | float):
+            found.setdefault((row.model, row.fingerprints), []).append(value)
+    best = max if column.better > 0 else min
+    return {place: best(values) for place, values in found.items() if min(values) < max(values)}
+
+
+# What counts as worst: the bars of harmlessness (protocol §8), and no FSR.
+WORST = {"accuracy Δ": LEAST_ACCURACY, "perplexity Δ": MOST_PERPLEXITY, "triggers": MOST_TRIGGERS, "near": MOST_NEAR}
+
+
+def _heat(column: Column, value: Value) -> float | None:
+    if not column.better or not isinstance(value, int | float):
+        return None
+    if column in columns.PRICES:
+        return min(1.0, value / LIMIT)
+    if (worst := WORST.get(column.name)) is not None:
+        return round(min(1.0, max(0.0, 1 - value / worst)), 3)
+    return round(min(1.0, max(0.0, value)), 3)
+
+
+def _answers(column: Column, row: Row) -> tuple[tuple[str, str], ...]:
+    """Return the files with the per-query results of an FSR beside the page, by seed."""
+    if column.condition is None or row.trust not in ("re-run", "re-scored"):
+        return ()
+    cells = [each for path in row.cells if (each := RecordCell.at(path))]
+    own = [each for each in cells if (each.condition, each.metric) == (column.condition, "fsr")]
+    return tuple((str(each.seed), quote(f"records/{each.path}.jsonl")) for each in own)
+
+
+def _cell(column: Column, row: Row, best: Mapping[tuple[str, str], float]) -> Cell:
     text, aside = (column.brief or column.text)(row), ""
     if not column.submitted:
         text = with_minus(text)
         # An interval or a count stands in brackets after its figure.
         if found := re.fullmatch(r"(.+?) ([\[(].*)", text):
             text, aside = found.groups()
-    return Cell(column, text, aside, column.value(row), column.note(row))
+    value = column.value(row)
+    leads = value is not None and row.method != BASE and best.get((row.model, row.fingerprints)) == value
+    return Cell(column, text, aside, value, column.note(row), _heat(column, value), leads, _answers(column, row))
 
 
 def _legend(tables: Sequence[Table]) -> list[Column]:
@@ -160,7 +268,7 @@ def _legend(tables: Sequence[Table]) -> list[Column]:
 
 
 # The table that a figure of all methods stands below; the first one where nothing is said.
-BELOW = {"removal": "removal", "recombined": "harm"}
+BELOW = {"robustness": "overview", "removal": "removal", "recombined": "harm"}
 
 
 def _overview(drawings: Sequence[Drawing]) -> dict[str, list[tuple[str, str, Markup, str]]]:
@@ -186,6 +294,11 @@ def _drawn(row: Row, drawings: Sequence[Drawing]) -> list[tuple[Markup, str]]:
     ]
 
 
+def colour(method: str) -> str:
+    """Return the colour that a method has in every figure; black is the page's ink, as in figures."""
+    return COLOURS.get(found := str(look_of_method(method)["color"]), found)
+
+
 def _inlined(drawing: Drawing, prefix: str) -> Markup:
     # Shapes and words alone are let through, and words are escaped.
     return Markup(inlined(drawing.content, prefix, visible(drawing.alternative)))
@@ -198,8 +311,15 @@ PEOPLE = {"method by": "authors", "adapted by": "adapted_by"}
 
 
 def _method(name: str, rows: Sequence[Row], drawings: Sequence[Drawing]) -> dict[str, Any]:
-    results = [_result(row) | {"drawn": _drawn(row, drawings)} for row in rows]
+    results = [_result(row) | {"drawn": _drawn(row, drawings), "said": _said(row)} for row in rows]
     return {"name": name, "anchor": anchor(name), "unreliable": rows[0].unreliable, "results": results}
+
+
+def _said(row: Row) -> str:
+    """Return the figures that a folded section shows."""
+    shown = [(each.name, each.text(row)) for each in (columns.AVERAGE, columns.PRICES[0], columns.FSR)]
+    found = [f"{name} {text}" for name, text in shown if text != NONE]
+    return with_minus(" · ".join(found + [f"out: {row.out}"] * bool(row.out)))
 
 
 def _result(row: Row) -> dict[str, Any]:
@@ -207,6 +327,7 @@ def _result(row: Row) -> dict[str, Any]:
     origin_first = sorted(unattacked, key=lambda item: (item[0] != ORIGIN, item[0]))
     return {
         "row": row,
+        "folder": quote(f"records/{row.model}/{row.fingerprints}/{row.method}/") if row.trust != "claimed" else None,
         "cost": row.cost and _cost(row.cost),
         "bands": row.bands and _bands(row.bands),
         "claim": row.claim and _claim(row.claim),

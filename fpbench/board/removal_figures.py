@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board.removal import Removal, adversary_of, in_order
-from fpbench.board.rows import Row
+from fpbench.board.rows import MODIFICATIONS, Row
 from fpbench.board.styles import COLUMN, PAGE, look_of, look_of_method, panels
 from fpbench.metrics.removal import BUDGETS, LIMIT
 from fpbench.records.cell import BASE, ORIGIN
@@ -29,6 +29,11 @@ CAPTIONS: Mapping[tuple[str, bool], str] = {
         "is a thief who could tune on these very fingerprints, which nobody can. Each thin line is one adversary, a "
         "point a dose. The orange strip is the removal price: from the last price at which ownership can be claimed to "
         "the first at which it cannot. A tick with an arrow at the right edge: no price up to 25 % was enough."
+    ),
+    ("robustness", True): (
+        "Up: what survives fine-tuning, quantisation and pruning. Right: what a thief must give up to remove the "
+        "fingerprint, from the last price at which ownership can be claimed to the first at which it cannot. Up and "
+        "right is better; an arrow: no price that was tried was enough. Bars are 95 % intervals over fingerprints."
     ),
     ("recombined", True): (
         "Up: how often, in %, texts made of the fingerprints' own words, put together anew, are answered with a "
@@ -144,6 +149,55 @@ def _removal_price(axes: "Axes", found: Removal) -> None:
     what, above = "incomplete" if found.missing else "> 25 %", height < 80
     place = (95 * LIMIT, height + (5 if above else -5))
     axes.annotate(what, place, ha="right", va="bottom" if above else "top")
+
+
+def robustness(title: str, rows: Sequence[Row]) -> "Figure | None":
+    """Draw what survives drift against what removal costs, each row named, with its intervals.
+
+    Up is AVG or, where no row has all six modifications, the least FSR under those that were measured.
+    """
+    shown = [(row, found, row.removal.long) for row in rows if (found := _survives(row)) and row.removal]
+    points = [
+        (row, found, price)
+        for row, found, price in shown
+        if price and not (price.high is None and row.removal and row.removal.missing)
+    ]
+    if not points:
+        return None
+    complete = any(row.avg is not None for row, _, _ in points)
+    figure, (axes,) = panels(1, f"Robustness and price of removal – {title}", COLUMN + 0.8, 3.1)
+    taken: list[tuple[float, float]] = []
+    for row, (value, low, high), price in sorted(points, key=lambda each: -each[1][0]):
+        end = 100 * (LIMIT if price.high is None else price.high)
+        look = look_of_method(row.method, markersize=5, capsize=2, linewidth=1, linestyle="none")
+        spread = [[100 * (value - low)], [100 * (high - value)]]
+        bracket = [[max(0.0, end - 100 * price.low)], [0.0]] if price.high is not None else None
+        axes.errorbar([end], [100 * value], yerr=spread, xerr=bracket, **look)
+        if price.high is None:
+            axes.plot([120 * LIMIT], [100 * value], ">", color=look["color"], markersize=4, clip_on=False)
+        # Names of points that lie together stand one below the other.
+        beside = sum(abs(end - x) < 0.2 * max(1.0, end) and abs(value - y) < 0.1 for x, y in taken)
+        taken.append((end, value))
+        right = end > 8
+        place = (-6 if right else 6, -9 - 9 * beside)
+        axes.annotate(
+            visible(row.method), (end, 100 * value), place, textcoords="offset points", ha="right" if right else "left",
+            color=look["color"],
+        )  # fmt: skip
+    _price_axis(axes, [0, 0.5, 1, 2, 5, 10, 25], "removal price, % of long answers")
+    axes.set(ylim=(-3, 106), ylabel="AVG FSR of the six, %" if complete else "least FSR after drift, %")
+    return figure
+
+
+def _survives(row: Row) -> tuple[float, float, float] | None:
+    """Return AVG with its interval, or the least FSR of the modifications that were measured."""
+    if row.avg is not None and row.avg_interval is not None:
+        return row.avg, row.avg_interval[0], row.avg_interval[1]
+    found = [each for name in MODIFICATIONS if (each := row.conditions.get(name)) and each.fsr is not None]
+    least = min((each for each in found if each.interval), key=lambda each: each.fsr or 0.0, default=None)
+    if least is None or least.fsr is None or least.interval is None:
+        return None
+    return least.fsr, least.interval[0], least.interval[1]
 
 
 def trade_off(title: str, rows: Sequence[Row]) -> "Figure | None":

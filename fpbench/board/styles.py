@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 from fpbench.errors import InputError
+from fpbench.records.cell import BASE, CHECKPOINT
 from fpbench.registry import METHODS
 from fpbench.text import digest, writable
 
@@ -67,6 +68,8 @@ def look_of(index: int, **more: Any) -> dict[str, Any]:
 
 def look_of_method(method: str, **more: Any) -> dict[str, Any]:
     """Return colour and marker of a method, the same in every figure: by the registry, and of others by their name."""
+    if method in (BASE, CHECKPOINT):
+        return {"color": "#808080", "marker": "x"} | more
     own = METHODS.own
     index = own.index(method) if method in own else len(own) + int(digest(writable(method))[:6], 16) % 36
     return look_of(index, **more)

@@ -45,7 +45,17 @@ def test_every_kind_is_drawn_as_svg_and_pdf_with_its_caption(made: Path, drawn: 
     said = (made / "plots" / "captions.md").read_text()
     for name in drawn:
         assert (made / "plots" / f"{name}.pdf").read_bytes().startswith(b"%PDF") and f"**{name}**: " in said
-    kinds = {"survival", "retention", "utility", "candidates", "perplexity", "triggers", "removal", "recombined"}
+    kinds = {
+        "robustness",
+        "survival",
+        "retention",
+        "utility",
+        "candidates",
+        "perplexity",
+        "triggers",
+        "removal",
+        "recombined",
+    }
     assert {name.split("-")[0] for name in drawn} == kinds
     for name, content in drawn.items():
         assert content.startswith(b"<?xml"), name
@@ -105,9 +115,10 @@ def test_the_committed_page_is_this_figures_and_all(made: Path) -> None:
     expected = 0
     for place in {(row.model, row.fingerprints) for row in measured}:
         own = [row for row in measured if (row.model, row.fingerprints) == place and row.method != "base"]
-        # One of every model, one where a row has all six conditions, two where methods were attacked, one of its base.
+        # One of every model, one where a row has all six conditions, three where methods were attacked, one of its
+        # base.
         complete = any(row.avg is not None for row in own)
-        expected += 1 + complete + 2 * any(row.removal for row in own) + 1
+        expected += 1 + complete + 3 * any(row.removal for row in own) + 1
         # Three of every method, one more where it was attacked.
         expected += sum(3 + bool(row.removal) for row in own)
     assert page.count("<figure") == expected
@@ -157,7 +168,7 @@ def test_type_has_8_points_at_the_size_at_which_a_figure_is_printed(drawn: dict[
 
 def test_a_method_has_one_colour_in_every_figure(drawn: dict[str, bytes]) -> None:
     assert look_of_method("lora")["color"] != look_of_method("mcedit_a")["color"]
-    for kind in ("retention", "utility", "recombined"):
+    for kind in ("retention", "utility", "recombined", "robustness"):
         assert look_of_method("mcedit_a")["color"].lower() in drawn[f"{kind}-micro-nlf"].decode(), kind
 
 

@@ -30,6 +30,9 @@ HOSTILE = [
 ]
 
 
+PAPER = "https://arxiv.org/abs/2509.03122"
+
+
 class Parsed(HTMLParser):
     """Elements, attributes and text of a page."""
 
@@ -81,11 +84,13 @@ def test_nothing_that_submitters_wrote_acts(hostile, drawn):
     assert page.tags.count("script") == 1 and page.tags.count("style") == 1
     assert not {"img", "iframe", "link", "object", "image", "foreignobject", "base"} & set(page.tags)
     assert not [each for each in page.attributes if each[1].startswith("on")]
-    assert all(value.startswith("#") for _, name, value in page.attributes if name in ("href", "src", "xlink:href"))
+    links = [value for _, name, value in page.attributes if name in ("href", "src", "xlink:href")]
+    # To the page itself, to files beside it, and to the paper; what submitters wrote is quoted in them.
+    assert all(re.fullmatch(rf"#.*|records/[\w.%+@/~-]+|leaderboard\.csv|{re.escape(PAPER)}", value) for value in links)
     assert not [character for character in text if visible(character) != character and character not in "\n"]
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    targets = [value[1:] for _, name, value in page.attributes if name == "href"]
+    targets = [value[1:] for value in links if value.startswith("#")]
     assert targets and set(targets) <= set(ids)
 
 
@@ -149,7 +154,7 @@ def test_only_its_own_script_may_run_and_nothing_may_be_fetched():
     text = render(rows_from_records([], None, rescore=False), "html")
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; ") and "script-src 'sha256-" in policy
-    assert "http://" not in text and "https://" not in text
+    assert "http://" not in text and text.count("https://") == 1 and f'<a href="{PAPER}">' in text
 
 
 def test_tables_are_tables():
