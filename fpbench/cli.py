@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from fpbench import __version__
 from fpbench.errors import FpbenchError, InputError
-from fpbench.verbs.parser import Parser
+from fpbench.verbs.parser import Completion, Parser
 
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
 EPILOG = "Begin with `fpbench run`: the bundled micro model, offline. `fpbench VERB --help` says what a verb takes."
@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = Parser(prog="fpbench", description=DESCRIPTION, epilog=EPILOG)
     root.add_argument("--version", action="version", version=f"fpbench {__version__}")
+    root.add_argument(
+        "--print-completion", action=Completion, choices=["bash", "zsh", "tcsh"], help="print a script for your shell"
+    )
     verbs = root.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"fpbench.verbs.{name}")
