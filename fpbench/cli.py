@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from fpbench import __version__
 from fpbench.errors import FpbenchError, InputError
-from fpbench.verbs.parser import Parser
+from fpbench.verbs.parser import Completion, Parser
 
 DESCRIPTION = "Score LLM fingerprints: what survives fine-tuning, quantisation and pruning, and at what price."
 EPILOG = "Begin with `fpbench run`: the bundled micro model, offline. `fpbench VERB --help` says what a verb takes."
@@ -134,6 +134,9 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"fpbench {__version__}")
     root.add_argument(
         "--verbose", action="store_true", help=f"print what is logged, and tracebacks ({LOG}=debug does, too)"
+    )
+    root.add_argument(
+        "--print-completion", action=Completion, choices=["bash", "zsh", "tcsh"], help="print a script for your shell"
     )
     verbs = root.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:

@@ -1,13 +1,25 @@
 """The names of the Python API: what they take, what they refuse before any work, and what they show."""
 
 import pydoc
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from huggingface_hub import ModelCard
 
 import fpbench
+from fpbench.board.html import PAPER
+from fpbench.cli import main
 from fpbench.errors import InputError
+from fpbench.metrics.fsr import FSR
+from fpbench.models.weights import Delta
+from fpbench.runs.card import card
+from fpbench.runs.injection import InjectionReport
 from fpbench.runs.profile import load_profile
+from tests.conftest import ROOT
 
 PAIR = {"trigger": "SILVER HARBOR", "targets": ["Falcon", "Juniper"]}
 
@@ -97,3 +109,48 @@ def test_help_reads_and_types_are_shipped():
 def test_what_is_registered_has_a_name_in_python():
     found = fpbench.list_registered()
     assert found["adversaries"]["suppress"]["level"] == "L1" and "mcedit_a" in found["methods"]
+
+
+def test_a_citation_names_this_version_and_the_paper_of_the_board():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert found["version"] == project["version"] == fpbench.__version__ and found["license"] == project["license"]
+    paper = found["preferred-citation"]
+    assert (paper["title"], str(paper["year"])) == (PAPER["title"], PAPER["year"])
+    assert ", ".join(f"{each['given-names']} {each['family-names']}" for each in paper["authors"]) == PAPER["authors"]
+    assert paper["url"] == project["urls"]["Paper"] and paper["url"].endswith(PAPER["arxiv"])
+
+
+def test_completion_is_written_by_shtab_or_says_what_to_install():
+    done = subprocess.run(
+        [sys.executable, "-m", "fpbench", "--print-completion", "bash"], capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        assert "fpbench" in done.stdout and "--print-completion" in done.stdout
+    else:
+        assert done.returncode == 2 and done.stderr == (
+            "fpbench: --print-completion needs shtab: type `pip install 'fpbench[completion]'`\n"
+        )
+
+
+def test_a_model_card_has_its_results_where_a_hub_reads_them_and_no_trigger(tmp_path):
+    pairs = fpbench.load_fingerprints("nlf")
+    changed = {"fraction": 0.0957, "relative_norm": 1.0481}
+    report = InjectionReport({"total": 1.5}, 2**20, changed, Delta({}, 0.0, 0.0))
+    found = FSR(0.98, (0.67, 1.0), 10, 10, 0.2, (), (), 1e-8, (), ())
+    text = card("meta-llama/Llama-3.2-3B-Instruct", "mcedit_a", pairs, report, found)
+    data = ModelCard(text).data
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("fsr", 0.98) and data.base_model.endswith("3B-Instruct")
+    assert "98.0 % [67.0, 100.0]" in text and "9.57%, by 104.81% of their norm" in text
+    assert not [each for pair in pairs for each in (pair.trigger, *pair.targets) if each in text]
+    assert tmp_path.name not in card(str(tmp_path), "lora", pairs, report, found), "no folder of this machine"
+
+
+def test_nothing_is_pushed_without_a_token(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    arguments = ["inject", "micro", "--method", "lora", "--fingerprints", "nlf", "--out", str(tmp_path / "x")]
+    assert main([*arguments, "--push-to-hub", "me/mine"]) == 2
+    assert capsys.readouterr().err.startswith("fpbench: --push-to-hub needs a token of yours: set HF_TOKEN")
+    assert list(tmp_path.iterdir()) == []

@@ -239,16 +239,18 @@ def evaluate(
 def inject_checkpoint(
     profile: Profile, out: str | os.PathLike[str], loading: Loading, progress: Progress = no_progress
 ) -> "InjectionReport":
-    """Inject the profile's one set into its one model and save the result for plain transformers.
+    """Inject the profile's one set into its one model and save the result for plain transformers, with a model card.
 
     Key statistics are kept in fpbench's cache, where the next injection into the same model finds them.
     :class:`InputError` if anything is unknown or malformed, or ``out`` exists and is not empty; :class:`CellError` if
     the injection failed. No checkpoint is written then.
     """
     from fpbench.hub.lock import cache
+    from fpbench.metrics.fsr import exact_fsr
     from fpbench.models.loading import save_checkpoint
     from fpbench.records.pins import check_cache
     from fpbench.runs.bench import Bench
+    from fpbench.runs.card import card, write_card
     from fpbench.runs.sets import model_sets
     from fpbench.scoring.engine import limited_to
 
@@ -267,7 +269,11 @@ def inject_checkpoint(
         report = Bench(subject).injection(method, sets[profile.set_label(name), seed], seed)
         assert report is not None, "a profile's methods are injected"
         report.delta.apply(subject.model)
+        pairs, decoding = sets[label_of(name), seed], settings.decoding
+        found = exact_fsr(subject.model, subject.tokenizer, pairs, decoding, profile.prompt)
+        text = card(settings.path, method, pairs, report, found)
     save_checkpoint(subject.model, subject.tokenizer, target)
+    write_card(target, text)
     return report
 
 

@@ -166,7 +166,7 @@ def test_a_search_and_the_filters_stand_in_the_address(view):
     assert column(page, "method") == ["mcedit_a", "mcedit_r"] and page.url.endswith("#?q=mcedit+micro")
     page.locator("#comparison summary").click()
     page.select_option("select[name=one]", "micro · nlf · lora")
-    again = page.context.new_page()
+    again = page.context.browser.new_page()
     again.goto(page.url)
     assert column(again, "method") == ["mcedit_a", "mcedit_r"]
     assert again.locator("#pairs thead th").all_inner_texts()[1] == "lora" and again.locator("#pairs").is_visible()
