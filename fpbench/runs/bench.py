@@ -153,13 +153,12 @@ class Bench:
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
         siblings = self._siblings(pending)  # injected before the model is changed
         shared = Shared(report, prices, siblings, curves(cell.condition for cell in pending))
-        for condition, group in groupby(pending, key=lambda cell: cell.condition):
+        for weights, group in alike(pending):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
-            changes = report is not None or changes_weights(condition)
-            with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
+            with preserved(loaded.model, loaded.weights) if report or weights else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(loaded.model)
-                for cell, outcome in self._measure_condition(condition, list(group), fingerprints, shared):
+                for cell, outcome in self._measure_alike(group, fingerprints, shared):
                     yield cell, outcome, confinement
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
@@ -193,19 +192,33 @@ class Bench:
             failure = CellError(f"a sibling could not be made: {Failed.of(error).reason}")
         return Siblings(self.subject, [report.delta for report in reports if report is not None], failure)
 
+    def _measure_alike(
+        self, cells: Sequence[Cell], fingerprints: FingerprintSet, shared: "Shared"
+    ) -> Iterator[tuple[Cell, Done | Failed]]:
+        """Modify the weights once, then measure every condition that has these."""
+        try:
+            modified = self._modified(cells[0], shared)
+        except Exception as error:  # whatever a modification meets is the result of these conditions
+            yield from ((cell, Failed.of(error)) for cell in cells)
+            return
+        for condition, group in groupby(cells, key=lambda cell: cell.condition):
+            yield from self._measure_condition(condition, list(group), fingerprints, shared, modified)
+
     def _measure_condition(
         self,
         condition: str,
         cells: list[Cell],
         fingerprints: FingerprintSet,
         shared: "Shared",
+        modified: "Weights",
     ) -> Iterable[tuple[Cell, Done | Failed]]:
-        subject = self.subject
+        subject, model, proof = self.subject, modified.model, modified.proof
+        if condition == ORIGIN and shared.report is not None:
+            proof = proof | {"sketch": shared.report.sketch}
         try:
-            model, proof, cost = self._modified(condition, cells[0], shared)
             context = replace(subject.adversary_context(model), siblings=lambda: shared.siblings.models)
             attack = Attack.on(adversaries(condition), context)
-        except Exception as error:  # whatever a modification meets is that condition's result
+        except Exception as error:  # whatever an adversary meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
             return
         given = Measurement(
@@ -227,12 +240,12 @@ class Bench:
                     result, queries = METRICS[cell.metric].measure(model, given)
                 own = {"seconds": meter.seconds, "peak_memory": meter.peak_memory, "token_budgets": budgets}
                 first = cell.metric == "fsr"
-                yield cell, Done(result, queries, own | cost if first else own, proof if first else {})
+                yield cell, Done(result, queries, own | modified.cost if first else own, proof if first else {})
             except Exception as error:  # one failed measurement must not take the grid along
                 yield cell, Failed.of(error)
 
-    def _modified(self, condition: str, cell: Cell, shared: "Shared") -> tuple[Any, dict[str, Any], dict[str, float]]:
-        """Return the model to measure, the proof of what was done to it, and what the modification cost.
+    def _modified(self, cell: Cell, shared: "Shared") -> "Weights":
+        """Apply the weights parts of a cell's condition.
 
         What several doses pay for once is in the cost of the first that is measured.
         """
@@ -243,22 +256,37 @@ class Bench:
             proof["weights_digest"] = digest({name: parameters[name] for name in report.delta.values})
             if report.search is not None:
                 proof["injection"] = report.search
-        if condition == ORIGIN:
-            return model, proof | ({"sketch": report.sketch} if report is not None else {}), {}
-        if not changes_weights(condition):
-            return model, proof, {}
-        asked = subject.modification(condition)
+        if not changes_weights(cell.condition):
+            return Weights(model, proof, {})
+        asked = subject.modification(cell.condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
         context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
         context = replace(context, siblings=lambda: shared.siblings.weights, doses=shared.doses, kept=shared.kept)
-        modification, records = with_searched_rates(subject, condition, context)
+        modification, records = with_searched_rates(subject, cell.condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)
         proof["modification"] = modified.proof
         if records:
             proof["searches"] = records
         cost = {"modification_seconds": meter.seconds, "modification_peak_memory": meter.peak_memory}
-        return modified.model, proof, cost
+        return Weights(modified.model, proof, cost)
+
+
+def alike(cells: Sequence[Cell]) -> Iterator[tuple[list[str], list[Cell]]]:
+    """Yield the weights parts that conditions have, each list once and in order, with the cells of these conditions."""
+    found: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(tuple(weights_parts(cell.condition)), []).append(cell)
+    yield from ((list(weights), own) for weights, own in found.items())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model to measure, the proof of what was done to it, and what that cost."""
+
+    model: Any
+    proof: dict[str, Any]
+    cost: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +26,7 @@ from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
 from fpbench.records.record import Record, cell_id
 from fpbench.records.store import Store, read_records
+from fpbench.runs.bench import alike
 from fpbench.runs.identity import cell_identity, delta_name, injection_identity
 from fpbench.runs.memory import Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
@@ -189,9 +189,9 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
             seconds = run.history.seconds("injected", injection_identity(subject, *checkpoint) if known else None)
             yield _Task(f"inject {first.method}", workload.injection(injected[-1], fingerprints), seconds)
         doses, counted = curves(cell.condition for cell in group), set[tuple[str, ...]]()
-        for condition, group_cells in groupby(group, key=lambda cell: cell.condition):
-            own, slowdown = list(group_cells), 1.0
-            if condition != ORIGIN:
+        for weights, own in alike(group):
+            condition, slowdown = own[0].condition, 1.0
+            if weights:
                 modification = subject.modification(condition)
                 slowdown = math.prod(part.slowdown for part in modification.parts)
                 # What several doses pay for once is in the seconds of one of them.

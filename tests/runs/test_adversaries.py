@@ -114,9 +114,9 @@ def test_one_seed_has_no_siblings_and_says_so(profile):
 
 @pytest.fixture(scope="module")
 def curve(profile, tmp_path_factory):
-    """Fine-tuning to two doses, of one method with one seed, and what of it was trained to which steps."""
-    out, trained = tmp_path_factory.mktemp("curve") / "run", []
-    original = training.train_on_the_way
+    """Fine-tuning to two doses, of one method with one seed; the steps of each training, and each merge."""
+    out, trained, merged = tmp_path_factory.mktemp("curve") / "run", [], []
+    original, merge = training.train_on_the_way, training.merge
 
     def counted(model, tokenizer, examples, config, steps, **more):
         trained.append(sorted(steps))
@@ -124,8 +124,9 @@ def curve(profile, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_on_the_way", counted)
+        patch.setattr(training, "merge", lambda model, updates: merged.append(updates) or merge(model, updates))
         fpbench.run(str(profile), methods=["fpedit"], seeds=[42], conditions=CURVE, out=out)
-    return out, trained
+    return out, trained, merged
 
 
 def results(out):
@@ -136,8 +137,9 @@ def results(out):
 
 
 def test_one_training_serves_a_curve(curve):
-    out, trained = curve
+    out, trained, merged = curve
     assert trained == [[2, 5], [2, 5]], "the base's and the method's"
+    assert len(merged) == 4, "conditions of the same weights are measured on the same model"
     found = results(out)
     for method in ("base", "fpedit"):
         proofs = {name: found[f"micro/nlf/{method}/seed-42/{name}/fsr"][2]["modification"] for name in CURVE}
