@@ -114,7 +114,7 @@ def test_one_seed_has_no_siblings_and_says_so(profile):
 
 @pytest.fixture(scope="module")
 def curve(profile, tmp_path_factory):
-    """Fine-tuning to two doses, of one method with one seed; the steps of each training, and each merge."""
+    """Fine-tuning of the base to two doses; the steps of each training, and each merge."""
     out, trained, merged = tmp_path_factory.mktemp("curve") / "run", [], []
     original, merge = training.train_on_the_way, training.merge
 
@@ -125,7 +125,7 @@ def curve(profile, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_on_the_way", counted)
         patch.setattr(training, "merge", lambda model, updates: merged.append(updates) or merge(model, updates))
-        fpbench.run(str(profile), methods=["fpedit"], seeds=[42], conditions=CURVE, out=out)
+        fpbench.run(str(profile), methods=[], seeds=[42], conditions=CURVE, out=out)
     return out, trained, merged
 
 
@@ -138,19 +138,16 @@ def results(out):
 
 def test_one_training_serves_a_curve(curve):
     out, trained, merged = curve
-    assert trained == [[2, 5], [2, 5]], "the base's and the method's"
-    assert len(merged) == 4, "conditions of the same weights are measured on the same model"
+    assert trained == [[2, 5]] and len(merged) == 2, "conditions of the same weights are measured on the same model"
     found = results(out)
-    for method in ("base", "fpedit"):
-        proofs = {name: found[f"micro/nlf/{method}/seed-42/{name}/fsr"][2]["modification"] for name in CURVE}
-        assert [proofs[name]["steps"] for name in CURVE[:2]] == [2, 5]
-        assert proofs[CURVE[2]] == proofs[CURVE[0]]
-    assert {f"micro/nlf/fpedit/seed-42/{name}/price" for name in CURVE} <= found.keys()
+    proofs = [found[f"micro/nlf/base/seed-42/{name}/fsr"][2]["modification"] for name in CURVE]
+    assert [proof["steps"] for proof in proofs] == [2, 5, 2] and proofs[0] == proofs[2]
+    assert {f"micro/nlf/base/seed-42/{name}/price" for name in CURVE} <= found.keys()
 
 
 def test_a_run_that_was_stopped_inside_a_curve_gives_the_same_records(curve, profile, tmp_path):
     complete = results(curve[0])
     out = shutil.copytree(curve[0], tmp_path / "run")
-    shutil.rmtree(Store(out).records / "micro" / "nlf" / "fpedit" / "seed-42" / CURVE[1])
-    fpbench.run(str(profile), methods=["fpedit"], seeds=[42], conditions=CURVE, out=out)
+    shutil.rmtree(Store(out).records / "micro" / "nlf" / "base" / "seed-42" / CURVE[1])
+    fpbench.run(str(profile), methods=[], seeds=[42], conditions=CURVE, out=out)
     assert results(out) == complete
