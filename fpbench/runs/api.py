@@ -269,7 +269,7 @@ def inject_checkpoint(
         report = Bench(subject).injection(method, sets[profile.set_label(name), seed], seed)
         assert report is not None, "a profile's methods are injected"
         report.delta.apply(subject.model)
-        pairs, decoding = sets[label_of(name), seed], settings.decoding
+        pairs, decoding = sets[profile.set_label(name), seed], settings.decoding
         found = exact_fsr(subject.model, subject.tokenizer, pairs, decoding, profile.prompt)
         text = card(settings.path, method, pairs, report, found)
     save_checkpoint(subject.model, subject.tokenizer, target)

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -178,49 +178,46 @@ class Bench:
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
         siblings = self._siblings(pending)  # injected before the model is changed
         shared = Shared(report, prices, siblings, curves(cell.condition for cell in pending))
-        for condition, group in groupby(pending, key=lambda cell: cell.condition):
-            for cell, outcome in self._under(condition, list(group), fingerprints, shared):
-                yield cell, outcome, confinement
+        leaking: dict[tuple[tuple[int, ...], ...], list[Cell]] = {(): []}  # by what leaks together, each time
+        for cell in pending:
+            try:
+                leaks = tuple(map(tuple, self.subject.leaks(cell.condition, len(fingerprints))))
+                leaking.setdefault(leaks, []).append(cell)
+            except InputError as error:  # there are too few fingerprints
+                yield cell, Failed.of(error), confinement
+        for leaks, group in leaking.items():
+            found = (
+                self._in_turn(group, fingerprints, shared, leaks) if leaks else self._once(group, fingerprints, shared)
+            )
+            yield from ((cell, outcome, confinement) for cell, outcome in found)
 
-    def _under(
-        self, condition: str, cells: list[Cell], fingerprints: FingerprintSet, shared: "Shared"
-    ) -> Iterable[tuple[Cell, Done | Failed]]:
-        """Measure the cells of a condition: once, or where it needs leaked pairs once for each group that leaks.
-
-        Of the further ones FSR alone is measured: a price is that of the first.
-        """
-        try:
-            leaks = self.subject.leaks(condition, len(fingerprints))
-        except InputError as error:
-            yield from ((cell, Failed.of(error)) for cell in cells)
-            return
-        if not leaks:
-            yield from self._once(condition, cells, fingerprints, shared, ())
-            return
+    def _in_turn(
+        self,
+        cells: Sequence[Cell],
+        fingerprints: FingerprintSet,
+        shared: "Shared",
+        leaks: Sequence[tuple[int, ...]],
+    ) -> Iterator[tuple[Cell, Done | Failed]]:
+        """Measure cells once for each group of pairs that leaks; of the further ones FSR alone."""
         found: dict[Cell, list[Done | Failed]] = {cell: [] for cell in cells}
         for turn, leak in enumerate(leaks):
             asked = [cell for cell in cells if turn == 0 or cell.metric == "fsr"]
-            for cell, outcome in self._once(condition, asked, fingerprints, shared, leak):
+            for cell, outcome in self._once(asked, fingerprints, shared, leak):
                 found[cell].append(outcome)
         for cell, outcomes in found.items():
             yield cell, in_turn(outcomes, leaks, fingerprints) if cell.metric == "fsr" else outcomes[0]
 
     def _once(
-        self,
-        condition: str,
-        cells: list[Cell],
-        fingerprints: FingerprintSet,
-        shared: "Shared",
-        leak: Sequence[int],
-    ) -> Iterable[tuple[Cell, Done | Failed]]:
-        """Measure the cells of a condition on the checkpoint, and put its weights back."""
+        self, cells: Sequence[Cell], fingerprints: FingerprintSet, shared: "Shared", leak: tuple[int, ...] = ()
+    ) -> Iterator[tuple[Cell, Done | Failed]]:
+        """Measure cells on the checkpoint, its weights modified once for all that modify them alike, and put back."""
         loaded, report = self.subject.loaded, shared.report
-        # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
-        changes = report is not None or changes_weights(condition)
-        with preserved(loaded.model, loaded.weights) if changes else contextlib.nullcontext():
-            if report is not None:
-                report.delta.apply(loaded.model)
-            yield from self._measure_condition(condition, cells, fingerprints, shared, leak)
+        for weights, group in alike(cells):
+            # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
+            with preserved(loaded.model, loaded.weights) if report or weights else contextlib.nullcontext():
+                if report is not None:
+                    report.delta.apply(loaded.model)
+                yield from self._measure_alike(group, fingerprints, shared, leak)
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
         """Return the stored injection, or make one, which is stored and read back before anything is measured."""
@@ -253,26 +250,39 @@ class Bench:
             failure = CellError(f"a sibling could not be made: {Failed.of(error).reason}")
         return Siblings(self.subject, [report.delta for report in reports if report is not None], failure)
 
+    def _measure_alike(
+        self, cells: Sequence[Cell], fingerprints: FingerprintSet, shared: "Shared", leak: tuple[int, ...]
+    ) -> Iterator[tuple[Cell, Done | Failed]]:
+        """Modify the weights once, then measure every condition that has these."""
+        try:
+            modified = self._modified(cells[0], fingerprints, shared, leak)
+        except Exception as error:  # whatever a modification meets is the result of these conditions
+            yield from ((cell, Failed.of(error)) for cell in cells)
+            return
+        for condition, group in groupby(cells, key=lambda cell: cell.condition):
+            yield from self._measure_condition(condition, list(group), fingerprints, shared, modified, leak)
+
     def _measure_condition(
         self,
         condition: str,
         cells: list[Cell],
         fingerprints: FingerprintSet,
         shared: "Shared",
-        leak: Sequence[int],
+        modified: "Weights",
+        leak: tuple[int, ...],
     ) -> Iterable[tuple[Cell, Done | Failed]]:
-        subject = self.subject
+        subject, model, proof = self.subject, modified.model, modified.proof
+        if condition == ORIGIN and shared.report is not None:
+            proof = proof | {"sketch": shared.report.sketch}
         try:
-            known = Known.of(subject, fingerprints, leak)
-            model, proof, cost = self._modified(condition, cells[0], shared, known)
             context = replace(
                 subject.adversary_context(model),
                 siblings=lambda: shared.siblings.models,
-                leaked=tuple(tuple(fingerprints)[number] for number in leak),
-                kept=shared.kept.setdefault((*leak, *weights_parts(condition), AdversaryContext), {}),
+                leaked=[each for number, each in enumerate(fingerprints) if number in leak],
+                kept=shared.kept.setdefault((AdversaryContext, leak, *weights_parts(condition)), {}),
             )
             attack = Attack.on(adversaries(condition), context)
-        except Exception as error:  # whatever a modification meets is that condition's result
+        except Exception as error:  # whatever an adversary meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
             return
         given = Measurement(
@@ -294,14 +304,12 @@ class Bench:
                     result, queries = METRICS[cell.metric].measure(model, given)
                 own = {"seconds": meter.seconds, "peak_memory": meter.peak_memory, "token_budgets": budgets}
                 first = cell.metric == "fsr"
-                yield cell, Done(result, queries, own | cost if first else own, proof if first else {})
+                yield cell, Done(result, queries, own | modified.cost if first else own, proof if first else {})
             except Exception as error:  # one failed measurement must not take the grid along
                 yield cell, Failed.of(error)
 
-    def _modified(
-        self, condition: str, cell: Cell, shared: "Shared", known: "Known"
-    ) -> tuple[Any, dict[str, Any], dict[str, float]]:
-        """Return the model to measure, the proof of what was done to it, and what the modification cost.
+    def _modified(self, cell: Cell, fingerprints: FingerprintSet, shared: "Shared", leak: tuple[int, ...]) -> "Weights":
+        """Apply the weights parts of a cell's condition.
 
         What several doses pay for once is in the cost of the first that is measured.
         """
@@ -312,58 +320,48 @@ class Bench:
             proof["weights_digest"] = digest({name: parameters[name] for name in report.delta.values})
             if report.search is not None:
                 proof["injection"] = report.search
-        if condition == ORIGIN:
-            return model, proof | ({"sketch": report.sketch} if report is not None else {}), {}
-        if not changes_weights(condition):
-            return model, proof, {}
-        asked = subject.modification(condition)
+        if not changes_weights(cell.condition):
+            return Weights(model, proof, {})
+        asked = subject.modification(cell.condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
         context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
+        prompt = partial(render, subject.tokenizer, prompt=subject.profile.prompt)
+        known = [Fingerprint(prompt(each.trigger), each.targets) for each in fingerprints] if asked.needs else []
         context = replace(
             context,
             siblings=lambda: shared.siblings.weights,
             doses=shared.doses,
-            kept=shared.kept.setdefault(known.leak, {}),
-            fingerprints=known.fingerprints if "fingerprints" in asked.needs else (),
-            leaked=known.leaked,
-            inject=injection_of_rival(subject, cell, known.set, report) if "method" in asked.needs else None,
-            fsr=lambda model: fsr_of(subject, model, known.set),
+            kept=shared.kept.setdefault((leak,), {}),
+            fingerprints=known if "fingerprints" in asked.needs else (),
+            leaked=[each for number, each in enumerate(known) if number in leak],
+            inject=injection_of_rival(subject, cell, fingerprints, report) if "method" in asked.needs else None,
+            fsr=lambda model: fsr_of(subject, model, fingerprints),
         )
-        modification, records = with_searched_rates(subject, condition, context)
+        modification, records = with_searched_rates(subject, cell.condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)
         proof["modification"] = modified.proof
         if records:
             proof["searches"] = records
         cost = {"modification_seconds": meter.seconds, "modification_peak_memory": meter.peak_memory}
-        return modified.model, proof, cost
+        return Weights(modified.model, proof, cost)
+
+
+def alike(cells: Sequence[Cell]) -> Iterator[tuple[list[str], list[Cell]]]:
+    """Yield the weights parts that conditions have, each list once and in order, with the cells of these conditions."""
+    found: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(tuple(weights_parts(cell.condition)), []).append(cell)
+    yield from ((list(weights), own) for weights, own in found.items())
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a fingerprint besides the checkpoint: to its owner all of it, to a thief what leaked.
+class Weights:
+    """A model to measure, the proof of what was done to it, and what that cost."""
 
-    Attributes:
-        set: as it was injected.
-        leak: numbers of the fingerprints that leaked.
-        fingerprints: all of them, triggers as the prompts that verification sends.
-    """
-
-    set: FingerprintSet
-    leak: tuple[int, ...]
-    fingerprints: tuple[Fingerprint, ...]
-
-    @staticmethod
-    def of(subject: Subject, fingerprints: FingerprintSet, leak: Sequence[int]) -> "Known":
-        """Render the triggers."""
-        prompt = subject.profile.prompt
-        rendered = (Fingerprint(render(subject.tokenizer, each.trigger, prompt), each.targets) for each in fingerprints)
-        return Known(fingerprints, tuple(leak), tuple(rendered))
-
-    @property
-    def leaked(self) -> tuple[Fingerprint, ...]:
-        """Return what leaked."""
-        return tuple(self.fingerprints[number] for number in self.leak)
+    model: Any
+    proof: dict[str, Any]
+    cost: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import cycle, groupby, islice
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,6 +28,7 @@ from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
 from fpbench.records.record import Record, cell_id
 from fpbench.records.store import Store, read_records
+from fpbench.runs.bench import alike
 from fpbench.runs.identity import cell_identity, delta_name, injection_identity
 from fpbench.runs.memory import Footprint, Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
@@ -218,9 +219,9 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
             seconds = run.history.seconds("injected", injection_identity(subject, *checkpoint) if known else None)
             yield _Task(f"inject {first.method}", workload.injection(injected[-1], fingerprints), seconds)
         doses, counted = curves(cell.condition for cell in group), set[tuple[str, ...]]()
-        for condition, group_cells in groupby(group, key=lambda cell: cell.condition):
-            own, slowdown, leaks = list(group_cells), 1.0, subject.leaks(condition, len(fingerprints))
-            if condition != ORIGIN:
+        for weights, own in alike(group):
+            condition, slowdown = own[0].condition, 1.0
+            if weights:
                 modification = subject.modification(condition)
                 slowdown = math.prod(part.slowdown for part in modification.parts)
                 # What several doses pay for once is in the seconds of one of them.
@@ -234,9 +235,9 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
             for cell in own:
                 if cell.metric != "cost":  # known once the injection was made
                     seconds = run.history.seconds("measured", run.identities.get(cell.path))
-                    times = max(1, len(leaks)) if cell.metric == "fsr" else 1
+                    times = max(1, len(subject.leaks(cell.condition, len(fingerprints)))) if cell.metric == "fsr" else 1
                     yield _Task(cell.metric, metric(cell.metric, fingerprints) * slowdown * float(times), seconds)
-            yield _Task("restore the weights", Work(handled=2 * workload.parameters) * float(max(1, len(leaks))))
+            yield _Task("restore the weights", Work(handled=2 * workload.parameters))
     yield from _tasks_once(label, cells, injected, workload, run)
 
 

@@ -115,9 +115,9 @@ def test_one_seed_has_no_siblings_and_says_so(profile):
 
 @pytest.fixture(scope="module")
 def curve(profile, tmp_path_factory):
-    """Fine-tuning to two doses, of one method with one seed, and what of it was trained to which steps."""
-    out, trained = tmp_path_factory.mktemp("curve") / "run", []
-    original = training.train_on_the_way
+    """Fine-tuning of the base to two doses; the steps of each training, and each merge."""
+    out, trained, merged = tmp_path_factory.mktemp("curve") / "run", [], []
+    original, merge = training.train_on_the_way, training.merge
 
     def counted(model, tokenizer, examples, config, steps, **more):
         trained.append(sorted(steps))
@@ -125,8 +125,9 @@ def curve(profile, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_on_the_way", counted)
-        fpbench.run(str(profile), methods=["fpedit"], seeds=[42], conditions=CURVE, out=out)
-    return out, trained
+        patch.setattr(training, "merge", lambda model, updates: merged.append(updates) or merge(model, updates))
+        fpbench.run(str(profile), methods=[], seeds=[42], conditions=CURVE, out=out)
+    return out, trained, merged
 
 
 def results(out):
@@ -137,19 +138,17 @@ def results(out):
 
 
 def test_one_training_serves_a_curve(curve):
-    out, trained = curve
-    assert trained == [[2, 5], [2, 5]], "the base's and the method's"
+    out, trained, merged = curve
+    assert trained == [[2, 5]] and len(merged) == 2, "conditions of the same weights are measured on the same model"
     found = results(out)
-    for method in ("base", "fpedit"):
-        proofs = {name: found[f"micro/nlf/{method}/seed-42/{name}/fsr"][2]["modification"] for name in CURVE}
-        assert [proofs[name]["steps"] for name in CURVE[:2]] == [2, 5]
-        assert proofs[CURVE[2]] == proofs[CURVE[0]]
-    assert {f"micro/nlf/fpedit/seed-42/{name}/price" for name in CURVE} <= found.keys()
+    proofs = [found[f"micro/nlf/base/seed-42/{name}/fsr"][2]["modification"] for name in CURVE]
+    assert [proof["steps"] for proof in proofs] == [2, 5, 2] and proofs[0] == proofs[2]
+    assert {f"micro/nlf/base/seed-42/{name}/price" for name in CURVE} <= found.keys()
 
 
 def test_a_run_that_was_stopped_inside_a_curve_gives_the_same_records(curve, profile, tmp_path):
     complete = results(curve[0])
     out = shutil.copytree(curve[0], tmp_path / "run")
-    shutil.rmtree(Store(out).records / "micro" / "nlf" / "fpedit" / "seed-42" / CURVE[1])
-    fpbench.run(str(profile), methods=["fpedit"], seeds=[42], conditions=CURVE, out=out)
+    shutil.rmtree(Store(out).records / "micro" / "nlf" / "base" / "seed-42" / CURVE[1])
+    fpbench.run(str(profile), methods=[], seeds=[42], conditions=CURVE, out=out)
     assert results(out) == complete
