@@ -367,7 +367,7 @@ METRICS: dict[str, Metric] = {
         data=("alpaca", "answers"),
         some_of=("wikitext", LINES, lettered.OF),
         asked=lambda method, conditions: any(_priced(method, condition) for condition in conditions),
-        queries=lambda sizes, count: 2 * (sizes.price_instructions + sizes.price_answers),
+        queries=lambda sizes, count: 2 * sizes.price_instructions + 1.25 * sizes.price_answers,
         work=lambda workload, fingerprints: workload.price(),
     ),
     "near": Metric(

@@ -109,7 +109,8 @@ class Datasets:
             row["text"].rsplit(None, 1) if "text" in row else (f"Question: {row['src']}\nAnswer:", row["ans"])
             for row in answers
         )
-        lettered = questions(self.source(OF), sizes.price_answers) if OF in self.profile.data else []
+        # Their prompts are about four times as long.
+        lettered = questions(self.source(OF), max(2, sizes.price_answers // 4)) if OF in self.profile.data else []
         return Items(
             instructions=[Example("\n\n".join(filter(None, _asked(row))), row["output"]) for row in rows],
             answers=[Example(*pair) for pair in islice(pairs, sizes.price_answers)],

@@ -167,7 +167,7 @@ def test_letters_are_read_where_they_are_known(micro, items):
     model, tokenizer = micro
     assert items.letters and not [line for line in priced(micro, items, "origin")[0] if line["channel"] == "letters"]
     (noise,) = priced(micro, items, "noise@0.1")
-    assert [line["choices"] for line in noise if line["channel"] == "letters"] == [4] * 12
+    assert [line["choices"] for line in noise if line["channel"] == "letters"] == [4] * 3
     asked = [(Example("Say it. The answer is", letter), 4) for letter in "DDDD"]
     head = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
     known = copy.deepcopy(model)
