@@ -63,7 +63,7 @@ def test_one_training_is_counted_for_all_doses_of_a_checkpoint(small_profile, tm
         wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
         workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
         cells = [cell for cell in plan(profile) if (cell.method, cell.metric) == ("base", "fsr")]
-        counted = forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, tmp_path))
+        counted = forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, Worker(wanted, no_progress)))
         return sum(task.work.steps for task in counted if task.work)
 
     largest = trained("finetune_alpaca@40")
@@ -78,7 +78,7 @@ def test_what_is_done_for_each_leak_and_another_injection_are_counted(small_prof
     wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
     workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
     cells = [cell for cell in plan(profile) if (cell.method, cell.metric) == ("mcedit_a", "fsr")]
-    tasks = list(forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, tmp_path)))
+    tasks = list(forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, Worker(wanted, no_progress))))
     origin, leaked, overwritten = (task.work.read for task in tasks if task.name == "fsr")
     assert (leaked, overwritten) == (10 * origin, origin)
     found = {task.name: task.work for task in tasks}
@@ -95,15 +95,15 @@ def test_modifications_are_counted_by_their_settings(workload):
     settings, tokenizer = workload.profile.modifications, workload.tokenizer
     tuning = create("finetune_alpaca", settings)
     trained = workload.modification(tuning)
-    assert trained.steps == 2 * 24 / 8
+    assert trained.steps == 2 * 16 / 8
     exact = sum(
         len(tokenizer(f"{each.prompt} {each.answer}{tokenizer.eos_token}")["input_ids"])
         for each in tuning.examples(workload.datasets.modification_context(tuning, 42, None, {}))
     )
     assert trained.trained == pytest.approx(2 * exact, rel=0.05)
-    assert workload.modification(create("ria30", settings)).read == 2 * 8 * 512
+    assert workload.modification(create("ria30", settings)).read == 2 * 2 * 512
     both = workload.modification(create("finetune_alpaca+ria30", settings))
-    assert (both.steps, both.read) == (trained.steps, 2 * 8 * 512)
+    assert (both.steps, both.read) == (trained.steps, 2 * 2 * 512)
     assert workload.parameters == PARAMETERS
 
 
@@ -167,7 +167,7 @@ def test_other_settings_than_before_are_estimated(small_profile, small_run, tmp_
 
 def test_a_method_of_unknown_cost_is_said_to_be_so():
     parts = (Part("m", "inject foreign", 1, None, False), Part("m", "fsr", 2, 61.0, True))
-    found = Estimate(3, 3, parts, (), {"other": "it is not here."}, Share(2, 1))
+    found = Estimate(3, 3, parts, (), {"other": "it is not here."}, Share(2, 1), {})
     text = forecast(found, Job(load_profile("micro"), {}, Loading("cpu"), Path("run")))
     assert "| unknown | nobody but its author knows" in text
     assert "without 1 of unknown cost" in text

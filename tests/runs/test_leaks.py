@@ -75,7 +75,7 @@ def test_each_pair_leaks_in_turn_and_others_are_counted(run):
 def test_what_needs_a_leak_has_the_price_of_the_first(run):
     found, lines = record(run, LEAKED, "price")
     assert found.result["responses"]["n"] == 2 and found.result["text"]["n"] == 1
-    assert "leaks" not in found.proof and len(lines) == 2 + 2 + 2 + 1
+    assert "leaks" not in found.proof and len(lines) == 2 + 2 + 2 + 1 + 2
 
 
 def test_a_rival_s_set_stands_beside_the_owner_s(run):

@@ -137,7 +137,7 @@ def test_without_a_profile_the_one_with_the_model_is_chosen(tmp_path):
         (["Qwen/Qwen3-8B", "meta-llama/Llama-3.2-3B-Instruct"], "paper"),
     ):
         assert profile_of(models) == expected
-    (tmp_path / "model").mkdir()
+    shutil.copytree(MODEL, tmp_path / "model")
     for models in (["acme/other"], [str(tmp_path / "model")], ["micro", "smollm2"]):
         with pytest.raises(InputError, match="no bundled profile has the model .*: name the profile"):
             profile_of(models)

@@ -15,6 +15,8 @@ HANDED_IN = sorted(path for path in (ROOT / "submissions").iterdir() if path.is_
 def test_there_is_nothing_to_find(folder: Path) -> None:
     submission = Submission(folder)
     assert [str(finding) for finding in inspect(submission) if not finding.passed] == []
+    if not (folder / "records").is_dir():
+        pytest.skip(f"{folder.name}: its author has handed in no records yet")
     methods = {group.key[2] for group in claimed(submission)}
     assert methods == {"base", folder.name}, "its records are of this very code"
 
