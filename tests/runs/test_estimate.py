@@ -66,15 +66,15 @@ def test_modifications_are_counted_by_their_settings(workload):
     settings, tokenizer = workload.profile.modifications, workload.tokenizer
     tuning = create("finetune_alpaca", settings)
     trained = workload.modification(tuning)
-    assert trained.steps == 2 * 24 / 8
+    assert trained.steps == 2 * 16 / 8
     exact = sum(
         len(tokenizer(f"{each.prompt} {each.answer}{tokenizer.eos_token}")["input_ids"])
         for each in tuning.examples(workload.datasets.modification_context(tuning, 42, None, {}))
     )
     assert trained.trained == pytest.approx(2 * exact, rel=0.05)
-    assert workload.modification(create("ria30", settings)).read == 2 * 8 * 512
+    assert workload.modification(create("ria30", settings)).read == 2 * 2 * 512
     both = workload.modification(create("finetune_alpaca+ria30", settings))
-    assert (both.steps, both.read) == (trained.steps, 2 * 8 * 512)
+    assert (both.steps, both.read) == (trained.steps, 2 * 2 * 512)
     assert workload.parameters == PARAMETERS
 
 
