@@ -131,7 +131,7 @@ def test_an_interrupted_run_leaves_whole_records_alone(tiny_profile, tmp_path, n
 def test_a_run_killed_three_times_gives_the_same_table_and_computes_nothing_twice(tiny_run, tiny_profile, tmp_path):
     """Killed on the base, on the injected model and on a modified one; forty times at any moment is slow."""
     out = tmp_path / "out"
-    storm(["--profile", tiny_profile, "--out", str(out)], out, [after_records(out, count) for count in (2, 8, 14)])
+    storm(["--profile", tiny_profile, "--out", str(out)], out, [after_records(out, count) for count in (2, 8, 13)])
     assert table(out) == table(tiny_run)
 
 
