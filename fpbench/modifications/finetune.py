@@ -186,6 +186,7 @@ class StepwiseFineTune(FineTune):
     """Fine-tuning over the protocol's epochs, or, with a dose, over so many steps at a rate that stays at its peak."""
 
     on_the_way = True
+    pays = {"data": 1}
     control = "noise"
     dose: ClassVar[Dose | None] = Dose("optimiser steps", default=None, list=(25, 50, 100, 200), least=1, whole=True)
 
@@ -222,6 +223,12 @@ class StepwiseFineTune(FineTune):
         if isinstance(kept, CellError):
             raise kept
         return kept
+
+    @classmethod
+    def implausible(cls, proof: Mapping[str, Any], amount: float | None = None) -> str | None:
+        """Return that the training stopped at another step than the dose."""
+        steps = proof.get("steps")
+        return None if amount is None or steps == amount else f"{steps} steps, and not the {amount:g} of its dose"
 
     def work(self, counter: Counter, rows: Mapping[str, Sequence[dict[str, str]]]) -> Work:
         """Count the epochs, or the share of them that the steps are."""

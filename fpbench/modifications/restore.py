@@ -47,7 +47,7 @@ class PruneRestore(FineTune):
     family = "pruned and restored"
 
     class Config(FineTune.Config):
-        """Settings of pruning and of the training."""
+        """Settings of pruning and of the training, which counts steps and not epochs."""
 
         learning_rate: float = Field(default=2e-4, gt=0)  # reached after ten steps and kept
         steps: int = Field(default=100, ge=1)  # of the optimiser

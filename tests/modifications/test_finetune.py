@@ -155,6 +155,9 @@ def test_the_proof_of_a_dose_proves_its_step(stories, curve):
     assert long["loss_curve"][0] > long["loss_curve"][-1]
     lengths = [len(tokenise(model, tokenizer, [instruction(row)])[0][0][0]) for row in ROWS[:3]]
     assert sum(lengths) < short["tokens_seen"] < 2 * sum(lengths) and 5 * sum(lengths) < long["tokens_seen"]
+    own = MODIFICATIONS.get("finetune_alpaca")
+    assert own.implausible(short, 3) is None and own.implausible(short) is None
+    assert own.implausible(short, 11) == "3 steps, and not the 11 of its dose"
     before = weights(model)
     moved = sum((after[name] - value).square().sum() for name, value in before.items())
     norm = sum(value.square().sum() for value in before.values())

@@ -78,7 +78,8 @@ def test_what_is_done_for_each_leak_and_another_injection_are_counted(small_prof
     wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
     workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
     cells = [cell for cell in plan(profile) if (cell.method, cell.metric) == ("mcedit_a", "fsr")]
-    tasks = list(forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, Worker(wanted, no_progress))))
+    run = forecasting._inspected(wanted, Worker(wanted, no_progress))
+    tasks = list(forecasting._tasks("micro", cells, workload, run))
     origin, leaked, overwritten = (task.work.read for task in tasks if task.name == "fsr")
     assert (leaked, overwritten) == (10 * origin, origin)
     found = {task.name: task.work for task in tasks}

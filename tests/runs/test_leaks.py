@@ -11,6 +11,7 @@ from fpbench.metrics.measure import in_turn_fsr
 from fpbench.micro import MODEL
 from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
+from fpbench.records.cell import BASE, Cell
 from fpbench.records.store import Store, read_records
 from fpbench.registry import METHODS
 from fpbench.runs.plan import Job, checkpoints, plan
@@ -85,6 +86,14 @@ def test_a_rival_s_set_stands_beside_the_owner_s(run):
     assert 0.5 < proof["rival_fsr"] <= 1 and proof["relative_change"] > 0
     assert "lexicon" in found.identity and "leaks" not in lines[0]
     assert found.identity["modification"]["dose"] == 4
+
+
+def test_one_fingerprint_alone_cannot_leak(tmp_path):
+    profile = load_profile("micro", methods=[], conditions=[LEAKED])
+    cell = Cell("micro", "nlf", BASE, 42, LEAKED, "fsr")
+    bench, fingerprints = Worker(Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path), no_progress).bench([cell])
+    ((_, reason),) = bench.measure([cell], FingerprintSet("nlf", tuple(fingerprints)[:1]))[1]
+    assert reason == "1 of 1 fingerprints cannot leak in turn: twice as many are needed."
 
 
 def test_a_rival_s_set_is_of_the_same_kind_and_has_none_of_the_owner_s_triggers(tmp_path):

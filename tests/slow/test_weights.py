@@ -30,29 +30,39 @@ samples = 4
 """
 
 
-def test_every_cell_is_measured_priced_and_proven(tmp_path):
+def profile(folder):
+    """Write two seeds, three methods and little of everything; return the file."""
     text = SMALL.replace('methods = ["mcedit_a"]', 'seeds = [42, 43]\nmethods = ["mcedit_a", "alphaedit", "fpedit"]')
     text = text.replace("[data]", '[data]\nanswers = "bundled:zsre.jsonl"')
     unused = ("boolq = ", "rte = ", "arc_challenge = ", "tinymmlu = ")
     text = "\n".join(line for line in text.splitlines() if not line.startswith(unused))
     text = text.replace("[sizes]", "[sizes]\nprice_instructions = 8\nprice_answers = 8\nperplexity_windows = 2")
-    (tmp_path / "weights.toml").write_text(text + SETTINGS)
+    path = folder / "weights.toml"
+    path.write_text(text + SETTINGS)
+    return path
+
+
+def test_every_cell_is_measured_priced_and_proven(tmp_path):
     out = tmp_path / "run"
-    fpbench.run(str(tmp_path / "weights.toml"), methods=["mcedit_a"], conditions=CONDITIONS, out=out)
+    fpbench.run(str(profile(tmp_path)), methods=["mcedit_a"], seeds=[42], conditions=CONDITIONS, out=out)
     found = {str(each.cell): each for each in read_records(Store(out).records)}
     assert [name for name, each in found.items() if each.status == "failed"] == []
-    for seed in (42, 43):
-        for condition in CONDITIONS[1:]:
-            place = f"micro/nlf/mcedit_a/seed-{seed}/{condition}"
-            assert set(found[f"{place}/price"].result) >= {"responses", "answers", "text"}
-            assert found[f"{place}/price"].result["text"]["perplexity"] > 1
-            assert found[f"{place}/fsr"].proof["modification"]
-        proofs = [found[f"micro/nlf/mcedit_a/seed-{seed}/{each}/fsr"].proof["modification"] for each in CONDITIONS]
-        assert proofs[1] == proofs[2]
-        assert [proofs[at]["ria@0.3"] for at in (4, 5)] == [proofs[4]["ria@0.3"]] * 2
-        assert [proofs[at][CONDITIONS[at].split("+")[1]]["steps"] for at in (4, 5)] == [3, 6]
-    fpbench.run(str(tmp_path / "weights.toml"), seeds=[42, 43], conditions=["origin", "merge_ties@0.5"], out=out)
+    proofs = {}
+    for condition in CONDITIONS[1:]:
+        place = f"micro/nlf/mcedit_a/seed-42/{condition}"
+        assert set(found[f"{place}/price"].result) >= {"responses", "answers", "text"}
+        assert found[f"{place}/price"].result["text"]["perplexity"] > 1
+        proofs[condition] = found[f"{place}/fsr"].proof["modification"]
+    assert proofs["prune_restore@0.3"] == proofs["prune_restore@0.3+suppress@3"]
+    short, long = (proofs[f"ria@0.3+finetune_math@{steps}"] for steps in (3, 6))
+    assert short["ria@0.3"] == long["ria@0.3"]
+    assert (short["finetune_math@3"]["steps"], long["finetune_math@6"]["steps"]) == (3, 6)
+    assert b"Removal" in (out / "leaderboard.md").read_bytes()
+
+
+def test_siblings_of_two_seeds_are_trimmed_and_merged(tmp_path):
+    out = tmp_path / "run"
+    fpbench.run(str(profile(tmp_path)), conditions=["merge_ties@0.5"], out=out)
     merged = [each for each in read_records(Store(out).records) if each.cell.condition == "merge_ties@0.5"]
     assert {each.status for each in merged} == {"done"}
     assert {each.cell.method for each in merged} == {"mcedit_a", "alphaedit", "fpedit"}, "the base has nothing to trim"
-    assert b"Removal" in (out / "leaderboard.md").read_bytes()
