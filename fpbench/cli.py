@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     root = Parser(prog="fpbench", description=DESCRIPTION, epilog=EPILOG)
     root.add_argument("--version", action="version", version=f"fpbench {__version__}")
     root.add_argument(
-        "--print-completion", action=Completion, choices=["bash", "zsh", "tcsh"], help="print a script for your shell"
+        "--print-completion", action=Completion, metavar="SHELL", help="print a script for bash, zsh or tcsh"
     )
     verbs = root.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
