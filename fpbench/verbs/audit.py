@@ -44,6 +44,6 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.text import visible
 
     found = audit_suspect(profile, question, loading, Path(options.out), progress_bar, tell)
-    print(textwrap.fill(visible(found.conclusion), WIDTH))
+    print(textwrap.fill(visible(found.conclusion), WIDTH, break_long_words=False, break_on_hyphens=False))
     tell(f"\nreport and records: {options.out}")
     return 1 if found.verification.verdict == "undecided" else 0
