@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
         "--verbose", action="store_true", help=f"print what is logged, and tracebacks ({LOG}=debug does, too)"
     )
     root.add_argument(
-        "--print-completion", action=Completion, choices=["bash", "zsh", "tcsh"], help="print a script for your shell"
+        "--print-completion", action=Completion, metavar="SHELL", help="print a script for bash, zsh or tcsh"
     )
     verbs = root.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:

@@ -90,6 +90,8 @@ def test_a_wheel_holds_tasks_template_model_and_profiles(tmp_path):
         "fpbench/methods/hyperparameters.toml",
         "fpbench/fingerprints/nlf.jsonl",
         "fpbench/board/reported.json",
+        "fpbench/models/shapes/Qwen3-8B/config.json",
+        "fpbench/py.typed",
         "fpbench/board/page/page.html.jinja",
         "fpbench/board/page/page.css",
         "fpbench/board/page/page.js",

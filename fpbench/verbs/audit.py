@@ -45,6 +45,6 @@ def do(options: argparse.Namespace) -> int:
 
     shown = watch(options)
     found = audit_suspect(profile, question, loading, Path(options.out), shown.bar, shown.say)
-    print(textwrap.fill(visible(found.conclusion), WIDTH))
+    print(textwrap.fill(visible(found.conclusion), WIDTH, break_long_words=False, break_on_hyphens=False))
     tell(f"\nreport and records: {options.out}")
     return 1 if found.verification.verdict == "undecided" else 0

@@ -54,7 +54,7 @@ def do(options: argparse.Namespace) -> int:
     print(
         f"{options.out}: {options.method} injected {options.fingerprints} in {report.seconds['total']:.1f} s, "
         f"{report.peak_memory / 2**20:.0f} MiB at the peak\n"
-        f"{changed['fraction']:.1%} of the weights moved, and those by {changed['relative_norm']:.0%} of their norm\n"
+        f"{changed['fraction']:.1%} of the weights moved, and those by {changed['relative_norm']:.2%} of their norm\n"
         f"{USUAL}"
     )
     if text := report.text:

@@ -98,15 +98,20 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+SHELLS = ("bash", "zsh", "tcsh")
+
+
 class Completion(argparse.Action):
     """Print the script that completes verbs and options in a shell, and exit; shtab, an extra, writes it."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
         """Print it; exit with 2 and one line where shtab is not installed."""
+        assert isinstance(parser, Parser)
+        if values not in SHELLS:
+            parser._end(f"unknown shell {values!r}", f"choose one of {', '.join(SHELLS)}.")
         try:
             import shtab
         except ImportError:
-            assert isinstance(parser, Parser)
             parser._end("--print-completion needs shtab", "type `pip install 'fpbench[completion]'`")
         print(shtab.complete(parser, shell=values))
         parser.exit(0)

@@ -63,7 +63,9 @@ def test_one_training_is_counted_for_all_doses_of_a_checkpoint(small_profile, tm
         wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
         workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
         cells = [cell for cell in plan(profile) if (cell.method, cell.metric) == ("base", "fsr")]
-        counted = forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, Worker(wanted, no_progress)))
+        counted = forecasting._tasks(
+            "micro", cells, workload, forecasting._inspected(wanted, Worker(wanted, no_progress))
+        )
         return sum(task.work.steps for task in counted if task.work)
 
     largest = trained("finetune_alpaca@40")
