@@ -149,9 +149,9 @@ class Table:
 def tables_of(rows: Sequence[Row]) -> list[Table]:
     """Return the tables that the rows allow."""
     price = ", what a thief must give up to remove it (removal price, in % of long answers),"
-    attacked = any(row.removal for row in rows)
+    priced = any(row.removal for row in rows)
     caption = (
-        f"What survives the six modifications (AVG){price if attacked else ''} and what it costs the model. Ranks and "
+        f"What survives the six modifications (AVG){price if priced else ''} and what it costs the model. Ranks and "
         "bold figures are within one model and set."
     )
     first = [each for each in OVERVIEW if each in SAID or known(each, rows)]
