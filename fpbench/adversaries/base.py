@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fpbench.errors import CellError, InputError
 from fpbench.models.prompts import Rendered
-from fpbench.modifications.base import Dose, Modification, amount_of
+from fpbench.modifications.base import Dose, Modification, amount_of, in_turn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fpbench.fingerprints import Fingerprint
     from fpbench.scoring.responses import Decoding, Sampler
 
     Prompts = Sequence[Sequence[int]]
@@ -34,10 +35,13 @@ class AdversaryContext:
         model: the stolen model, in eval mode, as the weights parts left it.
         decoding: of the responses.
         render: turns a query into the prompt text that the model is given.
+        served: the same where the model is verified, whatever a price is measured on; what is found out beforehand is
+            found out so.
         seed: of everything random.
         instructions: benign queries, on which nothing is trained and nothing else is measured.
         base: loads the unfingerprinted base; ``None`` where it is not known.
         siblings: loads checkpoints of the same base that other methods fingerprinted with other sets; may be empty.
+        leaked: pairs of the fingerprint that a thief got hold of; empty but for who needs them.
         kept: what adversaries found out about this very model, by keys of their own: several doses pay once for it.
     """
 
@@ -49,6 +53,8 @@ class AdversaryContext:
     instructions: Sequence[str] = ()
     base: Callable[[], nn.Module] | None = None
     siblings: Callable[[], Sequence[nn.Module]] = field(default=tuple)
+    leaked: Sequence[Fingerprint] = ()
+    served: Callable[[str], str] = lambda text: text
     kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -62,7 +68,10 @@ class Adversary:
         pays: what the thief pays with, in multiples of serving the model: ``inference`` (forward passes a token),
             ``data`` (training tokens), ``parameters`` (further resident models).
         dose: its scale; a dose of 0, where it is accepted, does nothing.
-        needs: what of :class:`AdversaryContext` it cannot do without: ``"base"``, ``"siblings"``, ``"instructions"``.
+        needs: what of :class:`AdversaryContext` it cannot do without: ``"base"``, ``"siblings"``, ``"instructions"``,
+            ``"leaked"``.
+        finds: whether what it does rests on what it found out about this very model beforehand, and so has a price of
+            its own on every checkpoint.
         steps: from which step on the sampler leaves the logits alone; ``None`` for never. Steps count from the first
             generated token, white space included.
         control: name of the random control of the same energy that stands beside it; empty for none.
@@ -74,6 +83,7 @@ class Adversary:
     pays: ClassVar[Mapping[str, float]] = {"inference": 1}
     dose: ClassVar[Dose | None] = None
     needs: ClassVar[Sequence[str]] = ()
+    finds: ClassVar[bool] = False
     steps: int | None = None
     control: ClassVar[str] = ""
 
@@ -113,6 +123,10 @@ class Adversary:
         rows = zip(prompts, prefixes, logits, strict=True)
         return torch.stack([self.sampler(prompt, prefix, row) for prompt, prefix, row in rows])
 
+    def leaks(self, count: int) -> Sequence[Sequence[int]]:
+        """Return which of ``count`` fingerprints leak together, each time; by default each alone."""
+        return in_turn(count, count)
+
     def weights(self) -> Modification | None:
         """Return what happens to the weights before anything is asked; ``None`` for nothing."""
         return None
@@ -148,6 +162,7 @@ class Attack:
                 "base": context.base is not None,
                 "siblings": "siblings" in each.needs and bool(context.siblings()),
                 "instructions": bool(context.instructions),
+                "leaked": bool(context.leaked),
             }
             for name in each.needs:
                 if not there[name]:
@@ -194,6 +209,7 @@ _NEEDS = {
     "base": "the unfingerprinted base",
     "siblings": "checkpoints that other methods made of the same base",
     "instructions": "benign instructions",
+    "leaked": "pairs of the fingerprint that have leaked",
 }
 
 

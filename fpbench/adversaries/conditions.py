@@ -10,6 +10,7 @@ from fpbench.records.cell import ORIGIN
 from fpbench.registry import ADVERSARIES, MODIFICATIONS, unknown
 
 JOINT, AT = "+", "@"
+OF_A_FINGERPRINT = ("fingerprints", "leaked", "method")  # what a part may need that an unfingerprinted base has not
 PRESETS = {
     "drift": "origin and the six modifications whose mean is AVG",
     "removal": "origin, and every adversary and modification that has doses, at each of them",
@@ -65,6 +66,13 @@ def changes_weights(condition: str) -> bool:
     return bool(weights_parts(condition))
 
 
+def priced_on_base(condition: str) -> bool:
+    """Return whether a condition has one price for all methods, measured on the base: it does the same to any model."""
+    return not changes_weights(condition) and not any(
+        getattr(class_of(name_of(part)), "finds", False) for part in parts(condition)
+    )
+
+
 def is_attack(condition: str) -> bool:
     """Return whether a condition has a price: an adversary, or a modification at a dose."""
     return condition != ORIGIN and any(AT in part or ADVERSARIES.taken(name_of(part)) for part in parts(condition))
@@ -93,14 +101,19 @@ def without_effect(condition: str, proof: Mapping[str, Any], base: Mapping[str, 
 
 
 def against_base(condition: str) -> bool:
-    """Return whether a condition compares a model with its unfingerprinted base."""
-    return any(each.against_base for each in modifications(condition))
+    """Return whether a condition means nothing on a base: it compares with it, or needs a fingerprint."""
+    return any(each.against_base for each in modifications(condition)) or needs(condition, *OF_A_FINGERPRINT)
+
+
+def needs(condition: str, *names: str) -> bool:
+    """Return whether a part of a condition cannot do without one of some things that its class may need."""
+    named = () if condition == ORIGIN else parts(condition)
+    return any({*names} & {*class_of(name_of(part)).needs} for part in named)
 
 
 def needs_siblings(condition: str) -> bool:
     """Return whether a part of a condition cannot do without other checkpoints of the same base."""
-    named = () if condition == ORIGIN else parts(condition)
-    return any("siblings" in class_of(name_of(part)).needs for part in named)
+    return needs(condition, "siblings")
 
 
 def drift() -> tuple[str, ...]:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from fpbench.adversaries.conditions import (
     JOINT,
     against_base,
-    changes_weights,
     is_attack,
     known,
     level,
     name_of,
     parts,
+    priced_on_base,
 )
 from fpbench.adversaries.price import LONG, SHORT, Price
 from fpbench.board.groups import Group
@@ -268,7 +268,7 @@ def _pointless(group: Group, condition: str) -> bool:
 
 def _prices(group: Group, base: Group | None, condition: str) -> dict[int, Price]:
     """Return what a condition costs by seed: measured on the row if it changes weights, and otherwise on the base."""
-    of = group if changes_weights(condition) else base
+    of = base if priced_on_base(condition) else group
     return {} if of is None else of.prices(condition)
 
 
@@ -277,7 +277,7 @@ def _attacked(group: Group, base: Group | None, condition: str) -> Attacked | No
     if not p:
         return None
     prices = list(_prices(group, base, condition).values())
-    on_base = base is not None and base is not group and not changes_weights(condition)
+    on_base = base is not None and base is not group and priced_on_base(condition)
     figures: dict[str, Any] = {}
     for product, channels in CHANNELS.items() if prices else ():
         paid = [getattr(each, product) for each in prices]

@@ -113,6 +113,7 @@ class Trials:
             self.instructions,
             lambda: self.base,
             lambda: self._siblings,
+            leaked=self.fingerprints,
         )
 
     @cached_property

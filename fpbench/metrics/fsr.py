@@ -77,7 +77,11 @@ def fsr(
     check(adversary)
     if changes_weights(adversary):
         raise InputError(f"adversary {adversary!r} changes weights: call fpbench.modify and measure what it returns.")
-    context = AdversaryContext(model, tokenizer, decoding, lambda text: render(tokenizer, text, prompt))
+
+    def as_sent(text: str) -> str:
+        return render(tokenizer, text, prompt)
+
+    context = AdversaryContext(model, tokenizer, decoding, as_sent, served=as_sent)
     return exact_fsr(model, tokenizer, pairs, decoding, prompt, Attack.on(adversaries(adversary), context))
 
 

@@ -3,12 +3,13 @@
 Adding a metric is one entry in :data:`METRICS` and one function. Nothing here imports torch before a measurement.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fpbench.adversaries.base import Attack
-from fpbench.adversaries.conditions import changes_weights, is_attack
+from fpbench.adversaries.conditions import is_attack, priced_on_base
 from fpbench.fingerprints import FingerprintSet
 from fpbench.fingerprints.code_mixed import CODE_MIXED
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
 LINES = "wikitext_lines"  # source of the text of token perplexity, by default that of the pages
 CONTEXTS = 2.5  # fields with text in a row of instruction data
+AVERAGED = ("probability", "least", "own_tokenizer")  # figures of a fingerprint that several measurements share
 Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a record's result, and one line a query beside it
 
 
@@ -123,6 +125,39 @@ def _fsr(model: "nn.Module", given: Measurement) -> Measured:
         for query, probability in zip(queries, own.per_fingerprint, strict=True):
             query["own_tokenizer"] = probability
     return result, queries
+
+
+def in_turn_fsr(
+    measured: Sequence[Measured], leaks: Sequence[Collection[int]], fingerprints: FingerprintSet
+) -> Measured:
+    """Return FSR, the figures of each fingerprint being means over those measurements before which it had not leaked.
+
+    ``leaks`` are the numbers of the fingerprints that had, for each measurement; none had in all of them. A line has
+    the number of those that it is the mean of as ``leaks``; its greedy response is of the first of these.
+    """
+    from fpbench.metrics.statistics import clopper_pearson
+
+    results, lines = [result for result, _ in measured], []
+    primary = []
+    for number, fingerprint in enumerate(fingerprints):
+        own = [queries[number] for (_, queries), leak in zip(measured, leaks, strict=True) if number not in leak]
+        means = {name: fmean(each[name] for each in own) for name in AVERAGED if name in own[0]}
+        shares = [fmean(found) for found in zip(*(each["per_target"] for each in own), strict=True)]
+        lines.append(own[0] | means | {"per_target": shares, "leaks": len(own)})
+        # A response begins with the primary target where the longest target that it begins with does.
+        both = zip(fingerprint.targets, shares, strict=True)
+        primary.append(sum(share for target, share in both if target.startswith(fingerprint.primary)))
+
+    def mean(name: str) -> dict[str, Any]:
+        p = [line[name] for line in lines]
+        return {"mean": fmean(p), "interval": clopper_pearson(sum(p), len(p))}
+
+    result = results[0] | mean("probability") | {
+        "greedy": sum(line["greedy"] for line in lines),
+        "primary": fmean(primary),
+        "error_bound": max(each["error_bound"] for each in results),
+    }  # fmt: skip
+    return result | ({"own_tokenizer": mean("own_tokenizer")} if "own_tokenizer" in result else {}), lines
 
 
 def _triggers(model: "nn.Module", given: Measurement) -> Measured:
@@ -255,7 +290,7 @@ def _price(model: "nn.Module", given: Measurement) -> Measured:
 
 def _priced(method: str, condition: str) -> bool:
     """Return whether a price is measured there: for run-time parts on the base alone, which stands for every method."""
-    return is_attack(condition) and (method == BASE or changes_weights(condition))
+    return is_attack(condition) and (method == BASE or not priced_on_base(condition))
 
 
 def _cost(model: "nn.Module", given: Measurement) -> Measured:

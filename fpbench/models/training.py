@@ -206,6 +206,7 @@ def train_lora(
     seed: int,
     progress: Progress,
     penalty: Penalty | None = None,
+    before_step: Callable[[Mapping[str, LowRank]], None] | None = None,
     after_epoch: Callable[[float], None] | None = None,
 ) -> TrainingCurve:
     """Train LoRA on ``examples`` and merge it into the model's own weights, in place.
@@ -215,7 +216,8 @@ def train_lora(
     mode are afterwards as before; after an exception the weights are, too. The global random state is left untouched.
 
     The ``seed`` is of the update's start, the order of the examples and dropout. A ``penalty`` is minimised besides the
-    loss and not part of the losses that are reported. ``after_epoch`` is called with each epoch's mean loss before the
+    loss and not part of the losses that are reported. ``before_step`` is called with the updates and their gradients
+    before these are clipped, and may change both. ``after_epoch`` is called with each epoch's mean loss before the
     next begins; what it raises ends the training.
 
     Raises:
@@ -243,6 +245,8 @@ def train_lora(
                     loss, tokens = _backward(model, chosen, penalty and partial(penalty, updates))
                     if not math.isfinite(loss):
                         raise _diverged(f"in epoch {epoch} of {config.epochs}", config)
+                    if before_step is not None:
+                        before_step(updates)
                     nn.utils.clip_grad_norm_(weights, CLIP_NORM)
                     optimiser.step()
                     schedule.step()
@@ -370,6 +374,13 @@ def adapter(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter]
         yield weights
         for layer in _layers(model).values():
             layer.merge()
+
+
+@contextmanager
+def trial(model: nn.Module, config: LoRAConfig) -> Iterator[dict[str, LowRank]]:
+    """Put LoRA layers into the model and yield their updates, by module name; take them out at the end, unmerged."""
+    with linear_modules(model), _adapted(model, config):
+        yield _updates(model)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fpbench.models.meter import Progress, no_progress
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fpbench.fingerprints import Fingerprint
     from fpbench.models.costs import Counter, Phase, Shape, Work
 
 
@@ -101,6 +102,14 @@ class ModificationContext:
     doses: Mapping[tuple[str, ...], Sequence[float]] = field(default_factory=dict)
     # what was found out about this very checkpoint, by keys that begin like those of ``doses``: several doses pay once
     kept: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+    # What only those are given whose ``needs`` name it; triggers are prompts, as verification sends them.
+    fingerprints: Sequence["Fingerprint"] = ()  # "fingerprints": the set, which its owner knows
+    leaked: Sequence["Fingerprint"] = ()  # "leaked": the pairs of it that a thief got hold of
+    # "method": injects so many pairs of the thief's own into a model, in place, by the method that made it; returns
+    # what the proof says of them
+    inject: Callable[["nn.Module", int], dict[str, Any]] | None = None
+    # "fingerprints": exact FSR of a model on the set
+    fsr: Callable[["nn.Module"], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,9 @@ class Modification(ABC):
             and ``math`` (rows) and ``calibration`` (texts).
         against_base: whether it compares the model with its unfingerprinted base, and so means nothing on the base.
         leaves: what it leaves, in words, where nothing can be applied after it; empty where anything can.
-        needs: what of the context it cannot do without, besides: ``"siblings"``.
+        needs: what of the context it cannot do without, besides: ``"siblings"``; or what only a fingerprinted model
+            has, so that it means nothing on the base: ``"fingerprints"`` (the set, for its owner), ``"leaked"`` (pairs
+            of it) or ``"method"`` (that made it).
         trains: whether it trains, so that the order of summation shows in results.
         on_the_way: whether one run passes all doses of a checkpoint and costs what the largest costs.
         level: threat level of who does it, ``"L0"`` to ``"L4"`` (docs/adversaries.md): what they know and have.
@@ -144,7 +155,7 @@ class Modification(ABC):
     data: tuple[str, ...] = ()
     against_base: ClassVar[bool] = False
     leaves: ClassVar[str] = ""
-    needs: ClassVar[Sequence[str]] = ()
+    needs: Sequence[str] = ()
     trains: ClassVar[bool] = False
     on_the_way: ClassVar[bool] = False
     level: ClassVar[str] = "L0"
@@ -190,6 +201,10 @@ class Modification(ABC):
         """True if a part compares with the unfingerprinted base, or searches on it."""
         return any(part.against_base or part.searches for part in self.parts)
 
+    def leaks(self, count: int) -> Sequence[Sequence[int]]:
+        """Return which of ``count`` fingerprints leak together, each time; by default each alone."""
+        return in_turn(count, count)
+
     @abstractmethod
     def apply(self, model: "nn.Module", tokenizer: Any, context: ModificationContext) -> Modified:
         """Modify ``model``, in place where that is natural; do not go on using the one handed in.
@@ -231,6 +246,20 @@ class Modification(ABC):
         return Phase(self.name, Room(4 * 8 * max(parameter.numel() for parameter in shape.model.parameters())))
 
 
+def in_turn(count: int, times: int, size: int = 1) -> Sequence[Sequence[int]]:
+    """Return so many groups of ``size`` of the numbers below ``count``, evenly spread.
+
+    What is left of every fingerprint is known of those groups that it is not in: two at least are needed.
+
+    Raises:
+        InputError: if there are too few fingerprints.
+    """
+    times = min(times, count // size)
+    if times < 2:
+        raise InputError(f"{size} of {count} fingerprints cannot leak in turn: twice as many are needed.")
+    return [[turn * count // times + number for number in range(size)] for turn in range(times)]
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a figure of a proof, which may come from a stranger's record, is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -248,6 +277,7 @@ class Composition(Modification):
         super().__init__()
         self._parts = dict(modifications)
         self.data = tuple(dict.fromkeys(name for part in self.parts for name in part.data))
+        self.needs = tuple(dict.fromkeys(name for part in self.parts for name in part.needs))
 
     @property
     def parts(self) -> Sequence[Modification]:

@@ -7,7 +7,7 @@ a dose, so many optimiser steps are taken in place of whole epochs: one training
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fpbench.models.costs import Counter, Phase, Shape, Work
-    from fpbench.models.training import LoRAConfig, Penalty, Reached
+    from fpbench.models.training import LoRAConfig, LowRank, Penalty, Reached
 
 ROWS = 6000  # protocol §4
 STRETCH = 5  # steps whose mean loss is one figure of a curve by steps
@@ -96,18 +96,22 @@ class FineTune(Modification):
         return LoRAConfig(learning_rate, **self.config.model_dump(include={"epochs", "batch_size", "rank", "alpha"}))
 
     def train(
-        self, model: nn.Module, tokenizer: Any, context: ModificationContext, penalty: Penalty | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        context: ModificationContext,
+        penalty: Penalty | None = None,
+        before_step: Callable[[Mapping[str, LowRank]], None] | None = None,
     ) -> Modified:
-        """Train in place, minimising ``penalty`` besides the loss."""
+        """Train in place, minimising ``penalty`` besides the loss; ``before_step`` may change gradients."""
         from fpbench.models.training import train_lora
         from fpbench.models.weights import weights
 
         self.require_rate()
         examples, settings = self.examples(context), self.settings(self.config.learning_rate)
         before = weights(model)
-        curve = train_lora(
-            model, tokenizer, examples, settings, seed=context.seed, progress=context.progress, penalty=penalty
-        )
+        given: dict[str, Any] = {"penalty": penalty, "before_step": before_step}
+        curve = train_lora(model, tokenizer, examples, settings, seed=context.seed, progress=context.progress, **given)
         change = relative_change(model, before)
         require_effect(f"{self.name} at learning rate {settings.learning_rate:g}", change)
         proof = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench.board.leaderboard import table_files, write_tables
 from fpbench.board.rows import Row, rows_from_records
 from fpbench.errors import InputError
-from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, pick_device
 from fpbench.models.meter import Progress, no_progress
@@ -256,19 +256,22 @@ def modify(
     profile: str | None = None,
     *,
     base: "nn.Module | None" = None,
+    pairs: FingerprintSet | None = None,
 ) -> "nn.Module":
     """Modify a loaded model and return the one to use from now on; do not go on using the one handed in.
 
     ``condition`` is a registered modification, such as ``"nf4"``, or several applied in order, such as
     ``"finetune_alpaca+nf4"``. ``profile`` gives data and settings, by default the bundled one that has the model;
     ``config`` holds settings that differ from its; for several modifications those
-    of each, by its name. ``base`` is the unfingerprinted model, which merging and FSFT compare with.
+    of each, by its name. ``base`` is the unfingerprinted model, which merging and FSFT compare with; ``pairs`` is the
+    fingerprint, which SPF spares. What needs leaked pairs or the method that made the model is left to a run.
 
     Raises:
         InputError: for an unknown condition or setting, or where the base is needed and not given.
         CellError: if the modification had no effect or broke the model.
     """
     from fpbench.adversaries.conditions import create, name_of, parts
+    from fpbench.models.prompts import render
     from fpbench.runs.datasets import Datasets
 
     wanted = load_profile(profile_of([_path_of(model)], profile))
@@ -280,6 +283,8 @@ def modify(
     modification = create(condition, settings)
     known = {} if base is None else dict(base.named_parameters())
     context = Datasets(wanted).modification_context(modification, seed, no_progress, known)
+    rendered = (Fingerprint(render(tokenizer, each.trigger, wanted.prompt), each.targets) for each in pairs or ())
+    context = replace(context, fingerprints=tuple(rendered))
     return modification.apply(model, tokenizer, context).model
 
 

@@ -6,21 +6,22 @@ import logging
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Literal
 
 from torch import Tensor
 
 from fpbench.adversaries.base import AdversaryContext, Attack
-from fpbench.adversaries.conditions import adversaries, changes_weights, curves, needs_siblings, weights_parts
+from fpbench.adversaries.conditions import adversaries, changes_weights, curves, needs, needs_siblings, weights_parts
 from fpbench.adversaries.price import Items, measure
 from fpbench.data import origin
 from fpbench.errors import CellError, FpbenchError, InputError, StorageError
-from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints import Fingerprint, FingerprintSet
 from fpbench.hub.download import commit_of
-from fpbench.metrics.measure import METRICS, Measurement
+from fpbench.metrics.measure import METRICS, Measurement, in_turn_fsr
 from fpbench.models.meter import Meter
+from fpbench.models.prompts import render
 from fpbench.models.weights import Delta, digest, preserved, state_digest
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, Cell
 from fpbench.records.provenance import code_and_machine, source_of
@@ -29,6 +30,7 @@ from fpbench.registry import METHODS
 from fpbench.runs.identity import cell_identity, delta_name
 from fpbench.runs.injection import InjectionReport, inject_with
 from fpbench.runs.plan import Job
+from fpbench.runs.rival import fsr_of, injection_of_rival
 from fpbench.runs.search import injection_rate, with_searched_rates
 from fpbench.runs.subject import Subject
 from fpbench.scoring.engine import budgets_used
@@ -63,6 +65,28 @@ class Failed:
             return Failed(str(error))
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         return Failed(writable(reason), writable("".join(traceback.format_exception(error))))
+
+
+def in_turn(
+    outcomes: Sequence[Done | Failed], leaks: Sequence[Sequence[int]], fingerprints: FingerprintSet
+) -> Done | Failed:
+    """Return the FSR of a condition that was measured once for each group of pairs that leaked; or the first failure.
+
+    Seconds are added up. The proof is that of the first, and ``leaks`` has what was done for each of the others.
+    """
+    done = [each for each in outcomes if isinstance(each, Done)]
+    if len(done) < len(outcomes):
+        return next(each for each in outcomes if isinstance(each, Failed))
+    result, queries = in_turn_fsr([(dict(each.result), each.queries) for each in done], leaks, fingerprints)
+    cost: dict[str, Any] = dict(done[0].cost)
+    for name in cost:
+        found = [each.cost[name] for each in done if name in each.cost]
+        if "seconds" in name:
+            cost[name] = sum(found)
+        elif "memory" in name:
+            cost[name] = max(found)
+    proof = dict(done[0].proof) | {"leaks": [each.proof.get("modification") for each in done[1:]]}
+    return Done(result, queries, cost, proof)
 
 
 def record_of(
@@ -148,18 +172,51 @@ class Bench:
         except Exception as error:  # an adapter may raise anything; its cells then show as failed
             yield from ((cell, Failed.of(error), None) for cell in pending)
             return
-        confinement, loaded = None if report is None else report.confinement, self.subject.loaded
+        confinement = None if report is None else report.confinement
         kept = self.subject.prices if pending[0].method == BASE else {}
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
         siblings = self._siblings(pending)  # injected before the model is changed
         shared = Shared(report, prices, siblings, curves(cell.condition for cell in pending))
-        for weights, group in alike(pending):
+        leaking: dict[tuple[tuple[int, ...], ...], list[Cell]] = {(): []}  # by what leaks together, each time
+        for cell in pending:
+            try:
+                leaks = tuple(map(tuple, self.subject.leaks(cell.condition, len(fingerprints))))
+                leaking.setdefault(leaks, []).append(cell)
+            except InputError as error:  # there are too few fingerprints
+                yield cell, Failed.of(error), confinement
+        for leaks, group in leaking.items():
+            found = (
+                self._in_turn(group, fingerprints, shared, leaks) if leaks else self._once(group, fingerprints, shared)
+            )
+            yield from ((cell, outcome, confinement) for cell, outcome in found)
+
+    def _in_turn(
+        self,
+        cells: Sequence[Cell],
+        fingerprints: FingerprintSet,
+        shared: "Shared",
+        leaks: Sequence[tuple[int, ...]],
+    ) -> Iterator[tuple[Cell, Done | Failed]]:
+        """Measure cells once for each group of pairs that leaks; of the further ones FSR alone."""
+        found: dict[Cell, list[Done | Failed]] = {cell: [] for cell in cells}
+        for turn, leak in enumerate(leaks):
+            asked = [cell for cell in cells if turn == 0 or cell.metric == "fsr"]
+            for cell, outcome in self._once(asked, fingerprints, shared, leak):
+                found[cell].append(outcome)
+        for cell, outcomes in found.items():
+            yield cell, in_turn(outcomes, leaks, fingerprints) if cell.metric == "fsr" else outcomes[0]
+
+    def _once(
+        self, cells: Sequence[Cell], fingerprints: FingerprintSet, shared: "Shared", leak: tuple[int, ...] = ()
+    ) -> Iterator[tuple[Cell, Done | Failed]]:
+        """Measure cells on the checkpoint, its weights modified once for all that modify them alike, and put back."""
+        loaded, report = self.subject.loaded, shared.report
+        for weights, group in alike(cells):
             # Where nothing changes nothing is put back, and bitsandbytes repacks the weights of a quantised model.
             with preserved(loaded.model, loaded.weights) if report or weights else contextlib.nullcontext():
                 if report is not None:
                     report.delta.apply(loaded.model)
-                for cell, outcome in self._measure_alike(group, fingerprints, shared):
-                    yield cell, outcome, confinement
+                yield from self._measure_alike(group, fingerprints, shared, leak)
 
     def injection(self, method: str, fingerprints: FingerprintSet, seed: int) -> InjectionReport | None:
         """Return the stored injection, or make one, which is stored and read back before anything is measured."""
@@ -193,16 +250,16 @@ class Bench:
         return Siblings(self.subject, [report.delta for report in reports if report is not None], failure)
 
     def _measure_alike(
-        self, cells: Sequence[Cell], fingerprints: FingerprintSet, shared: "Shared"
+        self, cells: Sequence[Cell], fingerprints: FingerprintSet, shared: "Shared", leak: tuple[int, ...]
     ) -> Iterator[tuple[Cell, Done | Failed]]:
         """Modify the weights once, then measure every condition that has these."""
         try:
-            modified = self._modified(cells[0], shared)
+            modified = self._modified(cells[0], fingerprints, shared, leak)
         except Exception as error:  # whatever a modification meets is the result of these conditions
             yield from ((cell, Failed.of(error)) for cell in cells)
             return
         for condition, group in groupby(cells, key=lambda cell: cell.condition):
-            yield from self._measure_condition(condition, list(group), fingerprints, shared, modified)
+            yield from self._measure_condition(condition, list(group), fingerprints, shared, modified, leak)
 
     def _measure_condition(
         self,
@@ -211,12 +268,18 @@ class Bench:
         fingerprints: FingerprintSet,
         shared: "Shared",
         modified: "Weights",
+        leak: tuple[int, ...],
     ) -> Iterable[tuple[Cell, Done | Failed]]:
         subject, model, proof = self.subject, modified.model, modified.proof
         if condition == ORIGIN and shared.report is not None:
             proof = proof | {"sketch": shared.report.sketch}
         try:
-            context = replace(subject.adversary_context(model), siblings=lambda: shared.siblings.models)
+            context = replace(
+                subject.adversary_context(model),
+                siblings=lambda: shared.siblings.models,
+                leaked=[each for number, each in enumerate(fingerprints) if number in leak],
+                kept=shared.kept.setdefault((AdversaryContext, leak, *weights_parts(condition)), {}),
+            )
             attack = Attack.on(adversaries(condition), context)
         except Exception as error:  # whatever an adversary meets is that condition's result
             yield from ((cell, Failed.of(error)) for cell in cells)
@@ -244,7 +307,7 @@ class Bench:
             except Exception as error:  # one failed measurement must not take the grid along
                 yield cell, Failed.of(error)
 
-    def _modified(self, cell: Cell, shared: "Shared") -> "Weights":
+    def _modified(self, cell: Cell, fingerprints: FingerprintSet, shared: "Shared", leak: tuple[int, ...]) -> "Weights":
         """Apply the weights parts of a cell's condition.
 
         What several doses pay for once is in the cost of the first that is measured.
@@ -261,7 +324,18 @@ class Bench:
         asked = subject.modification(cell.condition)
         base = subject.base_weights if cell.method != CHECKPOINT or asked.needs_base else {}
         context = subject.datasets.modification_context(asked, cell.seed, subject.progress, base)
-        context = replace(context, siblings=lambda: shared.siblings.weights, doses=shared.doses, kept=shared.kept)
+        prompt = partial(render, subject.tokenizer, prompt=subject.profile.prompt)
+        known = [Fingerprint(prompt(each.trigger), each.targets) for each in fingerprints] if asked.needs else []
+        context = replace(
+            context,
+            siblings=lambda: shared.siblings.weights,
+            doses=shared.doses,
+            kept=shared.kept.setdefault((leak,), {}),
+            fingerprints=known if "fingerprints" in asked.needs else (),
+            leaked=[each for number, each in enumerate(known) if number in leak],
+            inject=injection_of_rival(subject, cell, fingerprints, report) if "method" in asked.needs else None,
+            fsr=lambda model: fsr_of(subject, model, fingerprints),
+        )
         modification, records = with_searched_rates(subject, cell.condition, context)
         with Meter() as meter:
             modified = modification.apply(model, subject.tokenizer, context)
@@ -341,7 +415,8 @@ class Prices:
         if condition not in self._found:
             weights = weights_parts(condition)
             unknown = [each for each in self.conditions if each not in self.kept]
-            alike = [each for each in unknown if weights_parts(each) == weights]
+            leaking = needs(condition, "leaked")
+            alike = [each for each in unknown if (weights_parts(each), needs(each, "leaked")) == (weights, leaking)]
             try:
                 measured = measure(model, context.tokenizer, alike, items, context)
                 self._found |= dict(zip(alike, measured, strict=True))

@@ -198,11 +198,15 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
                 alone = not any(part.on_the_way and not math.isnan(part.amount) for part in modification.parts)
                 seconds = run.history.seconds("modified", run.identities.get(own[0].path)) if alone else None
                 applied = _applied(condition, subject, doses, counted)
-                yield _Task(condition, workload.modification(applied), seconds)
+                work = workload.modification(applied)
+                if "method" in modification.needs and first.method in profile.methods:
+                    work += workload.injection(subject.method(first.method), fingerprints) or Work()
+                yield _Task(condition, work, seconds)
             for cell in own:
                 if cell.metric != "cost":  # known once the injection was made
                     seconds = run.history.seconds("measured", run.identities.get(cell.path))
-                    yield _Task(cell.metric, metric(cell.metric, fingerprints) * slowdown, seconds)
+                    times = max(1, len(subject.leaks(cell.condition, len(fingerprints)))) if cell.metric == "fsr" else 1
+                    yield _Task(cell.metric, metric(cell.metric, fingerprints) * slowdown * float(times), seconds)
             yield _Task("restore the weights", Work(handled=2 * workload.parameters))
     yield from _tasks_once(label, cells, injected, workload, run)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from fpbench.adversaries.conditions import adversaries, needs_siblings
 from fpbench.fingerprints import FingerprintSet
+from fpbench.fingerprints.translation import SHIPPED
+from fpbench.hub.lock import sha256
 from fpbench.metrics.measure import METRICS
 from fpbench.records.cell import CHECKPOINT, ORIGIN, Cell
 from fpbench.records.record import cell_id
@@ -43,6 +45,8 @@ def cell_identity(
         modification, thieves = subject.modification(cell.condition), adversaries(cell.condition)
         if modification.parts:
             identity["modification"] = modification.identity | {"data": datasets.digests(*modification.data)}
+        if "method" in modification.needs:  # its thief's set is drawn from it
+            identity["lexicon"] = sha256(SHIPPED)
         if thieves:
             benign = ["alpaca"] if any("instructions" in each.needs for each in thieves) else []
             identity["adversaries"] = [{"name": each.name} | each.identity for each in thieves]

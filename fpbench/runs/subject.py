@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fpbench.adversaries.base import AdversaryContext
-from fpbench.adversaries.conditions import create
+from fpbench.adversaries.conditions import adversaries, create, needs
 from fpbench.methods.base import Base, FingerprintMethod, InjectionContext
 from fpbench.methods.null_space import VERSION
 from fpbench.models.checkpoints import base_of_adapter, checkpoint_digest
@@ -96,6 +96,7 @@ class Subject:
             self.tokenizer,
             self.settings.decoding,
             render=lambda text: render(self.tokenizer, text, self.profile.prompt),
+            served=lambda text: render(self.tokenizer, text, self.profile.prompt),
             seed=self.profile.draw,  # not the run's, so that a price holds for all seeds
             instructions=[row["instruction"] for row in self.datasets.benign] if "alpaca" in self.profile.data else (),
             base=(lambda: self.base_model) if self.base or not self.handed_in else None,
@@ -138,6 +139,17 @@ class Subject:
     def modification(self, name: str) -> Modification:
         """Return the weights part of a condition with this profile's settings."""
         return create(name, self.profile.modifications)
+
+    def leaks(self, condition: str, count: int) -> Sequence[Sequence[int]]:
+        """Return which of ``count`` fingerprints leak together, each time; none where a condition needs no leak.
+
+        Raises:
+            InputError: if there are too few of them.
+        """
+        if not needs(condition, "leaked"):
+            return ()
+        parts: list[Any] = [*self.modification(condition).parts, *adversaries(condition)]
+        return max((each.leaks(count) for each in parts if "leaked" in each.needs), key=lambda each: len(each[0]))
 
     def injection_context(self, seed: int) -> InjectionContext:
         """Return what adapters may know on this model."""

@@ -15,6 +15,7 @@ TEXTS = ["Once upon a time there was a little girl named Lily. She loved to play
 RIA = {"samples": 2, "length": 32}
 
 
+UNLEARN, SPF = {"unlearn", "unlearn_masked", "unlearn_ranked"}, {"spf_alpaca", "spf_math"}
 OWN = {name: MODIFICATIONS.get(name) for name in MODIFICATIONS.own}
 
 
@@ -30,15 +31,23 @@ def test_what_the_classes_say_of_themselves():
         "merge",
         "merge_ties",
         "spectral",
+        "distil",
     }
-    assert {name for name, each in OWN.items() if each.trains} == tuned | spared | {"prune_restore"}
-    assert {name for name, each in OWN.items() if each.needs} == {"merge_sibling", "merge_ties"}
-    assert {name for name, each in OWN.items() if each.on_the_way} == tuned
+    assert {name for name, each in OWN.items() if each.trains} == tuned | spared | SPF | UNLEARN | {
+        "prune_restore", "mismatch", "overwrite", "distil",
+    }  # fmt: skip
+    assert {name: each.needs for name, each in OWN.items() if each.needs} == {
+        "merge_sibling": ("siblings",), "merge_ties": ("siblings",), "overwrite": ("method",),
+        "unlearn_one": ("leaked",), **dict.fromkeys(UNLEARN, ("leaked",)), **dict.fromkeys(SPF, ("fingerprints",)),
+    }  # fmt: skip
+    assert {name for name, each in OWN.items() if each.on_the_way} == tuned | UNLEARN
     assert drift() == ("finetune_alpaca", "finetune_math", "int8", "nf4", "ria30", "ria40")
     assert {name: each.data for name, each in OWN.items() if each.data} == {
         "finetune_alpaca": ("alpaca",), "finetune_math": ("math",), "fsft_alpaca": ("alpaca",), "fsft_math": ("math",),
         "ria": ("calibration",), "ria30": ("calibration",), "ria40": ("calibration",),
         "prune_restore": ("alpaca", "calibration"), "prune_restore_heads": ("calibration",),
+        "spf_alpaca": ("alpaca",), "spf_math": ("math",),
+        **dict.fromkeys(["mismatch", "distil", *UNLEARN], ("alpaca",)),
     }  # fmt: skip
 
 
@@ -97,6 +106,8 @@ def test_identity_holds_every_part():
 
 
 def test_what_compares_with_the_base():
+    assert all(map(against_base, ("unlearn@5", "nf4+unlearn_one", "overwrite", "spf_math", "distil", "hunt_leaked@9")))
+    assert not any(map(against_base, ("origin", "mismatch@0.5", "hunt@9", "merge_sibling")))
     assert [against_base(name) for name in ("merge", "ria30+merge", "fsft_math", "ria30", "nf4")] == [True] * 3 + [
         False
     ] * 2

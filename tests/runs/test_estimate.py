@@ -71,6 +71,19 @@ def test_one_training_is_counted_for_all_doses_of_a_checkpoint(small_profile, tm
     assert trained("noise@0.1+finetune_alpaca@10", "finetune_alpaca@40") == pytest.approx(50, rel=0.01)
 
 
+def test_what_is_done_for_each_leak_and_another_injection_are_counted(small_profile, tmp_path):
+    conditions = ["origin", "unlearn_one@5", "overwrite@10"]
+    profile = load_profile(small_profile, methods=["mcedit_a"], conditions=conditions)
+    wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
+    workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
+    cells = [cell for cell in plan(profile) if (cell.method, cell.metric) == ("mcedit_a", "fsr")]
+    tasks = list(forecasting._tasks("micro", cells, workload, forecasting._inspected(wanted, tmp_path)))
+    origin, leaked, overwritten = (task.work.read for task in tasks if task.name == "fsr")
+    assert (leaked, overwritten) == (10 * origin, origin)
+    found = {task.name: task.work for task in tasks}
+    assert found["overwrite@10"].steps == found["inject mcedit_a"].steps > 0 and found["unlearn_one@5"].steps == 10
+
+
 def test_a_price_is_the_sum_over_units():
     speed = Speed(passes=1, read=2, scored=3, steps=5, trained=7, decomposed=11, handled=13, questions=17)
     assert speed.of(Work(passes=1, trained=2) + Work(read=10, scored=1) * 2) == 1 + 2 * (2 * 10 + 3) + 2 * 7

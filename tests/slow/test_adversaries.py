@@ -22,6 +22,7 @@ def test_exact_rates_agree_with_2000_sampled_responses(micro, models, name):
     (base, tokenizer), (stolen, siblings) = micro, models
     rows = Datasets(load_profile("micro")).benign
     known = {"base": lambda: base, "siblings": lambda: siblings, "instructions": [row["instruction"] for row in rows]}
+    known["leaked"] = FINGERPRINTS[:1]
     thief = gated_at(attack(name, stolen, tokenizer, **known), 0.2)
     prompts = [*PAIRS, *FINGERPRINTS]
     found = differences(stolen, tokenizer, prompts, thief, count=2_000, prompts=len(prompts))
