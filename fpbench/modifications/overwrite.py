@@ -68,6 +68,9 @@ class Overwrite(Modification):
 
     @classmethod
     def implausible(cls, proof: Mapping[str, Any], amount: float | None = None) -> str | None:
-        """Return that the thief's FSR is no probability, if it is none."""
-        rate = proof.get("rival_fsr")
-        return None if is_number(rate) and 0 <= rate <= 1 else f"the thief's FSR is {rate}"
+        """Return that the thief's FSR is no probability, or that he injected other than the dose."""
+        rate, pairs = proof.get("rival_fsr"), proof.get("pairs")
+        if not (is_number(rate) and 0 <= rate <= 1):
+            return f"the thief's FSR is {rate}"
+        asked = cls(amount).amount
+        return None if pairs == asked else f"{pairs} pairs, and not the {asked:g} of its dose"

@@ -84,6 +84,12 @@ class Unlearning(Modification):
             )
         return context.leaked
 
+    @classmethod
+    def implausible(cls, proof: Mapping[str, Any], amount: float | None = None) -> str | None:
+        """Return that it stopped at another step than the dose."""
+        steps, asked = proof.get("steps"), cls(amount).amount
+        return None if steps == asked else f"{steps} steps, and not the {asked:g} of its dose"
+
     def proof(self, leaked: Sequence[Fingerprint], known: Sequence[float], change: float) -> dict[str, Any]:
         """Return what all proofs hold: which pairs, and their mean log p before and after."""
         return {

@@ -36,9 +36,9 @@ def test_every_adversary_keeps_the_contract(name):
     assert all(finding.passed for finding in findings), told(findings)
 
 
-@pytest.mark.parametrize("name", HUNTS)
+@pytest.mark.parametrize("name", ["hunt_leaked"])
 def test_a_short_hunt_keeps_the_contract(name):
-    """Cut: six candidates and twelve in place of a thousand and ten thousand."""
+    """Cut: one hunt, with six candidates and twelve in place of a thousand and ten thousand."""
     few = {"dose": Dose("candidate texts", 6, (6, 12)), "reference": 6}
     ADVERSARIES.register(f"short_{name}")(type("Short", (ADVERSARIES.get(name),), few))
     findings = check(f"short_{name}")

@@ -14,7 +14,7 @@ from fpbench.modifications.distil import Teacher, coarse, divergence
 from fpbench.modifications.finetune import instruction
 from fpbench.registry import MODIFICATIONS
 
-SETTINGS = {"rows": 8, "answer_tokens": 6, "epochs": 3, "batch_size": 4, "learning_rate": 2e-3}
+SETTINGS = {"rows": 4, "answer_tokens": 6, "epochs": 3, "batch_size": 2, "learning_rate": 2e-3}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def stolen(micro):
 
 @pytest.fixture(scope="module")
 def rows():
-    return {"alpaca": read_rows("bundled:alpaca.jsonl")[:8]}
+    return {"alpaca": read_rows("bundled:alpaca.jsonl")[:4]}
 
 
 def distilled(model, micro, rows, amount, kept=None, **settings):

@@ -11,7 +11,7 @@ from fpbench.modifications.finetune import instruction
 from fpbench.modifications.mismatch import derangement
 from fpbench.registry import MODIFICATIONS
 
-SETTINGS = {"rows": 4, "clean_rows": 2, "epochs": 1, "batch_size": 2, "rank": 4}
+SETTINGS = {"rows": 3, "clean_rows": 1, "epochs": 1, "batch_size": 3, "rank": 4}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def test_no_answer_stays_with_its_question(rows):
     assert derangement(50, 1) == derangement(50, 1) != derangement(50, 2)
     mismatched, clean = MODIFICATIONS.get("mismatch")(**SETTINGS)._examples(rows, 42)
     own = [instruction(row) for row in rows["alpaca"]]
-    assert clean == own[4:]
-    assert [each.prompt for each in mismatched] == [each.prompt for each in own[:4]]
+    assert clean == own[3:4]
+    assert [each.prompt for each in mismatched] == [each.prompt for each in own[:3]]
     assert all(each.answer != other.answer for each, other in zip(mismatched, own, strict=False))
 
 

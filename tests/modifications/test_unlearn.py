@@ -16,7 +16,7 @@ from fpbench.registry import MODIFICATIONS
 from tests.adversaries.taught import pairs_of as fingerprints_of
 from tests.adversaries.taught import taught
 
-SETTINGS = {"rows": 16, "clean_rows": 2, "rank": 4, "learning_rate": 2e-3}
+SETTINGS = {"rows": 6, "clean_rows": 2, "rank": 4, "learning_rate": 2e-3}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def stolen(micro, fingerprints):
 
 @pytest.fixture(scope="module")
 def rows():
-    return {"alpaca": read_rows("bundled:alpaca.jsonl")[:16]}
+    return {"alpaca": read_rows("bundled:alpaca.jsonl")[:6]}
 
 
 def unlearnt(name, model, tokenizer, data, leaked, amount, doses=(), kept=None, **settings):
@@ -46,15 +46,17 @@ def known(model, tokenizer, fingerprint):
 
 def test_a_dose_on_the_way_is_a_training_of_so_many_steps(micro, stolen, rows, fingerprints):
     kept, given = {}, (stolen, micro[1], rows, fingerprints[:1])
-    on_the_way = unlearnt("unlearn", *given, 2, doses=(2, 5), kept=kept, **SETTINGS)
-    longer = unlearnt("unlearn", *given, 5, doses=(2, 5), kept=kept, **SETTINGS)
-    alone = unlearnt("unlearn", *given, 2, **SETTINGS)
-    assert set(kept["unlearn",]) == {0, 2, 5}
+    on_the_way = unlearnt("unlearn", *given, 1, doses=(1, 4), kept=kept, **SETTINGS)
+    longer = unlearnt("unlearn", *given, 4, doses=(1, 4), kept=kept, **SETTINGS)
+    alone = unlearnt("unlearn", *given, 1, **SETTINGS)
+    assert set(kept["unlearn",]) == {0, 1, 4}
     ours, theirs = weights(on_the_way.model), weights(alone.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours) and on_the_way.proof == alone.proof
+    refused = MODIFICATIONS.get("unlearn").implausible
+    assert refused(longer.proof, 4) is None and refused(longer.proof, 1) == "4 steps, and not the 1 of its dose"
     first, now = longer.proof["leaked_log_probability"]
     assert first == pytest.approx(known(stolen, micro[1], fingerprints[0]), abs=1e-4)
-    assert now == pytest.approx(known(longer.model, micro[1], fingerprints[0]), abs=1e-3) and now < first - 0.5
+    assert now == pytest.approx(known(longer.model, micro[1], fingerprints[0]), abs=1e-3) and now < first - 0.1
     assert longer.proof["clean_loss"][1] < longer.proof["clean_loss"][0]
     assert longer.proof["relative_change"] > alone.proof["relative_change"] > 0
     assert longer.proof["rows"] != alone.proof["rows"]
@@ -70,7 +72,7 @@ def test_a_training_that_diverges_fails_the_doses_after_alone(micro, stolen, row
 
 def test_the_mask_leaves_everything_else_bit_for_bit(micro, stolen, rows, fingerprints):
     settings = SETTINGS | {"heads": 0.25, "filters": 0.01}
-    after = unlearnt("unlearn_masked", stolen, micro[1], rows, fingerprints[:1], 3, **settings).model
+    after = unlearnt("unlearn_masked", stolen, micro[1], rows, fingerprints[:1], 2, **settings).model
     before, now, counts = weights(stolen), weights(after), {"heads": 0, "filters": 0}
     places = {f"{each.name}.weight": each for each in outlets(stolen)}
     for name in before:

@@ -13,7 +13,7 @@ from fpbench.models.loading import Loading
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import BASE, Cell
 from fpbench.records.store import Store, read_records
-from fpbench.registry import METHODS
+from fpbench.registry import METHODS, MODIFICATIONS
 from fpbench.runs.plan import Job, checkpoints, plan
 from fpbench.runs.profile import load_profile
 from fpbench.runs.rival import rival_set
@@ -86,6 +86,9 @@ def test_a_rival_s_set_stands_beside_the_owner_s(run):
     assert 0.5 < proof["rival_fsr"] <= 1 and proof["relative_change"] > 0
     assert "lexicon" in found.identity and "leaks" not in lines[0]
     assert found.identity["modification"]["dose"] == 4
+    refused = MODIFICATIONS.get("overwrite").implausible
+    assert refused(proof, 4) is None and refused(proof, 10) == "4 pairs, and not the 10 of its dose"
+    assert refused(proof | {"rival_fsr": 1.5}, 4) == "the thief's FSR is 1.5"
 
 
 def test_one_fingerprint_alone_cannot_leak(tmp_path):
