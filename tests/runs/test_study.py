@@ -16,11 +16,11 @@ from fpbench.runs.study import STUDIES, _lengths, _numbers_of_candidates
 
 
 def test_every_switch_of_the_ablation_is_a_row_of_the_table_and_of_the_figure(
-    small_profile: str, tmp_path: Path
+    tiny_profile: str, tmp_path: Path
 ) -> None:
-    """One test of one study: six injections take twenty seconds, and as a fixture each worker would make its own."""
+    """One test of one study: six injections take ten seconds, and as a fixture each worker would make its own."""
     ablation = tmp_path / "ablation"
-    assert main(["study", "ablation", "--profile", small_profile, "--condition", "origin", "--out", str(ablation)]) == 0
+    assert main(["study", "ablation", "--profile", tiny_profile, "--condition", "origin", "--out", str(ablation)]) == 0
     records = read_records(ablation / "records")
     costs = {each.cell.method: each.result["weights_digest"] for each in records if each.cell.metric == "cost"}
     assert list(STUDIES["ablation"].variants) == sorted(costs, key=list(STUDIES["ablation"].variants).index)
