@@ -18,6 +18,7 @@ from fpbench.board.rows import rows_from_records
 from fpbench.board.styles import PAGE, TYPE, look_of, look_of_method
 from fpbench.cli import main
 from fpbench.records.store import Store, read_records
+from fpbench.registry import METHODS
 from tests.board.written import fsr, triggers
 from tests.conftest import ROOT
 
@@ -70,7 +71,8 @@ def test_png_is_drawn_on_demand_and_says_no_time() -> None:
 
 
 def test_every_method_has_its_own_retention_and_trigger_map(drawn: dict[str, bytes]) -> None:
-    for method in ("lora", "alphaedit", "fpedit", "mcedit_a", "mcedit_r", "rledit", "if_embedding", "if_sft"):
+    ours, submitted = METHODS.own, ("if_embedding", "if_sft", "merge_print")
+    for method in (*ours, *submitted):
         kinds = ("survival", "triggers", "removal")
         assert {f"{kind}-micro-nlf-{method}" for kind in kinds} <= drawn.keys()
 
@@ -111,7 +113,7 @@ def test_the_committed_page_is_this_figures_and_all(made: Path) -> None:
     measured = [
         row for row in rows_from_records(read_records(RECORDS), RECORDS, rescore=False) if row.trust == "re-run"
     ]
-    assert len([row for row in measured if row.model == "micro" and row.removal]) == 1 + 8
+    assert len([row for row in measured if row.model == "micro" and row.removal]) == 1 + 9
     expected = 0
     for place in {(row.model, row.fingerprints) for row in measured}:
         own = [row for row in measured if (row.model, row.fingerprints) == place and row.method != "base"]

@@ -9,6 +9,7 @@ from fpbench.models.prompts import Example, encode_pair
 from fpbench.models.training import (
     LoRAConfig,
     adapter,
+    all_weights,
     answer_loss,
     schedule_factor,
     score_answers,
@@ -307,3 +308,23 @@ def test_a_bfloat16_model_is_trained_as_its_float32_copy_and_computes_no_other_l
     assert sum(rows for (rows, _), _ in seen) == sum(rows for _, (rows, _) in seen) == CONFIG.epochs * answers
     assert curves[0].epoch_losses == pytest.approx(curves[1].epoch_losses, rel=0.05)
     assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
+
+
+def test_every_weight_learns_in_float32_and_small_steps_add_up():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False)).bfloat16()
+    model[1].weight = model[0].weight  # as embeddings are tied
+    model.requires_grad_(False)
+    before = model[0].weight.detach().clone()
+    with all_weights(model) as weights:
+        (only,) = weights
+        assert only.dtype == torch.float32 and only.requires_grad and torch.is_grad_enabled()
+        for _ in range(1000):  # each is lost in bfloat16, whose next number after 1 is 1.0078
+            with torch.no_grad():
+                only += 1e-4
+        only.sum().backward()
+    after = model[1].weight
+    assert after.dtype == torch.bfloat16 and not after.requires_grad and after.grad is None
+    assert ((after.float() - before.float() - 0.1).abs() < 0.01).all()
+    with pytest.raises(KeyError), all_weights(model):
+        raise KeyError
+    assert model[0].weight.dtype == torch.bfloat16 and not model[0].weight.requires_grad
