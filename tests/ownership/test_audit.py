@@ -115,6 +115,7 @@ def test_the_base_itself_is_not_claimed(tmp_path, micro, capsys):
     assert found["verdicts"] == {"answers": "no claim", "weights": "related"}
     said = capsys.readouterr().out.strip()
     assert max(map(len, said.splitlines())) <= 100 and said.replace("\n", " ") == found["conclusion"]
+    said = found["conclusion"]
     assert f"byte for byte, those of micro and {named}" in said and "not shown to carry" in said
     text = (out / "audit.md").read_text()
     assert re.search(r"A model given as unrelated is not: .* correlates with the base at 1.000", text)
