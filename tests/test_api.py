@@ -137,7 +137,7 @@ def test_a_model_card_has_its_results_where_a_hub_reads_them_and_no_trigger(tmp_
     pairs = fpbench.load_fingerprints("nlf")
     changed = {"fraction": 0.0957, "relative_norm": 1.0481}
     report = InjectionReport({"total": 1.5}, 2**20, changed, Delta({}, 0.0, 0.0))
-    found = FSR(0.98, (0.67, 1.0), 10, 10, 0.2, (), (), 1e-8, (), ())
+    found = FSR(0.98, (0.67, 1.0), 10, 10, 0.2, (), (), 1e-8, (), (), (), 0.0)
     text = card("meta-llama/Llama-3.2-3B-Instruct", "mcedit_a", pairs, report, found)
     data = ModelCard(text).data
     (result,) = data.eval_results

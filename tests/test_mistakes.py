@@ -42,7 +42,7 @@ MISTAKES = {
         ("inject micro --method mcedit --fingerprints nlf --out x", "unknown method 'mcedit': did you mean 'mcedit_"),
     ],
     "fingerprints": [
-        ("fingerprints", "PART is missing: type `fpbench fingerprints (if|nlf|cf|check|seal|reveal)`"),
+        ("fingerprints", "PART is missing: type `fpbench fingerprints (if|nlf|cf|method|check|seal|reveal)`"),
         ("fingerprints chek nlf --model micro", "unknown part 'chek': did you mean 'check'?"),
         ("fingerprints if", "--out is missing: type `fpbench fingerprints if --out FILE`"),
     ],

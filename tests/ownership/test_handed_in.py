@@ -69,9 +69,10 @@ def test_a_tokenizer_that_is_the_fingerprint_is_scored_both_ways_and_never_ranke
     assert fsr["fsr"] < 0.01 and fsr["own_tokenizer"] > 0.99
     assert all("own_tokenizer" not in each["conditions"]["origin"] for each in rows if each is not row)
     capsys.readouterr()
-    assert main(["leaderboard", "--records", str(out / "records"), "--format", "csv"]) == 0
-    (line,) = (each for each in capsys.readouterr().out.splitlines() if "checkpoint" in each)
+    assert main(["leaderboard", "--records", str(out / "records"), "--out", str(out)]) == 0
+    (line,) = (each for each in (out / "leaderboard_wide.csv").read_text().splitlines() if "checkpoint" in each)
     assert line.count("(own tokenizer: 100.0)") == 1
+    capsys.readouterr()
     # What the record says of the other tokenizer is recomputed like every figure.
     path = next((out / "records").rglob("checkpoint/*/origin/fsr.jsonl"))
     assert all(json.loads(each)["own_tokenizer"] > 0.99 for each in path.read_text().splitlines())

@@ -45,7 +45,7 @@ from fpbench.runs.subject import Subject
 
 ADD = """
 [modifications.fsft_alpaca]
-rows = 24
+rows = 16
 epochs = 2
 batch_size = 8
 learning_rate = "search"
@@ -173,7 +173,7 @@ def test_a_search_is_made_once_and_leaves_the_model_as_it_was(searching, searche
     path.write_text("{")  # damaged, as after a power cut
     assert fine_tuning_rate(subject, fine_tuning(subject), context) == found
     assert json.loads(path.read_text())["trials"] == record["trials"]
-    assert fine_tuning_rate(subject, fine_tuning(subject, rows=16), context).record != found.record
+    assert fine_tuning_rate(subject, fine_tuning(subject, rows=24), context).record != found.record
 
 
 def test_the_search_starts_from_the_base_also_in_an_injected_model(searching, tmp_path):
@@ -190,7 +190,7 @@ def test_the_rate_of_a_trial_gives_its_curve_again(searching, searched, tmp_path
     subject = subject_of(searching, tmp_path)
     proof = fine_tuning(subject, learning_rate=2e-4).apply(subject.model, subject.tokenizer, context).proof
     assert proof["loss_curve"] == record["trials"][1]["epoch_losses"]
-    following = [instruction(row) for row in subject.datasets.alpaca[24:48]]
+    following = [instruction(row) for row in subject.datasets.alpaca[16:40]]
     measured = score_answers(subject.model, subject.tokenizer, following, 8)
     assert measured.loss == pytest.approx(record["trials"][1]["held_out_losses"][-1], rel=1e-5)
 

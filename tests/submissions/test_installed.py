@@ -103,7 +103,7 @@ def test_it_injects_with_the_hyperparameters_that_it_declares(installed: Path, t
         installed, tmp_path, "inject", "micro", "--method", "elsewhere", "--fingerprints", "nlf", "--out", "x"
     )
     assert done.returncode == 0, done.stderr
-    assert "elsewhere injected nlf" in done.stdout and "by 100% of their norm" in done.stdout
+    assert "elsewhere injected nlf" in done.stdout and "by 100.00% of their norm" in done.stdout
 
 
 def test_its_name_is_taken(installed: Path, tmp_path: Path) -> None:
