@@ -123,7 +123,7 @@ def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
     Blocks are assigned one to one so that the sum of their correlations is largest. A pair matches from
     :data:`RELATED` on. What is constant in one of the two, such as the zeros of inserted blocks, is left out.
     """
-    alike, varying = _alikeness(_samples(a), _samples(b), a.numbers, b.numbers)
+    alike, varying = alikeness(a, b)
     alike = np.nan_to_num(alike, nan=-1.0)
     # Of two copies of a block, that with fewer constant matrices.
     pairs = list(zip(*map(np.ndarray.tolist, linear_sum_assignment(-alike * varying)), strict=True))
@@ -171,11 +171,16 @@ def _samples(matrices: Matrices) -> Samples:
     return found
 
 
-def _alikeness(a: Samples, b: Samples, rows: Sequence[int], columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def alikeness(one: Matrices, other: Matrices) -> tuple[np.ndarray, np.ndarray]:
     """Return for every pair of blocks the mean correlation of their matrices, and the share of matrices that it has.
 
-    Both are [blocks of a, blocks of b]; NaN where no matrix of one name and shape varies in both.
+    Both are [blocks of one, blocks of the other]; NaN where no matrix of one name and shape varies in both. Some
+    entries of each matrix are read, the same of all matrices of a shape.
     """
+    return _alikeness(_samples(one), _samples(other), one.numbers, other.numbers)
+
+
+def _alikeness(a: Samples, b: Samples, rows: Sequence[int], columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     total, varying, common = (np.zeros((len(rows), len(columns))) for _ in range(3))
     for key in a.keys() & b.keys():
         one, other = (
