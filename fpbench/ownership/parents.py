@@ -187,10 +187,10 @@ def report(found: Parents) -> str:
             "",
             str(table),
             "",
-            f"Excess (over {found.matrices} matrices): 0 is the nearest, 1 what the suspect has nothing of.",
-            "The set holds the parent at the stated coverage where it is among the candidates, for suspects made as the",
-            "known descents were (docs/checkpoints.md). Weights do not tell who was first: a candidate made from the",
-            "suspect looks like its parent.",
+            f"Excess, over {found.matrices} matrices: 0 the nearest candidate, 1 what the suspect has nothing of.",
+            "The set holds the parent at the stated coverage where it is among the candidates, for suspects made as",
+            "the known descents were (docs/checkpoints.md). Weights do not tell who was first: a candidate made from",
+            "the suspect looks like its parent.",
         ]
     )
 
