@@ -37,7 +37,7 @@ SMALL = 30_000_000  # parameters; the micro model has 6 million
 LOOK = 0.5  # seconds for which the cores are watched before they are shared out
 PATIENCE = 10.0  # seconds that a process has to end in
 # Imported once, by the process that the others are forked from.
-PRELOADED = ["fpbench.runs.worker", "fpbench.metrics.lm", "peft"]
+PRELOADED = ["fpbench.runs.preload"]
 # Of a process: the ids of its records by path, a line of its log, a finished cell with why it failed, what ended its
 # work, or nothing once all its cells are done.
 Report = dict[str, str] | str | tuple[Cell, str | None] | FpbenchError | None
