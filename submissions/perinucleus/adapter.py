@@ -27,7 +27,7 @@ class Perinucleus(fpbench.FingerprintMethod):
     version = "1"
 
     class Config(fpbench.MethodConfig):
-        """Hyper-parameters; t, k, the share of unrelated pairs and the epochs are the paper's."""
+        """Hyper-parameters; t, k, the share of unrelated pairs and the epochs are its repository's."""
 
         key_tokens: int = 16  # of a key
         key_temperature: float = 0.5
