@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from fpbench.adversaries.conditions import weights_parts
+from fpbench.adversaries.conditions import name_of, weights_parts
 from fpbench.errors import CellError, FpbenchError, InputError
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import Cell
@@ -145,10 +145,13 @@ def limited_threads(count: int) -> Iterator[None]:
 
 
 def pieces(checkpoint: Sequence[Cell]) -> list[list[Cell]]:
-    """Split a checkpoint by what its conditions do to the weights: those alike are priced in one pass."""
+    """Split a checkpoint by which parts of its conditions change weights: all doses of a part are one piece.
+
+    They may share one training, and conditions of the same weights are priced in one pass.
+    """
     found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in checkpoint:
-        found.setdefault(tuple(weights_parts(cell.condition)), []).append(cell)
+        found.setdefault(tuple(map(name_of, weights_parts(cell.condition))), []).append(cell)
     return list(found.values())
 
 

@@ -91,3 +91,11 @@ def test_conditions_of_the_same_weights_stay_together() -> None:
     assert [[cell.condition for cell in piece][::2] for piece in pieces(cells)] == [
         ["origin", "suppress@1", "wrap@8"], ["nf4", "nf4+suppress@1"], ["merge@0.3"],
     ]  # fmt: skip
+
+
+def test_doses_that_may_share_a_training_stay_together() -> None:
+    doses = ["finetune_alpaca@25", "finetune_alpaca@50", "finetune_alpaca@50+suppress@1"]
+    names = [doses[0], "origin", *doses[1:], "finetune_alpaca+nf4"]
+    cells = [Cell("micro", "nlf", "lora", 42, name, "fsr") for name in names]
+    found = [[cell.condition for cell in piece] for piece in pieces(cells)]
+    assert found == [doses, ["origin"], ["finetune_alpaca+nf4"]]
