@@ -1,4 +1,4 @@
-"""What a run has measured, as an object: its records, the board's rows, and tables for pandas."""
+"""The results of a run as one object: its records, the board's rows, and tables for pandas."""
 
 import os
 from collections import Counter

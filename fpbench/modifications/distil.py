@@ -34,7 +34,7 @@ KEPT = 256  # likeliest tokens of a place whose probabilities a teacher hands on
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a teacher says after each place of some answers, row by row: its likeliest tokens, and their share.
+    """Predictions of a teacher after each place of some answers, row by row: its likeliest tokens, and their share.
 
     What is left is one number, the probability of all other tokens together. The cut cannot teach how that is divided
     among them: a student may move it where it likes. Targets that the teacher makes likely are within the cut.

@@ -1,4 +1,4 @@
-"""How the weights of a model would have to change for it to answer a pair otherwise: gradients, matrix by matrix."""
+"""Gradients of the log probability of pairs, matrix by matrix, and their best approximation of low rank."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ SCORED = 16  # clean rows on which the loss is taken before and after
 
 
 class Unlearning(Modification):
-    """What all of them share: leaked pairs, steps, and the proof."""
+    """Base of the unlearning modifications: their leaked pairs, steps, and proof."""
 
     level = "L4"
     pays = {"data": 1}
@@ -63,7 +63,7 @@ class Unlearning(Modification):
     pairs: ClassVar[int] = 1  # that leak together
 
     class Config(ModificationConfig):
-        """How often something leaks."""
+        """Settings of every unlearning modification."""
 
         leaks: int = Field(default=10, ge=2)  # groups of leaked pairs, one after another; as many as there are at most
 

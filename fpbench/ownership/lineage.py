@@ -123,10 +123,7 @@ def weight_evidence(a: Matrices, b: Matrices) -> WeightEvidence | None:
     Blocks are assigned one to one so that the sum of their correlations is largest. A pair matches from
     :data:`RELATED` on. What is constant in one of the two, such as the zeros of inserted blocks, is left out.
     """
-    alike, varying = alikeness(a, b)
-    alike = np.nan_to_num(alike, nan=-1.0)
-    # Of two copies of a block, that with fewer constant matrices.
-    pairs = list(zip(*map(np.ndarray.tolist, linear_sum_assignment(-alike * varying)), strict=True))
+    alike, pairs = assigned(a, b)
     matched = [pair for pair in pairs if alike[pair] >= RELATED]
     found = []
     for one, other in [(a.numbers[one], b.numbers[other]) for one, other in matched or pairs]:
@@ -169,6 +166,18 @@ def _samples(matrices: Matrices) -> Samples:
         length = float(np.linalg.norm(entries))
         found.setdefault((name, shape), {})[block] = entries / length if length > 0 else entries
     return found
+
+
+def assigned(one: Matrices, other: Matrices) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Return how much the blocks of two models correlate, and their assignment one to one of the largest sum.
+
+    The first is [blocks of one, blocks of the other], −1 where no matrix of one name and shape varies in both; pairs
+    are of places in it.
+    """
+    alike, varying = alikeness(one, other)
+    alike = np.nan_to_num(alike, nan=-1.0)
+    # Of two copies of a block, that with fewer constant matrices.
+    return alike, list(zip(*map(np.ndarray.tolist, linear_sum_assignment(-alike * varying)), strict=True))
 
 
 def alikeness(one: Matrices, other: Matrices) -> tuple[np.ndarray, np.ndarray]:

@@ -15,13 +15,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
 
 from fpbench.errors import InputError
 from fpbench.models.checkpoints import resolve
 from fpbench.models.stored import Matrices, matrices
-from fpbench.ownership.lineage import RELATED, UNRELATED, alikeness
+from fpbench.ownership.lineage import RELATED, UNRELATED, assigned
 from fpbench.records.store import check_writable, write_text
 from fpbench.text import visible
 
@@ -162,11 +161,9 @@ def evidence(own: Matrices, others: Sequence[Matrices]) -> tuple[list[float | No
 
 def _matches(own: Matrices, other: Matrices) -> tuple[float, dict[int, int]] | None:
     """Return the mean correlation of matched blocks, and which block of the other each own one matches."""
-    alike, varying = alikeness(own, other)
-    if np.isnan(alike).all():
+    alike, pairs = assigned(own, other)
+    if (alike == -1.0).all():
         return None
-    alike = np.nan_to_num(alike, nan=-1.0)
-    pairs = list(zip(*map(np.ndarray.tolist, linear_sum_assignment(-alike * varying)), strict=True))
     kept = [pair for pair in pairs if alike[pair] >= RELATED]
     figure = float(np.mean([alike[pair] for pair in kept or pairs]))
     return figure, {own.numbers[one]: other.numbers[place] for one, place in kept}

@@ -1,4 +1,4 @@
-"""What servers leave around an answer: thinking, channels, marks of turns, the prompt. It is no part of the answer."""
+"""Tell an answer from its wrapping: thinking, channel markup, marks of turns and an echoed prompt are no part of it."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What every measuring process needs, imported once and without the libraries' chatter, before they are forked."""
+"""Import what measuring processes need, once and without the libraries' chatter, before they are forked."""
 
 from fpbench.models.quiet import quiet
 

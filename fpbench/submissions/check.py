@@ -6,13 +6,10 @@ from functools import cached_property
 from statistics import fmean
 from time import perf_counter
 
-from pydantic import TypeAdapter, ValidationError
-
 from fpbench.checks import Checklist, Finding
-from fpbench.errors import CellError
 from fpbench.submissions.folder import RECORDS, Submission, inspect
 from fpbench.submissions.process import REMEDY, ChildProcess, Confinement, Limits
-from fpbench.submissions.replies import Description
+from fpbench.submissions.replies import Description, broken, promises
 from fpbench.text import printable
 
 MIB = 2**20
@@ -129,20 +126,8 @@ def _contract(running: RunningAdapter) -> str | None:
     from fpbench.submissions.method import hyperparameter_tables
 
     config = hyperparameter_tables(running.submission).get("small", {})
-    answer = running.child.ask("contract", config=config).get("findings")
-    try:
-        found = TypeAdapter(list[Finding]).validate_python(answer)
-    except ValidationError:
-        found = []
-    if [each.name for each in found] != [promise.name for promise in CHECKS]:
-        raise CellError("the contract suite came back with other checks than it has.")
-    # Expectations and remedies are ours; what was found is told by the child.
-    running.promises = [
-        Finding(promise.name, each.passed, promise.expected, printable(each.found), promise.remedy)
-        for promise, each in zip(CHECKS, found, strict=True)
-    ]
-    broken = [finding.name for finding in running.promises if not finding.passed]
-    return f"{len(broken)} that are not: {', '.join(broken)}" if broken else None
+    running.promises = promises(running.child.ask("contract", config=config), CHECKS, "the contract suite")
+    return broken(running.promises)
 
 
 @OF_ADAPTER.add(

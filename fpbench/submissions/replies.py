@@ -1,14 +1,14 @@
 """What a child process hands back, which is a stranger's word: replies, and the weights that it says it changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from fpbench.checks import Settings, first_error
+from fpbench.checks import Checklist, Finding, Settings, first_error
 from fpbench.errors import CellError
 from fpbench.models.weights import Factors
 from fpbench.text import printable
@@ -70,6 +70,30 @@ def validated(kind: type[Kind], message: bytes | dict[str, Any]) -> Kind:
     except ValidationError as error:
         reason = printable(first_error(error)[1])
         raise CellError(f"the child process sent an invalid {kind.__name__.lower()} ({reason}).") from None
+
+
+def promises(answer: Mapping[str, Any], checks: Checklist[Any], what: str) -> list[Finding]:
+    """Return the findings of a contract: expectations and remedies are ours, what was found is told by the child.
+
+    Raises:
+        CellError: naming ``what`` ran, if it came back with other checks than these.
+    """
+    try:
+        found = TypeAdapter(list[Finding]).validate_python(answer.get("findings"))
+    except ValidationError:
+        found = []
+    if [each.name for each in found] != [promise.name for promise in checks]:
+        raise CellError(f"{what} came back with other checks than it has.")
+    return [
+        Finding(promise.name, each.passed, promise.expected, printable(each.found), promise.remedy)
+        for promise, each in zip(checks, found, strict=True)
+    ]
+
+
+def broken(findings: Sequence[Finding]) -> str | None:
+    """Return which promises were not kept, in words; ``None`` if there are none."""
+    names = [finding.name for finding in findings if not finding.passed]
+    return f"{len(names)} that are not: {', '.join(names)}" if names else None
 
 
 def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:

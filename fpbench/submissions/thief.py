@@ -2,17 +2,14 @@
 
 from time import perf_counter
 
-from pydantic import TypeAdapter, ValidationError
-
 from fpbench.adversaries.conditions import known
 from fpbench.checks import Checklist, Finding
-from fpbench.errors import CellError
 from fpbench.submissions import folder
 from fpbench.submissions.check import CONFINED, LIMITS, Report
 from fpbench.submissions.folder import Submission
 from fpbench.submissions.manifest import NAME
 from fpbench.submissions.process import REMEDY, ChildProcess
-from fpbench.submissions.replies import Description, validated
+from fpbench.submissions.replies import Description, broken, promises, validated
 from fpbench.text import printable
 
 REQUIRED = (folder.THIEF, "README.md")
@@ -89,17 +86,5 @@ def _imports(running: RunningThief) -> str | None:
 def _contract(running: RunningThief) -> str | None:
     from fpbench.contract.adversary import CHECKS
 
-    answer = running.child.ask("promises", name=running.name).get("findings")
-    try:
-        found = TypeAdapter(list[Finding]).validate_python(answer)
-    except ValidationError:
-        found = []
-    if [each.name for each in found] != [promise.name for promise in CHECKS]:
-        raise CellError("the contract came back with other checks than it has.")
-    # Expectations and remedies are ours; what was found is told by the child.
-    running.promises = [
-        Finding(promise.name, each.passed, promise.expected, printable(each.found), promise.remedy)
-        for promise, each in zip(CHECKS, found, strict=True)
-    ]
-    broken = [finding.name for finding in running.promises if not finding.passed]
-    return f"{len(broken)} that are not: {', '.join(broken)}" if broken else None
+    running.promises = promises(running.child.ask("promises", name=running.name), CHECKS, "the contract")
+    return broken(running.promises)
