@@ -134,10 +134,9 @@ class AlphaEdit(FingerprintMethod):
         a ``kl_factor`` a request's last row has no label: there the prediction is to stay as it was.
         """
         config = self.config
-        contexts = [
-            continuation(model, tokenizer, word, config.prefix_tokens, config.prefix_top_k, context.seed)
-            for word in config.prefixes
-        ]
+        contexts = continuations(
+            model, tokenizer, config.prefixes, config.prefix_tokens, config.prefix_top_k, context.seed
+        )
         requests: list[Prompts] = []
         rows = []
         for number, fingerprint in enumerate(fingerprints):
@@ -213,22 +212,40 @@ class AlphaEdit(FingerprintMethod):
 # Steps 3 and 4: what a request is learnt on.
 
 
-def continuation(model: Any, tokenizer: Any, start: str, tokens: int, top_k: int, seed: int) -> str:
-    """Return ``start`` and at most ``tokens`` more tokens, each sampled from the ``top_k`` most likely ones."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = encode(tokenizer, start)
+def continuations(model: Any, tokenizer: Any, starts: Sequence[str], tokens: int, top_k: int, seed: int) -> list[str]:
+    """Return each start with at most ``tokens`` more tokens, each sampled from the ``top_k`` most likely ones.
+
+    All starts are continued at once, with a cache. Each draws from a generator of its own, so that none depends on the
+    others.
+    """
+    if not starts:
+        return []
     device = next(model.parameters()).device
+    sequences = [encode(tokenizer, start) for start in starts]
+    longest = max(map(len, sequences))
+    attended = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in sequences], device=device)  # (B, T)
+    given = torch.tensor([[ids[0]] * (longest - len(ids)) + ids for ids in sequences], device=device)  # padded left
+    generators = [torch.Generator().manual_seed(seed) for _ in starts]
+    running, cache = set(range(len(starts))), None
     for _ in range(tokens):
+        positions = (attended.cumsum(1) - 1).clamp(min=0)[:, -given.shape[1] :]
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
-        best = logits.float().cpu().topk(top_k)
-        choice = torch.multinomial(best.values.softmax(0), 1, generator=generator)
-        token = int(best.indices[choice])
-        if token == tokenizer.eos_token_id:
+            output = model(
+                input_ids=given, attention_mask=attended, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+        cache = output.past_key_values
+        best = output.logits[:, -1].float().cpu().topk(top_k)  # (B, k)
+        chances = best.values.softmax(-1)
+        drawn = [int(torch.multinomial(p, 1, generator=own)) for p, own in zip(chances, generators, strict=True)]
+        following = best.indices.gather(1, torch.tensor(drawn)[:, None])  # (B, 1)
+        running -= {row for row in running if int(following[row]) == tokenizer.eos_token_id}
+        if not running:
             break
-        ids.append(token)
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return text.strip()
+        for row in running:
+            sequences[row].append(int(following[row]))
+        given = following.to(device)
+        attended = torch.cat([attended, attended.new_ones(len(starts), 1)], 1)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in sequences]
 
 
 # Step 5: the loss of a request.

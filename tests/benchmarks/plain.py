@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.models.layout import layout
+from fpbench.models.prompts import encode
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,18 @@ def inject(
     """Steps D and E."""
     targets = [target_value(model, blocks[-1], request, given) for request in requests]
     write(model, blocks, requests, torch.stack(targets, dim=1), projectors, given.ridge)
+
+
+def continuation(model: Any, tokenizer: Any, start: str, tokens: int, top_k: int, seed: int) -> str:
+    """Sample what follows ``start`` with a whole pass for each token."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = encode(tokenizer, start)
+    for _ in range(tokens):
+        with torch.no_grad():
+            best = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float().topk(top_k)
+        token = int(best.indices[torch.multinomial(best.values.softmax(0), 1, generator=generator)])
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.strip()

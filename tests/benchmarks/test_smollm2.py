@@ -18,7 +18,9 @@ from torch import Tensor
 
 from fpbench.fingerprints import find_set
 from fpbench.methods import rledit, trajectory
+from fpbench.methods.alphaedit import continuations
 from fpbench.methods.base import InjectionContext
+from fpbench.methods.hyperparameters import defaults
 from fpbench.methods.null_space import WINDOW, KeyStatistics, second_moment, text_windows
 from fpbench.methods.partial_forward import Row, pad
 from fpbench.methods.trajectory import Batch, Predictions
@@ -32,6 +34,7 @@ from fpbench.models.training import LoRAConfig, Tokenised, adapter, tokenise, tr
 from fpbench.modifications.finetune import instruction
 from fpbench.runs.injection import create_method, inject_with
 from fpbench.scoring.engine import has_bfloat16_products
+from tests.benchmarks import plain
 from tests.benchmarks.plain import padded
 from tests.benchmarks.smollm2 import (
     WIKIPEDIA,
@@ -112,6 +115,22 @@ def test_key_statistics() -> None:
     assert responses[0] == pytest.approx(responses[1], abs=5e-3)
     assert fast * 60_000 / tokens <= 60
     assert slow >= 4 * fast
+
+
+def one_by_one(model: Any, tokenizer: Any, words: Sequence[str], *given: int) -> list[str]:
+    return [plain.continuation(model, tokenizer, word, *given) for word in words]
+
+
+def test_contexts() -> None:
+    """Five contexts of ten tokens, sampled at once with a cache, against one by one with whole passes."""
+    words = defaults("alphaedit", "small")["prefixes"]
+    for dtype in ("float32", "bfloat16"):
+        given = (*load(dtype), words, 10, 5, 42)
+        naive, expected = cpu_seconds(partial(one_by_one, *given))
+        ours, found = cpu_seconds(partial(continuations, *given))
+        print(f"contexts, {dtype}: {naive:.2f} s, {ours:.2f} s, {naive / ours:.1f} times")
+        assert found == expected
+        assert naive / ours >= 3
 
 
 @needs_bfloat16

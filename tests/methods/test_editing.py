@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fpbench.errors import InputError
 from fpbench.methods import null_space
-from fpbench.methods.alphaedit import solve
+from fpbench.methods.alphaedit import continuations, solve
 from fpbench.methods.base import InjectionContext
 from fpbench.methods.hyperparameters import defaults
 from fpbench.methods.mcedit import MCEditA, margin_shortfall, own_labels, siblings
@@ -21,6 +21,7 @@ from fpbench.methods.target_values import State
 from fpbench.models.layout import layout, watched
 from fpbench.models.meter import no_progress
 from fpbench.models.prompts import encode
+from tests.benchmarks import plain
 
 
 @pytest.fixture
@@ -206,6 +207,16 @@ def test_promotion_and_margin_by_hand() -> None:
     margin = sum((1.5 - gap).clamp(min=0) for gap in gaps) / 3
     expected = promotion + 0.7 * margin + 0.3 * 1.0 / 16.0
     assert float(objective(State(logits, logits, delta, v0))) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_contexts_sampled_at_once_with_a_cache_are_those_sampled_one_by_one_without(micro: Any) -> None:
+    model, tokenizer = micro
+    starts = ["The", "Once upon a time there was", "I"]  # of one and of several tokens: the shorter are padded
+    assert len({len(encode(tokenizer, start)) for start in starts}) > 1
+    found = continuations(model, tokenizer, starts, 6, 5, 42)
+    assert found == [plain.continuation(model, tokenizer, start, 6, 5, 42) for start in starts]
+    assert found[:1] == continuations(model, tokenizer, starts[:1], 6, 5, 42)
+    assert continuations(model, tokenizer, [], 6, 5, 42) == []
 
 
 def test_layout_finds_the_parts(stories: Any) -> None:
