@@ -99,7 +99,7 @@ class TreeLevel(Level):
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_select_indices(kept)
         places = torch.cat([self.depths[kept], depths], dim=1)  # (B, C + Q)
-        logits = _forward(self.model, ids, depths, places, seen, cache, at)
+        logits = _forward(self.model, ids, depths, attention_mask(self.model, depths, places, seen), cache, at)
         return numbers, TreeLevel(self.model, logits, {}, self.budget, cache, places, at[0], seen[at])
 
 
@@ -116,8 +116,22 @@ def read_trees(model: Any, rows: Sequence[TokenRow], budget: int) -> Level:
     reads, nodes = _reads(rows)
     at = tuple(torch.tensor(reads, device=device).T)
     cache = DynamicCache()
-    logits = _forward(model, ids, depths, depths, seen, cache, at)
+    if _plain(rows):
+        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
+        logits = _forward(model, ids, positions, None, cache, at)
+    else:
+        logits = _forward(model, ids, depths, attention_mask(model, depths, depths, seen), cache, at)
     return TreeLevel(model, logits, nodes, budget, cache, depths, at[0], seen[at])
+
+
+def _plain(rows: Sequence[TokenRow]) -> bool:
+    """Tell whether rows hold one sequence each, read at most of its places, such as windows of a text.
+
+    The library's own causal attention leaves out what comes later, half of all pairs; with a mask it computes them.
+    What is read at few places gains more by a narrow last block, which needs the mask.
+    """
+    reads, places = sum(len(row.reads) for row in rows), sum(len(row.tokens) for row in rows)
+    return all(len(row.places) == 1 for row in rows) and reads > MOST_READ * places
 
 
 def tree_tensors(rows: Sequence[TokenRow], device: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,16 +186,13 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
-def _forward(
-    model: Any, ids: Tensor, positions: Tensor, places: Tensor, seen: Tensor, cache: Any, at: tuple[Tensor, ...]
-) -> Tensor:
+def _forward(model: Any, ids: Tensor, positions: Tensor, mask: Any, cache: Any, at: tuple[Tensor, ...]) -> Tensor:
     """Read token ids [B, Q] after the C places in the cache, which then holds their keys and values, too.
 
-    ``positions`` [B, Q] are those of the ids, ``places`` [B, C + Q] those of all places, the cache's first; ``seen``
-    [B, Q, C + Q] tells which places each token attends to. Returns logits [n, V], in the model's precision, of the
-    predictions after the tokens at the rows and columns ``at``, ([n], [n]).
+    ``positions`` [B, Q] are those of the ids; ``mask`` is of :func:`attention_mask`, or ``None`` for the model's own.
+    Returns logits [n, V], in the model's precision, of the predictions after the tokens at the rows and columns ``at``,
+    ([n], [n]).
     """
-    mask = attention_mask(model, positions, places, seen)
     with torch.no_grad(), only_read(model, at):
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     return _finite(out.logits)
@@ -314,7 +325,7 @@ def _narrow(
     places: _Places, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Replace a block's arguments before it runs: queries of the places that are read, keys and values of all."""
-    narrowable = len(arguments) == 1 and keywords.keys() >= BLOCK_KEYWORDS
+    narrowable = len(arguments) == 1 and keywords.keys() >= BLOCK_KEYWORDS and keywords["attention_mask"] is not None
     if not narrowable or places.gathered.shape[1] > MOST_READ * arguments[0].shape[1]:
         return None
     noting = _NotingCache(keywords["past_key_values"])

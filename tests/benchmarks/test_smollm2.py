@@ -33,7 +33,7 @@ from fpbench.models.prompts import Example, encode
 from fpbench.models.training import LoRAConfig, Tokenised, adapter, tokenise, train_lora
 from fpbench.modifications.finetune import instruction
 from fpbench.runs.injection import create_method, inject_with
-from fpbench.scoring.engine import has_bfloat16_products
+from fpbench.scoring.engine import has_bfloat16_products, log_likelihoods
 from tests.benchmarks import plain
 from tests.benchmarks.plain import padded
 from tests.benchmarks.smollm2 import (
@@ -131,6 +131,28 @@ def test_contexts() -> None:
         print(f"contexts, {dtype}: {naive:.2f} s, {ours:.2f} s, {naive / ours:.1f} times")
         assert found == expected
         assert naive / ours >= 3
+
+
+@torch.no_grad()
+def plain_window(model: Any, window: list[int]) -> float:
+    """Σ −log p of a window, by one call of the model and one of log_softmax."""
+    log_p = model(torch.tensor([window[:-1]]), use_cache=False).logits[0].float().log_softmax(-1)
+    return -float(log_p.gather(1, torch.tensor(window[1:])[:, None]).double().sum())
+
+
+@needs_bfloat16
+def test_windows() -> None:
+    """A window of text costs no more than the library takes for it, at either length."""
+    model, tokenizer = load("bfloat16")
+    ids = encode(tokenizer, require(WIKIPEDIA).read_text(encoding="utf-8")[:60_000])
+    for length in (2048, 8192):
+        window = ids[:length]
+        log_likelihoods(model, [window[:64]], [63])
+        slow, expected = cpu_seconds(partial(plain_window, model, window))
+        fast, [(found, _)] = cpu_seconds(partial(log_likelihoods, model, [window], [length - 1]))
+        print(f"window of {length}: plain {slow:.1f} s, fpbench {fast:.1f} s, {slow / fast:.2f} times")
+        assert -sum(found) == pytest.approx(expected, rel=1e-3)
+        assert slow >= 0.9 * fast
 
 
 @needs_bfloat16

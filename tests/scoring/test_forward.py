@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import transformers as hf
 
 from fpbench.modifications.base import ModificationContext
 from fpbench.registry import MODIFICATIONS
+from fpbench.scoring import forward
 from fpbench.scoring.engine import limited_to, read, shares_prefixes
-from fpbench.scoring.forward import read_apart, read_trees
+from fpbench.scoring.forward import attention_mask, read_apart, read_trees
 from fpbench.scoring.packing import apart, rows_of
 from tests.conftest import load_plain
 
@@ -67,6 +69,11 @@ def continued(level):
     return found
 
 
+def continued_at_end(level):
+    """The same of a level that has a node for every token, after the last one."""
+    return continued(replace(level, nodes={number: nodes[-1:] for number, nodes in level.nodes.items()}))
+
+
 def worst(model, sequences, found):
     """Largest difference from the model alone, in units of the largest logit."""
     size, differences = 0.0, []
@@ -103,6 +110,22 @@ def test_the_last_block_goes_on_from_what_is_read_alone(name):
     # Where every place is read there is nothing to leave out.
     read_trees(model, rows_of(sequences, [40, 30, 3], 100, 0.0), 100)
     assert seen[2:] == [43, 43]
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_texts_that_are_read_everywhere_need_no_mask_and_score_as_alone(name, monkeypatch):
+    model = random_model(SHARING[name])
+    sequences = {0: list(range(3, 43)), 1: list(range(43, 73)), 2: [75, 76]}
+    masks = []
+    monkeypatch.setattr(forward, "attention_mask", lambda *given: masks.append(made := attention_mask(*given)) or made)
+    level = read_trees(model, rows_of(sequences, [40, 30, 2], 50, 1.0), 100)
+    assert len(level.depths) == 3 and not masks  # three rows, of which two are padded
+    for number, sequence in sequences.items():
+        with torch.no_grad():
+            alone = model(torch.tensor([sequence])).logits[0]
+        torch.testing.assert_close(level.logits[level.nodes[number]], alone, atol=2e-5 * alone.abs().max(), rtol=0)
+    assert worst(model, sequences.values(), [continued_at_end(level)[number] for number in sequences]) < 2e-5
+    assert masks  # continuations have theirs
 
 
 @pytest.mark.parametrize("name", NOT_SHARING)
