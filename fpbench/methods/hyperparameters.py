@@ -16,6 +16,7 @@ FAMILIES = {
     ("llama", 3072, 28): "llama-3.2-3b",
     ("mistral", 4096, 32): "mistral-7b",
     ("qwen3", 4096, 36): "qwen3-8b",
+    ("llama", 576, 30): "smollm2-135m",
 }
 """Model type, hidden size and number of blocks of the families that have values of their own."""
 
@@ -54,19 +55,29 @@ def family_of(model: Any) -> str:
     facts = (config.model_type, getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None))
     if facts in FAMILIES:
         return FAMILIES[facts]
-    if (size := sum(parameter.numel() for parameter in model.parameters())) >= SMALL:
+    if not is_small(model):
         raise InputError(
-            f"no hyper-parameters are known for model type {config.model_type!r} with {size / 1e9:.1f} billion "
+            f"no hyper-parameters are known for model type {config.model_type!r} with {_size(model) / 1e9:.1f} billion "
             f"parameters: expected one of {', '.join(FAMILIES.values())} or a model below {SMALL / 1e9:.0f} billion; "
             "give all hyper-parameters yourself."
         )
     return "small"
 
 
+def is_small(model: Any) -> bool:
+    """Tell whether a model takes the values of ``small`` where its own family has none."""
+    return _size(model) < SMALL
+
+
+def _size(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Return what to construct ``method`` with: the defaults of the model's family, overlaid by what the user gave.
 
-    A user's values for a model of no known family stand alone; the method then names what it still misses.
+    A small model takes those of ``small`` where the method has none for its family. A user's values for a model of no
+    known family stand alone; the method then names what it still misses.
 
     Raises:
         InputError: if the family is unknown and nothing was given.
@@ -79,6 +90,8 @@ def hyperparameters(method: str, model: Any, given: dict[str, Any]) -> dict[str,
         if given:
             return given
         raise
+    if family not in _of(method) and is_small(model):
+        family = "small"
     return overlay(defaults(method, family), given, alternatives_of(method))
 
 

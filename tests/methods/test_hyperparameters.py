@@ -25,6 +25,9 @@ def on_meta(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
+SMOLLM2 = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, intermediate_size=1536)
+
+
 @pytest.mark.parametrize("family", [*PAPER, "small"])
 @pytest.mark.parametrize("method", METHODS.own)
 def test_every_built_in_method_has_complete_defaults(method: str, family: str) -> None:
@@ -34,6 +37,10 @@ def test_every_built_in_method_has_complete_defaults(method: str, family: str) -
 @pytest.mark.parametrize("family", PAPER)
 def test_paper_models_are_recognised_by_their_shape(family: str) -> None:
     assert family_of(on_meta(PAPER[family])) == family
+
+
+def test_smollm2_is_recognised_by_its_shape() -> None:
+    assert family_of(on_meta(SMOLLM2)) == "smollm2-135m"
 
 
 def test_paper_layers() -> None:
@@ -60,6 +67,8 @@ def test_a_method_from_elsewhere_declares_its_own(stories: Any, monkeypatch: pyt
     assert hyperparameters("strangers", large, {}) == {}
     Strangers.hyperparameters = {"all": {"steps": 3, "rate": 0.1}, "small": {"rate": 0.2}}
     assert hyperparameters("strangers", stories[0], {"steps": 4}) == {"steps": 4, "rate": 0.2}
+    # A small model of a family that the method has no values for.
+    assert hyperparameters("strangers", on_meta(SMOLLM2), {}) == {"steps": 3, "rate": 0.2}
     with pytest.raises(InputError, match="no hyper-parameters are known for model type 'llama'"):
         hyperparameters("strangers", large, {})
 
