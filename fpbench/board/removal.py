@@ -1,6 +1,6 @@
 """A row's removal figures: what each thief leaves of its fingerprints, and at what price (docs/adversaries.md)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
@@ -175,18 +175,14 @@ def removal(
     own = attacks([group])
     if not own or not group.by_seed():
         return None
-    wanted = list(dict.fromkeys([*own, *(each for each in asked if not _pointless(group, each))]))
+    wanted = _wanted(group, asked)
     effective = [each for each in wanted if each not in idle]
     tried = {product: replace(Tried.of(group, base, effective, product), wanted=wanted) for product in CHANNELS}
     first, seeds = tried["long"], list(group.by_seed())
     alone, single = oracle(seeds), len(seeds) == 1
     thief = alone if single else blind(seeds)
     steps = {product: each.course(thief, each.upto(HIGHEST)) for product, each in tried.items()}
-    null = base.by_seed() if base is not None and base is not group else {}
-    known_null = null.keys() >= set(seeds)
-
-    def power(seed: int, p: Sequence[float]) -> float:
-        return claim(p, [null[seed]]).power
+    power = _power(group, base)
 
     def figures(conditions: Sequence[str]) -> Thief:
         missing = first.missing(conditions)
@@ -205,14 +201,46 @@ def removal(
         conditions={each: found for each in own if (found := _attacked(group, base, each)) is not None},
         adversaries={name: figures([each for each in wanted if adversary_of(each) == name]) for name in names},
         worst={most: figures(first.upto(most)) for most in WORST},
-        long=removal_price(steps["long"], power) if known_null else None,
-        short=removal_price(steps["short"], power) if known_null and tried["short"].found else None,
+        long=removal_price(steps["long"], power) if power else None,
+        short=removal_price(steps["short"], power) if power and tried["short"].found else None,
         course=[Left.at(step) for step in steps["long"]],
         edge=[] if single else [Left.at(step) for step in first.course(alone, first.upto(HIGHEST))],
-        power=fmean(power(seed, p) for seed, p in first.nothing.p.items()) if known_null else None,
+        power=fmean(power(seed, p) for seed, p in first.nothing.p.items()) if power else None,
         missing=first.missing(first.upto(HIGHEST)),
         unpriced=tried["short"].missing(first.upto(HIGHEST)),
     )
+
+
+def cheapest(
+    group: Group, base: Group | None, most: str, asked: Collection[str] = (), idle: Collection[str] = ()
+) -> Left | None:
+    """Return where a thief up to a threat level stands who pays the removal price of long answers, and no more.
+
+    Up to the highest level it is the step that gives :attr:`Removal.long`; for ``asked`` and ``idle`` see
+    :func:`removal`. ``None`` where no dose is enough up to 25 %, or there is nothing to tell by.
+    """
+    seeds, power = list(group.by_seed()), _power(group, base)
+    if not seeds or power is None:
+        return None
+    effective = [each for each in _wanted(group, asked) if each not in idle]
+    tried = Tried.of(group, base, effective, "long")
+    steps = tried.course(oracle(seeds) if len(seeds) == 1 else blind(seeds), tried.upto(most))
+    price = removal_price(steps, power).high
+    enough = (each for each in steps if each.price == price and removal_price([each], power).high == price)
+    return None if price is None else Left.at(next(enough))
+
+
+def _wanted(group: Group, asked: Collection[str]) -> list[str]:
+    """Return the attacks on a row, and those of its table that it lacks and that mean something on it."""
+    return list(dict.fromkeys([*attacks([group]), *(each for each in asked if not _pointless(group, each))]))
+
+
+def _power(group: Group, base: Group | None) -> Callable[[int, Sequence[float]], float] | None:
+    """Return the power of the ownership claim on a seed, given its p_i; ``None`` without a base to test it against."""
+    null = base.by_seed() if base is not None and base is not group else {}
+    if not null.keys() >= group.by_seed().keys():
+        return None
+    return lambda seed, p: claim(p, [null[seed]]).power
 
 
 def prices_by_fingerprint(group: Group, base: Group | None, seeds: Sequence[int]) -> list[float]:

@@ -6,14 +6,16 @@ import unicodedata
 from datetime import date, datetime, time
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
+from fpbench.adversaries.conditions import check
 from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import FAMILIES
+from fpbench.records.cell import ORIGIN
 from fpbench.text import LARGEST_INTEGER, printable
 
 FILE = "submission.toml"
@@ -76,6 +78,68 @@ def _check_values(found: dict[str, Any]) -> None:
 Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean)]
 
 
+def _condition(text: str) -> str:
+    if text != ORIGIN:
+        try:
+            check(text)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+    return text
+
+
+class Reported(Settings):
+    """What a method's paper reports: in words and, where it is at hand, as a figure that ``leaderboard.csv`` names.
+
+    Attributes:
+        says: the claim, in words of one's own.
+        source: where it stands, such as ``"abstract"`` or ``"table 3"``.
+        differs: how their experiment differs from this benchmark's, the model aside.
+        conditions: those of this benchmark that come nearest; none where there is none like it.
+        model: theirs.
+        metric: what the figure is, in the units of ``leaderboard.csv``: rates are fractions, ``fsr_greedy`` counts.
+        value: the figure, or ``low`` and ``high`` where a range is reported.
+        n: fingerprints behind it.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    says: Line
+    source: Line
+    differs: Line | None = None
+    conditions: Annotated[list[Annotated[Line, AfterValidator(_condition)]], Field(max_length=20)] = []
+    model: Line | None = None
+    metric: Literal["fsr", "fsr_greedy", "retention", "avg", "injection_seconds"] | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: Annotated[int, Field(ge=1, lt=LARGEST_INTEGER)] | None = None
+
+    @model_validator(mode="after")
+    def _is_a_figure(self) -> Self:
+        """Refuse a figure of nothing, nothing of a figure, and what the metric cannot be."""
+        given = [each for each in (self.value, self.low, self.high) if each is not None]
+        if not (given == [self.value] or given == [self.low, self.high] or not given):
+            raise ValueError("expected 'value' alone, or 'low' and 'high'")
+        if bool(given) != (self.metric is not None):
+            raise ValueError("expected a 'metric' with its 'value', or neither")
+        if self.metric == "fsr_greedy" and self.n is None:
+            raise ValueError("expected 'n' beside fsr_greedy, which is a count of fingerprints")
+        most = {"injection_seconds": float("inf"), "fsr_greedy": self.n or 0}.get(self.metric or "", 1.0)
+        if given != sorted(given) or not all(isfinite(each) and 0 <= each <= most for each in given):
+            raise ValueError(f"expected {self.metric} from 0 to {most:g}, low before high, found {given}")
+        return self
+
+
+class Summary(Settings):
+    """What the comparison of all methods says of one (docs/field.md)."""
+
+    model_config = ConfigDict(strict=True)
+
+    changes: Annotated[Line, Field(description="which weights")]
+    needs: Annotated[Line, Field(description="data, gradients, other models, besides the base")]
+    targets: Annotated[Line, Field(description="how many a trigger is taught")]
+
+
 class Manifest(Settings):
     """Author, paper, licence and hyper-parameters of a method; unknown keys are refused."""
 
@@ -91,6 +155,8 @@ class Manifest(Settings):
     hyperparameters: Annotated[dict[str, dict[str, Any]], AfterValidator(_tables)] = Field(
         description="by model family, as the adapter's Config takes them; those of 'all' hold for every model"
     )
+    summary: Summary | None = Field(None, description="for the comparison of all methods")
+    reported: Annotated[list[Reported], Field(max_length=20)] = Field([], description="what the paper reports")
 
 
 def read_manifest(folder: Path) -> Manifest:

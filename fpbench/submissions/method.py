@@ -24,6 +24,7 @@ from fpbench.text import printable
 HOURS = 12.0
 MEMORY_SHARE = 0.9  # of what the machine has free when the child starts
 SPARE = 64 * 2**20  # bytes that a file may have beyond the base's weights
+NOT_OF_RECORDS = {"method", "hyperparameters", "summary", "reported"}  # said elsewhere there, or of no measurement
 
 
 def method_of(submission: Submission) -> type["SubmittedMethod"]:
@@ -35,7 +36,7 @@ def method_of(submission: Submission) -> type["SubmittedMethod"]:
         "hyperparameters": hyperparameter_tables(submission),
         "submission": submission,
         "source": submission.digest[:16],
-        "about": manifest.model_dump(mode="json", exclude={"hyperparameters", "method"}),
+        "about": manifest.model_dump(mode="json", exclude=NOT_OF_RECORDS),
     }
     return type("SubmittedMethod", (SubmittedMethod,), attributes)
 
@@ -52,7 +53,7 @@ class SubmittedMethod(FingerprintMethod):
 
     submission: ClassVar[Submission]
     source: ClassVar[str]  # digest of its code
-    about: ClassVar[Mapping[str, Any]]  # what its submission.toml says, hyper-parameters aside
+    about: ClassVar[Mapping[str, Any]]  # whose its submission.toml says that it is
     # One that has described the adapter already, if one is open; otherwise every injection starts its own.
     child: ChildProcess | None = None
 

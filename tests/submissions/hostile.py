@@ -82,6 +82,11 @@ def _manifest(old: str, new: str) -> Callable[[Path], object]:
     return make
 
 
+def _reported(keys: str) -> Callable[[Path], object]:
+    """A claim of the paper with further keys."""
+    return _file("submission.toml", f'{MANIFEST}\n[[reported]]\nsays = "all of them"\nsource = "table 1"\n{keys}\n')
+
+
 def _strength(value: str) -> Callable[[Path], object]:
     return _manifest("strength = 1.0", f"strength = {value}")
 
@@ -174,6 +179,13 @@ FOLDER = (
     Case("escape_sequence", _manifest("A. Stranger", r"\u001b[2J"), r"a character that cannot be seen \(U\+001B\)"),
     Case("turned_text", _manifest("A. Stranger", r"\u202egnp"), r"a character that cannot be seen \(U\+202E\)"),
     Case("long_text", _manifest("A. Stranger", "A" * 500), r"key 'authors.0': String should have at most 200"),
+    Case(
+        "per_cent", _reported('metric = "fsr"\nvalue = 97'), r"key 'reported.0': expected fsr from 0 to 1", quick=True
+    ),
+    Case("figure_of_nothing", _reported("value = 0.9"), r"key 'reported.0': expected a 'metric' with its 'value'"),
+    Case("half_a_range", _reported('metric = "retention"\nlow = 0.9'), r"expected 'value' alone, or 'low' and 'high'"),
+    Case("greedy_of_how_many", _reported('metric = "fsr_greedy"\nvalue = 9'), r"key 'reported.0': expected 'n'"),
+    Case("no_condition", _reported('conditions = ["merging"]'), r"key 'reported.0.conditions.0': unknown condition"),
     Case("long_manifest", _file("submission.toml", "#" * 70_000), r"expected at most 64 KiB"),
     Case("pickle", _file("weights.pkl"), r"pickle: expected no pickle and no weights; found weights.pkl", quick=True),
     Case("torch_file", _file("cache/model.pt"), r"pickle: .* found cache/model.pt"),
