@@ -87,9 +87,8 @@ def filled(page: str, made: Mapping[str, Table]) -> str:
         raise InputError(f"expected one place '<!-- table: NAME -->' for each of {', '.join(made)}.")
 
     def written(table: Table) -> str:
-        headers, rows = table
-        lines = [headers, ["---"] * len(headers), *rows]
-        return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines)
+        head, *lines = (f"| {' | '.join(line)} |" for line in (table[0], *table[1]))
+        return "\n".join([head, f"|{'---|' * len(table[0])}", *lines])
 
     return places.sub(lambda place: f"{place[1]} -->\n{written(made[place[1]])}\n", page)
 
@@ -114,7 +113,8 @@ def entries(checkout: Path, rows: Sequence[Row]) -> list[Entry]:
 
 def _summaries(document: str) -> dict[str, Summary]:
     """Return what the table of docs/methods.md says of each method of the package."""
-    lines = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", document, flags=re.M)
+    found = document.partition("\n| method | changes | needs | targets |\n")[2].partition("\n\n")[0]
+    lines = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", found, flags=re.M)
     return {name: Summary(**dict(zip(Summary.model_fields, said, strict=True))) for name, *said in lines}
 
 
