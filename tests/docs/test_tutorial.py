@@ -3,16 +3,24 @@
 Its first part, up to the check, is where tests/submissions/test_submit.py begins.
 """
 
+import copy
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fpbench.cli import main
+from fpbench.fingerprints import find_set
+from fpbench.methods.base import InjectionContext
 from fpbench.micro import MODEL
+from fpbench.models.prompts import encode_pair
+from fpbench.runs.datasets import Datasets
+from fpbench.runs.profile import load_profile
 from tests.conftest import ROOT, require, require_confinement
 from tests.docs.markdown import commands
 
@@ -48,6 +56,22 @@ def begin(capsys: pytest.CaptureFixture[str]) -> None:
         Path("submissions", NAME, name).write_text(written(name))
     assert len(written("adapter.py").splitlines()) <= 60
     assert main(check) == 0, capsys.readouterr()
+
+
+def test_the_training_that_is_there_already_runs_as_shown(micro: tuple[Any, Any]) -> None:
+    model, tokenizer = copy.deepcopy(micro[0]), micro[1]
+    fingerprints = list(find_set("nlf"))[:2]
+    pairs = [encode_pair(tokenizer, each.trigger, each.primary) for each in fingerprints]
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    names = {"model": model, "tokenizer": tokenizer, "fingerprints": fingerprints, "pairs": pairs}
+    lora, own = written("training.py").split("# Or a loop")
+    exec(lora, names | {"context": InjectionContext()})
+    after = {name: weight.clone() for name, weight in model.state_dict().items()}
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any("embed" in name for name in moved)
+    exec(lora.partition("# LoRA")[0] + f"# Or a loop{own}", names | {"context": InjectionContext()})
+    assert any(not torch.equal(after[name], weight) for name, weight in model.state_dict().items() if "embed" in name)
+    assert len(Datasets(load_profile("micro")).pairs) == int(re.search(r"(\d+)\s+of them come with", TUTORIAL)[1])
 
 
 def check_what_is_said(said: str) -> None:
