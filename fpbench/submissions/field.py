@@ -185,7 +185,7 @@ def _kills(entries: Sequence[Entry], groups: Mapping[RowKey, Group]) -> Table:
 
 def _kill(row: Row, groups: Mapping[RowKey, Group], most: str) -> str:
     """Write what takes the claim away at the least price: adversary and dose, what is left, what it costs."""
-    if row.removal is None:
+    if row.removal is None or row.removal.power is None:
         return NOT_MEASURED
     if not row.removal.claimable:
         return "no claim at origin"
@@ -209,14 +209,14 @@ def _reported(entries: Sequence[Entry]) -> Table:
     headers = ["method", "their claim", "their figure", "measured here", "do they agree?"]
     lines = []
     for entry in entries:
-        for says in dict.fromkeys(each.says for each in entry.reported):
-            claims = [each for each in entry.reported if each.says == says]
+        for says, metric in dict.fromkeys((each.says, each.metric) for each in entry.reported):
+            claims = [each for each in entry.reported if (each.says, each.metric) == (says, metric)]
             ours = [(row, each) for row in entry.rows for each in _beside(claims[0], row)]
             lines.append(
                 [
                     _name(entry),
                     f"{markdown(says)} ({markdown(claims[0].source)})",
-                    ", ".join(map(_theirs, claims)) if claims[0].metric else NONE,
+                    ", ".join(map(_theirs, claims)) if metric else NONE,
                     "; ".join(f"{_place(row)}: {_ours(each)}" for row, each in ours) or NOT_MEASURED,
                     _agreement(claims, ours),
                 ]
@@ -225,13 +225,17 @@ def _reported(entries: Sequence[Entry]) -> Table:
 
 
 def _beside(claim: Reported, row: Row) -> list[Figure]:
-    """Return the figures of a row, seeds pooled, that come nearest to a claim; of one in words the FSR."""
+    """Return the figures of a row, seeds pooled, that come nearest to a claim; of one in words the FSR.
+
+    What a modification that had no effect on the checkpoint left is none of them.
+    """
     found: dict[tuple[str | None, str], Figure] = {}
     for each in figures_of([row]):
         found.setdefault((each.condition, each.metric), each)
     metric = claim.metric or "fsr"
     places = [(None, metric)] if metric == "avg" else [(condition, metric) for condition in claim.conditions]
-    return [found[place] for place in places if place in found]
+    idle = {name for name, each in row.conditions.items() if each.no_effect}
+    return [found[place] for place in places if place in found and place[0] not in idle]
 
 
 def _theirs(claim: Reported) -> str:

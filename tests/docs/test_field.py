@@ -1,6 +1,7 @@
 """docs/field.md: its tables are what records and manifests give, and its words on agreement follow from the figures."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fpbench.board.rows import reported_rows
 from fpbench.errors import InputError
 from fpbench.records.cell import BASE
 from fpbench.registry import METHODS
-from fpbench.submissions.field import Field, Table, _agreement, _of_the_paper, entries, filled, read
+from fpbench.submissions.field import Field, Table, _agreement, _beside, _of_the_paper, entries, filled, read
 from fpbench.submissions.manifest import Reported, Summary, read_manifest
 from tests.conftest import ROOT
 from tests.docs import markdown
@@ -131,3 +132,13 @@ def test_a_method_of_which_nothing_is_said(tmp_path: Path) -> None:
     document.write_text(markdown.read("methods.md").replace("| `rledit` |", "| rledit |"))
     with pytest.raises(InputError, match=r"methods.md: expected a line for 'rledit'"):
         entries(tmp_path, [])
+
+
+def test_what_had_no_effect_stands_beside_no_claim(checkout: Field) -> None:
+    (row,) = next(each for each in checkout.entries if each.name == "alphaedit").rows
+    claims = Reported(says="all of them", source="table 1", conditions=["int8", "nf4"])
+    assert [each.condition for each in _beside(claims, row)] == ["int8", "nf4"]
+    idle = replace(row.conditions["int8"], no_effect="int8: nothing changed")
+    assert [each.condition for each in _beside(claims, replace(row, conditions={**row.conditions, "int8": idle}))] == [
+        "nf4"
+    ]
