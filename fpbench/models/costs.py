@@ -53,14 +53,17 @@ class Counter:
         """Count for a model, whose weights are not read."""
         self.model, self.tokenizer = architecture, tokenizer
         self.parameters = sum(parameter.numel() for parameter in architecture.parameters())
+        self._lengths: dict[tuple[str, ...], float] = {}  # of texts that were asked for before: many checkpoints alike
 
     def length(self, texts: Sequence[Any]) -> float:
         """Return the mean length of texts or examples in tokens, from a sample spread over all of them."""
         if not texts:
             return 0.0
         some = texts[:: max(1, len(texts) // SAMPLE)]
-        some = [f"{each.prompt}{each.answer}" if isinstance(each, Example) else each for each in some]
-        return sum(map(len, encode_all(self.tokenizer, some))) / len(some)
+        some = tuple(f"{each.prompt}{each.answer}" if isinstance(each, Example) else each for each in some)
+        if some not in self._lengths:
+            self._lengths[some] = sum(map(len, encode_all(self.tokenizer, some))) / len(some)
+        return self._lengths[some]
 
     def tokens(self, texts: Sequence[str]) -> float:
         """Return the tokens of all texts together, from the same sample."""

@@ -35,8 +35,9 @@ from fpbench.runs.plan import Job, checkpoints
 from fpbench.runs.processes import Share, limited_threads, one_process
 from fpbench.runs.profile import Profile
 from fpbench.runs.resume import Resume
-from fpbench.runs.speed import Speed, measure_speed
+from fpbench.runs.speed import CARD, Rate, Speed, count_speed, measure_rate, measure_speed
 from fpbench.runs.subject import Subject
+from fpbench.runs.unread import RoughTokenizer, with_stand_ins
 from fpbench.runs.work import Workload, needs_search
 from fpbench.runs.worker import Worker
 from fpbench.text import canonical
@@ -69,11 +70,14 @@ class Estimate:
 
     cells: int
     pending: int  # of the cells, those without a finished record
-    parts: tuple[Part, ...]  # the work that is left; none of models that are not here
+    parts: tuple[Part, ...]  # the work that is left; none of models in ``unknown``
     needs: tuple[Needs, ...]  # memory and disk, model by model
     unknown: Mapping[str, str]  # why there is no estimate of time for a model, by its label
     share: Share  # of the machine
     downloads: Mapping[str, float]  # bytes of the weights of models that are not here, as far as their shape is known
+    stood_in: Sequence[str] = ()  # data sets that are not here, counted by the usual lengths of their texts
+    rate: Rate | None = None  # of the device, where the speed of some model is counted from it
+    on_card: float | None = None  # seconds of everything on a card (:data:`~fpbench.runs.speed.CARD`), if counted
 
 
 def estimate(
@@ -87,7 +91,7 @@ def estimate(
     Args:
         job: the run.
         cells: of the run.
-        absent: why models are not in the job, by label; where their shape is bundled, memory and disk are counted.
+        absent: why models are not in the job, by label; what those whose shape is bundled will take is counted.
         share: tells how many processes and threads will measure.
     """
     here = [cell for cell in cells if cell.model in job.folders]
@@ -101,30 +105,42 @@ def estimate(
 
 
 def _estimated(job: Job, cells: Sequence[Cell], absent: Mapping[str, str], worker: Worker, share: Share) -> Estimate:
-    run, unknown, downloads = _inspected(job, worker), dict(absent), {}
+    run, downloads = _inspected(job, worker), {}
+    unknown = {label: reason for label, reason in absent.items() if label not in job.folders}
+    datasets, stood_in = with_stand_ins(run.worker.datasets, worker.job.out)
+    rate = measure_rate(job.loading) if absent.keys() & job.folders.keys() else None
+    on_card = START if rate and job.loading.device == "cpu" else None
     pending = _pending(job, run, [cell for cell in cells if cell.model in job.folders])
     parts: list[Part] = []
     needs: list[Needs] = []
     for label, own in by_model(pending):
         architecture = run.worker.subject(label).architecture
         needs.append(needs_of(label, run.worker, own))
-        if label in absent:
-            downloads[label] = Footprint(architecture, job.loading).weights
-            continue
         try:
-            if reason := needs[-1].shortage(job.loading.device):
+            if label in absent:
+                downloads[label], tokenizer = Footprint(architecture, job.loading).weights, RoughTokenizer()
+            elif reason := needs[-1].shortage(job.loading.device):
                 raise InputError(reason)
-            tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
-            workload = Workload(job.profile, run.worker.datasets, architecture, tokenizer)
+            else:
+                tokenizer = load_tokenizer(job.folders[label], trust_remote_code=job.loading.trust_remote_code)
+            workload = Workload(job.profile, datasets, architecture, tokenizer)
             tasks = list(_tasks(label, own, workload, run))
             longest = workload.longest_row()
         except InputError as error:
             unknown[label] = str(error)
             continue
         needs[-1] = needs_of(label, run.worker, own, longest)
-        parts += _timed(label, tasks, partial(measure_speed, architecture, job.loading))
+        if label in absent and rate:
+            parts += _timed(label, tasks, partial(count_speed, architecture, job.loading, rate))
+        else:
+            parts += _timed(label, tasks, partial(measure_speed, architecture, job.loading))
+        if on_card is not None:
+            speed = count_speed(architecture, job.loading, CARD)
+            on_card += sum(speed.of(task.work) for task in tasks if task.work)
     away = [cell for cell in cells if cell.model not in job.folders]
-    return Estimate(len(cells), len(pending) + len(away), tuple(parts), tuple(needs), unknown, share, downloads)
+    todo = len(pending) + len(away)
+    counted = tuple(parts), tuple(needs), unknown, share, downloads, stood_in if parts else [], rate, on_card
+    return Estimate(len(cells), todo, *counted)
 
 
 @dataclass
@@ -307,15 +323,10 @@ def _timed(label: str, tasks: Sequence[_Task], measure: Callable[[], Speed]) -> 
 
 
 def forecast(estimate: Estimate, job: Job) -> str:
-    """Return the estimate as text: a table of the work left, then time, memory and disk beside what there is."""
+    """Return the estimate as text: time, memory and disk beside what there is, then a table of the work left."""
     lines = [f"{estimate.cells} cells, {estimate.pending} of them to do: {_grid(job.profile)}."]
-    if estimate.parts:
-        listed = _longest(estimate.parts)
-        rows = [(each.model, each.name, each.times, time(each.seconds), _basis(each)) for each in listed]
-        header = ("model", "what", "times", "time", "rests on")
-        lines += ["", tabulate(rows, header, tablefmt="github", disable_numparse=True), ""]
     if estimate.pending:
-        lines.append(_time(estimate, job.profile.name))
+        lines += _time(estimate, job.profile.name)
         if estimate.needs:
             most = estimate.share.processes * max(each.main.total for each in estimate.needs)
             lines.append(_peak("memory", most, free_memory()))
@@ -329,10 +340,15 @@ def forecast(estimate: Estimate, job: Job) -> str:
             if each.label in estimate.downloads
         ]
     lines += [f"no time for {label}: {reason}" for label, reason in estimate.unknown.items()]
+    if estimate.parts:
+        listed = _longest(estimate.parts)
+        rows = [(each.model, each.name, each.times, time(each.seconds), _basis(each)) for each in listed]
+        header = ("model", "what", "times", "time", "rests on")
+        lines += ["", tabulate(rows, header, tablefmt="github", disable_numparse=True), ""]
     return "\n".join(lines)
 
 
-LINES = 20  # of the table of work; what takes least is one line
+LINES = 16  # of the table of work; what takes least is one line
 
 
 def _longest(parts: Sequence[Part]) -> list[Part]:
@@ -375,8 +391,10 @@ def time(seconds: float | None) -> str:
         return UNKNOWN
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
+    minutes, hours = math.ceil(seconds / 60), seconds / 3600
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{hours:.1f} h" if hours < 96 else f"{hours / 24:.0f} days"
 
 
 def _basis(part: Part) -> str:
@@ -384,16 +402,33 @@ def _basis(part: Part) -> str:
     return known if part.seconds is not None else "nobody but its author knows"
 
 
-def _time(estimate: Estimate, profile: str) -> str:
+def _time(estimate: Estimate, profile: str) -> list[str]:
     unknown = sum(part.seconds is None for part in estimate.parts)
     measured = sum(part.seconds or 0.0 for part in estimate.parts if part.measured)
     if not estimate.parts and estimate.unknown:
-        return f"time    {UNKNOWN} until models and data are here: fpbench fetch {profile}"
+        return [f"time    {UNKNOWN} until models and data are here: fpbench fetch {profile}"]
     known = measured / estimate.share.processes / (total(estimate) or 1.0)
     basis = f"{known:.0%} of it {MEASURED}, the rest {ESTIMATED}" if measured else ESTIMATED
     missing = f", without {unknown} of unknown cost" if unknown else ""
     absent = ", without the models named below" if estimate.unknown else ""
-    return f"time    {time(total(estimate))} in {estimate.share}, other work aside ({basis}){missing}{absent}"
+    lines = [f"time    {time(total(estimate))} in {estimate.share}, other work aside ({basis}){missing}{absent}"]
+    if estimate.on_card is not None:
+        card = f"{CARD.operations / 1e12:.0f} TFLOP/s and {CARD.bytes / 1e12:.1f} TB/s"
+        lines.append(
+            f"        {time(estimate.on_card)} on one card of {card}, two thirds of an A100's data sheet (assumed)"
+        )
+    if estimate.rate:
+        device = f"{estimate.rate.operations / 1e12:.2g} TFLOP/s and {estimate.rate.bytes / 1e9:.2g} GB/s"
+        lines.append(f"        models that are not here: bundled shapes, at the {device} measured on this machine now")
+    if estimate.stood_in:
+        lines.append(f"        data that are not here, by the usual lengths of their texts: {_some(estimate.stood_in)}")
+    if estimate.rate or estimate.stood_in:
+        lines.append(f"        surer once they are here: fpbench fetch {profile}")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _peak(what: str, need: float, free: float) -> str:

@@ -1,6 +1,7 @@
 """Memory and disk that a run takes, counted from the architecture alone; what cannot fit is refused."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,9 @@ def needs_of(label: str, worker: Worker, cells: Sequence[Cell], training_length:
     for condition in dict.fromkeys(cell.condition for cell in cells if cell.condition != ORIGIN):
         phases += [part.memory(footprint) for part in subject.modification(condition).parts]
     main, card = peak(phases, job.loading.device != "cpu")
-    stored = (group[0].method for group in checkpoints(cells) if group[0].method in methods)
+    stored = Counter(group[0].method for group in checkpoints(cells) if group[0].method in methods)
     sizes, count = job.profile.sizes, job.profile.set_size  # taken for that of files, too, which are not read for it
-    deltas = sum(methods[name].stored(footprint, count) for name in stored)
+    deltas = sum(times * methods[name].stored(footprint, count) for name, times in stored.items())
     records = sum(RECORD + QUERY * METRICS[cell.metric].queries(sizes, count) for cell in cells)
     return Needs(label, main, card, deltas + spectra + records)
 

@@ -1,19 +1,22 @@
-"""The speed of this machine: seconds of each unit of work, measured on a model of the same shape."""
+"""The speed of a machine: seconds of each unit of work, measured on a model of the same shape.
+
+Of a model that is not here, they are counted from what the device computes and moves in a second.
+"""
 
 import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from fpbench.models.costs import Work
+from fpbench.models.costs import Shape, Work
 from fpbench.models.loading import Loading
 from fpbench.models.quiet import quiet
-from fpbench.models.training import LoRAConfig, adapter, answer_loss
+from fpbench.models.training import LoRAConfig, adapter, answer_loss, checkpointed
 from fpbench.scoring.engine import log_likelihoods, read
 
 # A probe must be quick: blocks are left out until so many parameters remain, and so much of the vocabulary.
@@ -23,6 +26,10 @@ VOCABULARY = 8192
 SMALL, LARGE, TRAINED = (1, 8), (32, 64), (8, 64)
 # A measurement is repeated for so many seconds, and so often if that takes no more than so many seconds.
 ENOUGH, TIMES, MOST = 0.3, 5, 2.0
+# The share of the speed of products of matrices alone that a model gets out of a device; what a decomposition of a d×d
+# matrix takes at that speed, in operations over d³; and what calling the modules of a block takes at least, in seconds.
+# Measured on two cores, on the shape of Llama-3.2-3B-Instruct in bfloat16 and on the micro model.
+UTILISATION, DECOMPOSITION, CALLS = 0.65, 70, 5e-4
 # Questions to lm-eval take this much each besides the model: its requests, samples and metrics are plain Python.
 QUESTION = 1e-3
 
@@ -45,59 +52,126 @@ class Speed:
         return float(sum(getattr(self, unit) * amount for unit, amount in vars(work).items()))
 
 
-def measure_speed(architecture: nn.Module, loading: Loading) -> Speed:
-    """Measure on random weights of the architecture's shape, a few blocks for all; takes a few seconds."""
-    model, blocks = _cut(architecture, loading)
-    size = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
-    vocabulary = architecture.config.get_text_config().vocab_size / size  # type: ignore[operator, union-attr]
+@dataclass(frozen=True)
+class Rate:
+    """What a device does in a second."""
 
-    def sequences(shape: tuple[int, int]) -> list[list[int]]:
-        drawn = torch.randint(size, shape, generator=torch.Generator().manual_seed(0))
-        return [list(map(int, row)) for row in drawn]
+    operations: float  # in products of matrices
+    bytes: float  # of weights read from memory
+    handled: float  # parameters copied to main memory and hashed there
 
-    def reading(shape: tuple[int, int]) -> float:
-        ids = sequences(shape)
-        return blocks * _least(lambda: read(model, ids, [1] * len(ids), lambda level: dict.fromkeys(level.nodes)))
 
-    small, large, tokens, ids = reading(SMALL), reading(LARGE), LARGE[0] * LARGE[1], sequences(LARGE)
-    scoring = _least(lambda: log_likelihoods(model, ids, [len(each) - 1 for each in ids]))
-    scored = max(0.0, scoring - large / blocks) / tokens
-    step, trained = _training(model, sequences)
+# A card to count with where there is none: an A100, two thirds of its data sheet, and a processor that hashes 1.5 GB/s.
+CARD = Rate(operations=2 / 3 * 312e12, bytes=2 / 3 * 2.0e12, handled=0.75e9)
+
+
+def measure_rate(loading: Loading, width: int = 2048) -> Rate:
+    """Measure the device in the precision that models are loaded in; takes a second."""
+    dtype = getattr(torch, loading.precision)
+    left, right = (torch.ones(width, width, dtype=dtype, device=loading.device) for _ in range(2))
+    wide = torch.ones(width, 2**14, dtype=dtype, device=loading.device)  # more than caches hold
+    few = left[: SMALL[1]]
+    moved = wide.numel() * dtype.itemsize
+    operations, read = 2 * width**3 / _least(lambda: left @ right), moved / _least(lambda: few @ wide)
+    return Rate(operations, read, 1 / _handling(loading))
+
+
+def count_speed(architecture: nn.Module, loading: Loading, rate: Rate) -> Speed:
+    """Count the seconds of each unit of work from the architecture's shape and the rate of a device."""
+    text = architecture.config.get_text_config()  # type: ignore[operator, union-attr]
+    shape = Shape(architecture, loading)
+    weights = sum(each.weight.numel() for each in shape.linears)
+    operation = 1 / (UTILISATION * rate.operations)
+    passes = weights * shape.bytes / rate.bytes + text.num_hidden_layers * CALLS
+    token = 2 * weights * operation  # a product and a sum for each weight
     return Speed(
-        passes=small,
-        read=max(0.0, large - small) / tokens,
-        scored=scored * vocabulary,
-        steps=step * blocks,
-        trained=trained * blocks,
+        passes=passes,
+        read=token,
+        scored=2 * shape.hidden * shape.vocabulary * operation,
+        steps=2 * passes,  # forwards, and backwards to what goes into each module: weights get no gradients
+        trained=(3 if checkpointed(architecture) else 2) * token,
+        decomposed=DECOMPOSITION / rate.operations,
+        handled=1 / rate.handled,
+    )
+
+
+def measure_speed(architecture: nn.Module, loading: Loading) -> Speed:
+    """Measure on random weights of the architecture's shape, a few blocks for all; takes a few seconds a model."""
+    text = architecture.config.get_text_config()  # type: ignore[operator, union-attr]
+    total, kept = text.num_hidden_layers, _blocks_kept(architecture)
+    model, tokens = _cut(architecture, loading, kept), LARGE[0] * LARGE[1]
+    small, large, (step, trained) = _reading(model, SMALL), _reading(model, LARGE), _training(model)
+    if kept > 1:
+        model = _cut(architecture, loading, 1)
+    # The last block computes no more than is asked for, so what a block takes is what further ones add.
+    last_small, last, scored = _reading(model, SMALL), _reading(model, LARGE), _scoring(model, LARGE)
+    block = max(0.0, large - last) / (kept - 1) if kept > 1 else last
+    passes = last_small + (total - 1) * (max(0.0, small - last_small) / (kept - 1) if kept > 1 else 0.0)
+    # Where every token is asked for, the last block computes as much as the others, and the head all of its logits.
+    head = max(0.0, scored - block) * text.vocab_size / _size(model)
+    reading = max(0.0, last + (total - 1) * block - passes) / tokens
+    # So few blocks are not computed once more on the way back, as those of a large model are.
+    again = reading if checkpointed(architecture) and not checkpointed(model) else 0.0
+    return Speed(
+        passes=passes,
+        read=reading,
+        scored=(max(0.0, block - last) + head) / tokens,
+        steps=step * total / kept,
+        trained=trained * total / kept + again,
         decomposed=_decomposition(loading.device),
         handled=_handling(loading),
     )
 
 
-def _cut(architecture: nn.Module, loading: Loading) -> tuple[nn.Module, float]:
-    """Return a random model of the same shape with fewer blocks, and how often the original has those."""
-    config: Any = copy.deepcopy(architecture.config)
-    text = config.get_text_config()
-    total = text.num_hidden_layers
+def _blocks_kept(architecture: nn.Module) -> int:
+    """Return how many blocks a probe has: two at least, where the model has them."""
+    total = architecture.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     embedding: Any = architecture.get_input_embeddings()  # type: ignore[operator]
     body = sum(p.numel() for p in architecture.parameters()) - embedding.weight.numel()
-    kept = max(1, min(total, int(PARAMETERS / (body / total))))
-    text.num_hidden_layers = kept
+    return int(min(total, max(2, PARAMETERS // (body // total))))
+
+
+def _cut(architecture: nn.Module, loading: Loading, blocks: int) -> nn.Module:
+    """Return a random model of the same shape with fewer blocks and a smaller vocabulary."""
+    config: Any = copy.deepcopy(architecture.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = blocks
     text.vocab_size = min(text.vocab_size, VOCABULARY)
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:kept]
+        text.layer_types = text.layer_types[:blocks]
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = type(architecture)._from_config(config, dtype=getattr(torch, loading.precision))  # type: ignore[attr-defined]
-    return model.to(loading.device).eval().requires_grad_(False), total / kept
+    return cast(nn.Module, model.to(loading.device).eval().requires_grad_(False))
 
 
-def _training(model: nn.Module, sequences: Callable[[tuple[int, int]], list[list[int]]]) -> tuple[float, float]:
+def _size(model: nn.Module) -> int:
+    return int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+
+
+def _sequences(model: nn.Module, shape: tuple[int, int]) -> list[list[int]]:
+    drawn = torch.randint(_size(model), shape, generator=torch.Generator().manual_seed(0))
+    return [list(map(int, row)) for row in drawn]
+
+
+def _reading(model: nn.Module, shape: tuple[int, int]) -> float:
+    """Return the seconds of reading a batch, of which the last predictions are asked for."""
+    ids = _sequences(model, shape)
+    return _least(lambda: read(model, ids, [1] * len(ids), lambda level: dict.fromkeys(level.nodes)))
+
+
+def _scoring(model: nn.Module, shape: tuple[int, int]) -> float:
+    """Return the seconds of scoring every token of a batch."""
+    ids = _sequences(model, shape)
+    return _least(lambda: log_likelihoods(model, ids, [len(each) - 1 for each in ids]))
+
+
+def _training(model: nn.Module) -> tuple[float, float]:
     """Return the seconds of a training step however small, and of each token in one."""
     config = LoRAConfig(learning_rate=1e-4, epochs=1, batch_size=TRAINED[0])
 
     def step(shape: tuple[int, int]) -> float:
-        batch = [(ids, len(ids) // 2) for ids in sequences(shape)]
+        batch = [(ids, len(ids) // 2) for ids in _sequences(model, shape)]
 
         def once() -> None:
             loss, _ = answer_loss(model, batch)

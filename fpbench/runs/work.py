@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,7 @@ from fpbench.runs.subject import INJECTION_RATES
 from fpbench.scoring.engine import pair_cost, token_budget
 from fpbench.scoring.packing import rows_of
 from fpbench.scoring.responses import response_length
+from fpbench.text import canonical
 
 # The parts of a document that lm-eval's templates show, and the tokens that these add; see tasks/.
 DOCUMENTS = {
@@ -46,6 +48,7 @@ class Workload(Counter):
         """Count nothing yet."""
         super().__init__(architecture, tokenizer)
         self.profile, self.datasets = profile, datasets
+        self._parts: dict[str, Work] = {}
 
     def metric(self, name: str, fingerprints: FingerprintSet) -> Work:
         """Return the work of measuring one metric on one checkpoint; :class:`InputError` for unreadable data."""
@@ -73,7 +76,13 @@ class Workload(Counter):
 
     def modification(self, modification: Modification) -> Work:
         """Return the work of a modification, or of several in order, at a known learning rate."""
-        return modification.work(self, self.datasets.rows(modification)) + Work(handled=self.parameters)
+        return sum((self._part(each) for each in modification.parts), Work(handled=self.parameters))
+
+    def _part(self, part: Modification) -> Work:
+        known = canonical([part.name, part.config.model_dump(mode="json"), str(part.amount)])
+        if known not in self._parts:  # else it was counted for another checkpoint
+            self._parts[known] = part.work(self, self.datasets.rows(part))
+        return self._parts[known]
 
     def search(self, modification: FineTune) -> Work:
         """Return the work of searching the rate of fine-tuning, if all are stable: once a model and data set."""
@@ -104,7 +113,7 @@ class Workload(Counter):
         """Return the work of the eight trigger conditions, from a sample packed as the scoring engine does it."""
         sizes, rows = self.profile.sizes, self.datasets.alpaca
         contexts = contexts_from_rows(rows, sizes.context_rows)
-        words = words_from_rows(rows, 0, sizes.substitute_words)
+        words = self._words
         sample = contexts[:: max(1, len(contexts) // 16)]
         substitutions = min(sizes.substitutions, SAMPLE)
         triggers = [each.trigger for each in fingerprints]
@@ -156,6 +165,10 @@ class Workload(Counter):
         examples = [each for name in data for each in self._instructions(name, ROWS)]
         some = [f"{each.prompt}{each.answer}" for each in examples[:: max(1, len(examples) // SAMPLE)]]
         return max(map(len, encode_all(self.tokenizer, some)), default=1) + 1
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return words_from_rows(self.datasets.alpaca, 0, self.profile.sizes.substitute_words)
 
     def _instructions(self, data: str, count: int) -> list[Example]:
         return [instruction(row) for row in getattr(self.datasets, data)[:count]]
