@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fpbench.runs.catalogue import list_registered as list_registered
 
 __version__ = "0.1.0"
+__released__ = "2026-11-28"  # the day of that version
 
 _WHERE = {
     "Adversary": "fpbench.adversaries.base",

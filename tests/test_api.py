@@ -115,6 +115,7 @@ def test_a_citation_names_this_version_and_the_paper_of_the_board():
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert found["version"] == project["version"] == fpbench.__version__ and found["license"] == project["license"]
+    assert str(found["date-released"]) == fpbench.__released__
     paper = found["preferred-citation"]
     assert (paper["title"], str(paper["year"])) == (PAPER["title"], PAPER["year"])
     assert ", ".join(f"{each['given-names']} {each['family-names']}" for each in paper["authors"]) == PAPER["authors"]

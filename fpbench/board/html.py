@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fpbench import __version__
+from fpbench import __released__, __version__
 from fpbench.adversaries.conditions import is_attack, level, modifications, proofs
 from fpbench.board import columns
 from fpbench.board.columns import FAILED, METHOD, NONE, Column, Value, percent, with_minus
@@ -57,6 +57,7 @@ def page(rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> str:
     return template.render(
         protocol=PROTOCOL,
         version=__version__,
+        released=__released__,
         paper=PAPER,
         rows=[(f"{row.model} · {row.fingerprints} · {row.method}", title) for row, title in placed],
         tables=tables,

@@ -43,6 +43,7 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add("--processes", type=int, metavar="N", help="(default: as many as cores are free, for a small model)")
     add("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
     add("--check-code", action="store_true", help="warn of finished records that other code than the present measured")
+    add("--track", choices=["trackio", "wandb"], help="send the figures of finished cells to this tracker, too")
     add("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
     add_limit(verb)
     add_unconfined(verb)
@@ -62,7 +63,12 @@ def do(options: argparse.Namespace) -> int:
     if options.dry_run:
         return dry_run(profile, options, loading, engine)
     confine(options, profile.methods)
-    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), watch(options), engine)
+    shown = watch(options)
+    if options.track:
+        from fpbench.runs.tracking import Tracked
+
+        shown = Tracked(shown, options.track, profile)
+    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), shown, engine)
     if options.check_code:
         from fpbench.records.store import Store, read_records
         from fpbench.runs.resume import other_code

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fpbench import __released__, __version__
 from fpbench.board.escaping import visible
 from fpbench.board.figures import figures
 from fpbench.board.groups import group_records
@@ -155,6 +156,14 @@ def test_only_its_own_script_may_run_and_nothing_may_be_fetched():
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; ") and "script-src 'sha256-" in policy
     assert "http://" not in text and text.count("https://") == 1 and f'<a href="{PAPER}">' in text
+
+
+def test_the_page_names_the_day_of_its_version_and_no_other():
+    text = render(rows_from_records([], None, rescore=False), "html")
+    page = Parsed(text)
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("time", "datetime")] == [__released__]
+    assert f"fpbench {__version__} of {__released__}, protocol 2" in " ".join("".join(page.words).split())
+    assert set(re.findall(r"20\d\d-\d\d-\d\d", text)) == {__released__}  # nothing tells when it was written
 
 
 def test_tables_are_tables():
