@@ -15,9 +15,8 @@ def pages(entry) -> list[str]:
     return [page for each in (entry.values() if isinstance(entry, dict) else entry) for page in pages(each)]
 
 
-@pytest.mark.slow
 def test_the_site_is_built_and_has_every_document(tmp_path):
-    pytest.importorskip("material", reason="needs mkdocs-material: pip install mkdocs-material")
+    pytest.importorskip("material", reason="needs mkdocs-material: pip install 'fpbench[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
