@@ -91,11 +91,16 @@ def refusal(wanted: Wanted, error: BaseException) -> InputError:
             f"{wanted.what}: expected a repository at {wanted.page}, found none that may be read ({status}); check the "
             "name, and where it is private or gated accept its licence there and set HF_TOKEN."
         )
-    reason = next((line for line in str(causes[-1]).splitlines() if line.strip()), type(causes[-1]).__name__)
     return InputError(
-        f"{wanted.what} cannot be had from {constants.ENDPOINT} ({reason.strip()}): check the name, the connection and "
+        f"{wanted.what} cannot be had from {constants.ENDPOINT} ({reason(error)}): check the name, the connection and "
         "the disk, and run the same command again, or give a local folder or file."
     )
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error of the hub's client was raised from in the first place."""
+    first = list(_causes(error))[-1]
+    return next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

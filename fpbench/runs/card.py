@@ -92,13 +92,13 @@ def push(folder: Path, repository: str) -> str:
         StorageError: if the hub refuses; the folder stays.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+
+    from fpbench.hub.download import FAILURES, reason
 
     api = HfApi()
     try:
         address = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Fingerprinted by fpbench")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StorageError(f"{repository} cannot be written on the hub ({reason}): {folder} stays.") from None
+    except FAILURES as error:
+        raise StorageError(f"{repository} cannot be written on the hub ({reason(error)}): {folder} stays.") from None
     return str(address)
