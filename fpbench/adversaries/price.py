@@ -33,7 +33,7 @@ UNEXPLORED = 1e-3  # of the probability of an answer; blanks before it, under a 
 LEAST_ANSWERED = 0.01  # mean probability of the right word below which nothing can be lost
 ABOVE_CHANCE = 3  # standard errors by which the right letter has to be likelier than chance
 REFUSED = {"probability": 0.0}  # of an answer
-LONG, SHORT = ("responses", "text", "refused"), ("answers", "letters", "refused")
+LONG, SHORT = ("responses", "text", "refused"), ("answers", "letters", "tasks", "refused")
 RESAMPLES = 2_000
 
 
@@ -74,8 +74,8 @@ class Price:
 
     Attributes:
         long: of long answers, the largest of ``responses``, ``text`` and ``refused``; the headline.
-        short: of short answers, the largest of ``answers``, ``letters`` and ``refused``; ``None`` where the model at
-            dose 0 knows too few of the words.
+        short: of short answers, the largest of ``answers``, ``letters``, ``tasks`` and ``refused``; ``None`` where the
+            model at dose 0 knows too few of the words.
         channels: every loss by its channel. One below 0 is a gain, and counts as 0 in ``long`` and ``short``.
     """
 
@@ -315,21 +315,25 @@ def compare(unattacked: Iterable[Line], attacked: Iterable[Line]) -> Price:
 
     1 − PPL₀/PPL for ``responses`` and ``text``, 1 − a/a₀ for ``answers``, the further share that is refused. Letters
     count where both have them and a₀ is above chance c, by :data:`ABOVE_CHANCE` standard errors: 1 − (a − c)/(a₀ − c).
+    So do ``tasks``, whose items are answers to multiple-choice tasks and say ``task``, ``chance`` and whether they are
+    ``correct``; each task counts alike.
 
     Raises:
         InputError: if the two do not have the same items.
     """
     before, after = _by_channel(unattacked), _by_channel(attacked)
     channels = {}
-    for name in ("responses", "answers", "letters", "text", "refused"):
+    for name in ("responses", "answers", "letters", "tasks", "text", "refused"):
         own, reference = after.get(name, {}), before.get(name, {})
-        if (name == "text" and not own) or (name == "letters" and not (own and _above_chance(reference.values()))):
+        known_above = {"letters": _above_chance, "tasks": _tasks_above_chance}.get(name)
+        if (name == "text" and not own) or (known_above and not (own and known_above(reference.values()))):
             continue
         if not own.keys() <= reference.keys() or (name != "responses" and own.keys() != reference.keys()):
             raise InputError(f"price: the items of channel {name!r} are not those of the model at dose 0.")
         known = fmean(each["probability"] for each in reference.values()) if name == "answers" and reference else 1.0
         if own and known >= LEAST_ANSWERED:
-            channels[name] = _loss(name, [(reference[key], own[key]) for key in sorted(own)])
+            pairs = [(reference[key], own[key]) for key in sorted(own)]
+            channels[name] = _loss_of_tasks(pairs) if name == "tasks" else _loss(name, pairs)
     long, short = (max([0.0, *(channels[name].value for name in names if name in channels)]) for names in (LONG, SHORT))
     return Price(long, short if "answers" in channels else None, channels)
 
@@ -345,6 +349,35 @@ def _above_chance(letters: Collection[Line]) -> bool:
     """Tell whether letters are known better than by chance."""
     gains = [each["probability"] - 1 / each["choices"] for each in letters]
     return len(gains) > 1 and fmean(gains) > ABOVE_CHANCE * stdev(gains) / len(gains) ** 0.5
+
+
+def _tasks_above_chance(answers: Collection[Line]) -> bool:
+    """Tell whether tasks are known better than by chance, each counted alike."""
+    gains: dict[str, list[float]] = {}
+    for each in answers:
+        gains.setdefault(each["task"], []).append(each["correct"] - each["chance"])
+    if not gains or min(map(len, gains.values())) < 2:
+        return False
+    error = fsum(stdev(own) ** 2 / len(own) for own in gains.values()) ** 0.5
+    return bool(fsum(map(fmean, gains.values())) > ABOVE_CHANCE * error)
+
+
+def _loss_of_tasks(pairs: Sequence[tuple[Line, Line]]) -> Loss:
+    """Return 1 − Σ(a − c)/Σ(a₀ − c) over tasks, and its interval: items are resampled within their task."""
+    import numpy as np
+
+    tables: dict[str, list[list[float]]] = {}
+    for before, after in pairs:
+        tables.setdefault(before["task"], []).append([each["correct"] - each["chance"] for each in (before, after)])
+    generator = np.random.default_rng(42)
+    drawn, whole = np.zeros((RESAMPLES, 2)), np.zeros(2)  # Σ(a₀ − c) and Σ(a − c)
+    for name in sorted(tables):
+        table, n = np.array(tables[name], dtype=float), len(tables[name])  # (n, 2)
+        drawn += generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ table / n
+        whole += table.mean(0)
+    value = lambda sums: 1 - np.maximum(sums[..., 1], 0) / np.maximum(sums[..., 0], 1e-12)  # noqa: E731
+    low, high = np.quantile(value(drawn), [0.025, 0.975])
+    return Loss(float(value(whole)), float(low), float(high), len(pairs))
 
 
 def _loss(channel: str, pairs: Sequence[tuple[Line, Line]]) -> Loss:

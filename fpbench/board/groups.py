@@ -3,16 +3,16 @@
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fpbench.adversaries.conditions import check, known, name_of, parts
+from fpbench.adversaries.conditions import JOINT, check, known, name_of, parts, weights_parts
 from fpbench.adversaries.price import Price, compare
 from fpbench.errors import InputError
-from fpbench.metrics.measure import METRICS
+from fpbench.metrics.measure import CHANCE, METRICS
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL, Cell
 from fpbench.records.record import Record
 from fpbench.records.store import LARGEST_RECORD, examine
@@ -66,6 +66,12 @@ class Measurement:
         return found
 
 
+def _answer(query: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer to a task as an item of a price."""
+    task, index, correct = query["task"], query["index"], query["correct"]
+    return {"channel": "tasks", "index": f"{task}/{index}", "task": task, "chance": CHANCE[task], "correct": correct}
+
+
 @dataclass
 class Group:
     """All measurements of one row: condition and metric → one measurement a seed, in seed order.
@@ -110,15 +116,30 @@ class Group:
         """
         if condition not in self._prices:
             origin = {each.cell.seed: each for each in self.finished("price")}
+            before_tasks, tasks = self._answers(condition)
             found = {}
             for each in self.finished("price", condition):
-                if (before := origin.get(each.cell.seed)) is not None:
+                seed = each.cell.seed
+                if (before := origin.get(seed)) is not None:
                     try:
-                        found[each.cell.seed] = compare(before.queries, each.queries)
+                        unattacked = [*before.queries, *before_tasks.get(seed, [])]
+                        found[seed] = compare(unattacked, [*each.queries, *tasks.get(seed, [])])
                     except InputError as error:
                         raise InputError(f"record {each.cell}: {error}") from None
             self._prices[condition] = found
         return self._prices[condition]
+
+    def _answers(self, condition: str) -> list[dict[int, list[dict[str, Any]]]]:
+        """Return by seed the answers to the tasks at origin, and with the weights of a condition.
+
+        None of either, if they were not asked there. Run-time parts leave them as they are, so that those of the
+        weights alone stand for all.
+        """
+        asked = self.finished("utility", JOINT.join(weights_parts(condition)))
+        return [
+            {each.cell.seed: [_answer(query) for query in each.queries if query["task"] in CHANCE] for each in found}
+            for found in (self.finished("utility") if asked else [], asked)
+        ]
 
     def failures(self) -> list[Measurement]:
         """Return every measurement that has no result."""

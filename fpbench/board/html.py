@@ -336,6 +336,7 @@ def _result(row: Row) -> dict[str, Any]:
         "claim": row.claim and _claim(row.claim),
         "conditions": [[name, *_condition(name, found)] for name, found in origin_first],
         "attacks": _attacks(row.removal) if row.removal else [],
+        "asked_tasks": _asked_tasks(row.removal) if row.removal else False,
         "triggers": _triggers(row),
         "tasks": _tasks(row.utility),
         "provenance": [_provenance(each) for each in row.provenance],
@@ -367,7 +368,8 @@ def _proven(condition: str, found: Detectability) -> str:
 
 
 def _attacks(removal: Removal) -> list[list[str]]:
-    """Return what every adversary does at every dose: FSR, and both prices with their intervals over items."""
+    """Return what every adversary does at every dose: FSR, and its prices with their intervals over items."""
+    asked = _asked_tasks(removal)
     return [
         [
             name,
@@ -375,9 +377,14 @@ def _attacks(removal: Removal) -> list[list[str]]:
             _between(found.fsr, found.interval),
             _between(found.long, found.long_interval),
             _between(found.short, found.short_interval),
+            *([_between(found.tasks, found.tasks_interval)] if asked else []),
         ]
         for name, found in removal.conditions.items()
     ]
+
+
+def _asked_tasks(removal: Removal) -> bool:
+    return any(each.tasks is not None for each in removal.conditions.values())
 
 
 def _between(value: float | None, bounds: Sequence[float] | None) -> str:

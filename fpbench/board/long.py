@@ -156,6 +156,7 @@ def _removal(found: Removal) -> Iterator[Line]:
     for condition, each in found.conditions.items():
         yield _line(condition, "price_long", each.long, each.long_interval)
         yield _line(condition, "price_short", each.short, each.short_interval)
+        yield _line(condition, "price_tasks", each.tasks, each.tasks_interval)
     for name, thief in (*found.adversaries.items(), *((f"worst {level}", each) for level, each in found.worst.items())):
         for budget in BUDGETS:
             if (left := thief.within.get(f"{budget:g}")) is not None:

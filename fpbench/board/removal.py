@@ -49,6 +49,7 @@ class Attacked:
     Attributes:
         long: price of long answers, mean over seeds; ``None`` where it was not measured, and for ``short`` too.
         long_interval: of the channel that decides it, mean over seeds of either bound.
+        tasks: accuracy on the tasks that it costs, a part of ``short``, where that was asked for.
         price_of: ``"base"`` where the price was measured on the base, for every method.
     """
 
@@ -58,6 +59,8 @@ class Attacked:
     long_interval: tuple[float, float] | None = None
     short: float | None = None
     short_interval: tuple[float, float] | None = None
+    tasks: float | None = None
+    tasks_interval: tuple[float, float] | None = None
     price_of: str | None = None
 
 
@@ -139,8 +142,12 @@ class Removal:
         return self.power is not None and self.power >= POWER
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as it stands in a row."""
-        return asdict(self)
+        """Return it as it stands in a row; the loss on tasks only where that was asked for."""
+        found = asdict(self)
+        for each in found["conditions"].values():
+            if each["tasks"] is None:
+                del each["tasks"], each["tasks_interval"]
+        return found
 
 
 def adversary_of(condition: str) -> str:
@@ -317,6 +324,10 @@ def _attacked(group: Group, base: Group | None, condition: str) -> Attacked | No
             for each in prices
         ]
         figures[f"{product}_interval"] = (fmean(x.low for x in deciding), fmean(x.high for x in deciding))
+    tasks = [each.channels["tasks"] for each in prices if "tasks" in each.channels]
+    if tasks and len(tasks) == len(prices):
+        figures["tasks"] = fmean(each.value for each in tasks)
+        figures["tasks_interval"] = (fmean(each.low for each in tasks), fmean(each.high for each in tasks))
     return Attacked(
         fmean(p), clopper_pearson(sum(p), len(p)), price_of="base" if prices and on_base else None, **figures
     )

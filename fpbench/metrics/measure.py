@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fpbench.adversaries.base import Attack
-from fpbench.adversaries.conditions import is_attack, priced_on_base
+from fpbench.adversaries.conditions import is_attack, parts, priced_on_base, weights_parts
 from fpbench.fingerprints import FingerprintSet
 from fpbench.fingerprints.code_mixed import CODE_MIXED
 from fpbench.fingerprints.translation import SHIPPED, Lexicon
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fpbench.scoring.responses import Decoding
 
 UTILITY_TASKS = ("boolq", "rte", "arc_challenge", "tinymmlu", "wikitext")
+CHANCE = {"boolq": 1 / 2, "rte": 1 / 2, "arc_challenge": 1 / 4, "tinymmlu": 1 / 4}  # accuracy of guessing
 LINES = "wikitext_lines"  # source of the text of token perplexity, by default that of the pages
 CONTEXTS = 2.5  # fields with text in a row of instruction data
 AVERAGED = ("probability", "least", "own_tokenizer")  # figures of a fingerprint that several measurements share
@@ -76,6 +77,8 @@ class Metric:
         queries: given the sizes and the number of fingerprints, about how many per-query results there are.
         work: given a :class:`~fpbench.runs.work.Workload` and a set, what it computes; ``None`` for nothing.
         asked: given method and all conditions of a run, whether it is measured at all.
+        on_request: given method and condition, whether it is measured there, too, where that is asked for: accuracy at
+            doses, as a further price (``utility_at_doses``).
         rate: key of the result that two measurements of one cell are compared by; ``None`` if they are not.
         heading: of its column on the board; empty for those that have columns of their own there.
         figure: key of the result that it shows.
@@ -92,6 +95,7 @@ class Metric:
     queries: Callable[[Any, int], float] = lambda sizes, count: count
     work: Callable[[Any, FingerprintSet], Any] | None = None
     asked: Callable[[str, Sequence[str]], bool] = lambda method, conditions: True
+    on_request: Callable[[str, str], bool] = lambda method, condition: False
     rate: str | None = None
     heading: str = ""
     help: str = ""
@@ -309,6 +313,11 @@ def _priced(method: str, condition: str) -> bool:
     return is_attack(condition) and (method == BASE or not priced_on_base(condition))
 
 
+def _weights_alone(method: str, condition: str) -> bool:
+    """Return whether an attack is on the weights of a fingerprinted model and nothing else."""
+    return method != BASE and is_attack(condition) and len(weights_parts(condition)) == len(parts(condition))
+
+
 def _cost(model: "nn.Module", given: Measurement) -> Measured:
     """Return seconds, memory and changes of the injection (protocol §7)."""
     assert given.injection is not None, "only injected checkpoints have a cost"
@@ -392,5 +401,6 @@ METRICS: dict[str, Metric] = {
         some_of=(*UTILITY_TASKS, LINES),
         queries=lambda sizes, count: (len(UTILITY_TASKS) + 1) * (sizes.utility_limit or 2_000),
         work=lambda workload, fingerprints: workload.utility(),
+        on_request=_weights_alone,
     ),
 }

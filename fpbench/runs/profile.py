@@ -107,6 +107,9 @@ class Profile(Settings):
     data: dict[str, str] = {}
     sizes: Sizes = Sizes()  # type: ignore[call-arg]
     limit: int | None = Field(None, ge=1, description="items a measurement of a smoke run; its rows are never ranked")
+    utility_at_doses: bool = Field(
+        False, description="measure the tasks under attacks on weights, too: a further price"
+    )
     modifications: dict[str, dict[str, Any]] = {}
     hyperparameters: dict[str, dict[str, Any]] = {}
     variants: dict[str, Variant] = {}

@@ -43,6 +43,12 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     add("--processes", type=int, metavar="N", help="(default: as many as cores are free, for a small model)")
     add("--ray-address", metavar="A", help="host:port or 'auto' (default: a Ray of this machine's own)")
     add("--check-code", action="store_true", help="warn of finished records that other code than the present measured")
+    add(
+        "--utility-at-doses",
+        action="store_true",
+        default=None,
+        help="measure the accuracy on the tasks under each dose of an attack on weights, too: a further price",
+    )
     add("--track", choices=["trackio", "wandb"], help="send the figures of finished cells to this tracker, too")
     add("--dry-run", action="store_true", help="print the cells, what they will take, and stop")
     add_limit(verb)
@@ -58,7 +64,7 @@ def do(options: argparse.Namespace) -> int:
     from fpbench.runs.api import create_engine, measure
     from fpbench.runs.plan import Job, plan
 
-    profile = chosen_grid(options, methods=options.method)
+    profile = chosen_grid(options, methods=options.method, utility_at_doses=options.utility_at_doses)
     engine = create_engine(options.engine, options.ray_address, options.processes)
     if options.dry_run:
         return dry_run(profile, options, loading, engine)

@@ -162,6 +162,32 @@ def test_letters_cost_what_is_lost_above_chance():
         assert "letters" not in compare(own, other).channels
 
 
+def test_tasks_cost_what_is_lost_above_chance_each_counted_alike():
+    """BoolQ falls from 0.9 to 0.7 of 100, ARC from 0.85 to 0.45 of 20: 1 − (0.2 + 0.2)/(0.4 + 0.6)."""
+
+    def lines(**right):
+        chance = {"boolq": 1 / 2, "arc_challenge": 1 / 4}
+        return [
+            {"channel": "tasks", "index": f"{task}/{index}", "task": task, "chance": chance[task]}
+            | {"correct": index < count}
+            for task, (count, n) in right.items()
+            for index in range(n)
+        ]
+
+    known = [line("answers", 0, probability=0.5)]
+    before = known + lines(boolq=(90, 100), arc_challenge=(17, 20))
+    found = compare(before, known + lines(boolq=(70, 100), arc_challenge=(9, 20)))
+    loss = found.channels["tasks"]
+    assert loss.value == pytest.approx(0.6) and 0.3 < loss.low < 0.6 < loss.high < 0.9 and loss.n == 120
+    assert (found.short, found.long) == (pytest.approx(0.6), 0)
+    assert compare(before, before).channels["tasks"].value == 0
+    assert compare(before, known + lines(boolq=(10, 100), arc_challenge=(0, 20))).channels["tasks"].value == 1
+    guessing = known + lines(boolq=(52, 100), arc_challenge=(6, 20))  # what was never known cannot be lost
+    assert "tasks" not in compare(guessing, guessing).channels and "tasks" not in compare(before, known).channels
+    with pytest.raises(InputError, match="items of channel 'tasks' are not those"):
+        compare(before, known + lines(boolq=(70, 100)))
+
+
 def test_letters_are_read_where_they_are_known(micro, items):
     """The micro model knows none; one that is made to say D does, and loses some."""
     model, tokenizer = micro
