@@ -101,23 +101,27 @@ def measure_speed(architecture: nn.Module, loading: Loading) -> Speed:
     total, kept = text.num_hidden_layers, _blocks_kept(architecture)
     model, tokens = _cut(architecture, loading, kept), LARGE[0] * LARGE[1]
     small, large, (step, trained) = _reading(model, SMALL), _reading(model, LARGE), _training(model)
-    if kept > 1:
-        model = _cut(architecture, loading, 1)
-    # The last block computes no more than is asked for, so what a block takes is what further ones add.
-    last_small, last, scored = _reading(model, SMALL), _reading(model, LARGE), _scoring(model, LARGE)
-    block = max(0.0, large - last) / (kept - 1) if kept > 1 else last
-    passes = last_small + (total - 1) * (max(0.0, small - last_small) / (kept - 1) if kept > 1 else 0.0)
-    # Where every token is asked for, the last block computes as much as the others, and the head all of its logits.
-    head = max(0.0, scored - block) * text.vocab_size / _size(model)
-    reading = max(0.0, last + (total - 1) * block - passes) / tokens
     # So few blocks are not computed once more on the way back, as those of a large model are.
-    again = reading if checkpointed(architecture) and not checkpointed(model) else 0.0
+    twice = bool(checkpointed(architecture)) and not checkpointed(model)
+    if kept < total:
+        # The last block computes no more than is asked for, so what a block takes is what further ones add.
+        model = _cut(architecture, loading, 1)
+        last_small, last = _reading(model, SMALL), _reading(model, LARGE)
+        block = max(0.0, large - last) / (kept - 1)
+        small += (total - kept) * max(0.0, small - last_small) / (kept - 1)
+        large += (total - kept) * block
+        # Where every token is asked for, the last block computes as much as the others, and the head all of its logits.
+        head = max(0.0, _scoring(model, LARGE) - block) * text.vocab_size / _size(model)
+        scored = max(0.0, block - last) + head
+    else:
+        scored = max(0.0, _scoring(model, LARGE) - large)
+    reading = max(0.0, large - small) / tokens
     return Speed(
-        passes=passes,
+        passes=small,
         read=reading,
-        scored=(max(0.0, block - last) + head) / tokens,
+        scored=scored / tokens,
         steps=step * total / kept,
-        trained=trained * total / kept + again,
+        trained=trained * total / kept + reading * twice,
         decomposed=_decomposition(loading.device),
         handled=_handling(loading),
     )

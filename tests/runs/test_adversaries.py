@@ -25,8 +25,8 @@ def profile(tmp_path_factory) -> Path:
     text = "\n".join(line for line in text.splitlines() if line.split(" = ")[0] not in unused)
     for old, new in {
         "seeds = [42]": "seeds = [42, 43]",
-        "[sizes]": "[sizes]\nprice_instructions = 4\nprice_answers = 4\nperplexity_windows = 2\nperplexity_pages = 2\n"
-        "utility_limit = 8",
+        "[sizes]": "[sizes]\nprice_instructions = 4\nprice_answers = 4\nperplexity_pages = 2\nutility_limit = 24",
+        "perplexity_windows = 16": "perplexity_windows = 2",
         "substitutions = 500": "substitutions = 4",
         "context_rows = 16": "context_rows = 1",
         "near_triggers = 100": "near_triggers = 4",
@@ -68,21 +68,25 @@ def test_tasks_are_asked_under_attacks_on_weights_where_that_is_wanted(records, 
     out = shutil.copytree(finished, tmp_path / "run")
     asked = tmp_path / profile.name
     asked.write_text(f"utility_at_doses = true\n{profile.read_text(encoding='utf-8')}", encoding="utf-8")
-    conditions = ["origin", "quantize@8", "quantize@8+suppress@3", "suppress@3", "noise@0.3"]
+    conditions = ["origin", "quantize@8", "quantize@8+suppress@3", "suppress@3", "quantize@2"]
     found = fpbench.run(str(asked), methods=["alphaedit"], conditions=conditions, seeds=[42], out=out)
     before = {each.cell.path: each for each in known}
     new = [each.cell for each in found.records if each.cell.path not in before and each.cell.metric == "utility"]
-    assert [(each.method, each.condition) for each in new] == [("alphaedit", "noise@0.3"), ("alphaedit", "quantize@8")]
+    assert [(each.method, each.condition) for each in new] == [("alphaedit", "quantize@2"), ("alphaedit", "quantize@8")]
     assert all(before.get(each.cell.path, each) == each for each in found.records)
     (row,) = [each for each in found.rows if each["method"] == "alphaedit"]
-    weights, both, sampler, noise = (row["removal"]["conditions"][name] for name in conditions[1:])
+    weights, both, sampler, coarse = (row["removal"]["conditions"][name] for name in conditions[1:])
     assert weights["tasks"] == both["tasks"] <= weights["short"] and "tasks" not in sampler
-    of = {each.cell.condition: each for each in found.records if each.cell.metric == "utility" and each.cell in new}
-    right = [line["correct"] for line in lines_of(out, of["noise@0.3"]) if line["task"] == "boolq"]
-    assert len(right) == 8 and noise["tasks"] == pytest.approx(2 - 2 * max(0.5, sum(right) / 8))
-    assert noise["tasks_interval"][0] <= noise["tasks"] <= noise["tasks_interval"][1] and noise["tasks"] > 0
+    of = {(each.cell.method, each.cell.condition): each for each in found.records if each.cell.metric == "utility"}
+    before, after = (
+        [line["correct"] for line in lines_of(out, of["alphaedit", name]) if line["task"] == "boolq"]
+        for name in ("origin", "quantize@2")
+    )
+    assert len(before) == len(after) == 24
+    assert coarse["tasks"] == pytest.approx(1 - (sum(after) / 24 - 0.5) / (sum(before) / 24 - 0.5))
+    assert coarse["tasks_interval"][0] <= coarse["tasks"] <= coarse["tasks_interval"][1] and coarse["tasks"] > 0
     figures = found.to_pandas().set_index(["method", "condition", "metric"])["value"]
-    assert figures["alphaedit", "noise@0.3", "price_tasks"] == noise["tasks"]
+    assert figures["alphaedit", "quantize@2", "price_tasks"] == coarse["tasks"]
     assert "of which tasks, %" in (out / "leaderboard.html").read_text(encoding="utf-8")
 
 
