@@ -87,15 +87,17 @@ def add_unconfined(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def confine(options: argparse.Namespace, methods: Iterable[str]) -> None:
-    """See that submissions among ``methods`` are confined here, and say so if they are not.
+def confine(options: argparse.Namespace, methods: Iterable[str], conditions: Iterable[str] = ()) -> None:
+    """See that submissions among methods and parts of conditions are confined here, and say so if they are not.
 
     Raises:
         InputError: if this machine does not keep every promise and ``--unconfined`` was not given.
     """
+    from fpbench.adversaries.conditions import name_of, parts
     from fpbench.submissions.discovery import Discovery
 
-    if not set(methods) & set(Discovery().names()):
+    attacks = {name_of(part) for condition in conditions for part in parts(condition)}
+    if not set(methods) & set(Discovery().names()) and not attacks & set(Discovery(attacks=True).names()):
         return
     from fpbench.submissions.process import require
 
