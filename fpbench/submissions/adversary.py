@@ -15,6 +15,7 @@ from fpbench.submissions.folder import Submission, version_of
 from fpbench.submissions.method import limits_for
 from fpbench.submissions.process import ChildProcess
 from fpbench.submissions.replies import LOGITS, Declaration, Prepared, Query, read_logits, validated
+from fpbench.text import printable
 
 PASSED = 32 * 2**20  # bytes of logits that go to the child at once
 
@@ -87,9 +88,11 @@ class SubmittedAdversary(Adversary):
             base, limits = context.checkpoint, limits_for(context.model)
             child = ChildProcess(self.submission, limits, base.folder, unconfined=base.loading.unconfined)
             context.closing.enter_context(child)
-            found = validated(Declaration, child.ask("meet", name=self.name))
-            if self.name not in found.names or (other := found.differs(self.submission.adversary)):
-                other = f"it registers {', '.join(found.names) or 'nothing'}" if self.name not in found.names else other
+            declared = validated(Declaration, child.ask("meet", name=self.name))
+            other = declared.differs(self.submission.adversary)
+            if self.name not in declared.names:
+                other = f"it registers {printable(', '.join(declared.names)) or 'nothing'}"
+            if other is not None:
                 raise CellError(f"adversary.py is not what submission.toml says: {other}.")
             child.ask(
                 "serve",
@@ -99,8 +102,8 @@ class SubmittedAdversary(Adversary):
                 threads=torch.get_num_threads(),
             )
             context.kept[key] = child
-        found_child: ChildProcess = context.kept[key]
-        return found_child
+        kept: ChildProcess = context.kept[key]
+        return kept
 
     def input(self, text: str) -> Sequence[str] | None:
         """Ask the child for what the model is given in place of a query."""

@@ -144,6 +144,7 @@ def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         transcript=None if options.transcript is None else Path(options.transcript),
         **_named(options, "base", "level", "budget", "served_model", "timeout", "api_key_env"),
         adversary=getattr(options, "adversary", None),
+        evidence=getattr(options, "evidence", "prefix"),
     )
     profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     return profile, question, loading
