@@ -22,7 +22,7 @@ from fpbench.metrics.statistics import clopper_pearson
 from fpbench.records.cell import BASE, ORIGIN
 from fpbench.records.store import write_text
 from fpbench.registry import METHODS
-from fpbench.submissions.folder import SUBMISSIONS
+from fpbench.submissions.folder import SUBMISSIONS, Submission
 from fpbench.submissions.manifest import FILE, MethodManifest, Reported, Summary, read_manifest
 
 PAGE, OWN, RECORDS = Path("docs/field.md"), Path("docs/methods.md"), Path("leaderboard/records")
