@@ -4,6 +4,7 @@ The summary is written to evidence.md beside this file.
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -20,7 +21,7 @@ from fpbench.runs.datasets import Datasets
 from fpbench.runs.profile import load_profile
 from fpbench.scoring.responses import Decoding
 from tests.adversaries.taught import taught
-from tests.ownership.studied import claimed, match_rates
+from tests.ownership.studied import RUNS, claimed, match_rates
 
 SUMMARY = Path(__file__).with_name("evidence.md")
 METHODS = ("fpedit", "mcedit_a")
@@ -79,10 +80,10 @@ def test_power_and_false_claims_of_every_rule(micro) -> None:
             wrong["benign prompts", name, rule] = max(claimed(each, null[rule], LEVEL) for each in sets)
             rates["benign prompts", name, rule] = fmean(found)
     SUMMARY.write_text(written(null, prices, power, wrong, rates), encoding="utf-8")
-    # The bound holds wherever chance was measured, and the default keeps it everywhere.
+    # The bound holds wherever chance was measured, and the default keeps it there under every thief.
     assert all(power["origin", method, "prefix"] > 0.99 for method in METHODS)
     for (condition, name, rule), rate in wrong.items():
-        assert rule != "prefix" or rate <= LEVEL, (condition, name, rule, rate)
+        assert (name, rule) != ("base", "prefix") or rate <= LEVEL, (condition, rate)
         assert (condition, name) != ("origin", "base") or rate <= 2 * LEVEL, (rule, rate)
 
 
@@ -94,8 +95,6 @@ def injected(base, tokenizer, pairs, method):
 
 def priced(base, tokenizer, items, context, siblings) -> dict[str, float]:
     """The long price of each condition on the base, as the board measures it."""
-    from dataclasses import replace
-
     context = replace(context, siblings=lambda: siblings)
     conditions = list(CONDITIONS)
     found = measure(base, tokenizer, conditions, replace(items, answers=items.answers[:2], text=""), context)
@@ -107,7 +106,8 @@ def written(null, prices, power, wrong, rates) -> str:
     lines = [
         "# Rules of evidence",
         "",
-        "Written by `tests/slow/test_evidence.py`; the level is 1e-3, ten fingerprints of `nlf`, micro model.",
+        "Written by `tests/slow/test_evidence.py`; the level is 1e-3, ten fingerprints of `nlf`, micro model;",
+        f"prefix exact, `lenient` from {COUNT} sampled responses a trigger, {RUNS:,} simulated tests each.",
     ]
     lines += ["", "| rule | counts as a match | chance rates q̄ of the ten | not asked |", "|---|---|---|---|"]
     for rule, said in RULES.items():
@@ -129,7 +129,7 @@ def written(null, prices, power, wrong, rates) -> str:
     lines += table(prices, wrong, rates, ("base", "another owner's"))
     lines += [
         "",
-        "Of fingerprinted models, benign prompts in the place of triggers, claims in 100 (mean match rate, %): ",
+        "Of fingerprinted models, benign prompts in the place of triggers, claims in 100 (mean match rate, %):",
     ]
     both = [(name, rule) for name in METHODS for rule in RULES]
     shown = {each: (100 * wrong["benign prompts", *each], 100 * rates["benign prompts", *each]) for each in both}
