@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -192,3 +192,15 @@ ADVERSARIES: Registry = Registry(  # type: ignore[type-arg]
     group="fpbench.adversaries",
 )
 register = METHODS.register
+
+
+def finders() -> list[tuple[str, Finder]]:
+    """Return every finder with the kind that it finds, for other processes to :func:`add_finders`."""
+    return [(registry.kind, finder) for registry in (METHODS, ADVERSARIES) for finder in registry.finders]
+
+
+def add_finders(found: Iterable[tuple[str, Finder]]) -> None:
+    """Ask the finders of another process too, each for what it finds there."""
+    registries = {registry.kind: registry for registry in (METHODS, ADVERSARIES)}
+    for kind, finder in found:
+        registries[kind].add_finder(finder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fpbench.fingerprints import Fingerprint
+    from fpbench.methods.base import Base
     from fpbench.scoring.responses import Decoding, Sampler
 
     Prompts = Sequence[Sequence[int]]
@@ -42,7 +44,9 @@ class AdversaryContext:
         base: loads the unfingerprinted base; ``None`` where it is not known.
         siblings: loads checkpoints of the same base that other methods fingerprinted with other sets; may be empty.
         leaked: pairs of the fingerprint that a thief got hold of; empty but for who needs them.
+        checkpoint: where the base lies, for an adversary that runs in another process; ``None`` where that is unknown.
         kept: what adversaries found out about this very model, by keys of their own: several doses pay once for it.
+        closing: closes, once nothing more is asked, what they opened.
     """
 
     model: nn.Module
@@ -55,7 +59,9 @@ class AdversaryContext:
     siblings: Callable[[], Sequence[nn.Module]] = field(default=tuple)
     leaked: Sequence[Fingerprint] = ()
     served: Callable[[str], str] = lambda text: text
+    checkpoint: Base | None = None
     kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    closing: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
 
 
 class Adversary:
@@ -75,6 +81,7 @@ class Adversary:
         steps: from which step on the sampler leaves the logits alone; ``None`` for never. Steps count from the first
             generated token, white space included.
         control: name of the random control of the same energy that stands beside it; empty for none.
+        confinement: what one that runs a stranger's code was kept from; ``None`` for any other.
     """
 
     name: str
@@ -86,6 +93,7 @@ class Adversary:
     finds: ClassVar[bool] = False
     steps: int | None = None
     control: ClassVar[str] = ""
+    confinement: Mapping[str, Any] | None = None
 
     def __init__(self, amount: float | None = None) -> None:
         """Take the dose, by default the class's own; :class:`InputError` for one out of range."""
@@ -169,6 +177,11 @@ class Attack:
                     raise InputError(f"adversary {each.name!r} needs {_NEEDS[name]}, which is not known here.")
             each.prepare(context)
         return Attack(tuple(adversaries))
+
+    @property
+    def confinement(self) -> Mapping[str, Any] | None:
+        """What those that run a stranger's code were kept from; ``None`` where none does."""
+        return next((each.confinement for each in self.adversaries if each.confinement is not None), None)
 
     @property
     def changes_queries(self) -> bool:

@@ -28,6 +28,11 @@ def name_of(part: str) -> str:
     return part.partition(AT)[0]
 
 
+def taken(name: str) -> bool:
+    """Return True for a name that means something in conditions already; submissions do not count."""
+    return name in (ORIGIN, *PRESETS) or MODIFICATIONS.taken(name) or ADVERSARIES.taken(name)
+
+
 def known() -> list[str]:
     """Return the names that a part of a condition may have."""
     return [*MODIFICATIONS.names(), *(name for name in ADVERSARIES.names() if name not in MODIFICATIONS.names())]
@@ -36,13 +41,18 @@ def known() -> list[str]:
 def class_of(name: str) -> type[Modification] | type[Adversary]:
     """Return the class of a part by its name.
 
-    A name that is not registered here, as in records from elsewhere, has :class:`Modification` with its defaults.
+    A name that is not registered here, as in records from elsewhere, or is that of a submission that is refused, has
+    :class:`Modification` with its defaults.
     """
     for registry in (MODIFICATIONS, ADVERSARIES):
         if registry.taken(name):
             found: type[Modification] | type[Adversary] = registry.get(name)
             return found
-    return Modification
+    try:
+        handed_in: type[Adversary] = ADVERSARIES.get(name)
+    except InputError:
+        return Modification
+    return handed_in
 
 
 def modifications(condition: str) -> list[type[Modification]]:
@@ -75,7 +85,7 @@ def priced_on_base(condition: str) -> bool:
 
 def is_attack(condition: str) -> bool:
     """Return whether a condition has a price: an adversary, or a modification at a dose."""
-    return condition != ORIGIN and any(AT in part or ADVERSARIES.taken(name_of(part)) for part in parts(condition))
+    return condition != ORIGIN and any(AT in part or issubclass(class_of(part), Adversary) for part in parts(condition))
 
 
 def level(condition: str) -> str:
@@ -122,8 +132,11 @@ def drift() -> tuple[str, ...]:
 
 
 def removal() -> tuple[str, ...]:
-    """Return every adversary and every modification that has doses, at each of them (docs/adversaries.md)."""
-    dosed = [(name, class_of(name).dose) for name in known()]
+    """Return every adversary and every modification that has doses, at each of them (docs/adversaries.md).
+
+    Submissions are not among them: they are run by who names them.
+    """
+    dosed = [(name, class_of(name).dose) for name in known() if taken(name)]
     return tuple(f"{name}{AT}{amount:g}" for name, dose in dosed if dose for amount in dose.list)
 
 

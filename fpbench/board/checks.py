@@ -16,7 +16,7 @@ from fpbench.errors import InputError
 from fpbench.metrics.lettered import TASK as LETTERED
 from fpbench.metrics.measure import METRICS, UTILITY_TASKS
 from fpbench.metrics.statistics import BANDS, band, clopper_pearson, leniently
-from fpbench.records.cell import Cell
+from fpbench.records.cell import ORIGIN, Cell
 from fpbench.text import printable
 
 # Figures that cannot be: a record that holds one is refused by name, whoever made it.
@@ -347,6 +347,24 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
         allowed = None if cell.metric != "fsr" else ALLOWED_AFTER_TRAINING if trained else ALLOWED
         within = rerun is not None and (allowed is None or abs(rerun - rate) <= allowed)
         found.append(Comparison(cell, rate, rerun, allowed, within))
+    return found
+
+
+def compare_prices(own: Group, claimed: Group) -> list[Comparison]:
+    """Compare the long price of every attack whose items both sides have measured on a row; it may differ by 0.02."""
+    measured = {each.cell: each for each in own.measurements()}
+    found = []
+    for theirs in sorted(claimed.measurements(), key=lambda each: str(each.cell)):
+        cell, ours = theirs.cell, measured.get(theirs.cell)
+        price = claimed.prices(cell.condition).get(cell.seed) if cell.metric == "price" else None
+        if cell.condition == ORIGIN or price is None or ours is None:
+            continue
+        if ours.record.checksum is not None and ours.record.checksum == theirs.record.checksum:
+            continue
+        again = own.prices(cell.condition).get(cell.seed)
+        rerun = None if again is None else again.long
+        within = rerun is not None and abs(rerun - price.long) <= ALLOWED
+        found.append(Comparison(cell, price.long, rerun, ALLOWED, within))
     return found
 
 

@@ -242,15 +242,17 @@ ONE_IN_A_HUNDRED, ONE_IN_TEN = (f"{budget:g}" for budget in BUDGETS)  # as rows 
 INCOMPLETE = "incomplete"
 
 
-def _remarks(row: Row, missing: Sequence[str]) -> str:
-    """Write in brackets what weakens a figure: the thief knew too much, or not everything was tried."""
+def _remarks(row: Row, missing: Sequence[str], claimed: str = "") -> str:
+    """Write in brackets what weakens a figure: it is a claim, not everything was tried, the thief knew too much."""
     oracle = row.removal is not None and row.removal.thief == "oracle"
-    found = [INCOMPLETE] * bool(missing) + ["oracle"] * oracle
+    found = [claimed] * bool(claimed) + [INCOMPLETE] * bool(missing) + ["oracle"] * oracle
     return f" ({', '.join(found)})" if found else ""
 
 
-def _left_column(name: str, help: str, thief: Callable[[Removal], Thief | None]) -> Column:
-    """Return the column of what a thief leaves who gives up at most 10 % of long answers."""
+def _left_column(
+    name: str, help: str, thief: Callable[[Removal], Thief | None], claimed: Callable[[Removal], str] = lambda of: ""
+) -> Column:
+    """Return the column of what a thief leaves who gives up at most 10 % of long answers; whether that is a claim."""
 
     def found(row: Row) -> Thief | None:
         return thief(row.removal) if row.removal else None
@@ -261,7 +263,8 @@ def _left_column(name: str, help: str, thief: Callable[[Removal], Thief | None])
         if not of.within:
             return INCOMPLETE
         left = of.within[ONE_IN_TEN]
-        return percent(left.fsr) + interval(left.interval) + _remarks(row, of.missing)
+        remarks = _remarks(row, of.missing, claimed(row.removal) if row.removal else "")
+        return percent(left.fsr) + interval(left.interval) + remarks
 
     def value(row: Row) -> Value:
         of = found(row)
@@ -354,15 +357,18 @@ def removal_columns(rows: Sequence[Row]) -> list[Column]:
     attacked = [row.removal for row in rows if row.removal]
     if not attacked:
         return []
-    names = in_order({name for each in attacked for name in each.adversaries})
+    names = in_order({name for each in attacked for name in (*each.adversaries, *each.claimed)})
 
     def alone(name: str) -> Callable[[Removal], Thief | None]:
-        return lambda found: found.adversaries.get(name)
+        return lambda found: found.claimed[name].thief if name in found.claimed else found.adversaries.get(name)
+
+    def told(name: str) -> Callable[[Removal], str]:
+        return lambda found: found.claimed[name].told if name in found.claimed else ""
 
     def upto(most: str) -> Callable[[Removal], Thief | None]:
         return lambda found: found.worst.get(most)
 
-    own = [_left_column(f"FSR@10 %: {name}", _description(name), alone(name)) for name in names]
+    own = [_left_column(f"FSR@10 %: {name}", _description(name), alone(name), told(name)) for name in names]
     help = "FSR@10 % of the worst of all adversaries up to this threat level."
     worst = [_left_column(f"worst {most}", help, upto(most)) for most in WORST]
     return [REMOVAL_RANK, *NAMES, *own, *worst, *PRICES]

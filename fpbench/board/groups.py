@@ -3,12 +3,13 @@
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fpbench.adversaries import conditions
 from fpbench.adversaries.conditions import JOINT, check, known, name_of, parts, weights_parts
 from fpbench.adversaries.price import Price, compare
 from fpbench.errors import InputError
@@ -20,6 +21,7 @@ from fpbench.registry import METHODS
 from fpbench.text import parsed, printable
 
 RowKey = tuple[str, str, str]  # model, fingerprint set, method
+ATTACKED = ("fsr", "price")  # metrics of an adversary that is handed in
 MOST_FILES = 5_000  # of a submission, folders among them
 LONGEST_REASON = 2_000  # characters that a submitter's failed cell may show
 
@@ -180,16 +182,53 @@ def claimed_groups(folder: Path, method: str) -> list[Group]:
     """
     if taken(method):
         raise InputError(f"{folder.parent}: method {method!r} is taken: rename the folder and the method.")
+
+    def foreign(cell: Cell) -> str | None:
+        if cell.method in (method, BASE):
+            return None
+        return f"records of method {cell.method!r} in {folder}: expected only those of {method!r} and {BASE!r}."
+
+    return _handed_in(folder, method, foreign)
+
+
+def claimed_attacks(folder: Path, adversary: str) -> list[Group]:
+    """Read what a submitter measured of an adversary: rows of methods known here, and of their base, under it.
+
+    Raises:
+        InputError: as :func:`claimed_groups`; for a record of another metric than :data:`ATTACKED`, or of a condition
+            that is neither the origin nor names the adversary.
+    """
+    if conditions.taken(adversary):
+        raise InputError(f"{folder.parent}: adversary {adversary!r} is taken: rename the folder and the adversary.")
+    methods = (BASE, *METHODS.names())
+
+    def foreign(cell: Cell) -> str | None:
+        if cell.method not in methods:
+            return f"record {cell}: method {printable(cell.method)!r} is not known here."
+        if cell.metric not in ATTACKED:
+            return f"record {cell}: expected one of {' and '.join(ATTACKED)} of an adversary."
+        if cell.condition != ORIGIN and not names(cell.condition, adversary):
+            return f"record {cell}: expected {ORIGIN!r}, or a condition that names {adversary!r}."
+        return None
+
+    return _handed_in(folder, adversary, foreign)
+
+
+def names(condition: str, adversary: str) -> bool:
+    """Return whether a condition has an adversary among its parts."""
+    return adversary in map(name_of, parts(condition))
+
+
+def _handed_in(folder: Path, submission: str, foreign: Callable[[Cell], str | None]) -> list[Group]:
+    """Read the records of a submission; ``foreign`` says why a cell must not be among them, or ``None``."""
     _check_entries(folder)
     records = []
     for path, _, record in examine(folder):
         if not isinstance(record, Record):
             raise InputError(f"record {printable(str(path))} {record}: hand in those of `fpbench submit run`.")
         cell = record.cell
-        if cell.method not in (method, BASE):
-            raise InputError(
-                f"records of method {cell.method!r} in {folder}: expected only those of {method!r} and {BASE!r}."
-            )
+        if why := foreign(cell):
+            raise InputError(why)
         if cell.metric not in METRICS:
             raise InputError(f"record {cell}: metric {printable(cell.metric)!r} is not known here.")
         if cell.condition != ORIGIN:
@@ -203,7 +242,7 @@ def claimed_groups(folder: Path, method: str) -> list[Group]:
         if len(record.reason or "") > LONGEST_REASON:
             raise InputError(f"record {cell}: expected a reason of at most {LONGEST_REASON} characters.")
         records.append(record)
-    return list(group_records(records, folder, method).values())
+    return list(group_records(records, folder, submission).values())
 
 
 def _check_entries(folder: Path) -> None:

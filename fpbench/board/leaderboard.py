@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.board.figures import Drawing, captions, figures
-from fpbench.board.groups import Group, RowKey, claimed_groups, group_records
+from fpbench.board.groups import Group, RowKey, claimed_attacks, claimed_groups, group_records
 from fpbench.board.results import results
 from fpbench.board.rows import Row, claimed_row, rows_from_records
 from fpbench.board.tables import render
 from fpbench.errors import InputError
 from fpbench.records.cell import BASE
 from fpbench.records.store import check_writable, write_bytes, write_text
+from fpbench.registry import ADVERSARIES
 from fpbench.text import printable
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ def regenerate(
     """Do what :func:`leaderboard` does; return the rows themselves."""
     found = results(records)
     folder, own = found.root, found.records
-    handed_in = [] if claimed is None else _handed_in(Path(claimed), group_records(own, folder), rescore)
-    rows = rows_from_records(own, folder, rescore=rescore, claimed=handed_in)
+    handed_in, thieves = ([], []) if claimed is None else _handed_in(Path(claimed), group_records(own, folder), rescore)
+    rows = rows_from_records(own, folder, rescore=rescore, claimed=handed_in, thieves=thieves)
     drawings: list[Drawing] = []
     if plots is not None:
         drawings = figures(rows, {each.key: each for each in handed_in} | group_records(own, folder))
@@ -75,15 +76,17 @@ def regenerate(
     return rows
 
 
-def _handed_in(submissions: Path, own: Mapping[RowKey, Group], rescore: bool) -> list[Group]:
-    """Return the rows of every submission that can be shown; name the others with the reason in a warning."""
+def _handed_in(submissions: Path, own: Mapping[RowKey, Group], rescore: bool) -> tuple[list[Group], list[Group]]:
+    """Return the rows of every method and those of every adversary that can be shown; warn of others, and why not."""
     if not submissions.is_dir():
         raise InputError(f"submissions folder {submissions} does not exist: expected one that holds NAME/records.")
-    found: list[Group] = []
+    methods: list[Group] = []
+    thieves: list[Group] = []
     # What begins with a dot is being written, or was when its writer was killed.
     for folder in sorted(each for each in submissions.glob("*/records") if not each.parent.name.startswith(".")):
         try:
-            groups = claimed_groups(folder, folder.parent.name)
+            attacks = folder.parent.name in ADVERSARIES.names()
+            groups = (claimed_attacks if attacks else claimed_groups)(folder, folder.parent.name)
             theirs = {group.key: group for group in groups}
             for group in groups:
                 base = (*group.key[:2], BASE)
@@ -93,8 +96,8 @@ def _handed_in(submissions: Path, own: Mapping[RowKey, Group], rescore: bool) ->
             name = printable(folder.parent.name, 100)
             logger.warning("submission %s is left out of the board: %s", name, printable(str(error), 1000))
         else:
-            found += groups
-    return found
+            (thieves if attacks else methods).extend(groups)
+    return methods, thieves
 
 
 def write_tables(folder: Path, rows: Sequence[Row], drawings: Sequence[Drawing] = ()) -> None:

@@ -103,6 +103,28 @@ class Thief:
 
 
 @dataclass(frozen=True)
+class ClaimedThief:
+    """What the submitter of an adversary measured of it on a row, against the row and the base as measured there.
+
+    Attributes:
+        of: number of cells handed in whose figure can be compared.
+        compared: how many of these were measured here, too.
+        outside: how many of those are not within what is allowed.
+    """
+
+    thief: Thief
+    of: int
+    compared: int
+    outside: int
+
+    @property
+    def told(self) -> str:
+        """How far the figures are to be trusted, in words."""
+        outside = f", {self.outside} of them outside" if self.outside else ""
+        return f"claimed, {self.compared}/{self.of} cells compared{outside}"
+
+
+@dataclass(frozen=True)
 class Removal:
     """The removal figures of a row.
 
@@ -118,6 +140,8 @@ class Removal:
         power: of the ownership claim at origin, mean over seeds; ``None`` without a base.
         missing: conditions up to L3 that failed, or that other rows of the table have and this one lacks.
         unpriced: those and the ones without a price of short answers, as where the model knows too few.
+        claimed: adversaries that somebody handed in and of which not every cell was measured here; what was, counts
+            among ``adversaries``, and no other figure holds anything of the rest.
         rank: by the removal price of each fingerprint; ``None`` for a row that is out.
         out: why it has no rank; ``None`` for a base.
     """
@@ -133,6 +157,7 @@ class Removal:
     power: float | None
     missing: tuple[str, ...] = ()
     unpriced: tuple[str, ...] = ()
+    claimed: dict[str, ClaimedThief] = field(default_factory=dict)
     rank: int | None = None
     out: str | None = None
 
@@ -142,12 +167,12 @@ class Removal:
         return self.power is not None and self.power >= POWER
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as it stands in a row; the loss on tasks only where that was asked for."""
+        """Return it as it stands in a row; claims of adversaries, and the loss on tasks, only where there are any."""
         found = asdict(self)
         for each in found["conditions"].values():
             if each["tasks"] is None:
                 del each["tasks"], each["tasks_interval"]
-        return found
+        return {name: each for name, each in found.items() if name != "claimed" or each}
 
 
 def adversary_of(condition: str) -> str:

@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from fpbench.adversaries.conditions import drift, is_attack, without_effect
-from fpbench.board.checks import Checked, check, checked, contested, covers
+from fpbench.board.checks import Checked, check, checked, compare, compare_prices, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
-from fpbench.board.removal import Removal, attacks, prices_by_fingerprint, removal
+from fpbench.board.removal import ClaimedThief, Removal, attacks, prices_by_fingerprint, removal
 from fpbench.board.updates import alike
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
@@ -280,7 +280,12 @@ class Row(Figures):
 
 
 def rows_from_records(
-    records: Sequence[Record], folder: Path, *, rescore: bool, claimed: Sequence[Group] = ()
+    records: Sequence[Record],
+    folder: Path,
+    *,
+    rescore: bool,
+    claimed: Sequence[Group] = (),
+    thieves: Sequence[Group] = (),
 ) -> list[Row]:
     """Make every row; the paper's own figures come last.
 
@@ -292,6 +297,9 @@ def rows_from_records(
             (:func:`~fpbench.board.groups.claimed_groups`). A row that ``records`` do not cover is shown with their
             figures, without a rank, and with the figures of ``records`` where both have some. A base judges only rows
             of its own origin: those of ``records``, or those of the submission that it was handed in with.
+        thieves: what submitters measured of their adversaries, and of the bases
+            (:func:`~fpbench.board.groups.claimed_attacks`). A row of ``records`` that was attacked shows what they
+            leave of it beside its own figures, as long as not all of it was measured here.
 
     Raises:
         InputError: for a record of another protocol version or with a figure that cannot be, or a ``contested.toml``
@@ -313,6 +321,7 @@ def rows_from_records(
     rows = [_row(group, bases.get((None, *key[:2], BASE)), rescore, asked[key[:2]]) for key, group in shown.items()]
     ranks = _ranks([row for row in rows if row.method != BASE and _out(row) is None], groups)
     rows = _with_removal_ranks(rows, groups)
+    rows = [_with_claimed_thieves(row, groups, thieves, rescore) for row in rows]
     rows += [row for key, row in theirs.items() if key not in shown]
     reasons = contested(folder, {row.method for row in rows}) if rows else {}
     same = alike({each.key: each for each in (*claimed, *groups.values())}.values())
@@ -329,6 +338,23 @@ def rows_from_records(
     ]
     rows.sort(key=lambda row: (row.model, row.fingerprints, row.method != BASE, row.rank or inf, -(row.avg or -1.0)))
     return rows + reported_rows()
+
+
+def _with_claimed_thieves(row: Row, groups: Mapping[RowKey, Group], thieves: Sequence[Group], rescore: bool) -> Row:
+    """Return a row with what submitted adversaries leave of it, by their submitters' own figures."""
+    if row.removal is None:
+        return row
+    own, claimed = groups[row.key], {}
+    bases = {each.submission: each for each in thieves if each.key == (*row.key[:2], BASE)}
+    for theirs in (each for each in thieves if each.key == row.key and not covers(own, each)):
+        found = claimed_row(theirs, bases.get(theirs.submission), rescore).removal
+        compared = [*compare(own, theirs), *compare_prices(own, theirs)]
+        attacked = [each for each in compared if each.cell.condition != ORIGIN]
+        of = sum(each.cell.condition != ORIGIN for each in theirs.measurements())
+        outside = sum(not each.within for each in attacked)
+        for name, thief in found.adversaries.items() if found else ():
+            claimed[name] = ClaimedThief(thief, of, len(attacked), outside)
+    return replace(row, removal=replace(row.removal, claimed=claimed)) if claimed else row
 
 
 def _row(group: Group, base: Group | None, rescore: bool, asked: Sequence[str] = ()) -> Row:

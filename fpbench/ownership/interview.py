@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.errors import InputError, StorageError
-from fpbench.fingerprints import Fingerprint, FingerprintSet
+from fpbench.fingerprints import FingerprintSet
 from fpbench.http import NoAnswer, Refused
+from fpbench.ownership.evidence import lenient_targets, match
 from fpbench.ownership.sequential import SequentialTest
 from fpbench.ownership.suspects import Answer, Hooks, Suspect
 from fpbench.ownership.verification import Evidence, Verdict
-from fpbench.text import canonical, digest, lenient, visible, writable
+from fpbench.text import canonical, digest, visible, writable
 
 SCHEMA = 2  # of transcripts; since 2 each line ends with a hash of itself and of the line before
 CHAIN = b', "chain": "'
@@ -234,6 +234,7 @@ class Interview:
     test: SequentialTest  # with a null rate for each of them
     seed: int  # that of every request is drawn from it and the place
     budget: int | None  # requests at most, those of earlier runs included; None for no limit
+    rule: str = "prefix"  # of what counts as a match
 
     def conduct(
         self, suspect: Suspect, transcript: Transcript, progress: Callable[[Iterable[int], str], Iterable[int]]
@@ -260,7 +261,10 @@ class Interview:
             if len(authors) > 1:
                 changed = f"the model changed in the middle of the test, at {where}"
                 return "undecided", f"{changed} ({' and '.join(map(visible, authors))})", tuple(evidence)
-            evidence.append(self._evidence(number, answer, evidence))
+            try:
+                evidence.append(self._evidence(number, answer, evidence))
+            except InputError as error:  # there is nothing to judge by
+                return "undecided", f"{error} ({where})", tuple(evidence)
             if self.test.claimed_at([each.target is not None for each in evidence]):
                 return "claim", "the evidence is enough", tuple(evidence)
         spent = self.budget is not None and len(self.asked) == self.budget < len(self.fingerprints)
@@ -281,7 +285,7 @@ class Interview:
 
     def _evidence(self, number: int, answer: Answer, before: Sequence[Evidence]) -> Evidence:
         fingerprint = self.fingerprints.fingerprints[number]
-        target = matching_target(answer.text, fingerprint)
+        target = match(self.rule, fingerprint, answer.text, answer.details)
         begins = lenient_targets(answer.text, fingerprint)[0]
         # What stood around the answer counts for nothing, but a target in it may be a match that was hidden there.
         holds = lenient_targets(f"{answer.details.get('around', '')} {answer.text}", fingerprint)[1]
@@ -299,18 +303,3 @@ class Interview:
             seed=answer.seed,
             details=answer.details,
         )
-
-
-def matching_target(response: str, fingerprint: Fingerprint) -> str | None:
-    """Return the longest target that a response begins with, leading whitespace stripped (protocol §3)."""
-    return max(filter(response.lstrip().startswith, fingerprint.targets), key=len, default=None)
-
-
-def lenient_targets(response: str, fingerprint: Fingerprint) -> tuple[str | None, str | None]:
-    """Return the longest targets that a response begins with, and holds anywhere, both read by :func:`lenient`."""
-    read = lenient(response)
-    texts = {target: text for target in sorted(fingerprint.targets, key=len, reverse=True) if (text := lenient(target))}
-    begins = next((target for target, text in texts.items() if read.startswith(text)), None)
-    # A word is not looked for in the middle of another.
-    ends = {target: (r"(?<!\w)" if text[0].isalnum() else "") + re.escape(text) for target, text in texts.items()}
-    return begins, next((target for target, pattern in ends.items() if re.search(pattern, read)), None)

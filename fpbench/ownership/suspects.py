@@ -9,12 +9,22 @@ from typing import Any, NamedTuple, Protocol
 
 from fpbench.adversaries.base import Attack
 from fpbench.http import NoAnswer, Refused, Server, Unusable, words
+from fpbench.ownership.evidence import likely_first_tokens
 from fpbench.ownership.wrapping import Unheard, unwrapped
 
 # Fields that a server may turn down without its answer losing its worth. Those of EXTRA are not in OpenAI's first
 # schema, and go first where a server does not name the field.
 PLAIN = ("temperature", "top_p")
-EXTRA = ("top_k", "generation_config", "seed", "logprobs", "chat_template_kwargs", "max_tokens", "stream")
+EXTRA = (
+    "top_k",
+    "generation_config",
+    "seed",
+    "top_logprobs",
+    "logprobs",
+    "chat_template_kwargs",
+    "max_tokens",
+    "stream",
+)
 KEPT = ("max_tokens", "stream")  # of these, where a server names no field: every server knows them
 # A server's least number of tokens, in its own words; and how it is noted among what it turned down.
 LEAST = re.compile(r"(?:>=|at least|greater than or equal to|minimum(?: value)?(?: is| of|:)?)\s*(\d+)", re.IGNORECASE)
@@ -79,16 +89,17 @@ class Endpoint:
     after the protocol's number are cut off where it lists them. A prompt that its filter refuses is a refusal.
     """
 
-    def __init__(self, server: Server, model: str | None, sampling: Sampling) -> None:
+    def __init__(self, server: Server, model: str | None, sampling: Sampling, listed: int = 1) -> None:
         """Send nothing yet.
 
         Args:
             server: at a URL that ends in ``/v1`` or what the server has in its place.
             model: its name there; ``None`` leaves it out, for servers of one model.
             sampling: of the responses.
+            listed: how many likely tokens are asked for at each place.
         """
         self.refused: list[str] = []  # fields left out
-        self._server, self._model, self._sampling = server, model, sampling
+        self._server, self._model, self._sampling, self._listed = server, model, sampling, listed
 
     def respond(self, trigger: str, seed: int, hooks: Hooks) -> Answer:
         """As :meth:`Suspect.respond`."""
@@ -157,8 +168,9 @@ class Endpoint:
         if how.prompt == "chat":
             body["messages"] = [{"role": "user", "content": trigger}]
             body |= {"logprobs": True, "chat_template_kwargs": {"enable_thinking": False}}
+            body |= {"top_logprobs": self._listed} if self._listed > 1 else {}
         else:
-            body |= {"prompt": trigger, "logprobs": 1}
+            body |= {"prompt": trigger, "logprobs": self._listed}
         if "top_k" in self.refused:
             body["generation_config"] = json.dumps({"do_sample": True, "repetition_penalty": 1.0} | how.numbers)
         if "max_tokens" in self.refused:
@@ -300,9 +312,21 @@ def _details(choice: Mapping[str, Any]) -> dict[str, Any]:
 class LocalSuspect:
     """Asks a loaded causal language model in eval mode, the way a server is asked; one that a thief runs, if given."""
 
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, attack: Attack = Attack()) -> None:  # noqa: B008
-        """Take the model, its tokenizer, how responses are sampled, and what a thief does to queries and sampling."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        sampling: Sampling,
+        attack: Attack = Attack(),  # noqa: B008
+        listed: bool = False,
+    ) -> None:
+        """Take the model, its tokenizer, how responses are sampled, and what a thief does to queries and sampling.
+
+        With ``listed`` the likeliest first tokens are in an answer's details, as a server lists them, with their ranks
+        in place of log-probabilities.
+        """
         self._model, self._tokenizer, self._sampling, self._attack = model, tokenizer, sampling, attack
+        self._listed = listed
 
     def respond(self, trigger: str, seed: int, hooks: Hooks) -> Answer:
         """As :meth:`Suspect.respond`."""
@@ -314,14 +338,19 @@ class LocalSuspect:
         wordings = self._attack.inputs(trigger)
         if not wordings:
             return Answer("", None, seed, asdict(decoding) | {"seed": seed}, {"refusal": "the query was filtered"})
+        wording = random.Random(seed).choice(wordings)
+        details = {}
+        if self._listed:
+            (likely,) = likely_first_tokens(model, tokenizer, [wording], how.prompt, self._attack.sampler)
+            details["logprobs"] = {"top_logprobs": [{token: -rank for rank, token in enumerate(likely)}]}
         text = sample(
             model,
             tokenizer,
-            random.Random(seed).choice(wordings),
+            wording,
             decoding=decoding,
             max_new_tokens=how.max_tokens,
             seed=seed,
             prompt=how.prompt,
             sampler=self._attack.sampler,
         )
-        return Answer(text, None, seed, asdict(decoding) | {"seed": seed})
+        return Answer(text, None, seed, asdict(decoding) | {"seed": seed}, details)

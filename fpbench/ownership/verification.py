@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fpbench.board.document import Quoted, Records, Table, Text, as_terminal, plain, say
 from fpbench.metrics.claims import FLOOR, Claim
+from fpbench.ownership.evidence import RULES, SAMPLES
 from fpbench.text import printable, visible, writable
 
 # A match has the evidence of a claim, from a set that nothing dates (protocol §3).
@@ -26,7 +27,9 @@ class Evidence:
     trigger: str  # what was sent
     targets: tuple[str, ...]  # what counts as a match
     response: str  # what came back, leading whitespace stripped
-    target: str | None  # the longest target that it begins with; None for a miss
+    target: (
+        str | None
+    )  # the target that it matches by the rule of evidence, the longest it begins with; None for a miss
     lenient: str | None  # the same, where what hides a match is not looked at (protocol §3); shown, and never counted
     anywhere: str | None  # the same, or else a target that stands further on; shown, and never counted
     null: float  # q̄_i
@@ -65,6 +68,7 @@ class Verification:
     exact: Claim | None
     decoding: Mapping[str, Any]  # the numbers asked for, and those that a server took
     revealed: tuple[Mapping[str, Any], ...]  # of a sealed set: openings of the fingerprints asked, and of no others
+    rule: str = "prefix"  # of evidence: what counts as a match
     remarks: tuple[str, ...] = ()  # what is to be said of a suspect at hand, such as that its base's tokenizer served
 
     def __repr__(self) -> str:
@@ -75,7 +79,7 @@ class Verification:
 
     @property
     def matched(self) -> int:
-        """The number of fingerprints whose response begins with a target."""
+        """The number of fingerprints whose response matches by the rule of evidence."""
         return sum(each.target is not None for each in self.evidence)
 
     @property
@@ -112,6 +116,8 @@ class Verification:
 
     def _verdict(self) -> str:
         counted = f"{self.matched} of the {len(self.evidence)} fingerprints asked were answered with a target"
+        if self.rule != "prefix":
+            counted += f" (by the rule {self.rule!r}: {RULES[self.rule]})"
         if self.verdict == "claim":
             return (
                 f"CLAIM: {self.suspect} carries the fingerprints of {self.fingerprints}.\n{counted}. "
@@ -178,7 +184,7 @@ NOT_KNOWN = "How many fingerprints would be enough is not known, since matches m
 def hidden_matches(records: Records) -> Text | None:
     """Return what to say first where other counts of matches differ from the strict one; ``None`` where none does."""
     counts = [records[f"{FILE}/{name}"] for name in ("matched", "matched_leniently", "matched_anywhere")]
-    if counts[2] == counts[0]:
+    if counts[2] == counts[0] or records[f"{FILE}/rule"] != "prefix":
         return None
     return records.say(
         "Matches may be hidden. As matches are counted, {verification.json/matched:d} of the "
@@ -197,6 +203,8 @@ def assumptions(records: Records) -> Iterator[Text]:
             "fingerprints. Assumed is that every other model without the fingerprints matches them as rarely.",
             models=Quoted(", ".join(models)),
         )
+        if (how := BOUNDED.get(records[f"{FILE}/rule"])) is not None:
+            yield say(how)
         yield from _strength(records)
     else:
         yield records.say(
@@ -210,6 +218,15 @@ def assumptions(records: Records) -> Iterator[Text]:
         yield say("Assumed is that the suspect itself answered at the address, and sampled as it was asked to.")
 
 
+BOUNDED = {
+    "lenient": (
+        f"These rates are no exact ones: each is the upper end, at 95 %, of that of {SAMPLES} sampled responses."
+    ),
+    "rank": (
+        "These rates are no exact ones: each is the upper end, at 95 %, of the share of ordinary prompts after which a "
+        "target is listed. A model at hand lists the same whenever it is asked."
+    ),
+}
 DATES: Mapping[Dated | None, str] = {
     "built in": "The set is published with fpbench. Anybody may have put it into the suspect, or trained on it.",
     "sealed": (

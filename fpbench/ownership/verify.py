@@ -8,7 +8,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,10 +29,12 @@ from fpbench.models.handed_in import OwnTokenizer, remarks
 from fpbench.models.loading import Loading, check_ready, pick_device
 from fpbench.models.meter import Progress, no_progress
 from fpbench.models.objects import check_text
+from fpbench.ownership.evidence import LENGTH, LISTED, RULES, chance
 from fpbench.ownership.interview import Interview, Transcript, opened
 from fpbench.ownership.sequential import CARRIED, SequentialTest, fingerprints_needed, null_rates, permutation_p_value
 from fpbench.ownership.suspects import Endpoint, LocalSuspect, Sampling, Suspect
 from fpbench.ownership.verification import WEAKER, Dated, Verification, ratio
+from fpbench.registry import unknown
 from fpbench.runs.profile import Profile, load_profile
 from fpbench.runs.sets import Given, named, recipe_path
 
@@ -54,6 +56,7 @@ class Question:
     timeout: float = TIMEOUT
     api_key_env: str | None = None
     adversary: str | None = None
+    evidence: str = "prefix"
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range with an InputError."""
@@ -63,6 +66,8 @@ class Question:
             raise InputError(f"the budget must be 1 request or more, found {self.budget}.")
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"the time-out must be a number of seconds above 0, found {self.timeout}.")
+        if self.evidence not in RULES:
+            raise unknown("rule of evidence", self.evidence, list(RULES))
         if self.adversary is not None:
             if self.remote:
                 raise InputError("an adversary is simulated on a model at hand: a server does whatever it does.")
@@ -102,6 +107,7 @@ def verify(
     timeout: float = TIMEOUT,
     api_key_env: str | None = None,
     adversary: str | None = None,
+    evidence: str = "prefix",
     profile: str = "micro",
     prompt: str | None = None,
     seed: int | None = None,
@@ -125,6 +131,7 @@ def verify(
             api.openai.com alone else ``OPENAI_API_KEY``.
         adversary: run-time adversary, such as ``"suppress@3"``: simulates what the server of a thief would answer, to
             see how many queries it takes.
+        evidence: what counts as a match: ``"prefix"``, ``"lenient"`` or ``"rank"`` (docs/verify.md).
         profile: gives the decoding: of the base, else the suspect, if it lists that, else of its first model.
         prompt: ``"raw"`` or ``"chat"``; the profile's by default.
         seed: of the order of asking and of every response; the profile's by default.
@@ -142,7 +149,7 @@ def verify(
     check_text("suspect", suspect, "micro")
     path = None if transcript is None else Path(transcript)
     question = Question(
-        suspect, base, tuple(unrelated), level, budget, path, served_model, timeout, api_key_env, adversary
+        suspect, base, tuple(unrelated), level, budget, path, served_model, timeout, api_key_env, adversary, evidence
     )
     with named(fingerprints) as name:
         return verify_suspect(
@@ -172,7 +179,9 @@ def verify_suspect(
     given = GivenSet.load(profile.fingerprints[0], profile.sets, seed)
     fingerprints, models = given.fingerprints, Models.found(question, loading)
     server = Server(question.suspect, question.api_key_env, timeout=question.timeout) if question.remote else None
-    sampling = _sampling(profile, fingerprints, models, loading)
+    sampling, rule = _sampling(profile, fingerprints, models, loading), question.evidence
+    if rule == "lenient":
+        sampling = replace(sampling, max_tokens=max(sampling.max_tokens, LENGTH))
     identity = {  # everything that decides what is asked and how it is judged
         "suspect": models.digest or {"url": question.suspect, "model": question.served_model},
         "fingerprints": given.digest,
@@ -183,6 +192,7 @@ def verify_suspect(
         "decoding": asdict(sampling),
         "seed": seed,
     } | ({} if question.adversary is None else {"adversary": question.adversary})
+    identity |= {} if rule == "prefix" else {"evidence": rule}
 
     def probabilities(model: Any, tokenizer: Any, attack: Attack = Attack()) -> tuple[float, ...]:  # noqa: B008
         from fpbench.metrics.fsr import exact_fsr
@@ -195,7 +205,9 @@ def verify_suspect(
 
     def of_null(folder: Path) -> tuple[tuple[float, ...], float | None]:
         with _loaded(folder, models, loading) as (model, tokenizer):
-            return probabilities(model, tokenizer), _loss(model, tokenizer, text)
+            decoding = profile.models[0].decoding
+            rates = chance(rule, model, tokenizer, fingerprints, decoding, sampling.prompt, seed, _benign(profile))
+            return rates, _loss(model, tokenizer, text)
 
     weaker, own_tokenizer, both = None, models.own_tokenizer(loading), []
     with _resumed(question.transcript, identity) as transcript:
@@ -209,10 +221,10 @@ def verify_suspect(
                 f"a null model answers every fingerprint of {fingerprints.name!r} half of the time: no evidence"
             )
         test = SequentialTest(tuple(null[number] for number in asked), question.level)
-        interview, exact = Interview(fingerprints, asked, test, seed, question.budget), None
+        interview, exact = Interview(fingerprints, asked, test, seed, question.budget, rule), None
         suspect: Suspect
         if server is not None:
-            suspect = Endpoint(server, question.served_model, sampling)
+            suspect = Endpoint(server, question.served_model, sampling, LISTED if rule == "rank" else 1)
             suspect.refused.extend(transcript.refused)
             log(server.introduction)
             verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
@@ -225,11 +237,12 @@ def verify_suspect(
                     with own_tokenizer.serving(model) as brought:
                         rates = fmean(own), fmean(probabilities(model, brought))
                     both.append("exact FSR {:.1%} by the base's tokenizer, {:.1%} by its own".format(*rates))
-                exact = claim(own, measured or [[0.0] * len(own)], question.level)
+                if rule == "prefix":  # by the others there are no exact rates
+                    exact = claim(own, measured or [[0.0] * len(own)], question.level)
                 if text is not None:
                     tokens = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
                     weaker = _weaker(question.null_models, losses, _loss(model, tokenizer, text), tokens)
-                suspect = LocalSuspect(model, tokenizer, sampling, attack)
+                suspect = LocalSuspect(model, tokenizer, sampling, attack, listed=rule == "rank")
                 verdict, reason, evidence = interview.conduct(suspect, transcript, progress)
     if question.adversary is not None:
         both.append(f"simulated: its server is that of a thief, under {question.adversary}")
@@ -270,6 +283,7 @@ def verify_suspect(
         },
         revealed=() if given.openings is None else tuple(reveal(given.openings, each.trigger) for each in evidence),
         remarks=() if models.suspect is None else (*remarks(models.suspect, own_tokenizer, models.base), *both),
+        rule=rule,
     )
 
 
@@ -280,7 +294,6 @@ def _attack(
     if question.adversary is None:
         return Attack()
     from fpbench.models.prompts import render
-    from fpbench.runs.datasets import Datasets
 
     base = models.nulls[0] if question.base is not None else None
     context = AdversaryContext(
@@ -289,10 +302,17 @@ def _attack(
         profile.models[0].decoding,
         render=lambda text: render(tokenizer, text, profile.prompt),
         seed=profile.seeds[0],
-        instructions=[row["instruction"] for row in Datasets(profile).benign] if "alpaca" in profile.data else (),
+        instructions=_benign(profile),
         base=None if base is None else lambda: loading.load(base, models.tokenizer_of(base))[0],
     )
     return Attack.on(adversaries(question.adversary), context)
+
+
+def _benign(profile: Profile) -> Sequence[str]:
+    """Return ordinary instructions, on which nothing is trained; none where the profile has no such data."""
+    from fpbench.runs.datasets import Datasets
+
+    return [row["instruction"] for row in Datasets(profile).benign] if "alpaca" in profile.data else ()
 
 
 def _sampling(profile: Profile, fingerprints: FingerprintSet, models: "Models", loading: Loading) -> Sampling:

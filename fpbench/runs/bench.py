@@ -47,6 +47,7 @@ class Done:
     queries: list[dict[str, Any]]
     cost: Mapping[str, Any]
     proof: Mapping[str, Any]
+    confinement: Mapping[str, Any] | None = None  # what a submitted adversary was kept from
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def in_turn(
         elif "memory" in name:
             cost[name] = max(found)
     proof = dict(done[0].proof) | {"leaks": [each.proof.get("modification") for each in done[1:]]}
-    return Done(result, queries, cost, proof)
+    return Done(result, queries, cost, proof, done[0].confinement)
 
 
 def record_of(
@@ -115,10 +116,19 @@ def record_of(
         if about := getattr(method, "about", None):  # of a submission: who, which paper, which licence
             provenance["submission"] = dict(about)
             provenance["confinement"] = confinement  # not known where the injection failed
+    if handed_in := _handed_in(cell.condition):
+        provenance["adversaries"] = handed_in
+        provenance["confinement"] = outcome.confinement if isinstance(outcome, Done) else None
     status: Literal["done", "failed"] = "failed" if isinstance(outcome, Failed) else "done"
     name = cell_id(identity) if identity else None  # there is none of a failure before it was known
-    measured = {key: each for key, each in vars(outcome).items() if key != "queries"}
+    measured = {key: each for key, each in vars(outcome).items() if key not in ("queries", "confinement")}
     return Record(cell, status, job.profile.protocol, name, identity, provenance, **measured)
+
+
+def _handed_in(condition: str) -> dict[str, Any]:
+    """Return whose the submitted adversaries of a condition are, by name."""
+    found = {each.name: getattr(each, "about", None) for each in adversaries(condition)}
+    return {name: dict(about) for name, about in found.items() if about}
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,6 @@ class Bench:
         kept = self.subject.prices if pending[0].method == BASE else {}
         prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
         siblings = self._siblings(pending)  # injected before the model is changed
-        shared = Shared(report, prices, siblings, curves(cell.condition for cell in pending))
         leaking: dict[tuple[tuple[int, ...], ...], list[Cell]] = {(): []}  # by what leaks together, each time
         for cell in pending:
             try:
@@ -185,11 +194,15 @@ class Bench:
                 leaking.setdefault(leaks, []).append(cell)
             except InputError as error:  # there are too few fingerprints
                 yield cell, Failed.of(error), confinement
-        for leaks, group in leaking.items():
-            found = (
-                self._in_turn(group, fingerprints, shared, leaks) if leaks else self._once(group, fingerprints, shared)
-            )
-            yield from ((cell, outcome, confinement) for cell, outcome in found)
+        with contextlib.ExitStack() as closing:
+            shared = Shared(report, prices, siblings, curves(cell.condition for cell in pending), closing)
+            for leaks, group in leaking.items():
+                found = (
+                    self._in_turn(group, fingerprints, shared, leaks)
+                    if leaks
+                    else self._once(group, fingerprints, shared)
+                )
+                yield from ((cell, outcome, confinement) for cell, outcome in found)
 
     def _in_turn(
         self,
@@ -280,6 +293,7 @@ class Bench:
                 siblings=lambda: shared.siblings.models,
                 leaked=[each for number, each in enumerate(fingerprints) if number in leak],
                 kept=shared.kept.setdefault((AdversaryContext, leak, *weights_parts(condition)), {}),
+                closing=shared.closing,
             )
             attack = Attack.on(adversaries(condition), context)
         except Exception as error:  # whatever an adversary meets is that condition's result
@@ -304,7 +318,8 @@ class Bench:
                     result, queries = METRICS[cell.metric].measure(model, given)
                 own = {"seconds": meter.seconds, "peak_memory": meter.peak_memory, "token_budgets": budgets}
                 first = cell.metric == "fsr"
-                yield cell, Done(result, queries, own | modified.cost if first else own, proof if first else {})
+                cost, proven = (own | modified.cost, proof) if first else (own, {})
+                yield cell, Done(result, queries, cost, proven, attack.confinement)
             except Exception as error:  # one failed measurement must not take the grid along
                 yield cell, Failed.of(error)
 
@@ -398,6 +413,7 @@ class Shared:
     prices: "Prices"
     siblings: Siblings
     doses: Mapping[tuple[str, ...], Sequence[float]]  # of every curve; see ModificationContext
+    closing: contextlib.ExitStack  # closes what adversaries opened
     kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 

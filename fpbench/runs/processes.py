@@ -26,7 +26,7 @@ from fpbench.adversaries.conditions import name_of, weights_parts
 from fpbench.errors import CellError, FpbenchError, InputError
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import Cell
-from fpbench.registry import METHODS, Finder
+from fpbench.registry import Finder, add_finders, finders
 from fpbench.runs.engine import Serial, Watch, title
 from fpbench.runs.plan import Job
 
@@ -184,7 +184,7 @@ class Driver:
         try:
             for _ in range(self.processes):
                 pipe, other = context.Pipe()
-                given = other, self.job, METHODS.finders, logging.getLogger("fpbench").getEffectiveLevel()
+                given = other, self.job, finders(), logging.getLogger("fpbench").getEffectiveLevel()
                 process = context.Process(target=_measure, args=given, daemon=True)
                 process.start()
                 other.close()
@@ -261,7 +261,7 @@ class _Lines(logging.Handler):
         self.pipe.send(record.getMessage())
 
 
-def _measure(pipe: Connection, job: Job, finders: Sequence[Finder], level: int) -> None:
+def _measure(pipe: Connection, job: Job, found: Sequence[tuple[str, Finder]], level: int) -> None:
     """Measure cells, those of one checkpoint at a time, as the driver hands them out, and report."""
     from fpbench.runs.worker import Worker
     from fpbench.scoring.engine import limited_to
@@ -269,8 +269,7 @@ def _measure(pipe: Connection, job: Job, finders: Sequence[Finder], level: int) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver too, which ends this process
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
-    for finder in finders:
-        METHODS.add_finder(finder)
+    add_finders(found)
     logger = logging.getLogger("fpbench")
     logger.setLevel(level)
     logger.addHandler(_Lines(pipe))

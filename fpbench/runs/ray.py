@@ -18,7 +18,7 @@ from fpbench.errors import InputError
 from fpbench.models.meter import no_progress
 from fpbench.records.cell import Cell
 from fpbench.records.store import TEMPORARY, Store, held_back
-from fpbench.registry import METHODS, Finder
+from fpbench.registry import Finder, add_finders, finders
 from fpbench.runs.bench import Failed, record_of
 from fpbench.runs.engine import Watch, title
 from fpbench.runs.plan import Job
@@ -171,7 +171,7 @@ class Driver:
                 scheduling_strategy="SPREAD",
                 runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}},
             )
-            self._assign(worker.remote(self.job, Path.cwd(), self.marker, METHODS.finders), self.waiting.popleft())
+            self._assign(worker.remote(self.job, Path.cwd(), self.marker, finders()), self.waiting.popleft())
 
     def _assign(self, actor: Any, cells: list[Cell]) -> None:
         self.watch.measuring(cells)
@@ -260,7 +260,7 @@ def capacity(nodes: Iterable[Mapping[str, Any]], wanted: Mapping[str, float]) ->
 class RayWorker(logging.Handler):
     """A worker as an actor of the cluster: measures checkpoints of one model and reports to the driver."""
 
-    def __init__(self, job: Job, folder: Path, marker: Path, finders: Sequence[Finder] = ()) -> None:
+    def __init__(self, job: Job, folder: Path, marker: Path, finders: Sequence[tuple[str, Finder]] = ()) -> None:
         """Do nothing yet: what is raised here would not reach the driver as itself."""
         super().__init__(logging.WARNING)
         # Relative paths hold in the driver's folder; the marker is a file that it put into the store.
@@ -300,7 +300,6 @@ class RayWorker(logging.Handler):
                 f"node {socket.gethostname()} does not see {unseen} of the driver: start where all nodes share a file "
                 "system, and choose an --out on it."
             )
-        for finder in self.finders:
-            METHODS.add_finder(finder)
+        add_finders(self.finders)
         logging.getLogger("fpbench").addHandler(self)
         return Worker(self.job, no_progress)

@@ -13,7 +13,7 @@ from fpbench.records.cell import Cell
 from fpbench.records.provenance import source, source_of
 from fpbench.records.record import Record
 from fpbench.records.store import read_record, write_record
-from fpbench.registry import METHODS
+from fpbench.registry import METHODS, finders
 from fpbench.runs.plan import Job
 from fpbench.runs.profile import Profile
 from fpbench.runs.sets import Sets
@@ -38,8 +38,9 @@ class Resume:
         given = next(iter(job.folders.values()), None) if job.handed_in else None
         bases = [base for folder in models if (base := base_of_adapter(folder, given))]
         fetched = sorted(path for path in cache().glob("*") if path.name not in MADE)
-        folders = [PACKAGE, *(finder.folder for finder in METHODS.finders), *fetched, *models, *bases]
-        installed = [*entry_points(group="fpbench.methods"), *entry_points(group="fpbench.modifications")]
+        folders = [PACKAGE, *dict.fromkeys(finder.folder for _, finder in finders()), *fetched, *models, *bases]
+        groups = ("fpbench.methods", "fpbench.modifications", "fpbench.adversaries")
+        installed = [each for group in groups for each in entry_points(group=group)]
         plugins = [(each.value, version(each.dist.name)) for each in installed if each.dist]
         state: dict[str, Any] = {
             "profile": profile.model_dump(mode="json"),

@@ -100,6 +100,7 @@ class Subject:
             seed=self.profile.draw,  # not the run's, so that a price holds for all seeds
             instructions=[row["instruction"] for row in self.datasets.benign] if "alpaca" in self.profile.data else (),
             base=(lambda: self.base_model) if self.base or not self.handed_in else None,
+            checkpoint=Base(self.base or self.folder, self.loading, self.profile.prompt),
         )
 
     @cached_property

@@ -81,7 +81,7 @@ OF_ADAPTER: Checklist[RunningAdapter] = Checklist()
 
 @OF_RECORDS.add(
     "records",
-    "records, if any, of this method, this code and this harness",
+    "records, if any, of this submission, this code and this harness",
     "`fpbench submit run NAME` writes them, or remove the folder records",
 )
 def _records(submission: Submission) -> str | None:
@@ -108,7 +108,7 @@ def _imports(running: RunningAdapter) -> str | None:
 
 @OF_ADAPTER.add("version", "one version", "write the same in both files", needs=["adapter"])
 def _version(running: RunningAdapter) -> str | None:
-    found, said = running.description.version, running.submission.manifest.code_version
+    found, said = running.description.version, running.submission.method.code_version
     return None if found == said else f"version {printable(str(found))!r} in adapter.py, code_version {said!r}"
 
 

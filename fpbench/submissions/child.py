@@ -20,7 +20,9 @@ from typing import Any
 
 from fpbench.submissions.confinement import Targets, filter_calls, landlock, limit, stay_in_family, tried
 
-VERBS = ("describe", "contract", "load", "draw_set", "inject", "meet", "promises")
+OF_METHODS = ("describe", "contract", "load", "draw_set", "inject")
+OF_ADVERSARIES = ("meet", "promises", "serve", "prepare", "input", "sample")
+VERBS = (*OF_METHODS, *OF_ADVERSARIES)
 
 
 def main(folder: Path, replies: int, changes: int) -> None:
@@ -59,6 +61,7 @@ class AdapterRunner:
         self.folder, self.changes = folder, changes
         self.seconds = 0.0  # spent in the adapter's code
         self._name: str | None = None
+        self._thieves: list[Any] = []  # adversaries that were prepared
 
     def describe(self, name: str, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Import the adapter; return the names it registers, its version and what its Config refuses."""
@@ -159,28 +162,67 @@ class AdapterRunner:
                     f"the adapter changed the {what} of the model ({changed[0]}); only weights are handed back, and "
                     "they are scored with the base's: put the whole effect into the weights."
                 )
-        content = report.delta.to_bytes()
+        self._hand_back(report.delta.to_bytes())
+        return {"seconds": dict(report.seconds), "peak_memory": report.peak_memory}
+
+    def _hand_back(self, content: bytes) -> None:
         with open(self.changes, "r+b", closefd=False) as file:
             file.seek(0)
             file.write(content)
             file.truncate()
-        return {"seconds": dict(report.seconds), "peak_memory": report.peak_memory}
 
     def meet(self, name: str) -> dict[str, Any]:
-        """Import the adversary of a submission; return the names it registers, and the version of the one named."""
+        """Import the adversary of a submission; return the names it registers, and what the one named declares."""
         from fpbench.registry import ADVERSARIES
+        from fpbench.submissions.served import declared, without_model
 
         known = set(ADVERSARIES.names())
         self._import("adversary")
         names = [each for each in ADVERSARIES.names() if each not in known]
-        version = getattr(ADVERSARIES.get(name), "version", None) if name in names else None
-        return {"names": names, "version": None if version is None else str(version)}
+        if name not in names:
+            return {"names": names}
+        self._thief = without_model(ADVERSARIES.get(name))
+        return {"names": names} | declared(self._thief)
 
     def promises(self, name: str) -> dict[str, Any]:
-        """Run the contract of adversaries on one that was met."""
-        from fpbench.contract.adversary import check
+        """Run the contract of adversaries on the one that was met."""
+        from fpbench.contract.adversary import CHECKS, Trials
 
-        return {"findings": [dataclasses.asdict(finding) for finding in check(name)]}
+        return {"findings": [dataclasses.asdict(finding) for finding in CHECKS.examine(Trials(self._thief))]}
+
+    def serve(self, base: str, loading: dict[str, Any], prompt: str, threads: int) -> dict[str, Any]:
+        """Get ready to serve the adversary that was met, with what a thief may have of a base."""
+        import torch
+
+        from fpbench.submissions.served import Served
+
+        torch.set_num_threads(threads)
+        self._served = Served(Path(base), loading, prompt)
+        return {}
+
+    def prepare(
+        self, amount: float | None, decoding: dict[str, Any], seed: int, instructions: list[str]
+    ) -> dict[str, Any]:
+        """Prepare the adversary at a dose; return its number, and from which step on its sampler does nothing."""
+        thief = self._thief(amount)
+        thief.prepare(self._served.context(decoding, seed, instructions))
+        self._thieves.append(thief)
+        return {"number": len(self._thieves) - 1, "steps": thief.steps}
+
+    def input(self, number: int, text: str) -> dict[str, Any]:
+        """Return what one that was prepared makes of a query."""
+        from fpbench.submissions.served import queries
+
+        return queries(self._thieves[number].input(text))
+
+    def sample(self, number: int, prompts: list[list[int]], prefixes: list[list[int]], logits: str) -> dict[str, Any]:
+        """Let one that was prepared change the logits [n, V] of a file, and write them as the weights are written."""
+        from safetensors.torch import load, save
+
+        ((name, given),) = load((self.folder / logits).read_bytes()).items()
+        changed = self._thieves[number].sample(prompts, [tuple(each) for each in prefixes], given)
+        self._hand_back(save({name: changed.contiguous()}))
+        return {}
 
     def _import(self, module: str) -> None:
         start = perf_counter()

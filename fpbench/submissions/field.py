@@ -22,8 +22,8 @@ from fpbench.metrics.statistics import clopper_pearson
 from fpbench.records.cell import BASE, ORIGIN
 from fpbench.records.store import write_text
 from fpbench.registry import METHODS
-from fpbench.submissions.folder import SUBMISSIONS
-from fpbench.submissions.manifest import FILE, Reported, Summary, read_manifest
+from fpbench.submissions.folder import SUBMISSIONS, Submission
+from fpbench.submissions.manifest import FILE, MethodManifest, Reported, Summary, read_manifest
 
 PAGE, OWN, RECORDS = Path("docs/field.md"), Path("docs/methods.md"), Path("leaderboard/records")
 BUNDLED = "micro"  # shown where no other model was measured
@@ -103,7 +103,9 @@ def entries(checkout: Path, rows: Sequence[Row]) -> list[Entry]:
         raise InputError(f"{OWN}: expected a line for {missing[0]!r} in the table of §2.")
     found = [Entry(name, own[name], _of_the_paper(name), _measured(name, rows)) for name in METHODS.own]
     for folder in sorted(path.parent for path in (checkout / SUBMISSIONS).glob(f"[a-z]*/{FILE}")):
-        manifest = read_manifest(folder)
+        if Submission(folder).attacks:
+            continue
+        manifest = read_manifest(folder, MethodManifest)
         summary = manifest.summary or Summary(**dict.fromkeys(Summary.model_fields, NOT_SAID))
         said = {name: markdown(text) for name, text in summary.model_dump().items()}
         name = manifest.method

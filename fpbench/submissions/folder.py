@@ -4,24 +4,23 @@ import hashlib
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fpbench.adversaries.conditions import known
+from fpbench.adversaries import conditions
 from fpbench.board.groups import MOST_FILES, taken
 from fpbench.checks import Checklist, Finding
 from fpbench.errors import InputError, StorageError
 from fpbench.records.store import LARGEST_RECORD
-from fpbench.submissions.manifest import FILE, NAME, Manifest, read_manifest
+from fpbench.submissions.manifest import FILE, NAME, AdversaryManifest, MethodManifest, read_manifest
 from fpbench.text import printable
 
 SUBMISSIONS = Path("submissions")  # in the working folder, unless another is named
 ADAPTER, THIEF = "adapter.py", "adversary.py"
 RECORDS = "records"
 SETS = "sets"  # of fingerprints that the method made
-REQUIRED = (FILE, ADAPTER, "README.md")
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".msgpack")
 TEXTS = (".py", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".bib")
 BARE = ("LICENSE", "LICENCE", "NOTICE")
@@ -40,13 +39,23 @@ class Submission:
 
     @property
     def name(self) -> str:
-        """The folder's name, which must be the method's, too."""
+        """The folder's name, which must be that of the method or the adversary, too."""
         return self.folder.name
 
+    @property
+    def attacks(self) -> bool:
+        """Whether it is an adversary, and no method."""
+        return (self.folder / THIEF).is_file() and not (self.folder / ADAPTER).is_file()
+
     @cached_property
-    def manifest(self) -> Manifest:
-        """The content of its ``submission.toml``; InputError if that is malformed."""
-        return read_manifest(self.folder)
+    def method(self) -> MethodManifest:
+        """What the ``submission.toml`` of a method says; InputError if that is malformed."""
+        return read_manifest(self.folder, MethodManifest)
+
+    @cached_property
+    def adversary(self) -> AdversaryManifest:
+        """What the ``submission.toml`` of an adversary says; InputError if that is malformed."""
+        return read_manifest(self.folder, AdversaryManifest)
 
     @cached_property
     def entries(self) -> list[Path]:
@@ -55,9 +64,9 @@ class Submission:
 
     @property
     def code(self) -> list[Path]:
-        """The files that may decide what the method does, and all that its process gets to see.
+        """The files that may decide what it does, and all that its process gets to see.
 
-        No records, sets, texts for readers or tests, and not the manifest, whose hyper-parameters are handed over.
+        No records, sets, texts for readers or tests, and not the manifest: what a process needs of it is handed over.
         """
         files = (path for path in self.entries if path.is_file() and self.top(path) not in (RECORDS, SETS))
         readable = (path for path in files if path.suffix != ".md" and path.name not in BARE)
@@ -105,12 +114,13 @@ def version_of(submission: Submission) -> str:
 
     Defaults of the adapter's Config are in its code, which the digest covers.
     """
-    return f"{submission.manifest.code_version}+{submission.digest[:16]}"
+    manifest = submission.adversary if submission.attacks else submission.method
+    return f"{manifest.code_version}+{submission.digest[:16]}"
 
 
 def inspect(submission: Submission) -> list[Finding]:
     """Look at every file of a submission; nothing of it is run, imported or parsed as Python."""
-    return CHECKS.examine(submission)
+    return (OF_ADVERSARIES if submission.attacks else OF_METHODS).examine(submission)
 
 
 def accepted(submission: Submission) -> Submission:
@@ -142,10 +152,23 @@ def _shown(submission: Submission, path: Path) -> str:
 
 
 # The checks, in order: a file is opened once it is known to lie inside, and parsed once it is known to be text.
-CHECKS: Checklist[Submission] = Checklist()
+OF_METHODS: Checklist[Submission] = Checklist()
+OF_ADVERSARIES: Checklist[Submission] = Checklist()
+Examine = Callable[[Submission], str | None]
 
 
-@CHECKS.add("inside", "files and folders of its own", "put the content itself there")
+def _of_both(name: str, expected: str, remedy: str, needs: Sequence[str] = ()) -> Callable[[Examine], Examine]:
+    """Return a decorator that adds a check of what a method and an adversary have in common."""
+
+    def decorate(examine: Examine) -> Examine:
+        for checks in (OF_METHODS, OF_ADVERSARIES):
+            checks.add(name, expected, remedy, needs)(examine)
+        return examine
+
+    return decorate
+
+
+@_of_both("inside", "files and folders of its own", "put the content itself there")
 def _inside(submission: Submission) -> str | None:
     if submission.folder.is_symlink():
         return "a link instead of a folder"
@@ -162,9 +185,7 @@ def _inside(submission: Submission) -> str | None:
     return None
 
 
-@CHECKS.add(
-    "file names", "names of letters, digits and _ . + @ -, none hidden", "rename or remove it", needs=["inside"]
-)
+@_of_both("file names", "names of letters, digits and _ . + @ -, none hidden", "rename or remove it", needs=["inside"])
 def _names(submission: Submission) -> str | None:
     folded: dict[str, Path] = {}
     for path in submission.entries:
@@ -176,13 +197,13 @@ def _names(submission: Submission) -> str | None:
     return None
 
 
-@CHECKS.add("pickle", "no pickle and no weights", "let the adapter compute what it needs", needs=["inside"])
+@_of_both("pickle", "no pickle and no weights", "let the adapter compute what it needs", needs=["inside"])
 def _pickles(submission: Submission) -> str | None:
     found = [path for path in submission.entries if path.suffix.lower() in PICKLES]
     return _shown(submission, found[0]) if found else None
 
 
-@CHECKS.add("kinds", f"files ending in {' '.join(TEXTS)}", "remove it", needs=["inside", "pickle"])
+@_of_both("kinds", f"files ending in {' '.join(TEXTS)}", "remove it", needs=["inside", "pickle"])
 def _kinds(submission: Submission) -> str | None:
     for path in submission.entries:
         if path.is_file() and path.suffix not in TEXTS and path.name not in BARE:
@@ -190,7 +211,7 @@ def _kinds(submission: Submission) -> str | None:
     return None
 
 
-@CHECKS.add(
+@_of_both(
     "sizes",
     f"files of at most {LARGEST_FILE // MIB} MiB, {LARGEST_FOLDER // MIB} MiB and {MOST_FILES} files in all",
     "remove what the adapter can do without",
@@ -208,13 +229,32 @@ def _sizes(submission: Submission) -> str | None:
     return f"{total / MIB:.0f} MiB in all" if total > LARGEST_FOLDER else None
 
 
-@CHECKS.add("required", f"the files {', '.join(REQUIRED)}", "`fpbench submit new NAME` writes them", needs=["inside"])
+REQUIRED, REQUIRED_OF_ADVERSARIES = (FILE, ADAPTER, "README.md"), (FILE, THIEF, "README.md")
+
+
+@OF_METHODS.add(
+    "required", f"the files {', '.join(REQUIRED)}", "`fpbench submit new NAME` writes them", needs=["inside"]
+)
 def _required(submission: Submission) -> str | None:
-    missing = [name for name in REQUIRED if not (submission.folder / name).is_file()]
+    return _missing(submission, REQUIRED)
+
+
+@OF_ADVERSARIES.add(
+    "required",
+    f"the files {', '.join(REQUIRED_OF_ADVERSARIES)}",
+    "`fpbench submit new NAME --adversary` writes them",
+    needs=["inside"],
+)
+def _required_of_an_adversary(submission: Submission) -> str | None:
+    return _missing(submission, REQUIRED_OF_ADVERSARIES)
+
+
+def _missing(submission: Submission, files: Sequence[str]) -> str | None:
+    missing = [name for name in files if not (submission.folder / name).is_file()]
     return f"no {missing[0]}" if missing else None
 
 
-@CHECKS.add("texts", "UTF-8 text", "save it as UTF-8; binary files are not accepted", needs=["kinds", "sizes"])
+@_of_both("texts", "UTF-8 text", "save it as UTF-8; binary files are not accepted", needs=["kinds", "sizes"])
 def _texts(submission: Submission) -> str | None:
     for path in submission.entries:
         if path.is_file():
@@ -228,23 +268,45 @@ def _texts(submission: Submission) -> str | None:
     return None
 
 
-@CHECKS.add("manifest", f"a {FILE} as in the template", "mend that key", needs=["required", "texts"])
+MANIFEST = ("manifest", f"a {FILE} as in the template", "mend that key", ["required", "texts"])
+
+
+@OF_METHODS.add(*MANIFEST)
 def _manifest(submission: Submission) -> str | None:
-    read_manifest(submission.folder)
+    read_manifest(submission.folder, MethodManifest)
     return None
 
 
-@CHECKS.add(
+@OF_ADVERSARIES.add(*MANIFEST)
+def _manifest_of_an_adversary(submission: Submission) -> str | None:
+    read_manifest(submission.folder, AdversaryManifest)
+    return None
+
+
+@OF_METHODS.add(
     "name", "a method called like its folder and like no other", "rename the folder or the method", needs=["manifest"]
 )
 def _name(submission: Submission) -> str | None:
-    method = submission.manifest.method
+    method = submission.method.method
     if method != submission.name:
         return f"method {method!r} in folder {submission.name!r}"
     return f"{method!r}, which is taken" if taken(method) else None
 
 
-@CHECKS.add("readme", "a README.md that says what the method does", "write a paragraph", needs=["required", "texts"])
+@OF_ADVERSARIES.add(
+    "name",
+    "an adversary called like its folder and like no condition",
+    "rename the folder or the adversary",
+    needs=["manifest"],
+)
+def _name_of_an_adversary(submission: Submission) -> str | None:
+    adversary = submission.adversary.adversary
+    if adversary != submission.name:
+        return f"adversary {adversary!r} in folder {submission.name!r}"
+    return f"{adversary!r}, which is taken" if conditions.taken(adversary) else None
+
+
+@_of_both("readme", "a README.md that says what it does", "write a paragraph", needs=["required", "texts"])
 def _readme(submission: Submission) -> str | None:
     words = (submission.folder / "README.md").read_text(encoding="utf-8").split()
     return None if len(words) >= 10 else f"{len(words)} words"
@@ -288,7 +350,7 @@ def write_new(name: str, submissions: Path = SUBMISSIONS, example: Example = MET
             f"name {printable(name)!r}: expected 2 to 40 lower-case letters, digits and underscores, a letter first; "
             "choose such a name."
         )
-    if taken(name) or name in known():
+    if taken(name) or conditions.taken(name):
         raise InputError(f"name {name!r} is that of a method or a condition already: choose another.")
     folder = submissions / name
     if folder.exists():

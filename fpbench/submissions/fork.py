@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from fpbench.errors import FpbenchError, InputError
+from fpbench.submissions import thief
 from fpbench.submissions.check import check
 from fpbench.submissions.folder import SUBMISSIONS, Submission
 from fpbench.submissions.manifest import NAME
@@ -102,7 +103,7 @@ def main(checkout: Path, base: str, author: str) -> int:
         submission = Submission((checkout / SUBMISSIONS / name).absolute())
         if not submission.folder.is_dir():
             raise InputError(f"the pull request removes submission {name!r}: a maintainer has to do that.")
-        report = check(submission)
+        report = (thief.check if submission.attacks else check)(submission)
     except FpbenchError as error:
         print(f"fpbench: {printable(str(error), 1_000)}", file=sys.stderr)
         return 2

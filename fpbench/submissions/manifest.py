@@ -1,12 +1,13 @@
-"""``submission.toml``: a submitter's description of a method."""
+"""``submission.toml``: a submitter's description of a method, or of an adversary."""
 
 import re
 import tomllib
 import unicodedata
+from collections.abc import Sequence
 from datetime import date, datetime, time
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +16,7 @@ from fpbench.adversaries.conditions import check
 from fpbench.checks import Settings, first_error
 from fpbench.errors import InputError
 from fpbench.methods.hyperparameters import FAMILIES
+from fpbench.modifications.base import Dose
 from fpbench.records.cell import ORIGIN
 from fpbench.text import LARGEST_INTEGER, printable
 
@@ -140,18 +142,26 @@ class Summary(Settings):
     targets: Annotated[Line, Field(description="how many a trigger is taught")]
 
 
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+
+
 class Manifest(Settings):
-    """Author, paper, licence and hyper-parameters of a method; unknown keys are refused."""
+    """Author, paper and licence of a submission; unknown keys are refused."""
 
     model_config = ConfigDict(strict=True)
 
-    method: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     authors: Annotated[list[Line], Field(min_length=1, max_length=100)]
     paper: Annotated[Line, AfterValidator(_address)]
     licence: Annotated[Line, AfterValidator(_licence)]
     code_version: Annotated[Line, Field(max_length=40)]
-    hardware: Line
     adapted_by: Annotated[list[Line], Field(max_length=100)] = Field([], description="where these are not the authors")
+
+
+class MethodManifest(Manifest):
+    """What a method says of itself besides."""
+
+    method: Name
+    hardware: Line
     hyperparameters: Annotated[dict[str, dict[str, Any]], AfterValidator(_tables)] = Field(
         description="by model family, as the adapter's Config takes them; those of 'all' hold for every model"
     )
@@ -159,8 +169,40 @@ class Manifest(Settings):
     reported: Annotated[list[Reported], Field(max_length=20)] = Field([], description="what the paper reports")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a submission.
+class Scale(Settings):
+    """The dose of an adversary, as :class:`~fpbench.modifications.base.Dose`; without ``default`` it is a number."""
+
+    model_config = ConfigDict(strict=True)
+
+    unit: Line
+    default: int | float
+    list: Annotated[Sequence[int | float], Field(min_length=1, max_length=20)]
+    least: int | float = 0
+    most: int | float = inf
+    weaker_is_larger: bool = False
+    whole: bool = False
+
+    def as_dose(self) -> Dose:
+        """Return it as conditions read it."""
+        return Dose(self.unit, self.default, tuple(self.list), self.least, self.most, self.weaker_is_larger, self.whole)
+
+
+class AdversaryManifest(Manifest):
+    """What an adversary says of itself besides: what plans and boards need to know without running it."""
+
+    adversary: Name
+    level: Literal["L0", "L1", "L2", "L3", "L4"]
+    parts: Annotated[list[Literal["input", "sampler"]], Field(min_length=1, max_length=2)]
+    needs: Annotated[list[Literal["base", "instructions"]], Field(max_length=2)] = []
+    pays: dict[Literal["inference", "data", "parameters"], Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    dose: Scale | None = None
+
+
+Kind = TypeVar("Kind", bound=Manifest)
+
+
+def read_manifest(folder: Path, kind: type[Kind]) -> Kind:
+    """Read and check the manifest of a submission, a method or an adversary.
 
     Raises:
         InputError: naming the first key that is missing, unknown or malformed.
@@ -177,8 +219,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is not a readable TOML file ({str(error) or type(error).__name__}); mend it."
         ) from None
     try:
-        return Manifest.model_validate(table)
+        return kind.model_validate(table)
     except ValidationError as error:
         where, reason = first_error(error)
-        reason, known = printable(reason.removeprefix("Value error, ")), ", ".join(Manifest.model_fields)
+        reason, known = printable(reason.removeprefix("Value error, ")), ", ".join(kind.model_fields)
         raise InputError(f"{path}, key {printable(where)!r}: {reason}; every key: {known}.") from None

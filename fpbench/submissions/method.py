@@ -29,7 +29,7 @@ NOT_OF_RECORDS = {"method", "hyperparameters", "summary", "reported"}  # said el
 
 def method_of(submission: Submission) -> type["SubmittedMethod"]:
     """Return the method of a submission, under its name; InputError if its ``submission.toml`` is malformed."""
-    manifest = submission.manifest
+    manifest = submission.method
     attributes = {
         "name": manifest.method,
         "version": version_of(submission),
@@ -43,7 +43,7 @@ def method_of(submission: Submission) -> type["SubmittedMethod"]:
 
 def hyperparameter_tables(submission: Submission) -> dict[str, dict[str, Any]]:
     """Return hyper-parameters by model family, those for every model below those for one."""
-    tables = submission.manifest.hyperparameters
+    tables = submission.method.hyperparameters
     families = TABLES if EVERY in tables else tuple(tables)
     return {family: overlay(tables.get(EVERY, {}), tables.get(family, {})) for family in families}
 
@@ -124,7 +124,7 @@ class SubmittedMethod(FingerprintMethod):
             describe(child)
         answer = child.ask(
             "inject",
-            name=self.submission.manifest.method,
+            name=self.submission.method.method,
             config=self.config.model_dump(mode="json"),
             seed=context.seed,
             prompt=base.prompt,
@@ -163,7 +163,7 @@ def _load(child: ChildProcess, base: Base) -> None:
 
 def describe(child: ChildProcess) -> Description:
     """Have a child import and describe its adapter; CellError if that fails or it registers no method of this name."""
-    name = child.submission.manifest.method
+    name = child.submission.method.method
     found = validated(Description, child.ask("describe", name=name, configs=hyperparameter_tables(child.submission)))
     if name not in found.names:
         names = printable(", ".join(found.names)) or "no method"

@@ -3,14 +3,16 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import psutil
@@ -33,6 +35,8 @@ KEPT = (
     "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "ROCR_VISIBLE_DEVICES", "OMP_NUM_THREADS",
 )  # fmt: skip
 
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+REQUEST = "request"
 LONGEST_SOCKET = 107  # bytes of a UNIX socket's path, on every system that has them
 
 
@@ -142,6 +146,8 @@ class ChildProcess:
         self.confinement: Confinement | None = None  # known once it was started
         self._process: subprocess.Popen[bytes] | None = None
         self._number = 1  # of the next request
+        self._deaf = False  # whether it closed its end
+        self._looked = -POLL  # when it was looked at last
         self._heard = b""  # of a reply that is not whole yet
         self._open = contextlib.ExitStack()
 
@@ -202,7 +208,7 @@ class ChildProcess:
             "alone": self._by is None,
             "targets": asdict(self._targets(private, room)),
         }
-        self._write("limits.json", json.dumps(told))
+        self._write("limits.json", json.dumps(told).encode())
         self._changes = self._file("changes.safetensors")
         self._log = self._file("log")
         self._replies, theirs = os.pipe()
@@ -266,37 +272,44 @@ class ChildProcess:
         calm = {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         return bare | calm | {name: os.environ[name] for name in KEPT if name in os.environ}
 
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+    def ask(self, do: str, files: Mapping[str, bytes] = NO_FILES, /, **request: Any) -> dict[str, Any]:
         """Have the child do something; return its answer, which is not to be trusted.
+
+        ``files`` are given to it for as long as that takes, by the names of arguments, which get their paths.
 
         Raises:
             CellError: if it fails, ends, hangs, takes more than its limits, or answers with something else.
         """
         self.start()
-        self._write(f"request-{self._number}.json", json.dumps({"do": do} | request))
+        given = {key: f"{key}-{self._number}" for key in files} | {REQUEST: f"{REQUEST}-{self._number}.json"}
+        told = {"do": do} | request | {key: name for key, name in given.items() if key != REQUEST}
+        for key, name in given.items():
+            self._write(name, files[key] if key in files else json.dumps(told).encode())
         assert self._process is not None and self._process.stdin is not None, "it was started with a pipe"
         with contextlib.suppress(BrokenPipeError):  # it ended; the wait for its reply says how
             self._process.stdin.write(b"%d\n" % self._number)
             self._process.stdin.flush()
         reply = self._reply(self._process, self.limits.seconds)
+        for name in given.values():  # of which there may be thousands
+            (self.folder / "given" / name).unlink(missing_ok=True)
         self._number += 1
         self.adapter_seconds += max(0.0, reply.adapter_seconds)
         if reply.status != "done":
             raise CellError(printable(reply.reason, 500) or "the child process failed without a word.")
         return reply.answer
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         """Write a new file for the child, never through a link that an unconfined one may have put there."""
         try:
             handle = os.open(self.folder / "given" / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise CellError(f"the child process put something where {name} belongs ({error.strerror}).") from None
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
 
     def changes(self) -> bytes:
-        """Read the changed weights that the child left; CellError if these are larger than a file may be."""
-        return _content(self._changes, "the changed weights", self.limits.file)
+        """Read the changed weights or logits that the child left; CellError if they are larger than a file may be."""
+        return _content(self._changes, "what was changed", self.limits.file)
 
     def _reply(self, process: subprocess.Popen[bytes], seconds: float) -> Reply:
         end = time.monotonic() + seconds
@@ -311,7 +324,10 @@ class ChildProcess:
             self._look(process)
             if time.monotonic() > end:
                 raise CellError(f"the adapter took longer than {seconds:g} s: make it quicker.")
-            time.sleep(POLL)
+            if self._deaf:
+                time.sleep(POLL)
+            else:
+                select.select([self._replies], [], [], POLL)
         self._look(process)
         return validated(Reply, line)
 
@@ -323,6 +339,7 @@ class ChildProcess:
             except BlockingIOError:
                 return None
             if not more:
+                self._deaf = True
                 return None
             self._heard += more
         line, _, self._heard = self._heard.partition(b"\n")
@@ -343,7 +360,10 @@ class ChildProcess:
         return "."
 
     def _look(self, process: subprocess.Popen[bytes]) -> None:
-        """Add up what the child and all that it started take; CellError if that exceeds a limit."""
+        """Add up, every so often, what the child and all that it started take; CellError if that exceeds a limit."""
+        if time.monotonic() < self._looked + POLL:
+            return
+        self._looked = time.monotonic()
         family, held = self._family(process.pid), 0
         for each in family:
             with contextlib.suppress(psutil.Error):

@@ -1,9 +1,11 @@
 """What a child process hands back, which is a stranger's word: replies, and the weights that it says it changed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from json import dumps, loads
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -11,7 +13,11 @@ from torch import Tensor
 from fpbench.checks import Checklist, Finding, Settings, first_error
 from fpbench.errors import CellError
 from fpbench.models.weights import Factors
+from fpbench.submissions.manifest import AdversaryManifest
 from fpbench.text import printable
+
+LOGITS = "logits"  # the one tensor of a file in which logits travel
+LONGEST_QUERY = 100_000  # characters
 
 Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -38,6 +44,56 @@ class Description(Message):
     names: list[str]
     version: str | None = None
     refused: dict[str, str] = {}
+
+
+class Declaration(Message):
+    """The names that an adversary.py registers, and what the class of the folder's name declares."""
+
+    names: list[str]
+    version: str | None = None
+    level: str | None = None
+    parts: list[str] = []
+    needs: list[str] = []
+    pays: dict[str, float] = {}
+    dose: dict[str, Any] | None = None
+
+    def differs(self, manifest: AdversaryManifest) -> str | None:
+        """Return the first thing that the class and the ``submission.toml`` say otherwise; ``None`` for nothing."""
+        dose = None if manifest.dose is None else asdict(manifest.dose.as_dose())
+        for name, own, said in (
+            ("version", self.version, manifest.code_version),
+            ("level", self.level, manifest.level),
+            ("parts", sorted(self.parts), sorted(manifest.parts)),
+            ("needs", sorted(self.needs), sorted(manifest.needs)),
+            ("pays", self.pays, manifest.pays),
+            ("dose", self.dose, None if dose is None else loads(dumps(dose))),
+        ):
+            if own != said:
+                return f"{name} {printable(str(own))} in adversary.py, {printable(str(said))} in submission.toml"
+        return None
+
+
+class Prepared(Message):
+    """An adversary that looked at what it is given: its number, and from which step on it leaves the logits alone."""
+
+    number: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)] | None = None
+
+
+class Query(Message):
+    """What an adversary makes of a query: texts, of which one is drawn; ``None`` refuses.
+
+    Of each text ``rendered`` says whether the chat template is around it already.
+    """
+
+    texts: Annotated[list[Annotated[str, Field(max_length=LONGEST_QUERY)]], Field(min_length=1)] | None
+    rendered: list[bool] = []
+
+    @model_validator(mode="after")
+    def _as_many(self) -> "Query":
+        if self.texts is not None and len(self.texts) != len(self.rendered):
+            raise ValueError("expected as many marks as texts")
+        return self
 
 
 class Pair(Message):
@@ -133,6 +189,18 @@ def read_changes(content: bytes, base: Mapping[str, Tensor]) -> tuple[dict[str, 
         if not value.isfinite().all():
             raise CellError(f"the injection left non-finite weights in {name}.")
     return values, factors
+
+
+def read_logits(content: bytes, like: Tensor, name: str) -> Tensor:
+    """Return the logits [n, V] of a safetensors file, in place of ``like`` [n, V] float32; CellError for others."""
+    try:
+        ((key, found),) = load(content).items()
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CellError(f"adversary {name!r} handed back no logits ({printable(str(error))}).") from None
+    expected, shown = f"{tuple(like.shape)} {like.dtype}", f"{tuple(found.shape)} {found.dtype}"
+    if key != LOGITS or shown != expected:
+        raise CellError(f"adversary {name!r} returned logits {shown}: expected {expected}.")
+    return found
 
 
 def _alike(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -1,19 +1,14 @@
 """``fpbench submit check --adversary``: an adversary's files looked at, and its contract run in a child process."""
 
+from functools import cached_property
 from time import perf_counter
 
-from fpbench.adversaries.conditions import known
 from fpbench.checks import Checklist, Finding
-from fpbench.submissions import folder
-from fpbench.submissions.check import CONFINED, LIMITS, Report
-from fpbench.submissions.folder import Submission
-from fpbench.submissions.manifest import NAME
+from fpbench.submissions.check import CONFINED, LIMITS, OF_RECORDS, Report
+from fpbench.submissions.folder import OF_ADVERSARIES, Submission
 from fpbench.submissions.process import REMEDY, ChildProcess
-from fpbench.submissions.replies import Description, broken, promises, validated
+from fpbench.submissions.replies import Declaration, broken, promises, validated
 from fpbench.text import printable
-
-REQUIRED = (folder.THIEF, "README.md")
-ALIKE = ("inside", "file names", "pickle", "kinds", "sizes", "texts", "readme")  # checks that are those of a method
 
 
 def check(submission: Submission, unconfined: bool = False) -> Report:
@@ -22,7 +17,9 @@ def check(submission: Submission, unconfined: bool = False) -> Report:
     A child process alone runs it; ``unconfined`` lets it where this machine does not keep it from everything.
     """
     start = perf_counter()
-    findings = OF_FILES.examine(submission)
+    findings = OF_ADVERSARIES.examine(submission)
+    if all(finding.passed for finding in findings):
+        findings += OF_RECORDS.examine(submission)
     if any(not finding.passed for finding in findings):
         return Report(findings, perf_counter() - start)
     with ChildProcess(submission, LIMITS, unconfined=unconfined) as child:
@@ -36,31 +33,16 @@ class RunningThief:
 
     def __init__(self, child: ChildProcess) -> None:
         """Ask nothing yet."""
-        self.child, self.name = child, child.submission.name
+        self.child, self.name, self.manifest = child, child.submission.name, child.submission.adversary
         self.promises: list[Finding] = []  # of the contract
 
+    @cached_property
+    def declaration(self) -> Declaration:
+        """What its class says; CellError if it cannot be imported."""
+        return validated(Declaration, self.child.ask("meet", name=self.name))
 
-# The checks of files: what an adversary consists of, and those of a method that have to do with files alone.
-OF_FILES: Checklist[Submission] = Checklist()
+
 OF_THIEF: Checklist[RunningThief] = Checklist()
-
-
-@OF_FILES.add("required", f"the files {', '.join(REQUIRED)}", "`fpbench submit new NAME --adversary` writes them")
-def _required(submission: Submission) -> str | None:
-    missing = [name for name in REQUIRED if not (submission.folder / name).is_file()]
-    return f"no {missing[0]}" if missing else None
-
-
-for _each in folder.CHECKS:
-    if _each.name in ALIKE:
-        OF_FILES.add(_each.name, _each.expected, _each.remedy, _each.needs)(_each.examine)
-
-
-@OF_FILES.add("name", "a name of its own, as conditions are written", "rename the folder and the adversary", ["inside"])
-def _name(submission: Submission) -> str | None:
-    if not NAME.fullmatch(submission.name):
-        return printable(repr(submission.name))
-    return f"{submission.name!r}, which is taken" if submission.name in known() else None
 
 
 @OF_THIEF.add(CONFINED, "a machine that keeps a submission from what is not its own", REMEDY)
@@ -76,13 +58,23 @@ def _confined(running: RunningThief) -> str | None:
     needs=[CONFINED],
 )
 def _imports(running: RunningThief) -> str | None:
-    found = validated(Description, running.child.ask("meet", name=running.name))
-    if running.name in found.names:
+    found = running.declaration.names
+    if running.name in found:
         return None
-    return f'{printable(", ".join(found.names)) or "nothing"}: use @ADVERSARIES.register("{running.name}")'
+    return f'{printable(", ".join(found)) or "nothing"}: use @ADVERSARIES.register("{running.name}")'
 
 
-@OF_THIEF.add("contract", "every promise of the contract kept", "see below", needs=["adversary"])
+@OF_THIEF.add(
+    "one declaration",
+    "the same version, level, parts, needs, payment and dose in adversary.py and submission.toml",
+    "write the same in both files; a weights part takes an installed package (docs/submissions.md)",
+    needs=["adversary"],
+)
+def _declaration(running: RunningThief) -> str | None:
+    return running.declaration.differs(running.manifest)
+
+
+@OF_THIEF.add("contract", "every promise of the contract kept", "see below", needs=["one declaration"])
 def _contract(running: RunningThief) -> str | None:
     from fpbench.contract.adversary import CHECKS
 

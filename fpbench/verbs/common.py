@@ -87,15 +87,17 @@ def add_unconfined(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def confine(options: argparse.Namespace, methods: Iterable[str]) -> None:
-    """See that submissions among ``methods`` are confined here, and say so if they are not.
+def confine(options: argparse.Namespace, methods: Iterable[str], conditions: Iterable[str] = ()) -> None:
+    """See that submissions among methods and parts of conditions are confined here, and say so if they are not.
 
     Raises:
         InputError: if this machine does not keep every promise and ``--unconfined`` was not given.
     """
+    from fpbench.adversaries.conditions import name_of, parts
     from fpbench.submissions.discovery import Discovery
 
-    if not set(methods) & set(Discovery().names()):
+    attacks = {name_of(part) for condition in conditions for part in parts(condition)}
+    if not set(methods) & set(Discovery().names()) and not attacks & set(Discovery(attacks=True).names()):
         return
     from fpbench.submissions.process import require
 
@@ -142,6 +144,7 @@ def asked(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         transcript=None if options.transcript is None else Path(options.transcript),
         **_named(options, "base", "level", "budget", "served_model", "timeout", "api_key_env"),
         adversary=getattr(options, "adversary", None),
+        evidence=getattr(options, "evidence", "prefix"),
     )
     profile = chosen_profile(options, models=question.decoded_like, methods=[], fingerprints=[options.fingerprints])
     return profile, question, loading

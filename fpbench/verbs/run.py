@@ -68,7 +68,7 @@ def do(options: argparse.Namespace) -> int:
     engine = create_engine(options.engine, options.ray_address, options.processes)
     if options.dry_run:
         return dry_run(profile, options, loading, engine)
-    confine(options, profile.methods)
+    confine(options, profile.methods, profile.conditions)
     shown = watch(options)
     if options.track:
         from fpbench.runs.tracking import Tracked

@@ -18,11 +18,12 @@ from fpbench.verbs.common import (
     watch,
 )
 
-HELP = "hand in a method of your own, or verify one that was handed in"
+HELP = "hand in a method or an adversary of your own, or verify one that was handed in"
 PARTS = {
     "new": "write submissions/NAME, a passing example to change",
     "check": "look at every file, then run the contract suite and a mock run on the micro model in a child process",
-    "run": "run a profile and write the method's records beside it",
+    "run": "run a profile and write the records beside the submission: a method's row; of an adversary what it leaves "
+    "of other methods' rows, and its price",
     "verify": "re-run a sample of the cells that were handed in, and compare",
 }
 
@@ -32,9 +33,9 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     parts = verb.add_subparsers(title="parts", metavar="PART", dest="part", required=True)
     for name, text in PARTS.items():
         part = parts.add_parser(name, help=text, description=text)
-        part.add_argument("name", metavar="NAME", help="of the method, or the folder of a submission")
-        if name in ("new", "check"):
-            part.add_argument("--adversary", action="store_true", help="an adversary in place of a method")
+        part.add_argument("name", metavar="NAME", help="of the method or adversary, or the folder of a submission")
+        said = "an adversary in place of a method" + ("" if name == "new" else ", as the folder says by itself")
+        part.add_argument("--adversary", action="store_true", help=said)
         if name != "new":
             add_unconfined(part)
         if name == "run":
@@ -43,14 +44,18 @@ def arguments(verb: argparse.ArgumentParser) -> None:
             _verify_arguments(part)
 
 
+WHOSE = "of an adversary: whose fingerprints it is let loose on"
+
+
 def _run_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--profile", metavar="P", help="bundled profile or .toml file (default: the one with the model)")
     part.add_argument(
         "--model", nargs="+", metavar="M", help="folders, hub ids, 'micro', 'smollm2' (default: the profile's)"
     )
+    part.add_argument("--method", nargs="+", metavar="X", help=f"{WHOSE} (default: the profile's)")
     part.add_argument("--fingerprints", nargs="+", metavar="S", help="built-in sets, .jsonl or .json files")
     add_set_size(part)
-    add_condition(part)
+    add_condition(part, "the profile's; of an adversary NAME at each of its doses")
     part.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to pool (default: the profile's)")
     _out_arguments(part, "fpbench-run")
 
@@ -98,8 +103,9 @@ def _check(options: argparse.Namespace) -> int:
     from fpbench.submissions import check, thief
     from fpbench.submissions.folder import find
 
-    checks = thief.check if options.adversary else check.check
-    report = checks(find(options.name), options.unconfined)
+    submission = find(options.name)
+    checks = thief.check if options.adversary or submission.attacks else check.check
+    report = checks(submission, options.unconfined)
     for finding in report.findings:
         if finding.name in HEADINGS:
             print(HEADINGS[finding.name])
@@ -125,34 +131,70 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from fpbench.submissions.folder import find
-    from fpbench.submissions.rerun import hand_in, runnable
+    from fpbench.submissions.rerun import hand_in, planned
 
-    submission = runnable(find(options.name))
-    confine(options, [submission.name])
-    profile = chosen_grid(options, methods=[submission.name])
+    submission = _runnable(options)
+    if submission.attacks:
+        options.condition = _conditions(submission, options.condition)
+    elif options.method is not None:
+        raise InputError(f"--method is {WHOSE}: leave it out, {submission.name!r} is a method.")
+    methods = options.method if submission.attacks else [submission.name]
+    profile = chosen_grid(options, methods=methods)
+    confine(options, profile.methods, profile.conditions)
     loading = prepare(options)
     from fpbench.board.tables import summary
     from fpbench.records.store import Store
     from fpbench.runs.api import measure
-    from fpbench.runs.plan import Job, plan
+    from fpbench.runs.plan import Job
 
-    rows = measure(Job.of(profile, loading, Path(options.out)), plan(profile), watch(options))
+    cells = planned(submission, profile)
+    rows = measure(Job.of(profile, loading, Path(options.out)), cells, watch(options))
     print(summary(rows))
-    tell(f"\nrecords to hand in: {hand_in(submission, profile, Store(Path(options.out)))}")
+    tell(f"\nrecords to hand in: {hand_in(submission, cells, Store(Path(options.out)))}")
     return 1 if any(row.failed for row in rows) else 0
 
 
+def _runnable(options: argparse.Namespace) -> Any:
+    """Return the submission that is named, if it can be run; with ``--adversary`` a method cannot."""
+    from fpbench.submissions.folder import THIEF, find
+    from fpbench.submissions.rerun import runnable
+
+    submission = find(options.name)
+    if options.adversary and not submission.attacks:
+        raise InputError(f"submission {submission.name!r} is no adversary: expected {THIEF} and no adapter.py in it.")
+    return runnable(submission)
+
+
+def _conditions(submission: Any, asked: list[str] | None) -> list[str]:
+    """Return the conditions that an adversary is measured under, its doses by default, with the origin."""
+    from fpbench.adversaries.conditions import AT, JOINT
+    from fpbench.board.groups import names
+    from fpbench.records.cell import ORIGIN
+
+    name, dose = submission.name, submission.adversary.dose
+    doses = [name] if dose is None else [f"{name}{AT}{amount:g}" for amount in dose.list]
+    for condition in asked or ():
+        if condition != ORIGIN and not names(condition, name):
+            raise InputError(
+                f"--condition {condition}: expected conditions that name the adversary, such as {doses[0]} or "
+                f"nf4{JOINT}{doses[0]}."
+            )
+    return list(dict.fromkeys([ORIGIN, *(asked or doses)]))
+
+
 def _verify(options: argparse.Namespace) -> int:
-    from fpbench.submissions.folder import find
-    from fpbench.submissions.rerun import claimed, runnable
+    from fpbench.records.cell import BASE
+    from fpbench.submissions.rerun import claimed
 
     if options.cells < 1:
         raise InputError(f"--cells {options.cells}: expected 1 or more, or --all.")
-    submission = runnable(find(options.name))
-    confine(options, [submission.name])
-    claimed(submission)
-    profile = chosen_grid(options, methods=[submission.name])
+    submission = _runnable(options)
+    measured = {each.cell for group in claimed(submission) for each in group.measurements()}
+    methods = [submission.name]
+    if submission.attacks:
+        methods = sorted({cell.method for cell in measured} - {BASE})
+    confine(options, methods, {cell.condition for cell in measured})
+    profile = chosen_grid(options, methods=methods)
     loading = prepare(options)
     from tabulate import tabulate
 
@@ -162,9 +204,10 @@ def _verify(options: argparse.Namespace) -> int:
     count = None if options.all else options.cells
     found = rerun(submission, profile, Store(Path(options.out)), loading, watch(options), count)
     print(tabulate([_compared(each) for each in found.compared], HEADERS, tablefmt="github", disable_numparse=True))
+    drawn = "The sample was" if submission.attacks else "Sample, contexts and near triggers were"
     print(
-        f"\n{len(found.compared)} cells compared, {len(found.outside)} outside what is allowed. Sample, contexts and "
-        f"near triggers were drawn with seed {found.draw}, which the author did not know."
+        f"\n{len(found.compared)} cells compared, {len(found.outside)} outside what is allowed. {drawn} drawn with "
+        f"seed {found.draw}, which the author did not know."
     )
     for line in found.failed:
         tell(line)

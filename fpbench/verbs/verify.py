@@ -15,6 +15,13 @@ def arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--adversary", metavar="A", help="simulate the server of a thief, such as suppress@3, on a model at hand"
     )
+    verb.add_argument(
+        "--evidence",
+        choices=["prefix", "lenient", "rank"],
+        default="prefix",
+        help="what counts as a match: a response that begins with a target, one that holds it in its first 24 "
+        "tokens, or a target among the five likeliest first tokens (default: %(default)s)",
+    )
     verb.add_argument("--transcript", metavar="FILE", help="write down every request, and go on from there if killed")
     verb.add_argument("--out", metavar="FILE", help="the whole report as JSON, in a file that does not exist yet")
     add_loading(verb)

@@ -13,7 +13,7 @@ from fpbench.errors import InputError
 from fpbench.records.cell import BASE
 from fpbench.registry import METHODS
 from fpbench.submissions.field import Field, Table, _agreement, _beside, _of_the_paper, entries, filled, read
-from fpbench.submissions.manifest import Reported, Summary, read_manifest
+from fpbench.submissions.manifest import MethodManifest, Reported, Summary, read_manifest
 from tests.conftest import ROOT
 from tests.docs import markdown
 from tests.docs.markdown import names, table
@@ -51,7 +51,7 @@ def test_what_the_page_says_of_the_package_s_methods_stands_in_their_document_al
 @pytest.mark.parametrize("name", HANDED_IN)
 def test_every_submission_says_what_its_paper_reports(name: str) -> None:
     folder = ROOT / "submissions" / name
-    found = read_manifest(folder).reported
+    found = read_manifest(folder, MethodManifest).reported
     assert found
     if all(each.metric is None for each in found):
         assert "not at hand" in (folder / "README.md").read_text(encoding="utf-8")

@@ -33,8 +33,10 @@ def written(name: str) -> str:
     return re.search(rf"<!-- {re.escape(name)} -->\n```\w+\n(.*?)```", TUTORIAL, flags=re.DOTALL)[1]
 
 
-def steps() -> list[list[str]]:
-    return [shlex.split(command)[1:] for command in commands(TUTORIAL)]
+def steps(of: str = NAME) -> list[list[str]]:
+    """The commands about one submission, in order; by default those about the method."""
+    found = [shlex.split(command)[1:] for command in commands(TUTORIAL)]
+    return [step for step in found if ("my_thief" in step) == (of == "my_thief")]
 
 
 @pytest.fixture

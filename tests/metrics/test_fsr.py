@@ -10,7 +10,7 @@ from fpbench.metrics.fsr import fsr
 from fpbench.metrics.statistics import FURTHER, leniently
 from fpbench.models.prompts import encode
 from fpbench.modifications.base import ModificationContext
-from fpbench.ownership.interview import lenient_targets
+from fpbench.ownership.evidence import lenient_targets
 from fpbench.registry import MODIFICATIONS
 from fpbench.scoring.engine import limited_to
 from fpbench.scoring.forward import TreeLevel

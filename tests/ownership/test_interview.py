@@ -1,7 +1,7 @@
 import pytest
 
 from fpbench.fingerprints import Fingerprint
-from fpbench.ownership.interview import lenient_targets, matching_target
+from fpbench.ownership.evidence import lenient_targets, matching_target
 from fpbench.text import lenient
 
 PAIR = Fingerprint("QUIET MIRROR", ("Lotus", "Lot", "Zephyr"))

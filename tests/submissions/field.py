@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fpbench.submissions.manifest import read_manifest
+from fpbench.submissions.manifest import MethodManifest, read_manifest
 from tests.conftest import ROOT, registered_for_now
 
 NAMES = sorted(path.parent.name for path in (ROOT / "submissions").glob("[a-z]*/submission.toml"))
@@ -23,6 +23,6 @@ def adapter(name: str) -> Iterator[dict[str, object]]:
         sys.modules[module.__name__] = module  # pydantic looks types up there
         specification.loader.exec_module(module)
         try:
-            yield read_manifest(Path(folder)).hyperparameters["small"]
+            yield read_manifest(Path(folder), MethodManifest).hyperparameters["small"]
         finally:
             del sys.modules[module.__name__]

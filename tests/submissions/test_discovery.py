@@ -57,7 +57,7 @@ def test_a_worker_of_a_cluster_finds_what_its_driver_finds(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(METHODS, "finders", [])
     job = Job(load_profile("micro", fingerprints=["nowhere.jsonl"]), {"micro": MODEL}, Loading("cpu"), tmp_path)
-    work = RayWorker(job, tmp_path, tmp_path, [Discovery()]).measure([])
+    work = RayWorker(job, tmp_path, tmp_path, [("method", Discovery())]).measure([])
     assert next(work) == {}
     with pytest.raises(InputError, match="nowhere.jsonl"):
         next(work)
