@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import fpbench
-from fpbench.board.rows import MODIFICATIONS
+from fpbench.board.row import MODIFICATIONS
 from fpbench.cli import main
 from fpbench.data import read_rows
 from fpbench.micro import MODEL

@@ -10,7 +10,7 @@ from typing import Any
 from fpbench.adversaries.conditions import JOINT, class_of, level, modifications
 from fpbench.board.checks import Comparison
 from fpbench.board.removal import WORST, Product, Removal, Thief, in_order
-from fpbench.board.rows import MODIFICATIONS, Failure, Row, Utility, further_conditions
+from fpbench.board.row import MODIFICATIONS, Failure, Row, Utility, further_conditions
 from fpbench.metrics.lettered import TASK as LETTERED
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.metrics.removal import BUDGETS, RemovalPrice

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fpbench.board.escaping import markdown, slug
 from fpbench.board.groups import Group, RowKey
 from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, robustness, trade_off
-from fpbench.board.rows import MODIFICATIONS, Row
+from fpbench.board.row import MODIFICATIONS, Row
 from fpbench.board.styles import COLOURS, COLUMN, PAGE, Kind, legend, look_of, look_of_method, panels, saved, styled
 from fpbench.metrics.statistics import BANDS
 from fpbench.records.cell import BASE, ORIGIN

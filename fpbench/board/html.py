@@ -20,21 +20,9 @@ from fpbench.board import columns
 from fpbench.board.columns import FAILED, METHOD, NONE, Column, Value, percent, with_minus
 from fpbench.board.escaping import slug
 from fpbench.board.figures import Drawing
+from fpbench.board.ranks import LEAST_ACCURACY, MOST_NEAR, MOST_PERPLEXITY, MOST_TRIGGERS
 from fpbench.board.removal import Removal
-from fpbench.board.rows import (
-    LEAST_ACCURACY,
-    MODIFICATIONS,
-    MOST_NEAR,
-    MOST_PERPLEXITY,
-    MOST_TRIGGERS,
-    Bands,
-    Claim,
-    Cost,
-    Detectability,
-    Row,
-    Utility,
-    further_conditions,
-)
+from fpbench.board.row import MODIFICATIONS, Bands, Claim, Cost, Detectability, Row, Utility, further_conditions
 from fpbench.board.styles import look_of_method
 from fpbench.board.terminal import known
 from fpbench.metrics.removal import LIMIT

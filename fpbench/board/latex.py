@@ -17,7 +17,7 @@ from fpbench.board.columns import (
     removal_columns,
 )
 from fpbench.board.escaping import latex
-from fpbench.board.rows import MODIFICATIONS, Row
+from fpbench.board.row import MODIFICATIONS, Row
 from fpbench.records.cell import BASE
 
 COLUMNS = [column for column in (*DETECTABILITY, *HARM) if column.latex]

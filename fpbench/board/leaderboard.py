@@ -9,7 +9,8 @@ from typing import Any
 from fpbench.board.figures import Drawing, captions, figures
 from fpbench.board.groups import Group, RowKey, claimed_attacks, claimed_groups, group_records
 from fpbench.board.results import results
-from fpbench.board.rows import Row, claimed_row, rows_from_records
+from fpbench.board.row import Row
+from fpbench.board.rows import claimed_row, rows_from_records
 from fpbench.board.tables import render
 from fpbench.errors import InputError
 from fpbench.records.cell import BASE

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpbench.board.removal import Removal
-from fpbench.board.rows import Near, Row
+from fpbench.board.row import Near, Row
 from fpbench.metrics.measure import METRICS
 from fpbench.metrics.removal import BUDGETS, LIMIT
 from fpbench.metrics.statistics import BANDS

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fpbench.board.removal import Removal, adversary_of, in_order
-from fpbench.board.rows import MODIFICATIONS, Row
+from fpbench.board.row import MODIFICATIONS, Row
 from fpbench.board.styles import COLUMN, PAGE, look_of, look_of_method, panels
 from fpbench.metrics.removal import BUDGETS, LIMIT
 from fpbench.records.cell import BASE, ORIGIN

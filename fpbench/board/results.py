@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from fpbench.board.groups import group_records
 from fpbench.board.long import COLUMNS, as_columns, figures_of
-from fpbench.board.rows import Row, rows_from_records
+from fpbench.board.row import Row
+from fpbench.board.rows import rows_from_records
 from fpbench.errors import InputError
 from fpbench.models.objects import shown
 from fpbench.records.record import Record

@@ -3,278 +3,40 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 from math import exp, inf
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any
 
-from fpbench.adversaries.conditions import drift, is_attack, without_effect
-from fpbench.board.checks import Checked, check, checked, compare, compare_prices, contested, covers
+from fpbench.adversaries.conditions import without_effect
+from fpbench.board.checks import check, checked, compare, compare_prices, contested, covers
 from fpbench.board.groups import Group, Measurement, RowKey, group_records
-from fpbench.board.removal import ClaimedThief, Removal, attacks, prices_by_fingerprint, removal
+from fpbench.board.ranks import out, ranks, with_removal_ranks
+from fpbench.board.removal import ClaimedThief, attacks, removal
+from fpbench.board.reported import reported_rows
+from fpbench.board.row import (
+    MODIFICATIONS,
+    Bands,
+    Claim,
+    Cost,
+    Detectability,
+    Difference,
+    Failure,
+    Near,
+    Row,
+    Triggers,
+    Utility,
+)
 from fpbench.board.updates import alike
 from fpbench.errors import InputError
 from fpbench.metrics.claims import claim
 from fpbench.metrics.lettered import TASK as LETTERED
 from fpbench.metrics.measure import METRICS
-from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, rank, retention
-from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL, Cell
+from fpbench.metrics.statistics import clopper_pearson, mcnemar_exact, paired_bootstrap, retention
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, PROTOCOL
 from fpbench.records.record import Record
 from fpbench.text import canonical
-
-MODIFICATIONS = drift()
-
-# Bars of harmlessness (protocol §8): a row is ranked only within them.
-LEAST_ACCURACY = -0.05  # upper end of the interval of the difference from the base
-MOST_PERPLEXITY = 0.25
-MOST_TRIGGERS = 0.5
-MOST_NEAR = 0.1
-OTHER_TOKENIZER = "tokenizer differs from the base's"
-
-# What a row holds. Rates are fractions, intervals are [low, high] and cover 95 %.
-
-
-class Figures:
-    """Figures by name. Their JSON leaves out what is ``None`` and not named in ``KEPT``."""
-
-    KEPT: ClassVar[tuple[str, ...]] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as ``leaderboard.json`` has them."""
-        return {name: _json(value) for name, value in vars(self).items() if value is not None or name in self.KEPT}
-
-
-def _json(value: Any) -> Any:
-    match value:
-        case Figures() | Checked() | Removal():
-            return value.to_dict()
-        case dict():
-            return {key: _json(each) for key, each in value.items()}
-        case list():
-            return [_json(each) for each in value]
-    return value
-
-
-@dataclass(frozen=True)
-class Detectability(Figures):
-    """FSR under one condition.
-
-    Attributes:
-        fsr: exact where measured, sampled where reported; ``None`` for a failure.
-        interval: over fingerprints.
-        greedy: how many of the ``n`` fingerprints greedy decoding answers.
-        primary: FSR of the primary target alone.
-        retention: of the FSR at origin; ``None`` where that is too small to compare with.
-        proof: that the modification happened, a seed each.
-        base_proof: the same figures of the base.
-        no_effect: why the modification counts as none on this checkpoint; it is then not averaged.
-        lenient: ``fsr_lenient``; ``None`` where it was not measured, as in the first records.
-        own_tokenizer: FSR under a handed-in checkpoint's tokenizer, where that is not its base's, by which all else is
-            measured.
-    """
-
-    fsr: float | None
-    reason: str | None = None
-    interval: list[float] | None = None
-    greedy: int | None = None
-    n: int | None = None
-    primary: float | None = None
-    retention: float | None = None
-    error_bound: float | None = None
-    proof: list[dict[str, Any] | None] | None = None
-    base_proof: list[dict[str, Any] | None] | None = None
-    no_effect: str | None = None
-    lenient: float | None = None
-    own_tokenizer: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it with the FSR of a failure, and the retention of what was measured, even if ``None``."""
-        kept = {"fsr": None} if self.interval is None else {"retention": None}
-        return kept | super().to_dict()
-
-
-@dataclass(frozen=True)
-class Difference(Figures):
-    """Utility less that of the base (protocol §5).
-
-    Attributes:
-        tasks: ``difference`` and ``p_value`` by task.
-        accuracy: of the mean accuracy, paired by example; ``interval`` is its.
-        token_perplexity: relative, paired by window; its interval is over ``windows`` of them.
-    """
-
-    tasks: dict[str, dict[str, float]] | None = None
-    accuracy: float | None = None
-    interval: list[float] | None = None
-    token_perplexity: float | None = None
-    token_perplexity_interval: list[float] | None = None
-    windows: int | None = None
-
-
-@dataclass(frozen=True)
-class Utility(Figures):
-    """Accuracy and perplexity; ``tasks`` are the record's, ``None`` where the figures are reported ones."""
-
-    accuracy: float | None
-    token_perplexity: dict[str, Any] | None
-    word_perplexity: Any = None
-    tasks: dict[str, dict[str, Any]] | None = None
-    difference: Difference | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it with every figure of a measurement, even if ``None``."""
-        kept = () if self.tasks is None else ("accuracy", "token_perplexity", "word_perplexity")
-        return dict.fromkeys(kept) | super().to_dict()
-
-
-@dataclass(frozen=True)
-class Triggers(Figures):
-    """Accidental triggers: rates of eight kinds of text, and how many of the set's triggers any of them activates."""
-
-    conditions: dict[str, dict[str, Any]]
-    average: float
-    activated: int
-    n: int
-    interval: list[float]
-    error_bound: float | None = None
-    cut: int | None = None
-
-
-@dataclass(frozen=True)
-class Near(Figures):
-    """Never-injected texts, of the set's make or of its words: mean rate, and how many greedy decoding answers."""
-
-    rate: float
-    greedy: int
-    n: int
-    interval: list[float]
-    error_bound: float | None = None
-
-
-@dataclass(frozen=True)
-class Bands(Figures):
-    """Perplexity of the set's triggers beside that of instructions."""
-
-    counts: dict[str, int]
-    trigger_mean: float
-    mean: float
-    auc: float
-    deviation: float | None = None
-    benign: int | None = None
-    edges: list[float] | None = None
-    histogram: list[int] | None = None
-
-
-@dataclass(frozen=True)
-class Claim(Figures):
-    """Matches needed to claim ownership, ``None`` if all ``n`` are too few, and the power to get them (protocol §3)."""
-
-    KEPT: ClassVar = ("threshold",)
-    level: float
-    threshold: int | None
-    n: int
-    p_value: float
-    power: float
-    largest_null: float
-
-
-@dataclass(frozen=True)
-class Cost(Figures):
-    """Cost of the injection: seconds, bytes of memory, and the share of the weights that it changed.
-
-    Attributes:
-        seconds: of optimisation and write, without key statistics.
-        statistics: seconds of the key statistics that these injections computed, for every later one on the model.
-    """
-
-    seconds: float
-    peak_memory: float
-    fraction: float
-    relative_norm: float
-    bytes: float
-    statistics: float | None = None
-
-
-@dataclass(frozen=True)
-class Failure(Figures):
-    """A cell that could not be measured."""
-
-    condition: str
-    metric: str
-    seed: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Row(Figures):
-    """One model, fingerprint set and method, seeds pooled.
-
-    Attributes:
-        trust: ``re-run``, ``re-scored``, ``claimed`` or ``reported``.
-        avg: mean FSR of the six modifications; ``None`` unless all are there.
-        out: why the row has no rank; ``None`` if it has one, for a base, and where reported.
-        checked: what re-running a part of a claimed row gave.
-        unreliable: why the method is contested.
-        alike: cosine of ΔW with that of a method whose update is nearly the same, by its name.
-        unconfined: what the code of a submission could reach when it was run, as far as its records say.
-        cells: paths of the records behind the row.
-        data: where the data sets were read from, by name (:func:`fpbench.data.origin`); several where records differ.
-        removal: what thieves leave and what it costs them; ``None`` where nobody attacked.
-        others: figures of further metrics, by name.
-        limited: items that a smoke run (``--limit``) cut its measurements to; such a row is never ranked.
-        by_seed: where several seeds are pooled, the row of each alone, without rank.
-    """
-
-    model: str
-    method: str
-    fingerprints: str
-    trust: str
-    protocol: int | None
-    conditions: dict[str, Detectability]
-    avg: float | None
-    avg_interval: list[float] | None = None
-    utility: Utility | None = None
-    triggers: Triggers | None = None
-    near: Near | None = None
-    recombined: Near | None = None
-    bands: Bands | None = None
-    claim: Claim | None = None
-    cost: Cost | None = None
-    provenance: list[dict[str, Any]] = field(default_factory=list)
-    rank: int | None = None
-    out: str | None = None
-    failed: list[Failure] = field(default_factory=list)
-    checked: Checked | None = None
-    unreliable: str | None = None
-    alike: dict[str, float] | None = None
-    unconfined: list[str] | None = None
-    cells: list[str] = field(default_factory=list)
-    source: str | None = None
-    removal: Removal | None = None
-    others: dict[str, dict[str, Any]] = field(default_factory=dict)
-    data: dict[str, list[str]] = field(default_factory=dict)
-    limited: int | None = None
-    by_seed: dict[int, "Row"] = field(default_factory=dict)
-
-    @property
-    def key(self) -> RowKey:
-        """Model, set and method."""
-        return self.model, self.fingerprints, self.method
-
-    @property
-    def seeds(self) -> list[int]:
-        """Every seed that a record behind the row has; none where reported."""
-        return sorted({cell.seed for path in self.cells if (cell := Cell.at(path))})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every figure, even if ``None``, but those that reported, measured or unattacked rows never have."""
-        optional = ("alike", "limited", "removal", "unconfined")
-        absent = {"by_seed", "others"} | {name for name in optional if getattr(self, name) is None}
-        absent |= {"avg_interval", "cells", "checked", "out"} if self.trust == "reported" else {"source"}
-        return {name: _json(each) for name, each in vars(self).items() if name not in absent} | self.others
-
 
 # From records to rows.
 
@@ -319,8 +81,8 @@ def rows_from_records(
     }
     shown = {key: group for key, group in groups.items() if key not in handed_in or covers(group, handed_in[key])}
     rows = [_row(group, bases.get((None, *key[:2], BASE)), rescore, asked[key[:2]]) for key, group in shown.items()]
-    ranks = _ranks([row for row in rows if row.method != BASE and _out(row) is None], groups)
-    rows = _with_removal_ranks(rows, groups)
+    places = ranks([row for row in rows if row.method != BASE and out(row) is None], groups)
+    rows = with_removal_ranks(rows, groups)
     rows = [_with_claimed_thieves(row, groups, thieves, rescore) for row in rows]
     rows += [row for key, row in theirs.items() if key not in shown]
     reasons = contested(folder, {row.method for row in rows}) if rows else {}
@@ -328,8 +90,8 @@ def rows_from_records(
     rows = [
         replace(
             row,
-            rank=ranks.get(row.key),
-            out=None if row.method == BASE or row.key in ranks else _out(row) or "no seed in common",
+            rank=places.get(row.key),
+            out=None if row.method == BASE or row.key in places else out(row) or "no seed in common",
             checked=checked(groups[row.key], handed_in[row.key]) if row.key in groups.keys() & handed_in else None,
             unreliable=reasons.get(row.method),
             alike=same.get(row.key),
@@ -427,12 +189,6 @@ def claimed_row(group: Group, base: Group | None, rescore: bool = False, asked: 
             f"records of {' / '.join(group.key)} that were handed in are not what this harness writes "
             f"({type(error).__name__}: {error}): hand in those of `fpbench submit run`."
         ) from None
-
-
-def further_conditions(rows: Sequence[Row]) -> list[str]:
-    """Return the conditions that are none of the protocol's seven and no attack, such as ``finetune_math+nf4``."""
-    found = {name for row in rows for name in row.conditions if not is_attack(name)}
-    return sorted(found - {ORIGIN, *MODIFICATIONS})
 
 
 def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float] | None:
@@ -620,145 +376,3 @@ def _unconfined(group: Group) -> list[str] | None:
     missing = [each.get("missing") for each in kept if isinstance(each, dict)]
     names = {name for each in missing if isinstance(each, list) for name in each if isinstance(name, str)}
     return sorted(name for name in names if name.isascii() and name.isalpha() and len(name) < 20) or None
-
-
-def _out(row: Row) -> str | None:
-    """Return why a row of a method must not be ranked (protocol §8), or ``None``."""
-    if unranked := _unranked(row):
-        return ", ".join(unranked)
-    idle = [name for name in MODIFICATIONS if name in row.conditions and row.conditions[name].no_effect]
-    reasons = [f"{name} without effect" for name in idle]
-    if row.avg is None and not idle:
-        reasons.append("AVG incomplete")
-    return ", ".join([*reasons, *_harm(row)]) or None
-
-
-def _unranked(row: Row) -> list[str]:
-    """Return why a row is ranked in no table, whatever its figures are."""
-    unranked = [row.trust] * (row.trust != "re-run")
-    if any(each.own_tokenizer is not None for each in row.conditions.values()):
-        unranked.append(OTHER_TOKENIZER)
-    return unranked + [f"smoke run of {row.limited}"] * (row.limited is not None)
-
-
-def _harm(row: Row) -> list[str]:
-    """Return what puts a row out for harm: what is beyond its bar, or was not measured."""
-    found = row.utility.difference if row.utility and row.utility.difference else Difference()
-    # A loss of accuracy is one where even the upper end of its interval says so.
-    loss, perplexity = -found.interval[1] if found.interval else None, found.token_perplexity
-    triggers, near = row.triggers.average if row.triggers else None, row.near.rate if row.near else None
-    recombined = row.recombined.rate if row.recombined else None
-    judged = (
-        ("accuracy", "utility", loss, -LEAST_ACCURACY, f"{100 * (found.accuracy or 0):+.1f}"),
-        ("perplexity", "utility", perplexity, MOST_PERPLEXITY, f"{100 * (perplexity or 0):+.1f} %"),
-        ("triggers", "triggers", triggers, MOST_TRIGGERS, f"{100 * (triggers or 0):.1f} %"),
-        ("near", "near", near, MOST_NEAR, f"{100 * (near or 0):.1f} %"),
-        ("recombined", "recombined", recombined, inf, ""),  # shown, without a bar
-    )
-    reasons = []
-    for name, metric, figure, most, shown in judged:
-        if figure is None:
-            failed = any(each.metric == metric for each in row.failed)
-            missing = "not measured" if getattr(row, metric) is None else "not compared with a base"
-            reasons.append(f"{name} {'failed' if failed else missing}")
-        # Written so that a NaN is out, and a figure at the bar is not by its rounding.
-        elif not figure <= most + 1e-9:
-            reasons.append(f"{name} {shown}")
-    return reasons
-
-
-def _ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, int]:
-    """Rank rows within the same model and set."""
-    tables: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        tables.setdefault((row.model, row.fingerprints), []).append(row)
-    ranks: dict[RowKey, int] = {}
-    for place, table in tables.items():
-        measured = {row.method: [groups[row.key].by_seed(name) for name in MODIFICATIONS] for row in table}
-        # Fingerprints are paired: only seeds that every row of the table has can be compared.
-        seeds = sorted(set.intersection(*(set(found) for conditions in measured.values() for found in conditions)))
-        means = {
-            method: [fmean(p) for seed in seeds for p in zip(*(found[seed] for found in conditions), strict=True)]
-            for method, conditions in measured.items()
-        }
-        ranks |= {(*place, method): each for method, each in (rank(means) if seeds else {}).items()}
-    return ranks
-
-
-def _with_removal_ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> list[Row]:
-    """Rank rows within the same model and set by what the removal of each fingerprint costs."""
-    out = {row.key: _out_of_removal(row) for row in rows if row.removal and row.method != BASE}
-    ranks: dict[RowKey, int] = {}
-    for place in dict.fromkeys(key[:2] for key, reason in out.items() if reason is None):
-        table = {key: groups[key] for key, reason in out.items() if reason is None and key[:2] == place}
-        # Fingerprints are paired, and every thief tunes on as many seeds: only those that every row has count.
-        seeds = sorted(set.intersection(*(set(group.by_seed()) for group in table.values())))
-        base = groups.get((*place, BASE))
-        prices = {key[2]: prices_by_fingerprint(group, base, seeds) for key, group in table.items()} if seeds else {}
-        ranks |= {(*place, method): each for method, each in rank(prices).items()}
-
-    def ranked(row: Row) -> Row:
-        if row.removal is None or row.method == BASE:
-            return row
-        reason = out[row.key] or (None if row.key in ranks else "no seed in common")
-        return replace(row, removal=replace(row.removal, rank=ranks.get(row.key), out=reason))
-
-    return [ranked(row) for row in rows]
-
-
-def _out_of_removal(row: Row) -> str | None:
-    """Return why a row has no rank in the removal table, or ``None``."""
-    assert row.removal is not None
-    if unranked := _unranked(row):
-        return ", ".join(unranked)
-    reasons = _harm(row) + ["no claim at origin"] * (not row.removal.claimable)
-    return ", ".join(reasons + ["incomplete"] * bool(row.removal.missing)) or None
-
-
-# The paper's own figures as rows: reported by its authors, not reproduced here.
-
-# Table 1 has one figure a method and condition and does not say which set the baselines used (docs/methods.md §6).
-SET = "as published"
-
-
-@cache
-def published() -> dict[str, Any]:
-    """Return all tables of arXiv 2509.03122v3 that name a figure, in its own units."""
-    found: dict[str, Any] = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
-    return found
-
-
-def reported_rows() -> list[Row]:
-    """Return one row a model and method of arXiv 2509.03122v3, fractions instead of per cent."""
-    rows = []
-    for key, model in published()["models"].items():
-        utility = published()["effectiveness_and_utility"][key]
-        for method, found in utility.items():
-            modified = dict(published()["detectability_fsr_sampled"][key].get(method, {}))
-            average = modified.pop("avg_of_six_modifications", None)
-            # LoRA and the base stand only in the paper's effectiveness table.
-            origin = modified.pop(ORIGIN, found["fsr_sampled"]) / 100
-            conditions = {name: Detectability(value / 100) for name, value in modified.items()}
-            conditions[ORIGIN] = Detectability(origin, greedy=found["fsr_greedy"] // 10, n=10)
-            difference = Difference(
-                accuracy=(found["accuracy_avg"] - utility["none"]["accuracy_avg"]) / 100,
-                token_perplexity=found["wikitext2_ppl"] / utility["none"]["wikitext2_ppl"] - 1,
-            )
-            rows.append(
-                Row(
-                    model=model,
-                    method=BASE if method == "none" else method,
-                    fingerprints=SET,
-                    trust="reported",
-                    protocol=None,
-                    conditions=conditions,
-                    avg=None if average is None else average / 100,
-                    utility=Utility(
-                        accuracy=found["accuracy_avg"] / 100,
-                        token_perplexity={"perplexity": found["wikitext2_ppl"], "length": 2048},
-                        difference=None if method == "none" else difference,
-                    ),
-                    source=published()["source"],
-                )
-            )
-    return rows

@@ -16,7 +16,7 @@ from fpbench.board.figures import Drawing
 from fpbench.board.html import page
 from fpbench.board.latex import latex_tables
 from fpbench.board.long import COLUMNS, cells, figures_of
-from fpbench.board.rows import Row
+from fpbench.board.row import Row
 from fpbench.board.terminal import summary as summary
 from fpbench.errors import InputError
 from fpbench.records.cell import PROTOCOL

@@ -13,7 +13,7 @@ from fpbench.adversaries.conditions import is_attack
 from fpbench.board import columns
 from fpbench.board.columns import NONE, Column, fsr_column, percent
 from fpbench.board.removal import Removal
-from fpbench.board.rows import MODIFICATIONS, Row
+from fpbench.board.row import MODIFICATIONS, Row
 from fpbench.metrics.removal import BUDGETS
 from fpbench.records.cell import ORIGIN
 from fpbench.text import visible

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fpbench.board.leaderboard import table_files, write_tables
 from fpbench.board.results import Results
-from fpbench.board.rows import Row, rows_from_records
+from fpbench.board.row import Row
+from fpbench.board.rows import rows_from_records
 from fpbench.errors import InputError
 from fpbench.fingerprints import Fingerprint, Fingerprints, FingerprintSet, fingerprints_of
 from fpbench.hub.offline import offline as hub_offline

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fpbench.board.figures import study_figure
-from fpbench.board.rows import Row, published
+from fpbench.board.reported import published
+from fpbench.board.row import Row
 from fpbench.board.tables import study_table
 from fpbench.errors import InputError
 from fpbench.fingerprints import find_set

@@ -15,8 +15,10 @@ from fpbench.board.escaping import markdown
 from fpbench.board.groups import Group, RowKey, group_records
 from fpbench.board.long import Figure, figures_of
 from fpbench.board.removal import WORST, attacks, cheapest
+from fpbench.board.reported import reported_rows
 from fpbench.board.results import results
-from fpbench.board.rows import Row, reported_rows, rows_from_records
+from fpbench.board.row import Row
+from fpbench.board.rows import rows_from_records
 from fpbench.errors import InputError
 from fpbench.metrics.statistics import clopper_pearson
 from fpbench.records.cell import BASE, ORIGIN

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from fpbench.board.columns import BAND_COUNTS, DATA
-from fpbench.board.rows import Bands, Failure, Row, rows_from_records
+from fpbench.board.row import Bands, Failure, Row
+from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS, Metric

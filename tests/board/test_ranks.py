@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fpbench.board import rows as board
+from fpbench.board import ranks as board
 from fpbench.board.rows import rows_from_records
 from fpbench.board.tables import render, summary
 from fpbench.records.cell import CHECKPOINT
@@ -165,8 +165,8 @@ def test_perplexities_that_cannot_be_compared_give_no_rank(store):
 def test_a_number_that_is_none_is_out(store):
     harmless(store, "other")
     row = row_of(store)
-    assert board._out(row) is None
-    assert board._out(replace(row, near=replace(row.near, rate=float("nan")))) == "near nan %"
+    assert board.out(row) is None
+    assert board.out(replace(row, near=replace(row.near, rate=float("nan")))) == "near nan %"
 
 
 def test_an_incomplete_average_is_named(store):

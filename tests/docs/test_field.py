@@ -8,7 +8,7 @@ import pytest
 
 from fpbench.board.long import Figure
 from fpbench.board.removal import WORST, attacks, cheapest
-from fpbench.board.rows import reported_rows
+from fpbench.board.reported import reported_rows
 from fpbench.errors import InputError
 from fpbench.records.cell import BASE
 from fpbench.registry import METHODS

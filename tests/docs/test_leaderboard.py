@@ -11,7 +11,8 @@ import pytest
 from fpbench.board import checks
 from fpbench.board.columns import DETECTABILITY, HARM, removal_columns
 from fpbench.board.results import results
-from fpbench.board.rows import MODIFICATIONS, rows_from_records
+from fpbench.board.row import MODIFICATIONS
+from fpbench.board.rows import rows_from_records
 from fpbench.metrics.claims import FLOOR
 from fpbench.modifications import prune
 from fpbench.records.store import read_records

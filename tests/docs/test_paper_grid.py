@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fpbench.board.rows import published
+from fpbench.board.reported import published
 from fpbench.cli import main
 from fpbench.metrics.queries import build_queries
 from fpbench.records.cell import BASE

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fpbench.board.rows import MODIFICATIONS
+from fpbench.board.row import MODIFICATIONS
 from fpbench.metrics.queries import build_queries
 from fpbench.metrics.utility import ACCURACY_TASKS
 from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN
