@@ -189,11 +189,9 @@ def _verify(options: argparse.Namespace) -> int:
     if options.cells < 1:
         raise InputError(f"--cells {options.cells}: expected 1 or more, or --all.")
     submission = _runnable(options)
+    confine(options, [submission.name], [submission.name])  # before its records, which are a stranger's, too
     measured = {each.cell for group in claimed(submission) for each in group.measurements()}
-    methods = [submission.name]
-    if submission.attacks:
-        methods = sorted({cell.method for cell in measured} - {BASE})
-    confine(options, methods, {cell.condition for cell in measured})
+    methods = sorted({cell.method for cell in measured} - {BASE}) if submission.attacks else [submission.name]
     profile = chosen_grid(options, methods=methods)
     loading = prepare(options)
     from tabulate import tabulate
