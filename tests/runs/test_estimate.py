@@ -178,6 +178,7 @@ def test_a_finished_run_leaves_nothing_and_what_is_missing_is_known(small_profil
     assert listing(out) == before
 
 
+@pytest.mark.slow
 def test_other_settings_than_before_are_estimated(small_profile, small_run, tmp_path):
     profile = tmp_path / "other.toml"
     profile.write_text(Path(small_profile).read_text().replace("samples = 2", "samples = 3"))

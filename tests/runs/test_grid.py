@@ -110,7 +110,10 @@ def test_a_modification_that_fails_is_shown_as_failed_and_the_grid_goes_on(tiny_
     assert rows["mcedit_a"].conditions["int8"].fsr > 0.5
 
 
-@pytest.mark.parametrize(("number", "code", "processes"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)])
+@pytest.mark.parametrize(
+    ("number", "code", "processes"),
+    [pytest.param(signal.SIGTERM, 143, 2, marks=pytest.mark.slow), (signal.SIGINT, 130, 1)],
+)
 def test_an_interrupted_run_leaves_whole_records_alone(tiny_profile, tmp_path, number, code, processes):
     """And no process: of two that measure, and of what started them."""
     out = tmp_path / "out"

@@ -279,6 +279,7 @@ def measured(searching, folder, conditions):
     return {(cell.method, cell.condition): json.loads(subject.store.record_path(cell).read_text()) for cell in cells}
 
 
+@pytest.mark.slow
 def test_a_run_searches_records_and_names_the_rate(searching, tmp_path):
     conditions = ["origin", "finetune_alpaca+nf4", "merge", "fsft_alpaca"]
     found = measured(searching, tmp_path, conditions)

@@ -192,6 +192,7 @@ def test_logits_go_to_the_child_and_come_back(found: Submission, micro) -> None:
     assert math.isfinite(logits.max())
 
 
+@pytest.mark.slow
 def test_one_that_gives_itself_another_name_or_leaves_is_refused(submission: Submission) -> None:
     require_confinement()
     assert "found other: use @ADVERSARIES.register" in refused(
