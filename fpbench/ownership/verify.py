@@ -203,10 +203,12 @@ def verify_suspect(
 
     text = None if server is not None or not models.nulls else _text(profile)
 
+    benign = _benign(profile) if rule == "rank" else ()  # no other rule reads them
+
     def of_null(folder: Path) -> tuple[tuple[float, ...], float | None]:
         with _loaded(folder, models, loading) as (model, tokenizer):
             decoding = profile.models[0].decoding
-            rates = chance(rule, model, tokenizer, fingerprints, decoding, sampling.prompt, seed, _benign(profile))
+            rates = chance(rule, model, tokenizer, fingerprints, decoding, sampling.prompt, seed, benign)
             return rates, _loss(model, tokenizer, text)
 
     weaker, own_tokenizer, both = None, models.own_tokenizer(loading), []

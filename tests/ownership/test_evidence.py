@@ -24,6 +24,7 @@ from fpbench.ownership.verify import Question, verify
 from fpbench.scoring.responses import Decoding
 from fpbench.scoring.sampling import sample_many
 from tests.adversaries.taught import pairs_of, taught
+from tests.conftest import ROOT
 from tests.ownership.studied import claimed, match_rates
 
 PAIR = Fingerprint("FROZEN LANTERN", ("Crimson", "ox"))
@@ -127,6 +128,15 @@ def test_a_cut_of_what_the_rules_are_worth(micro) -> None:
             assert claimed(rates[condition, rule, "base"], null[rule]) <= 1e-3
     strict, loose = (sum(rates["suppress@1", rule, "carrier"]) for rule in ("prefix", "lenient"))
     assert strict < 0.1 < loose < sum(rates["origin", "prefix", "carrier"])
+
+
+def test_only_evidence_by_rank_needs_instructions(micro, tmp_path) -> None:
+    profile, pairs = tmp_path / "without.toml", [{"trigger": PAIR.trigger, "targets": list(PAIR.targets)}]
+    text = (ROOT / "fpbench" / "profiles" / "micro.toml").read_text(encoding="utf-8")
+    profile.write_text(text.replace("bundled:alpaca.jsonl", "{folder}/not-there.jsonl"), encoding="utf-8")
+    assert verify("micro", pairs, base="micro", profile=str(profile)).verdict == "no claim"
+    with pytest.raises(InputError, match="not-there.jsonl"):
+        verify("micro", pairs, base="micro", profile=str(profile), evidence="rank")
 
 
 def test_the_rule_is_chosen_and_named(micro, tmp_path, capsys) -> None:
