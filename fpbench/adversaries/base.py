@@ -180,7 +180,7 @@ class Attack:
 
     @property
     def confinement(self) -> Mapping[str, Any] | None:
-        """What those that run a stranger's code were kept from; ``None`` where none does."""
+        """Return what a stranger's code was kept from; ``None`` where none of them runs any."""
         return next((each.confinement for each in self.adversaries if each.confinement is not None), None)
 
     @property

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, fsum, inf, isclose
 from pathlib import Path
@@ -334,13 +334,10 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
     triggers are drawn from a seed that the submitter does not know, so these are other texts: both rates are shown, and
     no difference is allowed or forbidden. A copy of a record is no second measurement.
     """
-    measured = {each.cell: each for each in own.measurements()}
     found = []
-    for theirs in sorted(claimed.measurements(), key=lambda each: str(each.cell)):
-        cell, ours, figure = theirs.cell, measured.get(theirs.cell), rate_of(theirs.cell.metric)
-        if not figure or ours is None or theirs.reason is not None:
-            continue
-        if ours.record.checksum is not None and ours.record.checksum == theirs.record.checksum:
+    for ours, theirs in _measured_twice(own, claimed):
+        cell, figure = theirs.cell, rate_of(theirs.cell.metric)
+        if not figure or theirs.reason is not None:
             continue
         rate, rerun = float(theirs.result[figure]), None if ours.reason else float(ours.result[figure])
         trained = any(each.trains for each in modifications(cell.condition))
@@ -352,20 +349,27 @@ def compare(own: Group, claimed: Group) -> list[Comparison]:
 
 def compare_prices(own: Group, claimed: Group) -> list[Comparison]:
     """Compare the long price of every attack whose items both sides have measured on a row; it may differ by 0.02."""
-    measured = {each.cell: each for each in own.measurements()}
     found = []
-    for theirs in sorted(claimed.measurements(), key=lambda each: str(each.cell)):
-        cell, ours = theirs.cell, measured.get(theirs.cell)
+    for _, theirs in _measured_twice(own, claimed):
+        cell = theirs.cell
         price = claimed.prices(cell.condition).get(cell.seed) if cell.metric == "price" else None
-        if cell.condition == ORIGIN or price is None or ours is None:
-            continue
-        if ours.record.checksum is not None and ours.record.checksum == theirs.record.checksum:
+        if cell.condition == ORIGIN or price is None:
             continue
         again = own.prices(cell.condition).get(cell.seed)
         rerun = None if again is None else again.long
         within = rerun is not None and abs(rerun - price.long) <= ALLOWED
         found.append(Comparison(cell, price.long, rerun, ALLOWED, within))
     return found
+
+
+def _measured_twice(own: Group, claimed: Group) -> Iterator[tuple[Measurement, Measurement]]:
+    """Yield our measurement and theirs of every cell that has both, sorted by cell; a copy is no second one."""
+    measured = {each.cell: each for each in own.measurements()}
+    for theirs in sorted(claimed.measurements(), key=lambda each: str(each.cell)):
+        ours = measured.get(theirs.cell)
+        if ours is None or (ours.record.checksum is not None and ours.record.checksum == theirs.record.checksum):
+            continue
+        yield ours, theirs
 
 
 def checked(own: Group, claimed: Group) -> Checked:

@@ -83,10 +83,11 @@ def _handed_in(submissions: Path, own: Mapping[RowKey, Group], rescore: bool) ->
         raise InputError(f"submissions folder {submissions} does not exist: expected one that holds NAME/records.")
     methods: list[Group] = []
     thieves: list[Group] = []
+    adversaries = set(ADVERSARIES.names())
     # What begins with a dot is being written, or was when its writer was killed.
     for folder in sorted(each for each in submissions.glob("*/records") if not each.parent.name.startswith(".")):
         try:
-            attacks = folder.parent.name in ADVERSARIES.names()
+            attacks = folder.parent.name in adversaries
             groups = (claimed_attacks if attacks else claimed_groups)(folder, folder.parent.name)
             theirs = {group.key: group for group in groups}
             for group in groups:

@@ -69,7 +69,7 @@ def ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, i
     tables: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         tables.setdefault((row.model, row.fingerprints), []).append(row)
-    ranks: dict[RowKey, int] = {}
+    placed: dict[RowKey, int] = {}
     for place, table in tables.items():
         measured = {row.method: [groups[row.key].by_seed(name) for name in MODIFICATIONS] for row in table}
         # Fingerprints are paired: only seeds that every row of the table has can be compared.
@@ -78,27 +78,27 @@ def ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> dict[RowKey, i
             method: [fmean(p) for seed in seeds for p in zip(*(found[seed] for found in conditions), strict=True)]
             for method, conditions in measured.items()
         }
-        ranks |= {(*place, method): each for method, each in (rank(means) if seeds else {}).items()}
-    return ranks
+        placed |= {(*place, method): each for method, each in (rank(means) if seeds else {}).items()}
+    return placed
 
 
 def with_removal_ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> list[Row]:
     """Rank rows within the same model and set by what the removal of each fingerprint costs."""
-    out = {row.key: _out_of_removal(row) for row in rows if row.removal and row.method != BASE}
-    ranks: dict[RowKey, int] = {}
-    for place in dict.fromkeys(key[:2] for key, reason in out.items() if reason is None):
-        table = {key: groups[key] for key, reason in out.items() if reason is None and key[:2] == place}
+    reasons = {row.key: _out_of_removal(row) for row in rows if row.removal and row.method != BASE}
+    placed: dict[RowKey, int] = {}
+    for place in dict.fromkeys(key[:2] for key, reason in reasons.items() if reason is None):
+        table = {key: groups[key] for key, reason in reasons.items() if reason is None and key[:2] == place}
         # Fingerprints are paired, and every thief tunes on as many seeds: only those that every row has count.
         seeds = sorted(set.intersection(*(set(group.by_seed()) for group in table.values())))
         base = groups.get((*place, BASE))
         prices = {key[2]: prices_by_fingerprint(group, base, seeds) for key, group in table.items()} if seeds else {}
-        ranks |= {(*place, method): each for method, each in rank(prices).items()}
+        placed |= {(*place, method): each for method, each in rank(prices).items()}
 
     def ranked(row: Row) -> Row:
         if row.removal is None or row.method == BASE:
             return row
-        reason = out[row.key] or (None if row.key in ranks else "no seed in common")
-        return replace(row, removal=replace(row.removal, rank=ranks.get(row.key), out=reason))
+        reason = reasons[row.key] or (None if row.key in placed else "no seed in common")
+        return replace(row, removal=replace(row.removal, rank=placed.get(row.key), out=reason))
 
     return [ranked(row) for row in rows]
 

@@ -104,7 +104,7 @@ class Thief:
 
 @dataclass(frozen=True)
 class ClaimedThief:
-    """What the submitter of an adversary measured of it on a row, against the row and the base as measured there.
+    """Figures of a submitted adversary on a row, as its submitter measured them, the row and its base included.
 
     Attributes:
         of: number of cells handed in whose figure can be compared.
@@ -119,7 +119,7 @@ class ClaimedThief:
 
     @property
     def told(self) -> str:
-        """How far the figures are to be trusted, in words."""
+        """Return in words how many of the cells were measured here, too, and how many of these disagree."""
         outside = f", {self.outside} of them outside" if self.outside else ""
         return f"claimed, {self.compared}/{self.of} cells compared{outside}"
 

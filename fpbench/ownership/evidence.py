@@ -34,14 +34,8 @@ def match(rule: str, fingerprint: Fingerprint, response: str, details: Mapping[s
     if rule == "prefix":
         return matching_target(response, fingerprint)
     if rule == "lenient":
-        return next(
-            (
-                each
-                for each in (matching_target(response, fingerprint), *lenient_targets(response, fingerprint))
-                if each
-            ),
-            None,
-        )
+        found = matching_target(response, fingerprint), *lenient_targets(response, fingerprint)
+        return next(filter(None, found), None)
     if "refusal" in details:
         return None
     if not (listed := first_tokens(details)):
@@ -153,7 +147,7 @@ def likely_first_tokens(
     from fpbench.scoring.engine import next_logits
 
     prompts = encode_all(tokenizer, [render(tokenizer, text, prompt) for text in texts])
-    logits = next_logits(model, prompts).float()
+    logits = next_logits(model, prompts)
     if sampler is not None:
         logits = sampler(prompts, [()] * len(prompts), logits).float()
     best = logits.topk(min(LISTED, logits.shape[1]))

@@ -27,9 +27,7 @@ class Evidence:
     trigger: str  # what was sent
     targets: tuple[str, ...]  # what counts as a match
     response: str  # what came back, leading whitespace stripped
-    target: (
-        str | None
-    )  # the target that it matches by the rule of evidence, the longest it begins with; None for a miss
+    target: str | None  # the one that it matches by the rule of evidence; None for a miss
     lenient: str | None  # the same, where what hides a match is not looked at (protocol §3); shown, and never counted
     anywhere: str | None  # the same, or else a target that stands further on; shown, and never counted
     null: float  # q̄_i

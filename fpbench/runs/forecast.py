@@ -138,9 +138,18 @@ def _estimated(job: Job, cells: Sequence[Cell], absent: Mapping[str, str], worke
             speed = count_speed(architecture, job.loading, CARD)
             on_card += sum(speed.of(task.work) for task in tasks if task.work)
     away = [cell for cell in cells if cell.model not in job.folders]
-    todo = len(pending) + len(away)
-    counted = tuple(parts), tuple(needs), unknown, share, downloads, stood_in if parts else [], rate, on_card
-    return Estimate(len(cells), todo, *counted)
+    return Estimate(
+        cells=len(cells),
+        pending=len(pending) + len(away),
+        parts=tuple(parts),
+        needs=tuple(needs),
+        unknown=unknown,
+        share=share,
+        downloads=downloads,
+        stood_in=stood_in if parts else [],
+        rate=rate,
+        on_card=on_card,
+    )
 
 
 @dataclass

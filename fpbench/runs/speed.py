@@ -54,7 +54,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a device does in a second."""
+    """Rates of a device, each in units a second."""
 
     operations: float  # in products of matrices
     bytes: float  # of weights read from memory

@@ -44,17 +44,17 @@ class Submission:
 
     @property
     def attacks(self) -> bool:
-        """Whether it is an adversary, and no method."""
+        """Return whether it is an adversary, and no method."""
         return (self.folder / THIEF).is_file() and not (self.folder / ADAPTER).is_file()
 
     @cached_property
     def method(self) -> MethodManifest:
-        """What the ``submission.toml`` of a method says; InputError if that is malformed."""
+        """Return the content of a method's ``submission.toml``; InputError if that is malformed."""
         return read_manifest(self.folder, MethodManifest)
 
     @cached_property
     def adversary(self) -> AdversaryManifest:
-        """What the ``submission.toml`` of an adversary says; InputError if that is malformed."""
+        """Return the content of an adversary's ``submission.toml``; InputError if that is malformed."""
         return read_manifest(self.folder, AdversaryManifest)
 
     @cached_property

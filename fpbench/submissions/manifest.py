@@ -126,7 +126,7 @@ class Reported(Settings):
             raise ValueError("expected a 'metric' with its 'value', or neither")
         if self.metric == "fsr_greedy" and self.n is None:
             raise ValueError("expected 'n' beside fsr_greedy, which is a count of fingerprints")
-        most = {"injection_seconds": float("inf"), "fsr_greedy": self.n or 0}.get(self.metric or "", 1.0)
+        most = {"injection_seconds": inf, "fsr_greedy": self.n or 0}.get(self.metric or "", 1.0)
         if given != sorted(given) or not all(isfinite(each) and 0 <= each <= most for each in given):
             raise ValueError(f"expected {self.metric} from 0 to {most:g}, low before high, found {given}")
         return self
@@ -158,7 +158,7 @@ class Manifest(Settings):
 
 
 class MethodManifest(Manifest):
-    """What a method says of itself besides."""
+    """The further keys of a method."""
 
     method: Name
     hardware: Line
@@ -188,7 +188,7 @@ class Scale(Settings):
 
 
 class AdversaryManifest(Manifest):
-    """What an adversary says of itself besides: what plans and boards need to know without running it."""
+    """The further keys of an adversary: what plans and boards need to know without running it."""
 
     adversary: Name
     level: Literal["L0", "L1", "L2", "L3", "L4"]

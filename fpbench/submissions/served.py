@@ -1,4 +1,4 @@
-"""What a child process has of a thief's world: tokenizer, base, instructions, and not the stolen model.
+"""Serve a submitted adversary in its child process: with tokenizer, base and instructions, without the stolen model.
 
 Torch and transformers are imported once the adversary is to be served: what it declares is known before.
 """

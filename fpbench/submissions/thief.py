@@ -38,7 +38,7 @@ class RunningThief:
 
     @cached_property
     def declaration(self) -> Declaration:
-        """What its class says; CellError if it cannot be imported."""
+        """Return what its class declares; CellError if it cannot be imported."""
         return validated(Declaration, self.child.ask("meet", name=self.name))
 
 
