@@ -314,6 +314,7 @@ def _said(row: Row) -> str:
 
 
 def _result(row: Row) -> dict[str, Any]:
+    asked = row.removal is not None and any(each.tasks is not None for each in row.removal.conditions.values())
     unattacked = [item for item in row.conditions.items() if not is_attack(item[0])]
     origin_first = sorted(unattacked, key=lambda item: (item[0] != ORIGIN, item[0]))
     return {
@@ -323,8 +324,8 @@ def _result(row: Row) -> dict[str, Any]:
         "bands": row.bands and _bands(row.bands),
         "claim": row.claim and _claim(row.claim),
         "conditions": [[name, *_condition(name, found)] for name, found in origin_first],
-        "attacks": _attacks(row.removal) if row.removal else [],
-        "asked_tasks": _asked_tasks(row.removal) if row.removal else False,
+        "attacks": _attacks(row.removal, asked) if row.removal else [],
+        "asked_tasks": asked,
         "triggers": _triggers(row),
         "tasks": _tasks(row.utility),
         "provenance": [_provenance(each) for each in row.provenance],
@@ -355,9 +356,8 @@ def _proven(condition: str, found: Detectability) -> str:
     return "; ".join(parts + [f"base: {each}" for each in base]) or NONE
 
 
-def _attacks(removal: Removal) -> list[list[str]]:
+def _attacks(removal: Removal, asked_tasks: bool) -> list[list[str]]:
     """Return what every adversary does at every dose: FSR, and its prices with their intervals over items."""
-    asked = _asked_tasks(removal)
     return [
         [
             name,
@@ -365,14 +365,10 @@ def _attacks(removal: Removal) -> list[list[str]]:
             _between(found.fsr, found.interval),
             _between(found.long, found.long_interval),
             _between(found.short, found.short_interval),
-            *([_between(found.tasks, found.tasks_interval)] if asked else []),
+            *([_between(found.tasks, found.tasks_interval)] if asked_tasks else []),
         ]
         for name, found in removal.conditions.items()
     ]
-
-
-def _asked_tasks(removal: Removal) -> bool:
-    return any(each.tasks is not None for each in removal.conditions.values())
 
 
 def _between(value: float | None, bounds: Sequence[float] | None) -> str:

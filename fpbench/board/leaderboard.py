@@ -39,7 +39,8 @@ def leaderboard(
             width of a column or of a page of two, with ``captions.md``; nowhere by default.
         rescore: recompute the figures from the per-query results beside the records.
         claimed: folder of submissions, whose own records are shown as claimed; none by default. One with records that
-            are not what this harness writes is left out, with a warning that says why.
+            are not what this harness writes is left out, with a warning that says why. Adversaries among them are known
+            by name in ``submissions/`` of the working folder; the verb finds those of another folder too.
 
     Raises:
         InputError: if there are no records, one is of another protocol version or holds a figure that cannot be, or

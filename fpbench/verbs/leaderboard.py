@@ -1,6 +1,7 @@
 """``fpbench leaderboard``: tables, page and figures from records."""
 
 import argparse
+from pathlib import Path
 
 from fpbench.errors import InputError
 
@@ -48,7 +49,10 @@ def do(options: argparse.Namespace) -> int:
         )
     from fpbench.board.leaderboard import regenerate
     from fpbench.board.tables import render
+    from fpbench.submissions.discovery import register_submissions
 
+    if options.claimed is not None:
+        register_submissions(Path(options.claimed))  # its adversaries have their levels from what lies there
     rows = regenerate(
         options.run or options.records or DEFAULT,
         out=options.out,

@@ -84,6 +84,17 @@ def test_a_claim_is_shown_and_moves_nothing(own, theirs, capsys) -> None:
     assert "0.0 [0.0, 16.8] (claimed, 0/4 cells compared)" in board("md", capsys)
 
 
+def test_submissions_of_another_folder_are_told_as_well(own, theirs, capsys, monkeypatch) -> None:
+    here = removal(capsys)
+    Path("submissions").rename("elsewhere")
+    for registry in (METHODS, ADVERSARIES):
+        monkeypatch.setattr(registry, "finders", [])
+    register_submissions()  # finds nothing in the working folder
+    assert main(["leaderboard", "--records", "own/records", "--claimed", "elsewhere", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert next(row for row in rows if (row["method"], row["trust"]) == ("strong", "re-run"))["removal"] == here
+
+
 def test_what_was_measured_here_counts_and_lowers_the_row(own, theirs, capsys) -> None:
     before = removal(capsys)["worst"]["L1"]["within"]["0.1"]["fsr"]
     measure(own, DOSES[0], 0.0, 0.001)
