@@ -73,6 +73,8 @@ class Metric:
         some_of: data sources of which those decide the result that the profile names.
         sized: whether the profile's sizes decide it.
         drawn: whether the profile's ``draw`` does.
+        of_model: whether it says something of a model alone, so that one measurement of the base is that of every set
+            and seed.
         further: digests of what else decides it, for a set.
         queries: given the sizes and the number of fingerprints, about how many per-query results there are.
         work: given a :class:`~fpbench.runs.work.Workload` and a set, what it computes; ``None`` for nothing.
@@ -91,6 +93,7 @@ class Metric:
     some_of: Sequence[str] = ()
     sized: bool = True
     drawn: bool = False
+    of_model: bool = False
     further: Callable[[FingerprintSet], dict[str, str]] = lambda fingerprints: {}
     queries: Callable[[Any, int], float] = lambda sizes, count: count
     work: Callable[[Any, FingerprintSet], Any] | None = None
@@ -375,6 +378,7 @@ METRICS: dict[str, Metric] = {
         where=lambda method, condition: condition == ORIGIN or _priced(method, condition),
         data=("alpaca", "answers"),
         some_of=("wikitext", LINES, lettered.OF),
+        of_model=True,
         asked=lambda method, conditions: any(_priced(method, condition) for condition in conditions),
         queries=lambda sizes, count: 2 * sizes.price_instructions + 1.25 * sizes.price_answers,
         work=lambda workload, fingerprints: workload.price(),
@@ -399,6 +403,7 @@ METRICS: dict[str, Metric] = {
         _utility,
         where=lambda method, condition: condition == ORIGIN,
         some_of=(*UTILITY_TASKS, LINES),
+        of_model=True,
         queries=lambda sizes, count: (len(UTILITY_TASKS) + 1) * (sizes.utility_limit or 2_000),
         work=lambda workload, fingerprints: workload.utility(),
         on_request=_weights_alone,

@@ -56,7 +56,8 @@ class Record:
     """Origin of the record: commit and digest of fpbench's code, packages, Python, machine, profile, revision
     and commit of the model, source of the method, of a submission what it was kept from (docs/submissions.md), and
     where each of the profile's data sets was read from: the hub, a mirror, a stand-in (and how that differs), the
-    bundled files or a file of the user's. It never decides whether a cell is measured again."""
+    bundled files or a file of the user's. Of a base's figure that asks no fingerprint and was known from another set or
+    seed, ``measured_as`` is the cell that was measured. It never decides whether a cell is measured again."""
     result: dict[str, Any] = field(default_factory=dict)
     """The metric's figures; rates are fractions. Only of a finished cell."""
     proof: dict[str, Any] = field(default_factory=dict)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from glob import escape
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,23 @@ class Store:
             self._damaged.add(path)
             return None
         return record if record.id == name and record.status == "done" else None
+
+    def elsewhere(self, cell: Cell, identity: Mapping[str, Any]) -> tuple[Record, list[dict[str, Any]]] | None:
+        """Return the finished record of the same measurement with another set or seed, and its per-query results.
+
+        Its identity differs from ``identity`` in nothing but these. ``None`` if there is none.
+        """
+        model, condition = escape(cell.model), escape(cell.condition)
+        for path in sorted(self.records.glob(f"{model}/*/{cell.method}/seed-*/{condition}/{cell.metric}.json")):
+            try:
+                record = _record(path, Cell.at(path.relative_to(self.records).with_suffix("").as_posix()))
+            except (FileNotFoundError, ValueError):  # whoever measures that cell warns of it
+                continue
+            apart = {name: identity.get(name) for name in ("seed", "fingerprints")}
+            if record.status == "done" and record.identity is not None and record.identity | apart == identity:
+                lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines() if record.queries else []
+                return record, [parsed(line) for line in lines]
+        return None
 
     def write(self, record: Record, queries: list[dict[str, Any]]) -> None:
         """Write per-query results, then the record that names their digest; a signal waits until both are written.

@@ -125,6 +125,12 @@ def record_of(
     return Record(cell, status, job.profile.protocol, name, identity, provenance, **measured)
 
 
+def _of_base_alone(cell: Cell) -> bool:
+    """Return whether neither fingerprints nor seed decide a figure of the base, but through the thief's siblings."""
+    unchanged = not changes_weights(cell.condition) and not needs(cell.condition, "leaked")
+    return cell.method == BASE and METRICS[cell.metric].of_model and unchanged
+
+
 def _handed_in(condition: str) -> dict[str, Any]:
     """Return whose the submitted adversaries of a condition are, by name."""
     found = {each.name: getattr(each, "about", None) for each in adversaries(condition)}
@@ -160,6 +166,14 @@ class Bench:
         subject, store = self.subject, self.subject.store
         pending = [cell for cell in identities if store.find(cell, names[cell.path]) is None]
         yield from ((cell, None) for cell in identities if cell not in pending)
+        for cell in filter(_of_base_alone, list(pending)):
+            if found := store.elsewhere(cell, identities[cell]):
+                record, queries = found
+                provenance = record.provenance | {"measured_as": str(record.cell)}
+                known = replace(record, cell=cell, id=names[cell.path], identity=identities[cell])
+                store.write(replace(known, provenance=provenance), queries)
+                pending.remove(cell)
+                yield cell, None
         for cell, outcome, confinement in self._measured(pending, fingerprints):
             remarks = subject.remarks if cell.method == CHECKPOINT else None
             record = record_of(subject.job, cell, identities[cell], outcome, remarks, confinement)
@@ -184,8 +198,7 @@ class Bench:
             yield from ((cell, Failed.of(error), None) for cell in pending)
             return
         confinement = None if report is None else report.confinement
-        kept = self.subject.prices if pending[0].method == BASE else {}
-        prices = Prices([cell.condition for cell in pending if cell.metric == "price"], kept)
+        prices = Prices([cell.condition for cell in pending if cell.metric == "price"])
         siblings = self._siblings(pending)  # injected before the model is changed
         leaking: dict[tuple[tuple[int, ...], ...], list[Cell]] = {(): []}  # by what leaks together, each time
         for cell in pending:
@@ -420,20 +433,16 @@ class Shared:
 class Prices:
     """The items that price the conditions of one checkpoint: those of conditions of the same weights in one pass."""
 
-    def __init__(self, conditions: Sequence[str], kept: dict[str, Sequence[dict[str, Any]]]) -> None:
-        """Measure nothing yet; what is measured on unchanged weights goes into ``kept``, and is taken from there."""
-        self.conditions, self.kept = conditions, kept
+    def __init__(self, conditions: Sequence[str]) -> None:
+        """Measure nothing yet."""
+        self.conditions = conditions
         self._found: dict[str, Sequence[dict[str, Any]] | FpbenchError] = {}
 
     def of(self, condition: str, model: Any, items: Items, context: AdversaryContext) -> Sequence[dict[str, Any]]:
         """Return the items of a condition whose weights the model has; raise what went wrong with that condition."""
-        if condition in self.kept:
-            return self.kept[condition]
         if condition not in self._found:
-            weights = weights_parts(condition)
-            unknown = [each for each in self.conditions if each not in self.kept]
-            leaking = needs(condition, "leaked")
-            alike = [each for each in unknown if (weights_parts(each), needs(each, "leaked")) == (weights, leaking)]
+            changed = weights_parts(condition), needs(condition, "leaked")
+            alike = [each for each in self.conditions if (weights_parts(each), needs(each, "leaked")) == changed]
             try:
                 measured = measure(model, context.tokenizer, alike, items, context)
                 self._found |= dict(zip(alike, measured, strict=True))
@@ -446,8 +455,6 @@ class Prices:
         found = self._found.pop(condition)
         if isinstance(found, FpbenchError):
             raise found
-        if not weights_parts(condition):
-            self.kept[condition] = found
         return found
 
 

@@ -44,7 +44,6 @@ class Subject:
         """Read nothing yet; with ``handed_in`` take the checkpoint that was handed in, whose base may be unknown."""
         self.job, self.profile, self.loading, self.settings = job, job.profile, job.loading, job.settings(label)
         self.datasets, self.progress, self.store = datasets, progress, Store(job.out)
-        self.prices: dict[str, Sequence[dict[str, Any]]] = {}  # items that price run-time parts on the base
         self.handed_in, self.folder = handed_in, job.folder(label, handed_in)
         self.base = job.folders.get(label) if handed_in else None
 

@@ -49,6 +49,27 @@ def records(profile, tmp_path_factory):
     return read_records(Store(out).records), out
 
 
+def test_the_base_is_priced_once_for_all_seeds_but_where_siblings_answer(profile, records, tmp_path):
+    _, done = records
+    out = shutil.copytree(done, tmp_path / "run")
+    again = ("origin", "suppress@3", "ensemble@20", "quantize@8")
+    for condition in again:
+        shutil.rmtree(Store(out).records / "micro/nlf/base/seed-43" / condition)
+    fpbench.run(
+        str(profile), methods=["alphaedit", "fpedit", "mcedit_a"], conditions=CONDITIONS, out=out, engine="serial"
+    )
+    base = [each for each in read_records(Store(out).records) if each.cell.method == "base"]
+    of = {(each.cell.seed, each.cell.condition, each.cell.metric): each for each in base}
+    own = {key[1:]: record for key, record in of.items() if key[0] == 43 and key[1] in again}
+    taken = {key: record for key, record in own.items() if "measured_as" in record.provenance}
+    assert taken.keys() == {("origin", "price"), ("origin", "utility"), ("suppress@3", "price")}
+    assert own.keys() > taken.keys() | {("ensemble@20", "price"), ("quantize@8", "price")}
+    for (condition, metric), record in taken.items():
+        first = of[42, condition, metric]
+        assert (record.result, lines_of(out, record)) == (first.result, lines_of(out, first))
+        assert record.id != first.id and record.provenance["measured_as"] == first.cell.path
+
+
 def lines_of(out, record):
     path = Store(out).records / f"{record.cell.path}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
