@@ -125,10 +125,10 @@ def record_of(
     return Record(cell, status, job.profile.protocol, name, identity, provenance, **measured)
 
 
-def _of_base_alone(cell: Cell) -> bool:
-    """Return whether neither fingerprints nor seed decide a figure of the base, but through the thief's siblings."""
-    unchanged = not changes_weights(cell.condition) and not needs(cell.condition, "leaked")
-    return cell.method == BASE and METRICS[cell.metric].of_model and unchanged
+def of_base_alone(cell: Cell) -> bool:
+    """Return whether a figure is one of the base that neither fingerprints nor seed decide."""
+    decided = changes_weights(cell.condition) or needs(cell.condition, "leaked", "siblings")
+    return cell.method == BASE and METRICS[cell.metric].of_model and not decided
 
 
 def _handed_in(condition: str) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Bench:
         subject, store = self.subject, self.subject.store
         pending = [cell for cell in identities if store.find(cell, names[cell.path]) is None]
         yield from ((cell, None) for cell in identities if cell not in pending)
-        for cell in filter(_of_base_alone, list(pending)):
+        for cell in filter(of_base_alone, list(pending)):
             if found := store.elsewhere(cell, identities[cell]):
                 record, queries = found
                 provenance = record.provenance | {"measured_as": str(record.cell)}

@@ -28,7 +28,7 @@ from fpbench.records.cell import ORIGIN, Cell
 from fpbench.records.provenance import machine
 from fpbench.records.record import Record, cell_id
 from fpbench.records.store import Store, read_records
-from fpbench.runs.bench import alike
+from fpbench.runs.bench import alike, of_base_alone
 from fpbench.runs.identity import cell_identity, delta_name, injection_identity
 from fpbench.runs.memory import Footprint, Needs, by_model, free_card, free_disk, free_memory, needs_of, shown
 from fpbench.runs.plan import Job, checkpoints
@@ -232,6 +232,7 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
     metric = cache(workload.metric)
     yield _Task("load the model", Work(handled=3 * workload.parameters))
     injected: list[FingerprintMethod] = []
+    once = set[tuple[str, str]]()  # condition and metric of what the base has one figure of
     for group in checkpoints(cells):
         first = group[0]
         fingerprints = _set_or_similar(run, first.fingerprints, first.seed)
@@ -258,6 +259,10 @@ def _tasks(label: str, cells: Sequence[Cell], workload: Workload, run: _Run) -> 
                     work += workload.injection(subject.method(first.method), fingerprints) or Work()
                 yield _Task(condition, work, seconds)
             for cell in own:
+                if of_base_alone(cell):
+                    if (cell.condition, cell.metric) in once:
+                        continue
+                    once.add((cell.condition, cell.metric))
                 if cell.metric != "cost":  # known once the injection was made
                     seconds = run.history.seconds("measured", run.identities.get(cell.path))
                     times = max(1, len(subject.leaks(cell.condition, len(fingerprints)))) if cell.metric == "fsr" else 1

@@ -92,6 +92,16 @@ def test_what_is_done_for_each_leak_and_another_injection_are_counted(small_prof
     assert found["overwrite@10"].steps == found["inject mcedit_a"].steps > 0 and found["unlearn_one@5"].steps == 10
 
 
+def test_what_the_base_has_one_figure_of_is_counted_once(small_profile, tmp_path):
+    profile = load_profile(small_profile, conditions=["origin"], seeds=[42, 43])
+    wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
+    workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
+    run = forecasting._inspected(wanted, Worker(wanted, no_progress))
+    tasks = [task.name for task in forecasting._tasks("micro", plan(profile), workload, run)]
+    # Of two seeds, each with the base and one method.
+    assert (tasks.count("fsr"), tasks.count("utility"), tasks.count("bands")) == (4, 3, 2)
+
+
 def test_a_price_is_the_sum_over_units():
     speed = Speed(passes=1, read=2, scored=3, steps=5, trained=7, decomposed=11, handled=13, questions=17)
     assert speed.of(Work(passes=1, trained=2) + Work(read=10, scored=1) * 2) == 1 + 2 * (2 * 10 + 3) + 2 * 7
