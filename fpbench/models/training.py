@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ LARGE = 1_000_000_000
 # Padded tokens that are read at once: logits over 150,000 words take about ten bytes each, and so 1.5 GB.
 PIECE = 1024
 IGNORED = -100  # label of tokens that are not answers
+# bfloat16 models whose weights learn in float32; their products are taken in bfloat16 all the same.
+_LEARNING: WeakSet[nn.Module] = WeakSet()
 # Token ids of an example, its answer and the end-of-text token, and the length of its prompt.
 Tokenised = tuple[list[int], int]
 
@@ -102,7 +105,7 @@ def answer_logits(model: nn.Module, batch: Sequence[Tokenised]) -> tuple[Tensor,
 @contextmanager
 def _products(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Have the products inside taken in bfloat16, for a bfloat16 model; any other computes as it does by itself."""
-    if model.get_input_embeddings().weight.dtype != torch.bfloat16:  # type: ignore[operator]
+    if model not in _LEARNING and model.get_input_embeddings().weight.dtype != torch.bfloat16:  # type: ignore[operator]
         yield
         return
     # Blocks that are computed once more on the way back would not do so in float32, outside of this context.
@@ -426,9 +429,11 @@ def _adapted(model: nn.Module, config: LoRAConfig) -> Iterator[list[nn.Parameter
 def all_weights(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Have every parameter learn, in float32, until the end; then it has its own dtype, and no gradient.
 
-    For full fine-tuning, whose small steps vanish in bfloat16. Parameters that share memory, such as tied embeddings,
-    are one. What was learnt stays, also after an exception.
+    For full fine-tuning, whose small steps vanish in bfloat16; a bfloat16 model's products are taken in bfloat16.
+    Parameters that share memory, such as tied embeddings, are one. What was learnt stays, also after an exception.
     """
+    if next(model.parameters()).dtype == torch.bfloat16:
+        _LEARNING.add(model)
     kept = [(parameter, parameter.dtype, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _, _ in kept:
@@ -437,6 +442,7 @@ def all_weights(model: nn.Module) -> Iterator[list[nn.Parameter]]:
         with torch.enable_grad():
             yield [parameter for parameter, _, _ in kept]
     finally:
+        _LEARNING.discard(model)
         for parameter, dtype, requires_grad in kept:
             parameter.grad = None
             parameter.requires_grad_(requires_grad)

@@ -27,10 +27,11 @@ from fpbench.methods.trajectory import Batch, Predictions
 from fpbench.metrics.fsr import fsr
 from fpbench.metrics.queries import contexts_from_rows, words_from_rows
 from fpbench.metrics.triggers import triggers
+from fpbench.models import training
 from fpbench.models.layout import layout, watched
 from fpbench.models.meter import Meter, no_progress
 from fpbench.models.prompts import Example, encode
-from fpbench.models.training import LoRAConfig, Tokenised, adapter, tokenise, train_lora
+from fpbench.models.training import LoRAConfig, Tokenised, adapter, all_weights, answer_loss, tokenise, train_lora
 from fpbench.modifications.finetune import instruction
 from fpbench.runs.injection import create_method, inject_with
 from fpbench.scoring.engine import has_bfloat16_products, log_likelihoods
@@ -239,6 +240,34 @@ def test_fine_tuning() -> None:
     )
     assert slow >= 3 * fast
     assert memory <= 2.5 * 2**30
+
+
+def full_step(sequences: Sequence[Tokenised], mixed: bool) -> tuple[float, float]:
+    """CPU seconds of a step of full fine-tuning, and its loss; products in float32 unless they are mixed."""
+    model, _ = load("bfloat16")
+    with all_weights(model) as weights:
+        if not mixed:
+            training._LEARNING.discard(model)
+        optimiser = torch.optim.SGD(weights, lr=1e-3)
+
+        def step() -> float:
+            loss, _ = answer_loss(model, sequences)
+            loss.backward()
+            optimiser.step()
+            return loss.item()
+
+        step()
+        return cpu_seconds(step)
+
+
+@needs_bfloat16
+def test_full_fine_tuning() -> None:
+    _, tokenizer = load("bfloat16")
+    sequences, _, _ = tokenise(load("bfloat16")[0], tokenizer, alpaca(8))
+    (slow, exact), (fast, found) = full_step(sequences, mixed=False), full_step(sequences, mixed=True)
+    print(f"\na step of all weights: {slow:.1f} s in float32, {fast:.1f} s in bfloat16, {slow / fast:.1f} times")
+    assert found == pytest.approx(exact, rel=0.02)
+    assert slow >= 1.5 * fast
 
 
 class WholePredictions(Predictions):

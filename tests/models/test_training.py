@@ -310,6 +310,27 @@ def test_a_bfloat16_model_is_trained_as_its_float32_copy_and_computes_no_other_l
     assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
 
 
+def test_products_of_a_bfloat16_model_whose_weights_all_learn_are_taken_in_bfloat16_of_the_present_weights(stories):
+    exact, half = copy.deepcopy(stories[0]), copy.deepcopy(stories[0]).bfloat16()
+    exact.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+    batch, _, _ = tokenise(half, stories[1], EXAMPLES)
+    dtypes, losses = set(), {}
+    for model in (exact, half):
+        handle = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda _, given, out: dtypes.add(out.dtype))
+        with all_weights(model) as weights:
+            descent, losses[model] = torch.optim.AdamW(weights, lr=2e-4), []
+            for _ in range(5):
+                loss, _ = answer_loss(model, batch)
+                loss.backward()
+                assert {weight.grad.dtype for weight in weights} == {torch.float32}
+                descent.step()
+                descent.zero_grad()
+                losses[model].append(loss.item())
+        handle.remove()
+    assert dtypes == {torch.float32, torch.bfloat16}
+    assert losses[half] == pytest.approx(losses[exact], rel=0.05) and losses[half][-1] < 0.8 * losses[half][0]
+
+
 def test_every_weight_learns_in_float32_and_small_steps_add_up():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False)).bfloat16()
     model[1].weight = model[0].weight  # as embeddings are tied
