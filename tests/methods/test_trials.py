@@ -20,7 +20,6 @@ TRIALS = files("fpbench.methods") / "trials"
 DECLARED = tomllib.loads((TRIALS / "smollm2.toml").read_text(encoding="utf-8"))
 SETS = DECLARED["fingerprints"]
 FAMILY = "smollm2-135m"
-UNFINISHED = {"lora"}  # some of its trials ran for too long; its family keeps the values of small
 LEAST_FSR, MOST_PERPLEXITY, MOST_NEAR = 0.99, 0.02, 0.02
 MEASURED = ("fsr", "near", "perplexity_difference")
 
@@ -70,6 +69,12 @@ def chosen(method: str) -> str | None:
     return best
 
 
+def mildest(method: str) -> str:
+    """Return what is taken where no trial is harmless enough: of those that learn, the one of least perplexity."""
+    learnt = [trial for trial in of(method) if figures()[trial, SETS[0], "origin", "fsr"] >= LEAST_FSR]
+    return min(learnt, key=lambda trial: figures()[trial, SETS[0], "origin", "perplexity_difference"])
+
+
 def test_every_method_has_twelve_trials_and_those_that_share_keys_the_same() -> None:
     assert Counter(each["method"] for each in DECLARED["variants"].values()) == dict.fromkeys(METHODS.own, 12)
     for one, other in (("alphaedit", "fpedit"), ("alphaedit", "mcedit_a"), ("rledit", "mcedit_r")):
@@ -88,22 +93,13 @@ def test_the_sets_are_drawn_by_seeds_that_no_board_uses() -> None:
     assert len(set(triggers)) == len(triggers) == 30
 
 
-@pytest.mark.parametrize("method", UNFINISHED)
-def test_a_search_that_is_not_finished_has_chosen_nothing(method: str) -> None:
-    assert not all((trial, SETS[0], "origin", "fsr") in figures() for trial in of(method))
-    assert not defaults(method, FAMILY)
-
-
-@pytest.mark.parametrize("method", sorted({*METHODS.own} - UNFINISHED))
+@pytest.mark.parametrize("method", METHODS.own)
 def test_the_values_of_smollm2_are_those_of_the_chosen_trial(method: str) -> None:
-    best = chosen(method)
-    assert (best is None) == (not defaults(method, FAMILY)), "small's serve where no trial is harmless"
-    if best is not None:
-        expected = overlay(defaults(method, "small"), DECLARED["variants"][best]["config"])
-        assert defaults(method, FAMILY) == expected
+    best = chosen(method) or mildest(method)
+    assert defaults(method, FAMILY) == overlay(defaults(method, "small"), DECLARED["variants"][best]["config"])
 
 
-@pytest.mark.parametrize("method", sorted({*METHODS.own} - UNFINISHED))
+@pytest.mark.parametrize("method", sorted({*METHODS.own} - {"lora"}))
 def test_the_board_s_page_quotes_the_chosen_trial(method: str) -> None:
     best, page = chosen(method), (ROOT / "leaderboard" / "README.md").read_text(encoding="utf-8")
     asked = [
@@ -118,3 +114,13 @@ def test_the_board_s_page_quotes_the_chosen_trial(method: str) -> None:
     )
     figures_of = f"| {len(eligible(method))} | {fsr} | {near} | +{perplexity} % | {nf4} | {ria30} |"
     assert re.search(rf"^\| `{method}` \| `{best}`, [^|]+{re.escape(figures_of)}$", page, flags=re.M)
+
+
+def test_the_board_s_page_says_that_no_trial_of_lora_is_harmless() -> None:
+    page = (ROOT / "leaderboard" / "README.md").read_text(encoding="utf-8")
+    trial = mildest("lora")
+    near, perplexity = (
+        f"{100 * figures()[trial, SETS[0], 'origin', metric]:.1f}" for metric in ("near", "perplexity_difference")
+    )
+    assert chosen("lora") is None
+    assert f"| `lora` | `{trial}` | 0 | 100.0 | {near} | +{perplexity} % | – | – |" in page
