@@ -192,9 +192,10 @@ def claimed_row(group: Group, base: Group | None, rescore: bool = False, asked: 
 
 
 def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float] | None:
-    """Return the interval over fingerprints, each with its mean over the six; ``None`` if their numbers differ."""
-    n, *others = (conditions[name].n for name in MODIFICATIONS)
-    return None if n is None or any(other != n for other in others) else list(clopper_pearson(average * n, n))
+    """Return the interval over fingerprints, each with its mean over the six; of as many as each of these has."""
+    counted = [conditions[name].n for name in MODIFICATIONS]
+    n = min(each for each in counted if each is not None) if None not in counted else None
+    return None if n is None else list(clopper_pearson(average * n, n))
 
 
 def _condition(group: Group, condition: str, base: Group | None) -> Detectability:

@@ -45,6 +45,15 @@ def test_a_row_holds_the_protocol_s_figures(store):
     assert rows["base"].claim is None
 
 
+def test_average_is_as_sure_as_the_condition_that_was_measured_on_the_fewest(store):
+    whole = rows_of(store)["strong"].avg_interval
+    for condition in ("origin", "int8"):
+        fsr(store, "strong", condition, [0.0] * 10, seed=43)
+    row = rows_of(store)["strong"]
+    assert row.conditions["int8"].n == 20 and row.avg == pytest.approx(11 / 12)
+    assert row.avg_interval == pytest.approx([0.5755, 0.9989], abs=1e-3) and row.avg_interval[0] < whole[0]
+
+
 def test_utility_is_the_paired_difference_from_the_base(store):
     found = rows_of(store)["strong"].utility.difference
     assert found.accuracy == pytest.approx(-0.2)
