@@ -152,7 +152,8 @@ def group_records(records: Sequence[Record], folder: Path, submission: str | Non
     """Sort records, which lie in ``folder`` with their per-query results, into rows of one origin.
 
     Raises:
-        InputError: for a record of another protocol version; a leaderboard never mixes them.
+        InputError: for a record of another protocol version, which a leaderboard never mixes, or of the fingerprints
+            of another seed, which would count twice.
     """
     groups: dict[RowKey, Group] = {}
     for record in sorted(records, key=lambda record: str(sorted(vars(record.cell).items()))):
@@ -164,6 +165,15 @@ def group_records(records: Sequence[Record], folder: Path, submission: str | Non
         key = (cell.model, cell.fingerprints, cell.method)
         group = groups.setdefault(key, Group(key, submission))
         group.cells[cell.condition, cell.metric].append(Measurement(record, folder / f"{cell.path}.jsonl"))
+    for group in groups.values():
+        seeds: dict[str, int] = {}
+        for each in group.measurements():
+            digest = (each.record.identity or {}).get("fingerprints")
+            if isinstance(digest, str) and (seed := seeds.setdefault(digest, each.cell.seed)) != each.cell.seed:
+                raise InputError(
+                    f"record {each.cell} is of the same fingerprints as those of seed {seed}: pooled they would count "
+                    "twice; keep one of the two seeds."
+                )
     return groups
 
 

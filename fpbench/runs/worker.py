@@ -49,12 +49,22 @@ class Worker:
             check(subject, profile.methods, profile.conditions)
 
     def check_kept(self, cells: Sequence[Cell], records: Iterable[Record]) -> None:
-        """Refuse to replace records of another checkpoint, or of another set, that has the same name in this folder.
+        """Refuse to replace records of another checkpoint or set of the same name, and to count fingerprints twice.
 
         Raises:
             InputError: naming the folder, and what it holds already.
         """
         kept = {record.cell: record.identity for record in records if record.status == "done" and record.identity}
+        seeds = {(cell.model, cell.fingerprints, kept[cell].get("fingerprints")): cell.seed for cell in kept}
+        for cell in cells:
+            own = self.written.get((cell.fingerprints, cell.seed))
+            seed = seeds.get((cell.model, cell.fingerprints, own and own.digest), cell.seed)
+            if seed != cell.seed:
+                raise InputError(
+                    f"output folder {self.job.out} holds records of the same {cell.fingerprints!r} at seed {seed}: at "
+                    f"seed {cell.seed} its fingerprints would count twice; ask for both seeds together, where a set "
+                    "that is drawn has other ones at the second, or choose another --out; nothing was written."
+                )
         for cell in sorted(kept.keys() & set(cells), key=str):
             own, identity = self.written.get((cell.fingerprints, cell.seed)), kept[cell]
             if identity.get("model") != self.subject(cell.model, cell.method == CHECKPOINT).digest:

@@ -13,6 +13,7 @@ from fpbench.board.tables import render, summary
 from fpbench.errors import InputError
 from fpbench.metrics.measure import METRICS, Metric
 from fpbench.records.cell import PROTOCOL, Cell
+from fpbench.records.record import cell_id
 from fpbench.records.store import Store, read_records
 from tests.board.written import MODIFIED, fsr, grid, near, utility, write
 
@@ -52,6 +53,15 @@ def test_average_is_as_sure_as_the_condition_that_was_measured_on_the_fewest(sto
     row = rows_of(store)["strong"]
     assert row.conditions["int8"].n == 20 and row.avg == pytest.approx(11 / 12)
     assert row.avg_interval == pytest.approx([0.5755, 0.9989], abs=1e-3) and row.avg_interval[0] < whole[0]
+
+
+def test_fingerprints_count_once(store):
+    for seed in (42, 43):
+        identity = {"protocol": PROTOCOL, "method": "strong", "condition": "origin", "metric": "fsr"}
+        identity |= {"fingerprints": "d", "seed": seed}
+        fsr(store, "strong", "origin", [1.0] * 10, seed=seed, identity=identity, id=cell_id(identity))
+    with pytest.raises(InputError, match="strong/seed-43/origin/fsr is of the same fingerprints as those of seed 42"):
+        rows_of(store)
 
 
 def test_utility_is_the_paired_difference_from_the_base(store):

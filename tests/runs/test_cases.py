@@ -255,6 +255,14 @@ def test_records_of_another_of_the_same_name_stay(
     assert path.read_bytes() == before and not list((tmp_path / "out").rglob("base"))
 
 
+def test_the_same_fingerprints_at_another_seed_are_not_pooled(tmp_path: Path, capsys: Capture) -> None:
+    path = kept(tmp_path / "out", model=checkpoint_digest(MODEL), fingerprints=find_set("nlf").digest)
+    arguments = ["run", "--profile", "micro", "--method", "mcedit_a", "--fingerprints", "nlf", "--condition", "origin"]
+    line = refusal(capsys, *arguments, "--seeds", "43", "--out", str(tmp_path / "out"))
+    assert "holds records of the same 'nlf' at seed 42: at seed 43 its fingerprints would count twice" in line
+    assert list((tmp_path / "out" / "records").rglob("*.json")) == [path]
+
+
 def test_records_of_the_very_same_checkpoint_are_gone_on_from(tmp_path: Path) -> None:
     given = {"model": checkpoint_digest(MODEL), "fingerprints": find_set("nlf").digest}
     kept(tmp_path / "out", **given)
