@@ -1,10 +1,12 @@
 """The public functions that run things: a whole grid, one checkpoint, one injection, one modification."""
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +21,8 @@ from fpbench.models.checkpoints import resolve
 from fpbench.models.loading import Loading, pick_device
 from fpbench.models.meter import Progress, no_progress
 from fpbench.models.objects import check_objects, check_text, check_texts
-from fpbench.records.cell import BASE, CHECKPOINT, Cell
+from fpbench.records.cell import BASE, CHECKPOINT, ORIGIN, Cell
+from fpbench.records.record import Record
 from fpbench.records.store import Store, check_writable, driving, read_records
 from fpbench.registry import unknown
 from fpbench.runs.display import Display
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from fpbench.adversaries.price import Price
     from fpbench.runs.injection import InjectionReport
     from fpbench.runs.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -174,6 +179,7 @@ def measure(
         engine.check(worker, cells)
     with driving(store.folder):
         records = read_records(store.records)
+        _warn_of_unknown_prices(cells, records)
         if pending := resume.pending(cells, records):
             worker = worker or _worker(job, watch.bar)
             worker.check_kept(pending, records)
@@ -192,6 +198,17 @@ def measure(
             write_tables(store.folder, rows)
     paths = {cell.path for cell in cells}
     return [row for row in rows if paths & set(row.cells)]
+
+
+def _warn_of_unknown_prices(cells: Sequence[Cell], records: Sequence[Record]) -> None:
+    """Warn of checkpoints whose prices have no origin to be compared with, neither asked for nor measured before."""
+    checkpoint = attrgetter("model", "fingerprints", "method", "seed")
+    priced = [cell for cell in (*cells, *(record.cell for record in records)) if cell.metric == "price"]
+    known = {checkpoint(cell) for cell in priced if cell.condition == ORIGIN}
+    without = {cell.condition for cell in cells if cell.metric == "price" and checkpoint(cell) not in known}
+    if without:
+        names = ", ".join(sorted(without))
+        logger.warning("the price of %s stays unknown: it is measured against origin, which is not asked for.", names)
 
 
 def _worker(job: Job, progress: Progress) -> "Worker":

@@ -196,9 +196,10 @@ def test_one_training_serves_a_curve(curve):
     assert {f"micro/nlf/base/seed-42/{name}/price" for name in CURVE} <= found.keys()
 
 
-def test_a_run_that_was_stopped_inside_a_curve_gives_the_same_records(curve, profile, tmp_path):
+def test_a_run_that_was_stopped_inside_a_curve_gives_the_same_records(curve, profile, tmp_path, caplog):
     complete = results(curve[0])
     out = shutil.copytree(curve[0], tmp_path / "run")
     shutil.rmtree(Store(out).records / "micro" / "nlf" / "base" / "seed-42" / CURVE[1])
     fpbench.run(str(profile), methods=[], seeds=[42], conditions=CURVE, out=out)
     assert results(out) == complete
+    assert f"the price of {', '.join(sorted(CURVE))} stays unknown: it is measured against origin" in caplog.text
