@@ -42,6 +42,7 @@ CAPTIONS: Mapping[tuple[str, bool], str] = {
     ),
 }
 WORST = {"L1": "worst up to L1", "L3": "worst up to L3"}
+LINE, POINTS = 6.0, 1.5  # height of a line of text in per cent of FSR, and how many points one per cent has
 
 
 def heat_map(title: str, rows: Sequence[Row]) -> "Figure | None":
@@ -166,7 +167,7 @@ def robustness(title: str, rows: Sequence[Row]) -> "Figure | None":
         return None
     complete = any(row.avg is not None for row, _, _ in points)
     figure, (axes,) = panels(1, f"Robustness and price of removal – {title}", COLUMN + 0.8, 3.1)
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float]] = []  # places of names that are written, in the units of both axes
     for row, (value, low, high), price in sorted(points, key=lambda each: -each[1][0]):
         end = 100 * (LIMIT if price.high is None else price.high)
         look = look_of_method(row.method, markersize=5, capsize=2, linewidth=1, linestyle="none")
@@ -175,11 +176,12 @@ def robustness(title: str, rows: Sequence[Row]) -> "Figure | None":
         axes.errorbar([end], [100 * value], yerr=spread, xerr=bracket, **look)
         if price.high is None:
             axes.plot([120 * LIMIT], [100 * value], ">", color=look["color"], markersize=4, clip_on=False)
-        # Names of points that lie together stand one below the other.
-        beside = sum(abs(end - x) < 0.2 * max(1.0, end) and abs(value - y) < 0.1 for x, y in taken)
-        taken.append((end, value))
+        # A name stands a line below its point, and below the names of other points in its way.
+        beside = [height for x, height in taken if abs(end - x) < 0.2 * max(1.0, end)]
+        height = min([100 * value, *beside]) - LINE
+        taken.append((end, height))
         right = end > 8
-        place = (-6 if right else 6, -9 - 9 * beside)
+        place = (-6 if right else 6, POINTS * (height - 100 * value))
         axes.annotate(
             visible(row.method), (end, 100 * value), place, textcoords="offset points", ha="right" if right else "left",
             color=look["color"],

@@ -1,5 +1,7 @@
 """Submissions by name, for the registries of methods and of adversaries."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,3 +53,14 @@ def register_submissions(folder: Path = SUBMISSIONS) -> None:
     """Have the registries find the methods and the adversaries in a folder of submissions."""
     METHODS.add_finder(Discovery(folder))
     ADVERSARIES.add_finder(Discovery(folder, attacks=True))
+
+
+@contextmanager
+def adversaries_of(folder: Path) -> Iterator[None]:
+    """Have the registry find the adversaries in a folder of submissions, too, for as long as the block lasts."""
+    before = list(ADVERSARIES.finders)
+    ADVERSARIES.add_finder(Discovery(folder, attacks=True))
+    try:
+        yield
+    finally:
+        ADVERSARIES.finders[:] = before

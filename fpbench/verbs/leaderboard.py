@@ -1,6 +1,7 @@
 """``fpbench leaderboard``: tables, page and figures from records."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from fpbench.errors import InputError
@@ -49,16 +50,16 @@ def do(options: argparse.Namespace) -> int:
         )
     from fpbench.board.leaderboard import regenerate
     from fpbench.board.tables import render
-    from fpbench.submissions.discovery import register_submissions
+    from fpbench.submissions.discovery import adversaries_of
 
-    if options.claimed is not None:
-        register_submissions(Path(options.claimed))  # its adversaries have their levels from what lies there
-    rows = regenerate(
-        options.run or options.records or DEFAULT,
-        out=options.out,
-        plots=options.plots,
-        rescore=options.rescore,
-        claimed=options.claimed,
-    )
-    print(render(rows, options.format), end="")
+    # Those that are handed in have their levels from what lies there.
+    with adversaries_of(Path(options.claimed)) if options.claimed is not None else nullcontext():
+        rows = regenerate(
+            options.run or options.records or DEFAULT,
+            out=options.out,
+            plots=options.plots,
+            rescore=options.rescore,
+            claimed=options.claimed,
+        )
+        print(render(rows, options.format), end="")
     return 0

@@ -2,18 +2,22 @@
 
 import re
 import shutil
+from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
 
 from fpbench.board.figures import figures
 from fpbench.board.groups import group_records
-from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, trade_off
+from fpbench.board.removal_figures import CAPTIONS, heat_map, price_curve, robustness, trade_off
 from fpbench.board.rows import rows_from_records
 from fpbench.board.styles import saved, styled
 from fpbench.board.tables import render
 from fpbench.records.store import Store, read_records
 from tests.board.written import ATTACK_SEEDS, SAMPLERS, attacked, attacked_grid, grid, write
+from tests.conftest import ROOT
+
+COMMITTED = ROOT / "leaderboard" / "records"
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,16 @@ def test_the_trade_off_shows_what_was_measured(store):
     found = words(trade_off, rows)
     assert {"strong", "weak", "AVG FSR of the six, %", "removal price, long, %"} <= set(found)
     assert words(trade_off, [row for row in rows if row.method == "base"]) is None, "not measured there"
+
+
+def test_names_of_points_of_one_price_do_not_lie_on_each_other():
+    rows = rows_from_records(read_records(COMMITTED), COMMITTED, rescore=False)
+    shown = [row for row in rows if row.model == "SmolLM2-135M-Instruct" and row.trust == "re-run"]
+    with styled():
+        figure = robustness("x", shown)
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) > 5 and not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_without_attacks_there_is_no_figure_of_removal(tmp_path):
