@@ -191,11 +191,10 @@ def claimed_row(group: Group, base: Group | None, rescore: bool = False, asked: 
         ) from None
 
 
-def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float] | None:
+def _average_interval(conditions: Mapping[str, Detectability], average: float) -> list[float]:
     """Return the interval over fingerprints, each with its mean over the six; of as many as each of these has."""
-    counted = [conditions[name].n for name in MODIFICATIONS]
-    n = min(each for each in counted if each is not None) if None not in counted else None
-    return None if n is None else list(clopper_pearson(average * n, n))
+    counted = [n for name in MODIFICATIONS if (n := conditions[name].n) is not None]
+    return list(clopper_pearson(average * min(counted), min(counted)))
 
 
 def _condition(group: Group, condition: str, base: Group | None) -> Detectability:

@@ -169,7 +169,7 @@ class Bench:
         for cell in filter(of_base_alone, list(pending)):
             if found := store.elsewhere(cell, identities[cell]):
                 record, queries = found
-                provenance = record.provenance | {"measured_as": str(record.cell)}
+                provenance = {"measured_as": str(record.cell)} | record.provenance  # a copy of one names the first
                 known = replace(record, cell=cell, id=names[cell.path], identity=identities[cell])
                 store.write(replace(known, provenance=provenance), queries)
                 pending.remove(cell)

@@ -58,7 +58,7 @@ class Worker:
         seeds = {(cell.model, cell.fingerprints, kept[cell].get("fingerprints")): cell.seed for cell in kept}
         for cell in cells:
             own = self.written.get((cell.fingerprints, cell.seed))
-            seed = seeds.get((cell.model, cell.fingerprints, own and own.digest), cell.seed)
+            seed = seeds.get((cell.model, cell.fingerprints, own.digest), cell.seed) if own else cell.seed
             if seed != cell.seed:
                 raise InputError(
                     f"output folder {self.job.out} holds records of the same {cell.fingerprints!r} at seed {seed}: at "
