@@ -75,12 +75,13 @@ class Metric:
         drawn: whether the profile's ``draw`` does.
         of_model: whether it says something of a model alone, so that one measurement of the base is that of every set
             and seed.
+        once: whether it is measured at the first seed of a run alone, which is the one that a board shows.
         further: digests of what else decides it, for a set.
         queries: given the sizes and the number of fingerprints, about how many per-query results there are.
         work: given a :class:`~fpbench.runs.work.Workload` and a set, what it computes; ``None`` for nothing.
         asked: given method and all conditions of a run, whether it is measured at all.
         on_request: given method and condition, whether it is measured there, too, where that is asked for: accuracy at
-            doses, as a further price (``utility_at_doses``).
+            doses, as a further price, and at every seed (``utility_at_doses``).
         rate: key of the result that two measurements of one cell are compared by; ``None`` if they are not.
         heading: of its column on the board; empty for those that have columns of their own there.
         figure: key of the result that it shows.
@@ -94,6 +95,7 @@ class Metric:
     sized: bool = True
     drawn: bool = False
     of_model: bool = False
+    once: bool = False
     further: Callable[[FingerprintSet], dict[str, str]] = lambda fingerprints: {}
     queries: Callable[[Any, int], float] = lambda sizes, count: count
     work: Callable[[Any, FingerprintSet], Any] | None = None
@@ -316,9 +318,10 @@ def _priced(method: str, condition: str) -> bool:
     return is_attack(condition) and (method == BASE or not priced_on_base(condition))
 
 
-def _weights_alone(method: str, condition: str) -> bool:
-    """Return whether an attack is on the weights of a fingerprinted model and nothing else."""
-    return method != BASE and is_attack(condition) and len(weights_parts(condition)) == len(parts(condition))
+def _task_priced(method: str, condition: str) -> bool:
+    """Return whether the tasks are a further price there: where an attack is on weights alone, and at origin."""
+    attacked = is_attack(condition) and len(weights_parts(condition)) == len(parts(condition))
+    return method != BASE and (condition == ORIGIN or attacked)
 
 
 def _cost(model: "nn.Module", given: Measurement) -> Measured:
@@ -347,6 +350,7 @@ def near_words(fingerprints: FingerprintSet) -> list[str]:
 METRICS: dict[str, Metric] = {
     "bands": Metric(
         _bands,
+        once=True,
         where=lambda method, condition: condition == ORIGIN and method == BASE,
         data=("alpaca",),
         work=lambda workload, fingerprints: workload.instructions(workload.profile.sizes.band_texts),
@@ -366,6 +370,7 @@ METRICS: dict[str, Metric] = {
     ),
     "triggers": Metric(
         _triggers,
+        once=True,
         data=("alpaca",),
         drawn=True,
         # Either case of the substitutions, and of every context with every trigger at three places.
@@ -385,6 +390,7 @@ METRICS: dict[str, Metric] = {
     ),
     "near": Metric(
         _near,
+        once=True,
         data=("alpaca",),
         drawn=True,
         further=lambda fingerprints: {"lexicon": sha256(SHIPPED)} if fingerprints.name in CODE_MIXED else {},
@@ -394,6 +400,7 @@ METRICS: dict[str, Metric] = {
     ),
     "recombined": Metric(
         _recombined,
+        once=True,
         drawn=True,
         queries=lambda sizes, count: min(sizes.near_triggers, count * count),
         work=lambda workload, fingerprints: workload.answers(fingerprints, workload.profile.sizes.near_triggers),
@@ -404,8 +411,9 @@ METRICS: dict[str, Metric] = {
         where=lambda method, condition: condition == ORIGIN,
         some_of=(*UTILITY_TASKS, LINES),
         of_model=True,
+        once=True,
         queries=lambda sizes, count: (len(UTILITY_TASKS) + 1) * (sizes.utility_limit or 2_000),
         work=lambda workload, fingerprints: workload.utility(),
-        on_request=_weights_alone,
+        on_request=_task_priced,
     ),
 }

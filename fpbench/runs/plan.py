@@ -13,17 +13,19 @@ from fpbench.records.cell import BASE, ORIGIN, Cell
 from fpbench.runs.profile import ModelSettings, Profile
 
 
-def metrics_of(method: str, condition: str, conditions: Sequence[str], requested: bool = False) -> tuple[str, ...]:
+def metrics_of(
+    method: str, condition: str, conditions: Sequence[str], requested: bool = False, further: bool = False
+) -> tuple[str, ...]:
     """Return the names of what is measured of a method under one of a run's conditions (protocol §1).
 
-    With ``requested`` also what is measured there on request only.
+    With ``requested`` also what is measured there on request only; at a ``further`` seed less.
     """
     if method == BASE and condition != ORIGIN and against_base(condition):
         return ()  # merging the base with itself changes nothing
     return tuple(
         name
         for name, each in METRICS.items()
-        if (each.where(method, condition) and each.asked(method, conditions))
+        if (each.where(method, condition) and each.asked(method, conditions) and not (each.once and further))
         or (requested and each.on_request(method, condition))
     )
 
@@ -40,7 +42,9 @@ def plan(profile: Profile, methods: Sequence[str] | None = None) -> list[Cell]:
         for seed in profile.seeds
         for method in methods or (BASE, *profile.methods)
         for condition in conditions
-        for metric in metrics_of(method, condition, conditions, profile.utility_at_doses)
+        for metric in metrics_of(
+            method, condition, conditions, profile.utility_at_doses, further=seed != profile.seeds[0]
+        )
     ]
 
 

@@ -62,7 +62,7 @@ def test_the_base_is_priced_once_for_all_seeds_but_where_siblings_answer(profile
     of = {(each.cell.seed, each.cell.condition, each.cell.metric): each for each in base}
     own = {key[1:]: record for key, record in of.items() if key[0] == 43 and key[1] in again}
     taken = {key: record for key, record in own.items() if "measured_as" in record.provenance}
-    assert taken.keys() == {("origin", "price"), ("origin", "utility"), ("suppress@3", "price")}
+    assert taken.keys() == {("origin", "price"), ("suppress@3", "price")}
     assert own.keys() > taken.keys() | {("ensemble@20", "price"), ("quantize@8", "price")}
     for (condition, metric), record in taken.items():
         first = of[42, condition, metric]

@@ -93,12 +93,12 @@ def test_what_is_done_for_each_leak_and_another_injection_are_counted(small_prof
 
 
 def test_what_the_base_has_one_figure_of_is_counted_once(small_profile, tmp_path):
-    profile = load_profile(small_profile, conditions=["origin"], seeds=[42, 43])
+    profile = load_profile(small_profile, conditions=["origin"], fingerprints=["nlf", "cf_random"])
     wanted = Job(profile, {"micro": MODEL}, Loading("cpu"), tmp_path)
     workload = Workload(profile, Datasets(profile), load_architecture(MODEL), load_tokenizer(MODEL))
     run = forecasting._inspected(wanted, Worker(wanted, no_progress))
     tasks = [task.name for task in forecasting._tasks("micro", plan(profile), workload, run)]
-    # Of two seeds, each with the base and one method.
+    # Of two sets, each with the base and one method.
     assert (tasks.count("fsr"), tasks.count("utility"), tasks.count("bands")) == (4, 3, 2)
 
 

@@ -59,6 +59,20 @@ def test_the_grid_measures_what_the_protocol_says_where_it_says():
         assert origin == ({"fsr", "utility", "bands"} if method == BASE else injected)
 
 
+@pytest.mark.parametrize("tasks", [False, True])
+def test_what_the_board_shows_of_the_first_seed_is_measured_there_alone(tasks):
+    conditions = ["origin", "merge@0.5"]
+    cells = plan(load_profile("micro", seeds=[42, 43], conditions=conditions, utility_at_doses=tasks))
+    origin = {
+        seed: {cell.metric for cell in cells if (cell.method, cell.condition, cell.seed) == ("lora", "origin", seed)}
+        for seed in (42, 43)
+    }
+    # The price in accuracy pairs a seed's answers at a dose with its own at origin.
+    assert origin[42] - origin[43] == {"triggers", "near", "recombined"} | (set() if tasks else {"utility"})
+    assert origin[43] >= {"fsr", "cost", "price"}
+    assert {cell.seed for cell in cells if cell.metric == "bands"} == {42}
+
+
 def test_the_base_comes_first_and_origin_before_modifications(tmp_path):
     cells = plan(load_profile(profile_file(tmp_path, MINIMAL)))
     assert [cell.method for cell in cells] == sorted((cell.method for cell in cells), key=lambda name: name != BASE)
