@@ -35,7 +35,7 @@ def adversary_of(submission: Submission) -> type["SubmittedAdversary"]:
         "parts": tuple(manifest.parts),
         "submission": submission,
         "about": manifest.model_dump(mode="json", include={"authors", "paper", "licence", "adapted_by"}),
-        "__doc__": f"Handed in by {', '.join(manifest.authors)}: {manifest.paper}",
+        "__doc__": manifest.credit,
     }
     return type("SubmittedAdversary", (SubmittedAdversary,), attributes)
 

@@ -156,6 +156,12 @@ class Manifest(Settings):
     code_version: Annotated[Line, Field(max_length=40)]
     adapted_by: Annotated[list[Line], Field(max_length=100)] = Field([], description="where these are not the authors")
 
+    @property
+    def credit(self) -> str:
+        """What a list of everything registered says of it, in a line."""
+        others = " and others" if len(self.authors) > 1 else ""
+        return f"Handed in, of {self.authors[0]}{others}: {self.paper}"
+
 
 class MethodManifest(Manifest):
     """The further keys of a method."""

@@ -37,6 +37,7 @@ def method_of(submission: Submission) -> type["SubmittedMethod"]:
         "submission": submission,
         "source": submission.digest[:16],
         "about": manifest.model_dump(mode="json", exclude=NOT_OF_RECORDS),
+        "__doc__": manifest.credit,
     }
     return type("SubmittedMethod", (SubmittedMethod,), attributes)
 
