@@ -301,7 +301,7 @@ class UpperBlocks:
         constant = parts.logits(parts.norm(run.hidden[last + 1][at]))  # (S, V)
         added = contributions(model, [block], rows[0].ids)[block]
         upper = cls(parts, parts.blocks[block + 1 :], keywords, trees, hidden, added, projection(keys[0]), constant)
-        # A row alone, not its part of the batch: rounding in bfloat16 differs between the two, in an edited model a lot.
+        # A row alone, not its part of the batch: in bfloat16 these round apart, by a lot in an edited model.
         alone = BlockRun(model, pad([rows[0].ids], device), last, last).hidden[last + 1]
         require_own_logits(model, rows[0], parts.logits(parts.norm(alone[0, list(rows[0].positions)])))
         try:
