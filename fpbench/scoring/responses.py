@@ -218,12 +218,12 @@ class _Tally:
 
     def outcome(self) -> TargetProbabilities:
         """Return the sums."""
-        # Rounding in float32 can leave a certain hit a few 1e-8 above 1.
+        # Rounding in float32 can leave what is certain a few 1e-8 above 1.
         probability = min(1.0, sum(self.per_target.values(), 0.0))
+        per_target = {target: min(1.0, share) for target, share in self.per_target.items()}
+        hidden = min(1.0, self.hidden)
         bound = 0.0 if self.lenient is None else self.unexplored + self.pruned
-        return TargetProbabilities(
-            probability, self.per_target, self.pruned, self.greedy, self.greedy_text, self.hidden, bound
-        )
+        return TargetProbabilities(probability, per_target, self.pruned, self.greedy, self.greedy_text, hidden, bound)
 
 
 @dataclass
