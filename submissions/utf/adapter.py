@@ -21,7 +21,7 @@ TRIALS = 2000  # sequences that are drawn for one that the tokenizer reads as it
 class Utf(fpbench.FingerprintMethod):
     """Under-trained tokens as fingerprints; see README.md for how they are found."""
 
-    version = "1"
+    version = "2"
 
     class Config(fpbench.MethodConfig):
         """Hyper-parameters; lengths, ratio and weight decay are the authors' released defaults."""
@@ -76,6 +76,7 @@ class Utf(fpbench.FingerprintMethod):
                 for batch in torch.randperm(len(sequences), generator=chance).split(config.batch_size):
                     loss, _ = answer_loss(model, [sequences[each] for each in batch])
                     loss.backward()
+                    torch.nn.utils.clip_grad_norm_(weights, 1.0)
                     optimiser.step()
                     schedule.step()
                     optimiser.zero_grad()
