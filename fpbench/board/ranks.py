@@ -6,7 +6,7 @@ from math import inf
 from statistics import fmean
 
 from fpbench.board.groups import Group, RowKey
-from fpbench.board.removal import prices_by_fingerprint
+from fpbench.board.removal import attacked_seeds, prices_by_fingerprint
 from fpbench.board.row import MODIFICATIONS, Difference, Row
 from fpbench.metrics.statistics import rank
 from fpbench.records.cell import BASE
@@ -89,7 +89,7 @@ def with_removal_ranks(rows: Sequence[Row], groups: Mapping[RowKey, Group]) -> l
     for place in dict.fromkeys(key[:2] for key, reason in reasons.items() if reason is None):
         table = {key: groups[key] for key, reason in reasons.items() if reason is None and key[:2] == place}
         # Fingerprints are paired, and every thief tunes on as many seeds: only those that every row has count.
-        seeds = sorted(set.intersection(*(set(group.by_seed()) for group in table.values())))
+        seeds = sorted(set.intersection(*(set(attacked_seeds(group)) for group in table.values())))
         base = groups.get((*place, BASE))
         prices = {key[2]: prices_by_fingerprint(group, base, seeds) for key, group in table.items()} if seeds else {}
         placed |= {(*place, method): each for method, each in rank(prices).items()}

@@ -209,8 +209,9 @@ def removal(
         return None
     wanted = _wanted(group, asked)
     effective = [each for each in wanted if each not in idle]
-    tried = {product: replace(Tried.of(group, base, effective, product), wanted=wanted) for product in CHANNELS}
-    first, seeds = tried["long"], list(group.by_seed())
+    seeds = attacked_seeds(group)
+    tried = {product: replace(Tried.of(group, base, effective, product, seeds), wanted=wanted) for product in CHANNELS}
+    first = tried["long"]
     alone, single = oracle(seeds), len(seeds) == 1
     thief = alone if single else blind(seeds)
     steps = {product: each.course(thief, each.upto(HIGHEST)) for product, each in tried.items()}
@@ -251,15 +252,25 @@ def cheapest(
     Up to the highest level it is the step that gives :attr:`Removal.long`; for ``asked`` and ``idle`` see
     :func:`removal`. ``None`` where no dose is enough up to 25 %, or there is nothing to tell by.
     """
-    seeds, power = list(group.by_seed()), _power(group, base)
+    seeds, power = attacked_seeds(group), _power(group, base)
     if not seeds or power is None:
         return None
     effective = [each for each in _wanted(group, asked) if each not in idle]
-    tried = Tried.of(group, base, effective, "long")
+    tried = Tried.of(group, base, effective, "long", seeds)
     steps = tried.course(oracle(seeds) if len(seeds) == 1 else blind(seeds), tried.upto(most))
     price = removal_price(steps, power).high
     enough = (each for each in steps if each.price == price and removal_price([each], power).high == price)
     return None if price is None else Left.at(next(enough))
+
+
+def attacked_seeds(group: Group) -> list[int]:
+    """Return the seeds at which each attack on a row was tried, failed ones included, or all if there is no such seed.
+
+    A further seed may have fewer conditions than the first; what a thief chooses from is the same for every seed.
+    """
+    tried = [{each.cell.seed for each in group.get("fsr", condition)} for condition in attacks([group])]
+    seeds = list(group.by_seed())
+    return [seed for seed in seeds if all(seed in found for found in tried)] or seeds
 
 
 def _wanted(group: Group, asked: Collection[str]) -> list[str]:
@@ -285,7 +296,7 @@ def prices_by_fingerprint(group: Group, base: Group | None, seeds: Sequence[int]
 
 @dataclass(frozen=True)
 class Tried:
-    """What was tried on a row: to do nothing, and each condition that was measured, with its price, on every seed."""
+    """What was tried on a row at some seeds: nothing, and each condition that all of them have, with its price."""
 
     nothing: Attempt
     wanted: Sequence[str]
@@ -293,19 +304,18 @@ class Tried:
 
     @classmethod
     def of(
-        cls, group: Group, base: Group | None, wanted: Sequence[str], product: Product, seeds: Collection[int] = ()
+        cls, group: Group, base: Group | None, wanted: Sequence[str], product: Product, seeds: Sequence[int]
     ) -> "Tried":
-        """Gather the attempts of a row on some seeds, by default on all that it has."""
+        """Gather the attempts of a row on some of its seeds."""
         origin = group.by_seed()
-        chosen = [seed for seed in origin if not seeds or seed in seeds]
         found = {}
         for condition in wanted:
             p, prices = group.by_seed(condition), _prices(group, base, condition)
             price: dict[int, float | None] = {seed: getattr(each, product) for seed, each in prices.items()}
-            paid = {seed: each for seed in chosen if (each := price.get(seed)) is not None}
-            if set(chosen) <= p.keys() & paid.keys():
-                found[condition] = Attempt(condition, {seed: p[seed] for seed in chosen}, paid)
-        nothing = Attempt(ORIGIN, {seed: origin[seed] for seed in chosen}, dict.fromkeys(chosen, 0.0))
+            paid = {seed: each for seed in seeds if (each := price.get(seed)) is not None}
+            if set(seeds) <= p.keys() & paid.keys():
+                found[condition] = Attempt(condition, {seed: p[seed] for seed in seeds}, paid)
+        nothing = Attempt(ORIGIN, {seed: origin[seed] for seed in seeds}, dict.fromkeys(seeds, 0.0))
         return cls(nothing, wanted, found)
 
     def upto(self, most: str) -> list[str]:

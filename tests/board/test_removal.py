@@ -116,6 +116,25 @@ def test_one_seed_is_marked_oracle(tmp_path):
     assert line["FSR@10 %: suppress"] == "30.0 [6.7, 65.2] (oracle)"
 
 
+def test_a_further_seed_with_fewer_attacks_opens_no_gap(store):
+    """Its FSR is pooled; the thief chooses among the same doses for every seed, at those that have them all."""
+    alone = rows_of(store)["strong"].removal
+    fsr(store, "base", "origin", [0.0] * 10, seed=44)
+    fsr(store, "strong", "origin", [1.0] * 10, seed=44)
+    fsr(store, "strong", "suppress@3", [0.9] * 10, seed=44)
+    rows = rows_of(store)
+    found = rows["strong"].removal
+    assert (found.thief, found.missing, found.worst) == ("blind", (), alone.worst) and found.long == alone.long
+    assert rows["strong"].conditions["origin"].n == 30
+    assert found.conditions["suppress@3"].fsr == pytest.approx((0.3 + 0.3 + 0.9) / 3)
+
+
+def test_an_attack_that_failed_at_a_further_seed_is_a_gap(store):
+    write(store, "strong", "suppress@3", "fsr", reason="killed", seed=43)
+    found = rows_of(store)["strong"].removal
+    assert found.thief == "blind" and found.missing == ("suppress@3",)
+
+
 def test_figures_as_they_are_written(store):
     line = csv_of(store)["strong"]
     assert line["removal price, long"] == "3.0–4.3 %" and line["removal price, short"] == "6.0–8.6 %"
