@@ -16,6 +16,11 @@ LEAST_ACCURACY = -0.05  # upper end of the interval of the difference from the b
 MOST_PERPLEXITY = 0.25
 MOST_TRIGGERS = 0.5
 MOST_NEAR = 0.1
+BARS = (
+    f"A rank needs all of AVG; accuracy Δ whose interval reaches {100 * LEAST_ACCURACY:.0f}; perplexity at most "
+    f"{100 * MOST_PERPLEXITY:.0f} % up; at most {100 * MOST_TRIGGERS:.0f} % of triggers and {100 * MOST_NEAR:.0f} % of "
+    "near triggers answered."
+)
 OTHER_TOKENIZER = "tokenizer differs from the base's"
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from fpbench.adversaries.conditions import is_attack
 from fpbench.board import columns
 from fpbench.board.columns import NONE, Column, fsr_column, percent
+from fpbench.board.ranks import BARS
 from fpbench.board.removal import Removal
 from fpbench.board.row import MODIFICATIONS, Row
 from fpbench.metrics.removal import BUDGETS
@@ -56,9 +57,9 @@ def _place(rows: Sequence[Row], width: int) -> list[str]:
     said, varying = constants(rows)
     found = [_wrapped(visible(said), width), _table(overview(rows, varying), rows, width)]
     if out := [f"{row.method}: {row.out}" for row in rows if row.out]:
-        found.append(_wrapped(f"out, without a rank: {visible('; '.join(out))}", width, "  "))
+        found.append(_wrapped(f"out, without a rank: {visible('; '.join(out))}. {BARS}", width, "  "))
     found.append(f"{_wrapped(f'FSR by condition, in %{_oracle(rows)}', width)}\n{_conditions(rows, width)}")
-    others = columns.harm_columns(rows)[len(columns.HARM) :]
+    others = [each for each in columns.harm_columns(rows) if each not in (*columns.HARM, columns.LETTERED_ARC)]
     harm = [HARM[0], *(each for each in (*HARM[1:], *others, columns.COST) if known(each, rows))]
     if len(harm) > 1:
         found.append(f"Imperceptibility and cost\n{_table(harm, rows, width)}")

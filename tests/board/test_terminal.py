@@ -63,3 +63,13 @@ def test_nothing_is_minus_zero(micro):
         assert not re.search(
             r"[-−]0(?:\.0+)?(?![\d.])", re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", text, flags=re.S)
         )
+
+
+def test_no_column_stands_twice_and_what_puts_a_row_out_is_beside_its_bar(micro):
+    text = summary(micro, 400)
+    heads = [line for line in text.splitlines() if line.startswith(("rank ", "method "))]
+    assert len(heads) == 2
+    for line in heads:
+        names = re.split(r"  +", line.strip())
+        assert len(names) == len(set(names)), line
+    assert "perplexity at most 25 % up; at most 50 % of triggers and 10 % of near triggers answered." in text
