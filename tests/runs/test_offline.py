@@ -125,6 +125,7 @@ def test_a_fetched_profile_runs_without_sockets(fetched: Fetched) -> None:
     assert {digest for name, digest in named.items() if name != "tinymmlu"} <= digests
 
 
+@pytest.mark.slow
 def test_what_was_not_fetched_is_named_by_an_offline_run(fetched: Fetched) -> None:
     pins = json.loads((fetched.folder / "fpbench" / "lock.json").read_text())
     other = fetched.folder / "other"
