@@ -213,7 +213,7 @@ def removal(
     tried = {product: replace(Tried.of(group, base, effective, product, seeds), wanted=wanted) for product in CHANNELS}
     first = tried["long"]
     alone, single = oracle(seeds), len(seeds) == 1
-    thief = alone if single else blind(seeds)
+    thief = _thief(seeds)
     steps = {product: each.course(thief, each.upto(HIGHEST)) for product, each in tried.items()}
     power = _power(group, base)
 
@@ -257,7 +257,7 @@ def cheapest(
         return None
     effective = [each for each in _wanted(group, asked) if each not in idle]
     tried = Tried.of(group, base, effective, "long", seeds)
-    steps = tried.course(oracle(seeds) if len(seeds) == 1 else blind(seeds), tried.upto(most))
+    steps = tried.course(_thief(seeds), tried.upto(most))
     price = removal_price(steps, power).high
     enough = (each for each in steps if each.price == price and removal_price([each], power).high == price)
     return None if price is None else Left.at(next(enough))
@@ -271,6 +271,11 @@ def attacked_seeds(group: Group) -> list[int]:
     tried = [{each.cell.seed for each in group.get("fsr", condition)} for condition in attacks([group])]
     seeds = list(group.by_seed())
     return [seed for seed in seeds if all(seed in found for found in tried)] or seeds
+
+
+def _thief(seeds: Sequence[int]) -> View:
+    """Return how a thief sees these seeds: blind to the one that is scored, or the oracle where there is no other."""
+    return blind(seeds) if len(seeds) > 1 else oracle(seeds)
 
 
 def _wanted(group: Group, asked: Collection[str]) -> list[str]:
@@ -289,14 +294,14 @@ def _power(group: Group, base: Group | None) -> Callable[[int, Sequence[float]],
 def prices_by_fingerprint(group: Group, base: Group | None, seeds: Sequence[int]) -> list[float]:
     """Return what the removal of each fingerprint of these seeds costs, at most 25 %, seeds one after another."""
     tried = Tried.of(group, base, attacks([group]), "long", seeds)
-    steps = tried.course(blind(seeds) if len(seeds) > 1 else oracle(seeds), tried.upto(HIGHEST))
+    steps = tried.course(_thief(seeds), tried.upto(HIGHEST))
     found = fingerprint_prices(steps, tried.nothing)
     return [price for seed in seeds for price in found[seed]]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What was tried on a row at some seeds: nothing, and each condition that all of them have, with its price."""
+    """Hold the attempts on a row: to do nothing, and each condition that all of some seeds have, with its price."""
 
     nothing: Attempt
     wanted: Sequence[str]

@@ -158,7 +158,7 @@ class Manifest(Settings):
 
     @property
     def credit(self) -> str:
-        """What a list of everything registered says of it, in a line."""
+        """Return the line of ``fpbench list``: the first author, and the paper."""
         others = " and others" if len(self.authors) > 1 else ""
         return f"Handed in, of {self.authors[0]}{others}: {self.paper}"
 
